@@ -1,0 +1,77 @@
+"""Move concepts between language models, and measure honestly what it did.
+
+The engines as a library, without Ray:
+
+    import contrans_dist as ct
+
+    model = ct.load_model("path-or-hub-id", dtype="bfloat16")
+    rows = ct.capture(model, texts, blocks=[24])              # {block: float32 [n_texts, d]}
+    vector = ct.concept_vector(rows_positive, rows_negative)  # float32 [d]
+    mapping = ct.fit_map(source_rows, target_rows)
+    with ct.steer(target, ct.transplant(vector, mapping), block=30, strength=1.0):
+        ...                                                   # any Hugging Face call
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contrans_dist.affine import AffineMap, fit_map
+    from contrans_dist.artifacts import ActivationSet
+    from contrans_dist.capturing import Activations, capture
+    from contrans_dist.concepts import concept_vector
+    from contrans_dist.errors import RunError, UserError
+    from contrans_dist.models import LanguageModel, load_model, wrap_model
+    from contrans_dist.scoring import Intervention, generate, next_token
+    from contrans_dist.steering import steer
+    from contrans_dist.transplanting import cosine, transplant
+    from contrans_dist.vectors import ConceptVector
+
+_HOMES = {
+    "ActivationSet": "artifacts",
+    "Activations": "capturing",
+    "AffineMap": "affine",
+    "ConceptVector": "vectors",
+    "Intervention": "scoring",
+    "LanguageModel": "models",
+    "RunError": "errors",
+    "UserError": "errors",
+    "capture": "capturing",
+    "concept_vector": "concepts",
+    "cosine": "transplanting",
+    "fit_map": "affine",
+    "generate": "scoring",
+    "load_model": "models",
+    "next_token": "scoring",
+    "steer": "steering",
+    "transplant": "transplanting",
+    "wrap_model": "models",
+}
+
+__all__ = [
+    "ActivationSet",
+    "Activations",
+    "AffineMap",
+    "ConceptVector",
+    "Intervention",
+    "LanguageModel",
+    "RunError",
+    "UserError",
+    "capture",
+    "concept_vector",
+    "cosine",
+    "fit_map",
+    "generate",
+    "load_model",
+    "next_token",
+    "steer",
+    "transplant",
+    "wrap_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are fetched when asked for: `import contrans_dist` and `contrans --help` must not load torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,39 @@
+"""What a capture returns."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Activations(Mapping[int, np.ndarray]):
+    """Rows by block: `activations[block]` is float32 `[n_texts, d]`, in the order of the texts."""
+
+    rows: dict[int, np.ndarray]
+    n_tokens: np.ndarray
+    """int32 `[n_texts]`: tokens that the model saw of each text."""
+    token_ids: np.ndarray
+    """int32 `[n_texts]`: the token that the row was taken from; -1 for position `mean`."""
+    truncated: list[int]
+    """Texts that were longer than the model's context, and lost tokens after their BOS."""
+
+    def __getitem__(self, block: int) -> np.ndarray:
+        return self.rows[block]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def bad_rows(self) -> list[int]:
+        """Texts with a NaN or an infinity in any block."""
+        bad = np.zeros(len(self.n_tokens), dtype=bool)
+        for rows in self.rows.values():
+            bad |= ~np.isfinite(rows).all(axis=1)
+        return np.flatnonzero(bad).tolist()
+
+    def first_bad_block(self) -> int | None:
+        """The lowest block with a NaN or an infinity."""
+        return next((block for block in sorted(self.rows) if not np.isfinite(self.rows[block]).all()), None)

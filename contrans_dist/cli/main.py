@@ -1,0 +1,71 @@
+"""The entry point: commands registered, errors turned into one line and an exit code."""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from contrans_dist.cli import runs, stages
+from contrans_dist.errors import RunError, UserError
+
+app = typer.Typer(
+    name="contrans",
+    help="Move concepts between language models: harvest, reduce, transplant, evaluate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+for command in (
+    runs.demo,
+    runs.run,
+    stages.harvest,
+    stages.refine,
+    stages.fit,
+    stages.transplant,
+    stages.evaluate,
+    stages.generate,
+    runs.report,
+    runs.status,
+    runs.inspect,
+):
+    app.command()(command)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["CONTRANS_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted."""
+    try:
+        app()
+    except (UserError, RunError) as error:
+        _fail(error, 2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt as error:
+        _fail(error, 130, "interrupted; what is finished is kept: run the same command again to go on")
+    except BrokenPipeError as error:
+        _fail(error, 1, "")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        _fail(
+            error, 1, f"unexpected {type(error).__name__}: {reason} (see it whole with contrans --debug ...)"
+        )
+
+
+def _fail(error: BaseException, code: int, message: str | None = None) -> None:
+    if os.environ.get("CONTRANS_DEBUG"):
+        traceback.print_exception(error)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"contrans: {error if message is None else message}", markup=False
+    )
+    sys.exit(code)

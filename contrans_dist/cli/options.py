@@ -1,0 +1,60 @@
+"""Options that several commands share, and how results are printed."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from contrans_dist.config import ClusterSettings, ModelSettings
+from contrans_dist.recipe import validated
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster: `local`, `auto` or `ray://host:port`. Default: RAY_ADDRESS, else local."),
+]
+Actors = Annotated[
+    int | None, typer.Option(help="Model replicas. Default: as many as the nodes have room for.")
+]
+Gpus = Annotated[
+    float | None, typer.Option(help="GPUs of one node for each replica. Default: 1 where there are any.")
+]
+Cpus = Annotated[float | None, typer.Option(help="Cores for each replica; also its threads.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's own.")
+]
+Quantization = Annotated[str | None, typer.Option(help="int8 or nf4, through bitsandbytes.")]
+TrustCode = Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Hub id (with @revision if wanted), local folder, demo:source or demo:target."
+    ),
+]
+
+
+def show(text: str) -> None:
+    """A result, on standard output, as it is."""
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def emit(as_json: bool, content: dict[str, Any], text: str) -> None:
+    """The result of a command: one JSON object, or text."""
+    if as_json:
+        sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        show(text)
+
+
+def model_settings(name: str, dtype: str | None, quantization: str | None, trust: bool) -> ModelSettings:
+    content = {"id": name, "dtype": dtype, "quantization": quantization, "trust_remote_code": trust}
+    return validated(ModelSettings, content, "--model, --dtype, --quantization")
+
+
+def cluster_settings(
+    address: str | None, actors: int | None, gpus: float | None, cpus: float | None
+) -> ClusterSettings:
+    content = {"address": address, "actors": actors, "gpus_per_actor": gpus, "cpus_per_actor": cpus}
+    return validated(ClusterSettings, content, "--address, --actors, --gpus-per-actor, --cpus-per-actor")

@@ -1,0 +1,297 @@
+"""Commands that do one stage each: harvest, refine, fit, transplant, evaluate, generate."""
+
+from typing import Annotated, Any
+
+import typer
+
+from contrans_dist.cli.options import (
+    Actors,
+    Address,
+    AsJson,
+    Cpus,
+    Dtype,
+    Gpus,
+    ModelName,
+    Quantization,
+    TrustCode,
+    cluster_settings,
+    emit,
+    model_settings,
+)
+from contrans_dist.config import CaptureSettings, EvaluationSettings
+from contrans_dist.errors import UserError
+from contrans_dist.recipe import validated
+from contrans_dist.storage import Location
+
+
+def harvest(
+    model: ModelName,
+    texts: Annotated[str, typer.Option(help="File of texts: .txt, .jsonl, .parquet, or a ConTrans .json.")],
+    out: Annotated[str, typer.Option(help="Folder or URI of the activation set.")],
+    blocks: Annotated[
+        str, typer.Option(help="Blocks, from 0: all, 24, 8:16, 3,5, or 0.75 of the depth.")
+    ] = "all",
+    position: Annotated[
+        str, typer.Option(help="Token of the row: last, mean, or an offset such as -2.")
+    ] = "last",
+    template: Annotated[str | None, typer.Option(help="Prompt around each text, with {text}.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
+    actors: Actors = None,
+    gpus_per_actor: Gpus = None,
+    cpus_per_actor: Cpus = None,
+    shard_size: Annotated[int | None, typer.Option(help="Rows a shard. Default: about 128 MB.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass, padding included.")] = 4096,
+    address: Address = None,
+    trust_remote_code: TrustCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Harvest hidden states into Parquet, one row a text. Run it again to go on after an interruption."""
+    from contrans_dist.harvest import harvest as run_harvest
+    from contrans_dist.texts import read_texts
+
+    content = {
+        "blocks": blocks,
+        "position": int(position) if position.lstrip("-").isdigit() else position,
+        "template": template,
+        "chat": chat,
+        "batch_tokens": batch_tokens,
+        "shard_size": shard_size,
+    }
+    capture = validated(CaptureSettings, content, "--position, --batch-tokens, --shard-size")
+    result = run_harvest(
+        model_settings(model, dtype, quantization, trust_remote_code),
+        read_texts(texts),
+        out,
+        capture,
+        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
+    )
+    manifest = result.manifest
+    summary = {
+        key: manifest[key] for key in ("rows", "d", "blocks", "tokens", "truncated", "fingerprint", "canary")
+    }
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    text = (
+        f"{result.location}: {result.n_rows:,} rows, {len(result.blocks)} blocks of {result.d}, "
+        f"{manifest['tokens']:,} tokens, {size / 1e6:,.1f} MB in {len(manifest['shards'])} shards"
+    )
+    emit(as_json, {"out": str(result.location), **summary}, text)
+
+
+def refine(
+    activations: Annotated[str, typer.Option(help="Activation set of the contrast texts.")],
+    out: Annotated[str, typer.Option(help="The vector file (.safetensors).")],
+    method: Annotated[str, typer.Option(help="mean (equation 1) or pca.")] = "mean",
+    positive: Annotated[str, typer.Option(help="Which rows are positive: column=value.")] = "label=positive",
+    negative: Annotated[str, typer.Option(help="Which rows are negative.")] = "label=negative",
+    concept: Annotated[
+        str | None, typer.Option(help="Name of the concept. Default: the file's name.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a concept vector from the activations of positive and negative texts."""
+    from contrans_dist.artifacts import ActivationSet
+    from contrans_dist.concepts import METHODS
+    from contrans_dist.refining import refine as make_vector
+    from contrans_dist.refining import select_rows
+
+    if method not in METHODS:
+        raise UserError(f"--method {method}: expected one of {', '.join(METHODS)}")
+    rows = ActivationSet.open(activations)
+    location = Location.parse(out)
+    name = concept or location.name.rpartition(".")[0] or location.name
+    vector = make_vector(rows, select_rows(rows, positive), select_rows(rows, negative), name, method)
+    vector.save(location)
+    content = {"out": str(location), "concept": name, "blocks": vector.blocks, "d": vector.d}
+    size = f"{len(vector.blocks)} blocks of {vector.d}"
+    text = f"{location}: {name}, {size}, from {vector.n_positive} + {vector.n_negative} texts"
+    emit(as_json, content, text)
+
+
+def fit(
+    source: Annotated[str, typer.Option(help="Activation set of the source model.")],
+    target: Annotated[str, typer.Option(help="Activation set of the target model, on the same texts.")],
+    out: Annotated[str, typer.Option(help="The map file (.safetensors).")],
+    blocks: Annotated[str, typer.Option(help="depth, best, or pairs such as 24:30.")] = "depth",
+    protocol: Annotated[
+        str,
+        typer.Option(help="default (centred, ridge by validation), paper (equation 2), lcross (all rows)."),
+    ] = "default",
+    positive: Annotated[
+        str | None, typer.Option("--rows", help="Fit on these rows only: column=value.")
+    ] = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the linear map between two models' hidden states."""
+    from contrans_dist.affine import PROTOCOLS
+    from contrans_dist.artifacts import ActivationSet
+    from contrans_dist.reduce import fit as fit_maps
+    from contrans_dist.refining import select_rows
+
+    chosen = next((name for name in PROTOCOLS if name == protocol), None)
+    if chosen is None:
+        raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}")
+    left, right = ActivationSet.open(source), ActivationSet.open(target)
+    rows = select_rows(left, positive) if positive else None
+    maps = fit_maps(left, right, blocks, chosen, rows, address)
+    location = Location.parse(out)
+    maps.save(location)
+    pairs = [{"source": s, "target": t, **mapping.header()} for (s, t), mapping in maps.maps.items()]
+    lines = [f"{location}: {protocol}, fitted on {pairs[0]['n_fit']:,} texts"]
+    lines += [_map_line(pair) for pair in pairs]
+    emit(as_json, {"out": str(location), "pairs": pairs}, "\n".join(lines))
+
+
+def _map_line(pair: dict[str, Any]) -> str:
+    parts = [f"block {pair['source']} -> {pair['target']}: {pair['side']}, rank {pair['rank']}"]
+    condition = pair["condition_number"]
+    parts.append("condition number infinite" if condition is None else f"condition number {condition:.3g}")
+    if pair["ridge"] is not None:
+        parts.append(f"ridge {pair['ridge']:.1e}")
+    if pair["r2_test"] is not None:
+        parts.append(f"{'held-out' if pair['held_out'] else 'in-sample'} R2 {pair['r2_test']:.3f}")
+    return ", ".join(parts)
+
+
+def transplant(
+    vector: Annotated[str, typer.Option(help="Concept vector of the source model.")],
+    map_: Annotated[str, typer.Option("--map", help="Map file from source to target.")],
+    out: Annotated[str, typer.Option(help="The vector in the target's space (.safetensors).")],
+    norm: Annotated[
+        str, typer.Option(help="keep, or match: the same share of the residual norm as before.")
+    ] = "keep",
+    blocks: Annotated[str | None, typer.Option(help="Which pair of the map: source:target.")] = None,
+    own: Annotated[
+        str | None, typer.Option(help="The target's own vector, to print the cosine to it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry a concept vector through a map into the target's space."""
+    from contrans_dist.maps import MapSet
+    from contrans_dist.transplanting import cosine
+    from contrans_dist.vectors import ConceptVector
+
+    if norm not in ("keep", "match"):
+        raise UserError(f"--norm {norm}: expected keep or match")
+    maps = MapSet.load(map_)
+    carried = maps.carry(ConceptVector.load(vector), "match" if norm == "match" else "keep", _pair(blocks))
+    location = Location.parse(out)
+    carried.save(location)
+    block = carried.blocks[0]
+    share = float((carried.at(block) ** 2).sum() ** 0.5) / carried.norms[block]
+    content: dict[str, Any] = {"out": str(location), "block": block, "share_of_residual_norm": share}
+    text = (
+        f"{location}: {carried.concept} at block {block} of {carried.model}, {share:.2f} of its residual norm"
+    )
+    if own is not None:
+        content["cosine"] = cosine(carried.at(block), ConceptVector.load(own).at(block))
+        text += f", cosine to its own {content['cosine']:.3f}"
+    emit(as_json, content, text)
+
+
+def _pair(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    left, mark, right = text.partition(":")
+    if not (mark and left.isdigit() and right.isdigit()):
+        raise UserError(f"--blocks {text}: expected source:target such as 24:30")
+    return int(left), int(right)
+
+
+def evaluate(
+    model: ModelName,
+    benchmark: Annotated[str, typer.Option(help="emotions")],
+    out: Annotated[str, typer.Option(help="Folder or URI of the evaluation.")],
+    data: Annotated[
+        str | None, typer.Option(help="Scenarios: a file, or a folder of <concept>.json.")
+    ] = None,
+    vector: Annotated[
+        list[str] | None, typer.Option(help="Vector file in this model's space; one a concept.")
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option(help="Block to steer. Default: the one the vector carries.")
+    ] = None,
+    strengths: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
+    controls: Annotated[
+        str, typer.Option(help="Of random, shuffled-map, other-concept; comma-separated, or none.")
+    ] = "random,shuffled-map,other-concept",
+    protocol: Annotated[str, typer.Option(help="default or paper.")] = "default",
+    template: Annotated[str | None, typer.Option(help="Prompt around each scenario, with {text}.")] = None,
+    shots: Annotated[str | None, typer.Option(help="Scenarios that may serve as few-shot examples.")] = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
+    actors: Actors = None,
+    gpus_per_actor: Gpus = None,
+    cpus_per_actor: Cpus = None,
+    address: Address = None,
+    trust_remote_code: TrustCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a steered model on a benchmark, with controls."""
+    from contrans_dist.cli.tables import metrics_lines
+    from contrans_dist.conditions import load_steering
+    from contrans_dist.evaluate import evaluate as run_evaluation
+
+    if data is None:
+        raise UserError("--data: expected the scenarios to score")
+    wanted = [name for name in controls.split(",") if name and name != "none"]
+    try:
+        sweep = [float(strength) for strength in strengths.split(",")]
+    except ValueError as error:
+        raise UserError(f"--strengths {strengths}: expected numbers such as 0,0.5,1") from error
+    content = {
+        "benchmark": benchmark,
+        "texts": data,
+        "shots": shots,
+        "protocol": protocol,
+        "template": template,
+        "strengths": sweep,
+        "conditions": ["vector", *wanted] if vector else [],
+    }
+    settings = validated(EvaluationSettings, content, "contrans evaluate")
+    metrics = run_evaluation(
+        model_settings(model, dtype, quantization, trust_remote_code),
+        settings,
+        load_steering(vector or [], settings.conditions, block),
+        out,
+        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
+    )
+    emit(as_json, metrics, "\n".join(metrics_lines(metrics)))
+
+
+def generate(
+    model: ModelName,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...")],
+    vector: Annotated[str | None, typer.Option(help="Vector file in this model's space.")] = None,
+    block: Annotated[
+        int | None, typer.Option(help="Block to steer. Default: the one the vector carries.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Coefficient of the vector.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 40,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
+    trust_remote_code: TrustCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Continue prompts with the unsteered and, given a vector, the steered model (greedy)."""
+    from contrans_dist.conditions import row_of
+    from contrans_dist.models import encode_many, load_model
+    from contrans_dist.scoring import BASE, Intervention
+    from contrans_dist.scoring import generate as continue_prompts
+    from contrans_dist.vectors import ConceptVector
+
+    lm = load_model(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+    interventions = [BASE]
+    if vector is not None:
+        at, row = row_of(ConceptVector.load(vector), block)
+        interventions.append(Intervention("steered", {at: row}, strength))
+    texts = continue_prompts(lm, encode_many(lm, prompts), interventions, max_new_tokens=max_new_tokens)
+    names = [intervention.name for intervention in interventions]
+    rows = [
+        {"prompt": prompt, **{name: texts[i][j] for i, name in enumerate(names)}}
+        for j, prompt in enumerate(prompts)
+    ]
+    lines = [f"{name}: {row['prompt']}{row[name]}" for row in rows for name in names]
+    emit(as_json, {"model": model, "texts": rows}, "\n".join(lines))

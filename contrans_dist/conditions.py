@@ -1,0 +1,143 @@
+"""The conditions an evaluation compares: the transplanted vector, its controls, and other ways to steer."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contrans_dist.config import Condition
+from contrans_dist.errors import UserError
+from contrans_dist.scoring import BASE, Intervention
+from contrans_dist.transplanting import random_like
+from contrans_dist.vectors import ConceptVector
+
+Row = NDArray[np.float32]
+DERIVED: tuple[Condition, ...] = ("random", "shuffled-map", "other-concept")
+"""Controls that follow from the vectors themselves."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is added where: for each concept, for each condition, a row `[d]` at a block."""
+
+    rows: dict[str, dict[str, dict[int, Row]]] = field(default_factory=dict)
+    """concept -> condition -> block -> row"""
+    vector_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Units of the texts behind the vectors, and behind the map (`leak.unit_hashes`)."""
+    map_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def concepts(self) -> list[str]:
+        return list(self.rows)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Every block that something is added to."""
+        return sorted({b for per in self.rows.values() for at in per.values() for b in at})
+
+    def interventions(self, concept: str, strengths: Sequence[float]) -> list[Intervention]:
+        """The base, and every condition of a concept at every strength but 0, which is the base."""
+        conditions = self.rows.get(concept, {})
+        return [
+            BASE,
+            *(
+                Intervention(condition, rows, float(strength))
+                for condition, rows in conditions.items()
+                for strength in strengths
+                if strength != 0
+            ),
+        ]
+
+    def digest(self) -> str:
+        """Identity of all rows, for the fingerprint of an evaluation."""
+        digest = hashlib.sha256()
+        for concept, conditions in self.rows.items():
+            for condition, rows in conditions.items():
+                for block, row in rows.items():
+                    digest.update(f"{concept}\0{condition}\0{block}\0".encode())
+                    digest.update(np.ascontiguousarray(row, np.float32).tobytes())
+        return digest.hexdigest()
+
+
+def steering(
+    given: Mapping[str, Mapping[str, ConceptVector]],
+    conditions: Sequence[str],
+    block: int | None = None,
+    seed: int = 0,
+) -> Steering:
+    """Rows for every condition asked for.
+
+    `given`: condition -> concept -> vector in the target's space; `vector` among them, from which the
+    controls `random` (same norm), `shuffled-map` and `other-concept` (the next concept's) are derived. Raises
+    UserError for a condition that can be neither found nor derived.
+    """
+    main = given.get("vector", {})
+    rows: dict[str, dict[str, dict[int, Row]]] = {}
+    for concept in main:
+        rows[concept] = {}
+        for condition in conditions:
+            at, row = _row(given, condition, concept, block, seed)
+            rows[concept][condition] = {at: row}
+    texts = [vector.text_hashes for vector in main.values()]
+    maps = [vector.map_text_hashes for vector in main.values()]
+    return Steering(rows, _union(texts), _union(maps))
+
+
+def _row(
+    given: Mapping[str, Mapping[str, ConceptVector]],
+    condition: str,
+    concept: str,
+    block: int | None,
+    seed: int,
+) -> tuple[int, Row]:
+    main = given["vector"]
+    if condition in given:
+        if concept not in given[condition]:
+            raise UserError(f"condition {condition}: no vector for concept {concept!r}")
+        return row_of(given[condition][concept], block)
+    at, row = row_of(main[concept], block)
+    if condition == "random":
+        return at, random_like(row, _seed(seed, concept))
+    if condition == "other-concept":
+        names = list(main)
+        if len(names) < 2:
+            raise UserError("control other-concept: give the vectors of at least two concepts")
+        return row_of(main[names[(names.index(concept) + 1) % len(names)]], block)
+    if condition == "shuffled-map":
+        shuffled = main[concept].shuffled_map
+        if shuffled is None:
+            raise UserError(f"control shuffled-map: vector {concept!r} did not come through a map")
+        return at, shuffled[at]
+    raise UserError(f"condition {condition}: no vectors were made for it")
+
+
+def row_of(vector: ConceptVector, block: int | None) -> tuple[int, Row]:
+    """(block, row): at the block asked for, else the only one the vector carries."""
+    if block is not None:
+        return block, vector.at(block)
+    if len(vector.blocks) != 1:
+        raise UserError(f"vector {vector.concept!r} carries blocks {vector.blocks}; say which with --block")
+    return vector.blocks[0], vector.at(vector.blocks[0])
+
+
+def load_steering(
+    files: Sequence[str], conditions: Sequence[str], block: int | None = None, seed: int = 0
+) -> Steering:
+    """Steering from vector files, one a concept. Raises UserError when two are of the same concept."""
+    vectors: dict[str, ConceptVector] = {}
+    for file in files:
+        vector = ConceptVector.load(file)
+        if vector.concept in vectors:
+            raise UserError(f"{file}: a second vector of concept {vector.concept!r}")
+        vectors[vector.concept] = vector
+    return steering({"vector": vectors}, conditions, block, seed)
+
+
+def _seed(seed: int, concept: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {concept}".encode(), digest_size=4).digest(), "big")
+
+
+def _union(hashes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.unique(np.concatenate(hashes)) if hashes else np.empty(0, np.int64)

@@ -1,0 +1,163 @@
+"""The demo's texts: scenarios and stories made from events, in pools that share no event.
+
+Everything is a pure function of its seed. The pool of an event (training, validation or evaluation) is a hash of the
+event alone, so no seed can move it; contrast scenarios and the map's corpus come from training events.
+"""
+
+import hashlib
+import itertools
+import json
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from contrans_dist.demo.events import CLOSINGS, EMOTIONS, NEUTRAL, OPENINGS, PATTERNS
+from contrans_dist.demo.people import ADJECTIVES, FEELINGS, NAMES, NOUNS, REACTIONS, YOU, Person
+
+TEMPLATE = "Scenario: {text}\nThe emotion of the above scenario is"
+Text = dict[str, str]
+
+
+def _hash(text: str) -> int:
+    """A hash that is the same in every process, unlike Python's own."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def expand(pattern: str) -> list[str]:
+    """Every way of filling the choices `[a|b]` of a pattern; the slots in braces stay."""
+    parts = re.split(r"\[([^\]]*)\]", pattern)
+    return ["".join(filled) for filled in itertools.product(*(part.split("|") for part in parts))]
+
+
+@cache
+def events(pool: str) -> dict[str, list[str]]:
+    """The events of each emotion in `pool`: "training" (about 5 of 8), "validation" (1 of 8), "evaluation" (2 of 8)."""
+    pools = ("training",) * 5 + ("validation",) + ("evaluation",) * 2
+    if pool not in pools:
+        raise ValueError(f"no pool {pool!r}: expected one of {sorted(set(pools))}")
+    return {
+        emotion: [
+            event
+            for pattern in PATTERNS[emotion].strip().splitlines()
+            for event in expand(pattern)
+            if pools[_hash(event) % 8] == pool
+        ]
+        for emotion in EMOTIONS
+    }
+
+
+@cache
+def _neutral() -> list[str]:
+    return [event for pattern in NEUTRAL.strip().splitlines() for event in expand(pattern)]
+
+
+def render(clause: str, person: Person, name: str = "", noun: str = "", adjective: str = "") -> str:
+    """Fill the slots of a clause with the words of a person, and those for a name and a feeling where it has them."""
+    slots = {"I": person.subject, "me": person.object, "my": person.possessive, "was": person.was}
+    return clause.format(**slots, name=name, N=noun, A=adjective)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def scenario(event: str, person: Person, rng: random.Random) -> str:
+    """One sentence: an opening, the event, a closing."""
+    opening, closing = render(rng.choice(OPENINGS), person), render(rng.choice(CLOSINGS), person)
+    clause = render(event, person)
+    return _sentence((f"{opening}, {clause}" if opening else clause) + (f" {closing}" if closing else ""))
+
+
+def _for_contrast(text: str) -> bool:
+    """Whether a scenario of a training event is kept out of training, for the contrast set."""
+    return _hash("contrast:" + text) % 6 == 0
+
+
+def scenarios(pool: str, per_emotion: int, seed: int, *, contrast: bool | None = None) -> list[Text]:
+    """`per_emotion` second-person scenarios of each emotion, one an event as long as there are events.
+
+    With `contrast` true or false, only those that the contrast set or the training texts may use.
+    """
+    rng = random.Random(f"scenarios {pool} {seed}")
+    made: list[Text] = []
+    for emotion in EMOTIONS:
+        order = rng.sample(events(pool)[emotion], len(events(pool)[emotion]))
+        texts: dict[str, None] = {}
+        for event in itertools.cycle(order):
+            text = scenario(event, YOU, rng)
+            if contrast is None or _for_contrast(text) == contrast:
+                texts[text] = None
+            if len(texts) == per_emotion:
+                break
+        made += [{"text": text, "concept": emotion} for text in texts]
+    return made
+
+
+def _feeling(name: str, person: Person, emotion: str, rng: random.Random) -> str:
+    noun, adjective = rng.choice(NOUNS[emotion]), rng.choice(ADJECTIVES[emotion])
+    return render(rng.choice(FEELINGS), person, name, noun, adjective)
+
+
+def _episode(name: str, rng: random.Random) -> list[str]:
+    """Two to six sentences: perhaps something neutral, an event, and what the person does and feels."""
+    person = NAMES[name]
+    named = Person(name, person.object, person.possessive)
+    emotion = rng.choice(EMOTIONS)
+    event = rng.choice(events("training")[emotion])
+    before = [_sentence(render(rng.choice(_neutral()), named)) for _ in range(rng.randrange(3))]
+    after = [_sentence(_feeling(name, person, emotion, rng)) for _ in range(rng.randint(1, 2))]
+    after += [_sentence(render(rng.choice(REACTIONS[emotion]), person))] * rng.randrange(2)
+    rng.shuffle(after)
+    if rng.random() < 0.25:  # the feeling first, the reason after it
+        why = render(event, person)
+        return [*before, _sentence(f"{_feeling(name, person, emotion, rng)} because {why}"), *after[1:]]
+    return [*before, scenario(event, named, rng), *after]
+
+
+def story(rng: random.Random) -> str:
+    """A third-person story of one or two people, training events only."""
+    names = rng.sample(sorted(NAMES), rng.randint(1, 2))
+    return " ".join(sentence for name in names for sentence in _episode(name, rng))
+
+
+def corpus(size: int, seed: int = 0) -> list[Text]:
+    """`size` stories, each cut after a random word (from the fourth on): the text to fit the map on."""
+    rng = random.Random(f"corpus {seed}")
+    texts: dict[str, None] = {}
+    while len(texts) < size:
+        words = story(rng).split(" ")
+        texts[" ".join(words[: rng.randint(4, len(words))])] = None
+    return [{"text": text} for text in texts]
+
+
+def training(seed: int = 0) -> Iterator[Text]:
+    """Training texts without end: stories, and scenarios under the template with the answer, half and half."""
+    rng = random.Random(f"training {seed}")
+    while True:
+        emotion = rng.choice(EMOTIONS)
+        text = scenario(rng.choice(events("training")[emotion]), YOU, rng)
+        if not _for_contrast(text):
+            yield {"text": f"{TEMPLATE.format(text=text)} {emotion}.", "concept": emotion}
+        yield {"text": story(rng)}
+
+
+def write_texts(folder: Path, seed: int = 0, *, training_texts: int = 0) -> dict[str, Path]:
+    """Write corpus, contrast, validation and evaluation (and, on request, training) texts as JSONL into `folder`.
+
+    Returns the path of each. Every line has `text`; all but the corpus have `concept` too.
+    """
+    sets = {
+        "corpus": corpus(6000, seed),
+        "contrast": scenarios("training", 80, seed, contrast=True),
+        "validation": scenarios("validation", 20, seed),
+        "evaluation": scenarios("evaluation", 40, seed),
+    }
+    if training_texts:
+        sets["training"] = list(itertools.islice(training(seed), training_texts))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.jsonl" for name in sets}
+    for name, texts in sets.items():
+        paths[name].write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+    return paths

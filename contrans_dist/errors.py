@@ -1,0 +1,9 @@
+"""The two ways in which the program ends without success."""
+
+
+class UserError(Exception):
+    """Bad input. One line that names the file, line, field or flag and what was expected; exit code 2."""
+
+
+class RunError(Exception):
+    """A failure while running. One line that names what is missing and how to go on; exit code 1."""

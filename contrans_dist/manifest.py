@@ -1,0 +1,102 @@
+"""What an activation set says of itself: its identity, and the manifest that is written last."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from contrans_dist import schema
+from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.models import ModelFacts
+from contrans_dist.progress import note
+from contrans_dist.provenance import command_line, git_commit, now, versions
+from contrans_dist.shards import HarvestSpec, ShardReport
+from contrans_dist.storage import Location
+from contrans_dist.texts import table_hash
+
+CANARY_WARNING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""Relative deviation of a batched row from the same text alone above which the harvest says so."""
+
+
+def identity_of(
+    model: ModelSettings,
+    facts: ModelFacts,
+    capture: CaptureSettings,
+    blocks: list[int],
+    shard_rows: int,
+    texts: pa.Table,
+) -> dict[str, Any]:
+    """What the bytes depend on. A field that differs refuses a resume, so nothing else belongs here."""
+    installed = versions()
+    identity: dict[str, Any] = {
+        "model": model.id,
+        "weights": facts.weights,
+        "dtype": facts.dtype,
+        "quantization": model.quantization,
+        "tokenizer": facts.tokenizer,
+        "template": capture.template,
+        "chat": capture.chat,
+        "position": capture.position,
+        "blocks": blocks,
+        "batch_tokens": capture.batch_tokens,
+        "shard_size": shard_rows,
+        "texts": table_hash(texts),
+        "torch": installed["torch"],
+        "transformers": installed["transformers"],
+    }
+    if model.quantization is not None:
+        identity["bitsandbytes"] = installed["bitsandbytes"]
+    return identity
+
+
+def manifest_of(
+    spec: HarvestSpec,
+    facts: ModelFacts,
+    texts: pa.Table,
+    reports: list[ShardReport],
+    throughput: dict[str, Any],
+) -> dict[str, Any]:
+    norms = np.concatenate([report.norms for report in reports])
+    medians = np.median(norms, axis=0)
+    return {
+        "format": schema.FORMAT_VERSION,
+        "kind": "activations",
+        "fingerprint": spec.fingerprint,
+        "identity": spec.identity,
+        "rows": texts.num_rows,
+        "d": spec.d,
+        "n_blocks": facts.n_blocks,
+        "blocks": spec.blocks,
+        "columns": [
+            *schema.KEY_COLUMNS,
+            *(name for name in texts.column_names if name not in schema.KEY_COLUMNS),
+        ],
+        "norms": {str(block): float(norm) for block, norm in zip(spec.blocks, medians, strict=True)},
+        "tokens": sum(report.tokens for report in reports),
+        "truncated": sum(report.truncated for report in reports),
+        "canary": {"worst_deviation": max(report.canary for report in reports)},
+        "shards": [
+            {
+                "name": schema.shard_name(report.index),
+                "start": report.start,
+                "rows": report.rows,
+                "sha256": report.sha256,
+                "bytes": report.bytes,
+            }
+            for report in reports
+        ],
+        "throughput": throughput,
+        "devices": sorted({report.device for report in reports if report.device}),
+        "versions": versions(),
+        "command": command_line(),
+        "git_commit": git_commit(),
+        "created": now(),
+    }
+
+
+def warn(manifest: dict[str, Any], out: Location) -> None:
+    if manifest["truncated"]:
+        note(f"{out}: {manifest['truncated']} texts are longer than the model's context; their start was cut")
+    worst = manifest["canary"]["worst_deviation"]
+    if worst > CANARY_WARNING[manifest["identity"]["dtype"]]:
+        note(f"{out}: a text in a batch and alone differ by {worst:.1e}; look at the model's padding")

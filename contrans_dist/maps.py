@@ -1,0 +1,168 @@
+"""Maps on disk: one for each pair of blocks, and what is known of it; a concept vector through one."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contrans_dist.affine import AffineMap
+from contrans_dist.artifacts import load_tensors, save_tensors
+from contrans_dist.errors import UserError
+from contrans_dist.provenance import command_line, git_commit, now
+from contrans_dist.storage import Location
+from contrans_dist.transplanting import transplant
+from contrans_dist.vectors import ConceptVector
+
+KIND = "map"
+Pair = tuple[int, int]
+"""(block of the source, block of the target)"""
+
+
+@dataclass(frozen=True)
+class R2Table:
+    """Validation R2 of every pair of blocks, `[source, target]`; NaN where none was fitted."""
+
+    source: list[int]
+    target: list[int]
+    r2: NDArray[np.float64]
+
+    def best(self) -> Pair:
+        """The pair of highest validation R2."""
+        row, column = np.unravel_index(np.nanargmax(self.r2), self.r2.shape)
+        return self.source[int(row)], self.target[int(column)]
+
+    def to_json(self) -> dict[str, Any]:
+        cells = [[None if np.isnan(value) else float(value) for value in row] for row in self.r2]
+        return {"source": self.source, "target": self.target, "r2": cells}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "R2Table":
+        return cls(content["source"], content["target"], np.array(content["r2"], np.float64))
+
+
+@dataclass(frozen=True)
+class MapSet:
+    """The maps between two models that one corpus gave, by pair of blocks."""
+
+    source_model: str
+    target_model: str
+    n_target_blocks: int
+    protocol: str
+    maps: dict[Pair, AffineMap]
+    source_norms: dict[int, float]
+    """Median norm of the source's residual stream by block; what `norm: match` needs."""
+    target_norms: dict[int, float]
+    shuffled: dict[Pair, NDArray[np.float32]] = field(default_factory=dict)
+    """Weights fitted with the source's rows permuted: the control."""
+    text_hashes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Units of the corpus (`leak.unit_hashes`)."""
+    r2_table: R2Table | None = None
+    cosines: dict[Pair, dict[str, float]] = field(default_factory=dict)
+    """For each pair and concept, the cosine of the mapped vector to the target's own."""
+    selection: dict[str, Any] | None = None
+    """How the pair was chosen on validation data, when it was."""
+
+    def only_pair(self, pair: Pair | None = None) -> Pair:
+        """The pair asked for, or the only one. Raises UserError when there is a choice, or no such pair."""
+        pairs = ", ".join(f"{source}:{target}" for source, target in sorted(self.maps))
+        if pair is None and len(self.maps) == 1:
+            return next(iter(self.maps))
+        if pair is None:
+            raise UserError(f"the map holds several pairs of blocks ({pairs}); say which with --blocks")
+        if pair not in self.maps:
+            raise UserError(f"the map has no pair {pair[0]}:{pair[1]}; it holds {pairs}")
+        return pair
+
+    def carry(
+        self, vector: ConceptVector, norm: Literal["keep", "match"] = "keep", pair: Pair | None = None
+    ) -> ConceptVector:
+        """A source vector in the target's space, at the pair's target block (equation 2: v F, no bias).
+
+        The result also carries the same vector through the shuffled map, as a control. Raises UserError when
+        the vector is of another width or carries nothing at the pair's source block.
+        """
+        source, target = self.only_pair(pair)
+        mapping = self.maps[source, target]
+        if mapping.weight.shape[0] != vector.d:
+            raise UserError(
+                f"vector {vector.concept!r} is {vector.d} wide, the map takes {mapping.weight.shape[0]}"
+            )
+        row = vector.at(source)
+        norms = {"source_norm": self.source_norms.get(source), "target_norm": self.target_norms.get(target)}
+        shuffled = self.shuffled.get((source, target))
+        step = f"mapped block {source} -> {target}, protocol {self.protocol}, norm {norm}"
+        return replace(
+            vector,
+            values=self._one_row(target, transplant(row, mapping, norm, **norms)),
+            shuffled_map=None
+            if shuffled is None
+            else self._one_row(target, transplant(row, shuffled, norm, **norms)),
+            model=self.target_model,
+            norms=self.target_norms,
+            map_text_hashes=self.text_hashes,
+            steps=(*vector.steps, step),
+        )
+
+    def _one_row(self, block: int, row: NDArray[np.float32]) -> NDArray[np.float32]:
+        values = np.zeros((self.n_target_blocks, row.size), np.float32)
+        values[block] = row
+        return values
+
+    def save(self, location: Location) -> None:
+        """Publish as safetensors: `weight.{s}.{t}`, `bias.{s}.{t}`, `shuffled.{s}.{t}`, and the header."""
+        tensors: dict[str, NDArray[Any]] = {}
+        pairs = []
+        for (source, target), mapping in self.maps.items():
+            tensors[f"weight.{source}.{target}"] = mapping.weight
+            tensors[f"bias.{source}.{target}"] = mapping.bias
+            cosines = self.cosines.get((source, target), {})
+            pairs.append({"source": source, "target": target, **mapping.header(), "cosines": cosines})
+        for (source, target), weight in self.shuffled.items():
+            tensors[f"shuffled.{source}.{target}"] = weight
+        if self.text_hashes.size:
+            tensors["text_hashes"] = self.text_hashes
+        header = {
+            "format": 1,
+            "kind": KIND,
+            "protocol": self.protocol,
+            "source_model": self.source_model,
+            "target_model": self.target_model,
+            "n_target_blocks": self.n_target_blocks,
+            "pairs": pairs,
+            "source_norms": {str(block): norm for block, norm in self.source_norms.items()},
+            "target_norms": {str(block): norm for block, norm in self.target_norms.items()},
+            "r2_table": self.r2_table.to_json() if self.r2_table else None,
+            "selection": self.selection,
+            "command": command_line(),
+            "git_commit": git_commit(),
+            "created": now(),
+        }
+        save_tensors(location, tensors, header)
+
+    @classmethod
+    def load(cls, location: "Location | str") -> "MapSet":
+        """Raises UserError when the file is missing or holds no maps of ours."""
+        tensors, header = load_tensors(Location.parse(location), KIND)
+        facts = {(entry["source"], entry["target"]): entry for entry in header["pairs"]}
+        maps = {
+            (source, target): AffineMap.from_header(
+                tensors[f"weight.{source}.{target}"], tensors[f"bias.{source}.{target}"], entry
+            )
+            for (source, target), entry in facts.items()
+        }
+        names = {pair: f"shuffled.{pair[0]}.{pair[1]}" for pair in facts}
+        return cls(
+            source_model=header["source_model"],
+            target_model=header["target_model"],
+            n_target_blocks=header["n_target_blocks"],
+            protocol=header["protocol"],
+            maps=maps,
+            source_norms={int(block): norm for block, norm in header["source_norms"].items()},
+            target_norms={int(block): norm for block, norm in header["target_norms"].items()},
+            shuffled={pair: tensors[name] for pair, name in names.items() if name in tensors},
+            text_hashes=tensors.get("text_hashes", np.empty(0, np.int64)),
+            r2_table=R2Table.from_json(header["r2_table"]) if header["r2_table"] else None,
+            cosines={pair: entry["cosines"] for pair, entry in facts.items() if entry["cosines"]},
+            selection=header["selection"],
+        )

@@ -1,0 +1,29 @@
+"""Loading language models, finding their decoder blocks, and their tokens; the only layer arithmetic."""
+
+from contrans_dist.models.blocks import find_blocks, matched_depth, model_type, resolve_blocks, text_config
+from contrans_dist.models.facts import ModelFacts, model_facts
+from contrans_dist.models.identity import tokenizer_hash, weights_identity
+from contrans_dist.models.language_model import LanguageModel, wrap_model
+from contrans_dist.models.loading import DTYPES, QUANTIZATIONS, load_model, split_name
+from contrans_dist.models.tokens import encode, encode_many, front_tokens
+
+__all__ = [
+    "DTYPES",
+    "QUANTIZATIONS",
+    "LanguageModel",
+    "ModelFacts",
+    "encode",
+    "encode_many",
+    "find_blocks",
+    "front_tokens",
+    "load_model",
+    "matched_depth",
+    "model_facts",
+    "model_type",
+    "resolve_blocks",
+    "split_name",
+    "text_config",
+    "tokenizer_hash",
+    "weights_identity",
+    "wrap_model",
+]

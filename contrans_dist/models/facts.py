@@ -1,0 +1,63 @@
+"""What can be known of a model without loading its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from contrans_dist.models.blocks import text_config
+from contrans_dist.models.identity import tokenizer_hash, weights_identity
+from contrans_dist.models.loading import hub_errors, split_name
+
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Shape and identity of a model."""
+
+    model_type: str
+    n_blocks: int
+    d: int
+    """Width of the residual stream."""
+    dtype: str
+    """The precision it will be run in: as asked, else the checkpoint's own."""
+    weights: str
+    """See `weights_identity`."""
+    tokenizer: str
+    """See `tokenizer_hash`."""
+
+
+def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
+    """Facts from the configuration, the tokenizer and the weight files. Raises as `load_model`."""
+    source, revision = split_name(name)
+    with hub_errors(name):
+        config: Any = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
+    text = text_config(config)
+    return ModelFacts(
+        model_type=config.model_type,
+        n_blocks=text.num_hidden_layers,
+        d=text.hidden_size,
+        dtype=dtype or _own_dtype(config, source),
+        weights=weights_identity(source, revision),
+        tokenizer=tokenizer_hash(tokenizer),
+    )
+
+
+def _own_dtype(config: PretrainedConfig, source: str) -> str:
+    """The checkpoint's precision: what its configuration says, else that of its first tensor."""
+    for part in (config, text_config(config)):
+        if getattr(part, "dtype", None) is not None:
+            return str(part.dtype).removeprefix("torch.")
+    for path in sorted(Path(source).glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118 - a safetensors file is no dictionary
+                return _STORED.get(file.get_slice(key).get_dtype(), "float32")
+    return "float32"

@@ -1,0 +1,129 @@
+"""A loaded model with all that the engines need to know of it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from contrans_dist.errors import UserError
+from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
+from contrans_dist.models.tokens import front_tokens
+
+_SANE_LENGTH = 10**7
+"""Tokenizers that know no limit say something like 1e30."""
+
+
+@dataclass
+class LanguageModel:
+    """A decoder-only language model, ready to be read and steered."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    decoder: nn.Module
+    blocks: list[nn.Module]
+    """The blocks that are loaded, lowest first."""
+    n_blocks: int
+    """Blocks of the whole model, loaded or not."""
+    d: int
+    """Width of the residual stream."""
+    name: str = ""
+    context: int | None = None
+    """Most tokens the model can take; None where nothing limits it."""
+    front: list[int] = field(default_factory=list)
+    """Tokens that the tokenizer puts before every text (BOS)."""
+    split_at: int | None = None
+    """Texts longer than this change the rotary frequencies of a whole batch: none shorter belongs in it."""
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The text decoder's configuration."""
+        return text_config(self.model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embeddings."""
+        device = self.decoder.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+        # Offloaded weights lie on no device between calls; accelerate then moves the inputs itself.
+        return torch.device("cpu") if device.type == "meta" else device  # type: ignore[union-attr,return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the model computes in."""
+        return self.model.dtype
+
+
+def _context(config: PretrainedConfig, tokenizer: Any) -> int | None:
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    limits = [getattr(config, name, None) for name in names]
+    limits.append(getattr(tokenizer, "model_max_length", None))
+    return min((int(x) for x in limits if isinstance(x, int) and 0 < x < _SANE_LENGTH), default=None)
+
+
+def _split_at(config: PretrainedConfig) -> int | None:
+    """Length from which `longrope` rotary embeddings change their frequencies, for the whole batch."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    limits = [
+        rope["original_max_position_embeddings"]
+        for rope in (ropes, *ropes.values())
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope"
+    ]
+    return min(limits, default=None)
+
+
+class _Seen(Exception):
+    """The probe has seen what it wanted; the blocks above need not run."""
+
+
+def _probe(model: PreTrainedModel, decoder: nn.Module, block: nn.Module, d: int) -> None:
+    """UserError where a block returns something else than one residual stream, or where a token's state there
+    depends on what follows it: not every architecture says so, and its rows would silently be wrong."""
+    states: list[torch.Tensor] = []
+
+    def hook(_module: Any, _args: Any, output: Any) -> None:
+        states.append(output if isinstance(output, torch.Tensor) else output[0])
+        raise _Seen
+
+    device = decoder.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+    if device.type == "meta":  # no weights, or on disk
+        return
+    handle = block.register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            decoder(input_ids=torch.tensor([[3, 4, 5], [3, 4, 6]], device=device), use_cache=False)
+    except _Seen:
+        pass
+    finally:
+        handle.remove()
+    shape = list(states[0].shape) if states else None
+    if shape != [2, 3, d]:
+        kind = model_type(model)
+        raise UserError(f"model type '{kind}': a block returns {shape} for 2 texts of 3 tokens; {EXPECTED}")
+    one, other = states[0][:, 1].float().cpu()
+    # Kernels may round the two texts differently; attention to the third token changes more than that.
+    rounding = 1e-4 if states[0].dtype == torch.float32 else 1e-2
+    if (one - other).abs().max() > rounding * one.abs().max():
+        raise UserError(f"model type '{model_type(model)}' attends to later tokens; {EXPECTED}")
+
+
+def wrap_model(model: PreTrainedModel, tokenizer: Any, name: str = "") -> LanguageModel:
+    """A model that is already in memory as a LanguageModel; puts it into evaluation mode.
+
+    Raises UserError where it is no decoder-only language model (see `find_blocks`).
+    """
+    decoder, blocks = find_blocks(model)
+    config = text_config(model.config)
+    _probe(model.eval(), decoder, blocks[0], config.hidden_size)
+    return LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        decoder=decoder,
+        blocks=list(blocks),
+        n_blocks=config.num_hidden_layers,
+        d=config.hidden_size,
+        name=name or getattr(model, "name_or_path", ""),
+        context=_context(config, tokenizer),
+        front=front_tokens(tokenizer) if tokenizer is not None else [],
+        split_at=_split_at(config),
+    )

@@ -1,0 +1,202 @@
+"""From a name to a loaded model, no deeper than needed."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.models.blocks import LOADED, find_blocks, text_config
+from contrans_dist.models.language_model import LanguageModel, wrap_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = ("int8", "nf4")
+BUNDLED = "demo:"
+"""Prefix of the models that come with the package: `demo:source`, `demo:target`."""
+
+
+def split_name(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """(hub id or folder, revision) of `--model`: `org/name@revision`, or a local folder (@ allowed in it).
+
+    Raises UserError where a path is meant and no folder is there.
+    """
+    if name.startswith(BUNDLED):
+        folder = Path(__file__).parents[1] / "demo" / "models" / name.removeprefix(BUNDLED)
+    else:
+        folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"--model {name}: no config.json in this folder; a Hugging Face model is expected"
+            )
+        return str(folder), None
+    if name.startswith((BUNDLED, ".", "/", "~")) or name.count("/") > 1 or folder.exists():
+        raise UserError(f"--model {name}: no such folder")
+    if "@" in name:
+        name, _, revision = name.rpartition("@")
+    return name, revision
+
+
+def _one_line(error: Exception | None) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+@contextlib.contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """What transformers raises, as one line; and its bars and its report on skipped weights silenced."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except OSError as error:
+        text = str(error)
+        if "connect" in text.lower() or "offline" in text.lower():
+            raise RunError(
+                f"{name}: not in the local cache, and the hub does not answer; {_one_line(error)}"
+            ) from error
+        raise UserError(f"--model {name}: {_one_line(error)}") from error
+    except (ValueError, KeyError, ImportError, TypeError) as error:
+        raise UserError(f"--model {name}: {_one_line(error)}") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise RunError(f"{name}: its weights cannot be loaded: {_one_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _model_class(config: PretrainedConfig, head: bool, trust_remote_code: bool) -> type[PreTrainedModel]:
+    """The class for this configuration, found by building it without weights; checks that it has blocks."""
+    autos: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
+    reason: Exception | None = None
+    for auto in autos if head else [AutoModel, *autos]:
+        try:
+            with torch.device("meta"):
+                model = auto.from_config(config, trust_remote_code=trust_remote_code)
+        except ValueError as error:
+            reason = reason or error
+            continue
+        find_blocks(model)
+        return type(model)
+    raise UserError(
+        f"model type '{config.model_type}' is no language model for transformers: {_one_line(reason)}"
+    )
+
+
+def _cut(whole: type[PreTrainedModel], keep: int) -> type[PreTrainedModel]:
+    """The same class, but without the blocks above the lowest `keep`.
+
+    The configuration stays the whole model's: blocks take their kind (sliding window, expert layer, shared
+    keys) from it, in ways that differ from one architecture to the next.
+    """
+
+    def init(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        whole.__init__(self, config, *args, **kwargs)
+        decoder, blocks = find_blocks(self)
+        del blocks[keep:]
+        setattr(self, LOADED, keep)
+        setattr(decoder, LOADED, keep)
+
+    return type(whole.__name__, (whole,), {"__init__": init, "__module__": whole.__module__})
+
+
+def _quantization_config(quantization: str | None, dtype: torch.dtype | None) -> BitsAndBytesConfig | None:
+    if quantization is None:
+        return None
+    # It warns at every call of every layer that it casts its input.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype or torch.bfloat16
+        )
+    raise UserError(f"--quantization {quantization}: expected one of {', '.join(QUANTIZATIONS)}")
+
+
+def _device_map(device: str | dict[str, Any] | None, quantized: bool) -> Any:
+    """What `from_pretrained` wants: nothing for the CPU, else a device map."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not quantized:
+        return None
+    if isinstance(device, dict) or device == "auto":
+        return device
+    return {"": device}
+
+
+def _check_complete(name: str, model: PreTrainedModel, info: dict[str, Any], head: bool) -> None:
+    """RunError where a weight that is needed was not in the checkpoint, and so was made up at random."""
+    decoder = next((n for n, m in model.named_modules() if m is find_blocks(model)[0]), "")
+    missing = sorted(k for k in info.get("missing_keys", ()) if head or k.startswith(decoder))
+    missing += [str(entry[0]) for entry in info.get("mismatched_keys", ())]
+    if missing or info.get("error_msgs"):
+        what = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise RunError(f"{name}: weights missing or of another shape: {what or info['error_msgs']}")
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    quantization: str | None = None,
+    device: str | dict[str, Any] | None = None,
+    highest_block: int | None = None,
+    head: bool = True,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """A hub model (`org/name`, `org/name@revision`) or a local folder, in evaluation mode, without gradients.
+
+    `dtype`: `float32`, `bfloat16`, `float16`, or None for the checkpoint's own. `quantization`: `int8` or
+    `nf4` (bitsandbytes). `device`: None takes a GPU where there is one; `auto` or a dict is an accelerate
+    device map.
+    `highest_block=k` loads blocks 0 to k only; `head=False` leaves out the language-model head.
+    Raises UserError for what is not a decoder-only language model or not there, RunError for missing weights.
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    quantizer = _quantization_config(quantization, kind)
+    source, revision = split_name(name, revision)
+    with hub_errors(name):
+        origin = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = AutoConfig.from_pretrained(source, **origin)
+        n_blocks = text_config(config).num_hidden_layers
+        if highest_block is not None and not 0 <= highest_block < n_blocks:
+            raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
+        whole = _model_class(config, head, trust_remote_code)
+        if not isinstance(config, whole.config_class or PretrainedConfig):
+            config = text_config(config)
+        tokenizer = AutoTokenizer.from_pretrained(source, **origin)
+        shallow = highest_block is not None and highest_block < n_blocks - 1
+        cls: Any = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
+        model, info = cls.from_pretrained(
+            source,
+            config=config,
+            revision=revision,
+            dtype=kind or "auto",
+            quantization_config=quantizer,
+            device_map=_device_map(device, quantizer is not None),
+            output_loading_info=True,
+        )
+        model.__class__ = whole
+    _check_complete(name, model, info, head)
+    return wrap_model(model.requires_grad_(False), tokenizer, name)

@@ -1,0 +1,43 @@
+"""Texts to token ids."""
+
+from typing import TYPE_CHECKING, Any
+
+from contrans_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from contrans_dist.models.language_model import LanguageModel
+
+
+def front_tokens(tokenizer: Any) -> list[int]:
+    """The token ids that a tokenizer puts before every text (mostly one BOS, or none)."""
+    text = "a"
+    with_special = tokenizer(text)["input_ids"]
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for start in range(len(with_special) - len(plain) + 1):
+        if with_special[start : start + len(plain)] == plain:
+            return with_special[:start]
+    return []
+
+
+def encode_many(lm: "LanguageModel", texts: list[str], chat: bool = False) -> list[list[int]]:
+    """Token ids of each text, not truncated, with the special tokens that the tokenizer itself adds.
+
+    `chat`: each text is the user's turn in the tokenizer's chat template, up to where the answer begins. The
+    template writes its own BOS, so none is added. Raises UserError where the tokenizer has no template.
+    """
+    if not texts:
+        return []
+    if not chat:
+        return lm.tokenizer(list(texts), padding=False, truncation=False, verbose=False)["input_ids"]
+    if not getattr(lm.tokenizer, "chat_template", None):
+        raise UserError(f"--chat: the tokenizer of {lm.name or 'this model'} has no chat template")
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    encoded = lm.tokenizer.apply_chat_template(
+        turns, tokenize=True, add_generation_prompt=True, return_dict=True
+    )
+    return encoded["input_ids"]
+
+
+def encode(lm: "LanguageModel", text: str, chat: bool = False) -> list[int]:
+    """Token ids of one text; see `encode_many`."""
+    return encode_many(lm, [text], chat)[0]

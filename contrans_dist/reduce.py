@@ -1,0 +1,226 @@
+"""The reduce driver: two activation sets in, maps out; sums over many rows are spread over Ray tasks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from contrans_dist.affine import PROTOCOLS, AffineMap, Protocol, fit_map, fit_moments, shuffled_map
+from contrans_dist.artifacts import ActivationSet
+from contrans_dist.errors import UserError
+from contrans_dist.leak import unit_hashes
+from contrans_dist.maps import MapSet, Pair, R2Table
+from contrans_dist.models import matched_depth, resolve_blocks
+from contrans_dist.moments import Moments, merge
+from contrans_dist.pairs import r2_table
+from contrans_dist.pool import connected
+from contrans_dist.progress import note
+from contrans_dist.splits import FIT, TEST, VALIDATION, paper_split, shuffle_order, split_of
+
+ROWS_IN_MEMORY = 16_384
+"""Up to here the rows are simply read; beyond, they are summed in chunks by Ray tasks."""
+_CHUNK_ROWS = 8_192
+_TABLE_ROWS = 4_096
+"""Rows that the table of all pairs is fitted on: it ranks pairs, it is not the map."""
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Two activation sets over the same texts, and which part of a fit each row belongs to."""
+
+    source: ActivationSet
+    target: ActivationSet
+    split: NDArray[np.str_]
+    rows: NDArray[np.int64] | None = None
+    """Only these rows take part; None is all of them."""
+
+    def read(self, side: ActivationSet, block: int, n_rows: int | None = None) -> NDArray[np.float32]:
+        """The rows that take part, or the first `n_rows` of them: float32 `[rows, d]`."""
+        if self.rows is None:
+            return side.read_block(block, 0, n_rows)
+        return side.read_block(block)[self.rows[:n_rows]]
+
+
+def join(
+    source: ActivationSet, target: ActivationSet, protocol: Protocol, rows: NDArray[np.int64] | None = None
+) -> _Joined:
+    """Join on `row`; the text ids must agree. Raises UserError naming the first row that differs.
+
+    The default protocol holds rows out by a hash of the text, or of the text that a prefix was cut from.
+    """
+    ids = [side.read_columns(["text_id"]).column("text_id").to_pylist() for side in (source, target)]
+    if ids[0] != ids[1]:
+        pairs = enumerate(zip(*ids, strict=False))
+        row = next((index for index, (a, b) in pairs if a != b), min(len(ids[0]), len(ids[1])))
+        raise UserError(
+            f"{source.location} and {target.location} differ in row {row}: harvest both on the same texts"
+        )
+    keys: list[str] = ids[0]
+    if "source_row" in source.columns:
+        keys = [str(row) for row in source.read_columns(["source_row"]).column("source_row").to_pylist()]
+    if rows is not None:
+        keys = [keys[row] for row in rows]
+    if protocol == "default":
+        split = split_of(keys)
+    elif protocol == "paper":
+        split = paper_split(len(keys))
+    else:
+        split = np.full(len(keys), FIT)
+    return _Joined(source, target, split, rows)
+
+
+def choose_pairs(spec: str, joined: _Joined) -> tuple[list[Pair], R2Table | None]:
+    """The pairs of blocks that `--blocks` asks for, and the table of all pairs where that was needed.
+
+    `depth`: three quarters of both models; `24:30` (several joined by commas); `best`: highest validation R2.
+    """
+    source, target = joined.source, joined.target
+    if spec == "depth":
+        return [(matched_depth(source.n_blocks), matched_depth(target.n_blocks))], None
+    if spec == "best":
+        table = all_pairs(joined)
+        return [table.best()], table
+    pairs = []
+    for piece in spec.split(","):
+        sides = piece.split(":")
+        if len(sides) != 2:
+            raise UserError(f"--blocks {spec}: expected depth, best, or source:target such as 24:30")
+        (left,) = resolve_blocks(sides[0], source.n_blocks)
+        (right,) = resolve_blocks(sides[1], target.n_blocks)
+        pairs.append((left, right))
+    return pairs, None
+
+
+def all_pairs(joined: _Joined) -> R2Table:
+    """Validation R2 of the ridge map of every pair of harvested blocks, on at most 4,096 rows."""
+    split = joined.split
+    if set(split) == {FIT}:
+        raise UserError("--blocks best needs held-out rows, which protocol lcross has not; name the pair")
+    kept = split[:_TABLE_ROWS]
+    sides = (_Blocks(joined, joined.source, len(kept)), _Blocks(joined, joined.target, len(kept)))
+    try:
+        r2 = r2_table(sides[0], sides[1], kept)
+    except ValueError as error:
+        raise UserError(f"{joined.source.location}: {error}") from error
+    return R2Table(joined.source.blocks, joined.target.blocks, r2)
+
+
+@dataclass(frozen=True)
+class _Blocks(Mapping[int, NDArray[np.float32]]):
+    """The first rows of each harvested block, read when asked for: all blocks at once may not fit."""
+
+    joined: _Joined
+    side: ActivationSet
+    n_rows: int
+
+    def __getitem__(self, block: int) -> NDArray[np.float32]:
+        return self.joined.read(self.side, block, self.n_rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.side.blocks)
+
+    def __len__(self) -> int:
+        return len(self.side.blocks)
+
+
+def fit_pair(
+    joined: _Joined, pair: Pair, protocol: Protocol, seed: int = 0, shuffled: bool = True
+) -> tuple[AffineMap, AffineMap | None]:
+    """The map of one pair of blocks and, if asked for, its control: the same fit on permuted source rows."""
+    x, y = joined.read(joined.source, pair[0]), joined.read(joined.target, pair[1])
+    split = joined.split if protocol == "default" else None
+    try:
+        mapping = fit_map(x, y, protocol=protocol, split=split)
+        return mapping, shuffled_map(x, y, mapping, seed=seed, split=split) if shuffled else None
+    except ValueError as error:
+        raise UserError(f"{joined.source.location}: {error}") from error
+
+
+def _fit_streaming(
+    joined: _Joined, pair: Pair, protocol: Protocol, seed: int
+) -> tuple[AffineMap, AffineMap | None]:
+    """The same from sums: memory grows with the width of the models, not with the rows."""
+    task = ray.remote(_chunk_moments)
+    starts = range(0, len(joined.split), _CHUNK_ROWS)
+    sums = [task.remote(joined, pair, start, seed) for start in starts]
+    merged = ray.get(_tree(sums))
+    ridge_needed = protocol == "default"
+    mapping = fit_moments(
+        merged[FIT],
+        merged.get(VALIDATION),
+        merged.get(TEST),
+        protocol=protocol,
+    )
+    ridges = [mapping.ridge] if ridge_needed and mapping.ridge is not None else None
+    return mapping, fit_moments(merged["shuffled"], merged.get(VALIDATION), protocol=protocol, ridges=ridges)
+
+
+def _chunk_moments(joined: _Joined, pair: Pair, start: int, seed: int) -> dict[str, Moments]:
+    """Sums over one run of rows by part of the split; `shuffled` permutes the source's fit rows in it."""
+    stop = min(start + _CHUNK_ROWS, len(joined.split))
+    x = joined.source.read_block(pair[0], start, stop)
+    y = joined.target.read_block(pair[1], start, stop)
+    split = joined.split[start:stop]
+    parts = {name: Moments.of(x[split == name], y[split == name]) for name in (FIT, VALIDATION, TEST)}
+    fit = split == FIT
+    order = shuffle_order(fit, seed + start)
+    return {**parts, "shuffled": Moments.of(x[order][fit], y[fit])}
+
+
+def _merge_parts(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
+    return {name: merge(a[name], b[name]) for name in a}
+
+
+def _tree(references: list[ray.ObjectRef]) -> ray.ObjectRef:
+    """Merge neighbours level by level, as tasks, so that no process ever holds more than two sets of sums."""
+    task = ray.remote(_merge_parts)
+    while len(references) > 1:
+        pairs = [task.remote(*references[i : i + 2]) for i in range(0, len(references) - 1, 2)]
+        references = pairs + references[len(pairs) * 2 :]
+    return references[0]
+
+
+def fit(
+    source: ActivationSet,
+    target: ActivationSet,
+    blocks: str = "depth",
+    protocol: Protocol = "default",
+    rows: NDArray[np.int64] | None = None,
+    address: str | None = None,
+    seed: int = 0,
+    shuffled: bool = True,
+    quiet: bool = False,
+) -> MapSet:
+    """Fit the maps that `blocks` asks for between two activation sets over the same texts.
+
+    `rows` restricts the fit (one concept's contrast prompts, as in L-Cross Modulation). `shuffled` fits the
+    control beside each map. `quiet` keeps warnings in the maps alone. Raises UserError for sets over
+    different texts, blocks that were not harvested, or too few rows.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}")
+    joined = join(source, target, protocol, rows)
+    pairs, table = choose_pairs(blocks, joined)
+    if len(joined.split) > ROWS_IN_MEMORY and rows is None:
+        with connected(address):
+            fitted = {pair: _fit_streaming(joined, pair, protocol, seed) for pair in pairs}
+    else:
+        fitted = {pair: fit_pair(joined, pair, protocol, seed, shuffled) for pair in pairs}
+    for pair, (mapping, _) in fitted.items():
+        for warning in mapping.warnings if not quiet else ():
+            note(f"map {pair[0]}:{pair[1]}: {warning}")
+    texts = source.read_columns(["text"]).column("text")
+    return MapSet(
+        source_model=source.manifest["identity"]["model"],
+        target_model=target.manifest["identity"]["model"],
+        n_target_blocks=target.n_blocks,
+        protocol=protocol,
+        maps={pair: mapping for pair, (mapping, _) in fitted.items()},
+        source_norms=source.norms,
+        target_norms=target.norms,
+        shuffled={pair: control.weight for pair, (_, control) in fitted.items() if control is not None},
+        text_hashes=unit_hashes((texts if rows is None else texts.take(rows)).to_pylist()),
+        r2_table=table,
+    )

@@ -1,0 +1,68 @@
+"""A map's part of the page: its fit, and the heat maps by block pair."""
+
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from contrans_dist.analysis import Grid, MapSummary, grid_table, number, strength_text
+from contrans_dist.report.figures import grid_figure
+from contrans_dist.report.parts import Cell, Drawing, Studio, Table
+
+_R2_CAPTION = "How much of the target's variance at a block the map explains from a block of the source."
+_CHOICE_CAPTION = "The best score at any strength tried. The pair was chosen here, not on scored items."
+
+
+@dataclass
+class MapView:
+    """One map's part of the page."""
+
+    name: str
+    facts: list[tuple[str, str]]
+    drawings: list[Drawing]
+    candidates: Table | None
+
+
+def map_view(found: MapSummary, studio: Studio) -> MapView:
+    """One map: what is known of its fit, heat maps by block pair, and the pairs that were tried."""
+    drawings = []
+    if _drawable(found.r2):
+        drawings.append(_grid(found, found.r2, "r2", "R² on held-out rows", _R2_CAPTION, studio))
+    if _drawable(found.choice):
+        drawings.append(
+            _grid(found, found.choice, "score", "Score on validation scenarios", _CHOICE_CAPTION, studio)
+        )
+    blocks = f"{found.chosen[0]} → {found.chosen[1]}" if found.chosen else ""
+    facts = [("Protocol", found.protocol), ("Blocks", blocks)]
+    pair = found.pair or {}
+    for key, title in (
+        ("n_fit", "Rows fitted on"), ("side", "Solved"), ("rank", "Rank"), ("ridge", "Ridge"),
+        ("condition_number", "Condition number"), ("r2_validation", "R², validation"),
+        ("r2_test", "R², test"),
+    ):  # fmt: skip
+        if pair.get(key) is not None:
+            value = pair[key]
+            facts.append((title, f"{value:.3g}" if isinstance(value, float) else str(value)))
+    candidates = None
+    if found.candidates:
+        rows = [
+            [Cell(f"{c['source']} → {c['target']}"), Cell(strength_text(float(c["strength"]))),
+             Cell(number(float(c["score"]), True, 1))]
+            for c in found.candidates[:10]
+        ]  # fmt: skip
+        caption = f"The best {len(rows)} of {len(found.candidates)} candidates on the validation scenarios."
+        candidates = Table(["Blocks", "Strength", "Score"], rows, caption, compact=True)
+    return MapView(found.name, [fact for fact in facts if fact[1]], drawings, candidates)
+
+
+def _drawable(grid: Grid | None) -> TypeGuard[Grid]:
+    """Whether there is more than one pair to compare."""
+    return grid is not None and len(grid.source) * len(grid.target) > 1 and bool(grid.known)
+
+
+def _grid(found: MapSummary, grid: Grid, key: str, title: str, caption: str, studio: Studio) -> Drawing:
+    framed = " Framed: the pair that is used." if found.chosen else ""
+    return studio.draw(
+        studio.name("map", found.name, key),
+        lambda: grid_figure(grid, title, found.chosen, as_percent=key == "score"),
+        grid_table(grid, key),
+        caption + framed,
+    )

@@ -1,0 +1,154 @@
+"""The whole page as plain data: what the template shows, from top to bottom."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import yaml
+
+from contrans_dist.analysis import RULE, Run
+from contrans_dist.report.harvests import harvest_table, harvest_warnings, norms_drawing
+from contrans_dist.report.maps import MapView, map_view
+from contrans_dist.report.parts import Cell, Drawing, Studio, Table, seconds_text
+from contrans_dist.report.sections import Section, build_section
+
+
+@dataclass
+class Page:
+    """Everything the template needs."""
+
+    title: str
+    description: str
+    models: str
+    sections: list[Section]
+    maps: list[MapView]
+    norms: Drawing | None
+    harvests: Table | None
+    facts: list[tuple[str, str]]
+    stages: Table | None
+    command: str
+    recipe: str
+    rule: str = RULE
+    warnings: list[str] = field(default_factory=list)
+
+
+def build_page(run: Run, studio: Studio) -> Page:
+    """Put the page of a run together; parts whose artefacts are missing stay empty."""
+    sections = [build_section(run, evaluation, studio) for evaluation in run.evaluations]
+    warnings = [*run.problems, *(warning for found in run.maps for warning in found.warnings)]
+    warnings += [
+        warning for name, harvest in run.harvests.items() for warning in harvest_warnings(name, harvest)
+    ]
+    return Page(
+        title=run.name,
+        description=str(run.record.get("description") or run.recipe.get("description") or ""),
+        models=_models(run),
+        sections=sections,
+        maps=[map_view(found, studio) for found in run.maps],
+        norms=norms_drawing(run, studio),
+        harvests=harvest_table(run.harvests) if run.harvests else None,
+        facts=_facts(run),
+        stages=_stages(run.record.get("stages") or []),
+        command=_command(run),
+        recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True) if run.recipe else "",
+        warnings=warnings,
+    )
+
+
+def _model_id(run: Run, side: str) -> str:
+    setting = run.recipe.get(side)
+    name = setting.get("id") if isinstance(setting, dict) else setting
+    harvest = run.harvests.get(f"contrast-{side}") or run.harvests.get(f"corpus-{side}")
+    return str(name or (harvest.manifest.get("identity", {}).get("model") if harvest else "") or "")
+
+
+def _models(run: Run) -> str:
+    source, target = _model_id(run, "source"), _model_id(run, "target")
+    if source and target:
+        return f"{source} → {target}"
+    if run.evaluations:
+        return run.evaluations[0].model
+    return ", ".join(str(h.manifest.get("identity", {}).get("model", "")) for h in run.harvests.values())
+
+
+def _command(run: Run) -> str:
+    if run.record.get("command"):
+        return str(run.record["command"])
+    contents = [evaluation.content for evaluation in run.evaluations]
+    contents += [harvest.manifest for harvest in run.harvests.values()]
+    return next((str(content["command"]) for content in contents if content.get("command")), "")
+
+
+def _stages(stages: list[dict[str, Any]]) -> Table | None:
+    if not stages:
+        return None
+    rows = [[Cell(str(stage["name"])), Cell(seconds_text(float(stage["seconds"])))] for stage in stages]
+    return Table(["Stage", "Time"], rows, compact=True)
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    recipe, record = run.recipe, run.record
+    facts = [("Source", _describe(run, "source")), ("Target", _describe(run, "target"))]
+    for key, title in (("corpus", "Corpus of the map"), ("concepts", "Contrast sets"), ("map", "Map")):
+        facts.append((title, _settings(recipe.get(key))))
+    facts += [
+        (f"Evaluation {name}", _settings(value)) for name, value in (recipe.get("evaluations") or {}).items()
+    ]
+    if not recipe:
+        facts += _own_facts(run)
+    if record.get("started"):
+        facts.append(("Started", _time(record["started"])))
+    if record.get("finished"):
+        facts.append(("Finished", _time(record["finished"])))
+    facts.append(("Commit", str(record.get("git_commit") or "")[:12]))
+    versions = record.get("versions") or {}
+    facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return [fact for fact in facts if fact[1]]
+
+
+def _own_facts(run: Run) -> list[tuple[str, str]]:
+    """What parts that stand alone say of themselves, where there is no recipe."""
+    facts = []
+    for evaluation in run.evaluations:
+        kept = ("benchmark", "protocol", "strengths", "created", "versions", "git_commit")
+        facts.append(
+            (f"Evaluation {evaluation.name}", _settings({k: evaluation.content.get(k) for k in kept}))
+        )
+    for name, harvest in run.harvests.items():
+        facts.append((f"Activations {name}", _settings(harvest.manifest.get("identity"))))
+    return facts
+
+
+def _describe(run: Run, side: str) -> str:
+    harvest = run.harvests.get(f"contrast-{side}") or run.harvests.get(f"corpus-{side}")
+    name = _model_id(run, side)
+    if not harvest:
+        return name
+    identity = harvest.manifest.get("identity") or {}
+    loaded = [identity.get("dtype"), identity.get("quantization")]
+    parts = [f"{harvest.n_blocks} blocks of width {harvest.d}", *(str(part) for part in loaded if part)]
+    return f"{name}: {', '.join(parts)}"
+
+
+def _settings(value: Any) -> str:
+    """Settings that were given, in one line; what was left out is left out here too."""
+    if not isinstance(value, dict):
+        return str(value or "")
+    parts = []
+    for key, entry in value.items():
+        if entry is None or entry == "" or entry == {}:
+            continue
+        shown = str(entry)
+        if isinstance(entry, list | tuple):
+            shown = ", ".join(str(item) for item in entry)
+        elif isinstance(entry, dict):
+            shown = ", ".join(f"{name} {item}" for name, item in entry.items())
+        parts.append(f"{key.replace('_', ' ')}: {shown}")
+    return " · ".join(parts)
+
+
+def _time(text: Any) -> str:
+    try:
+        return datetime.fromisoformat(str(text)).strftime("%Y-%m-%d %H:%M:%S %Z").strip()
+    except ValueError:
+        return str(text)

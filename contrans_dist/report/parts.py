@@ -1,0 +1,139 @@
+"""The pieces a page is put together from: tables, bars and drawings, as plain data for the template."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.csv
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from contrans_dist.analysis import Score, number
+from contrans_dist.report.svg import style, to_svg
+from contrans_dist.storage import Location
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: a text, a smaller note under it, and a CSS class (`best`, `warn`, `quiet`)."""
+
+    text: str
+    note: str = ""
+    kind: str = ""
+    span: int = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the row; `numbers` aligns the others to the right.
+
+    `compact` keeps it as narrow as its content.
+    """
+
+    head: list[str]
+    rows: list[list[Cell]]
+    caption: str = ""
+    numbers: bool = True
+    compact: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value as a bar with its interval; positions in percent of the width."""
+
+    title: str
+    value: str
+    note: str
+    width: float
+    low: float
+    high: float
+    colour: str
+    main: bool
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in the page, and the files it is kept in."""
+
+    svg: Markup
+    caption: str
+    data_file: str
+
+
+@dataclass
+class Studio:
+    """Draws figures, names them uniquely within the page, and keeps what is to be written beside it."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+
+    def name(self, *parts: str) -> str:
+        """A file name and id from texts of any kind, never given out twice."""
+        plain = "-".join(slug for part in parts if (slug := _slug(part))) or "figure"
+        candidate, count = plain, 1
+        while candidate in self._names:
+            count += 1
+            candidate = f"{plain}-{count}"
+        self._names.add(candidate)
+        return candidate
+
+    def draw(self, name: str, make: Callable[[], Figure], data: pa.Table, caption: str) -> Drawing:
+        """Draw a figure under a name from `name()`; `data` is what it shows."""
+        with style():
+            svg = to_svg(make(), name, caption)
+        self.files[f"{name}.svg"] = svg.encode()
+        self.files[f"{name}.csv"] = csv_bytes(data)
+        return Drawing(Markup(svg), caption, f"figures/{name}.csv")
+
+    def publish(self, folder: Location) -> None:
+        """Write every figure and its data into a folder."""
+        for name, data in sorted(self.files.items()):
+            (folder / name).write_bytes(data)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
+
+
+def csv_bytes(table: pa.Table) -> bytes:
+    """A table as CSV with a header line."""
+    target = io.BytesIO()
+    pyarrow.csv.write_csv(table, target)
+    return target.getvalue()
+
+
+def interval_text(score: Score, as_percent: bool) -> str:
+    """`[74.1, 81.5]`, in the unit of the value beside it."""
+    scale, digits = (100, 1) if as_percent else (1, 2)
+    return f"[{scale * score.low:.{digits}f}, {scale * score.high:.{digits}f}]"
+
+
+def score_cell(score: Score | None, as_percent: bool, show_n: bool, kind: str = "") -> Cell:
+    """A score with its interval, and its n where it differs from cell to cell."""
+    if score is None:
+        return Cell("–", kind="quiet")
+    note = interval_text(score, as_percent) + (f" n\u202f{score.n}" if show_n else "")
+    return Cell(number(score.value, as_percent, 1 if as_percent else 2), note, kind)
+
+
+def size_text(size: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f}\u202f{unit}" if size >= 10 or unit == "B" else f"{size:.1f}\u202f{unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration for people: `31 s`, `12 min`, `3.4 h`."""
+    if seconds < 100:
+        return f"{seconds:.1f}\u202fs" if seconds < 10 else f"{seconds:.0f}\u202fs"
+    return f"{seconds / 60:.0f}\u202fmin" if seconds < 5400 else f"{seconds / 3600:.1f}\u202fh"
+
+
+def count_text(count: float) -> str:
+    """A count with thin spaces between the thousands."""
+    return f"{count:,.0f}".replace(",", "\u202f")

@@ -1,0 +1,19 @@
+"""The steered scoring engine: next tokens, log-likelihoods and texts under many interventions at once."""
+
+from contrans_dist.scoring.generation import generate
+from contrans_dist.scoring.interventions import BASE, Intervention
+from contrans_dist.scoring.scores import NextToken, TokenScores, continuation_logprobs, next_token
+from contrans_dist.scoring.words import Cue, cues, first_token
+
+__all__ = [
+    "BASE",
+    "Cue",
+    "Intervention",
+    "NextToken",
+    "TokenScores",
+    "continuation_logprobs",
+    "cues",
+    "first_token",
+    "generate",
+    "next_token",
+]

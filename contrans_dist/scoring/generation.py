@@ -1,0 +1,98 @@
+"""Steered generation in batches with a cache; interventions are rows of one batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from contrans_dist.models import LanguageModel
+from contrans_dist.scoring.batches import check_lengths, pad_id
+from contrans_dist.scoring.interventions import BASE, Intervention, checked_offsets
+from contrans_dist.steering import added
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    interventions: Sequence[Intervention] = (BASE,),
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[str]]:
+    """Continue each prompt (token ids) under each intervention: `[C][P]` texts without the prompt.
+
+    Temperature 0 is greedy and does not depend on the batch; above 0, tokens are drawn from the whole softmax
+    with `seed` (and then which rows share a batch does matter). The model's own sampling defaults are not
+    used. Raises UserError for an empty prompt, one that leaves no room in the context, or a vector that does
+    not fit.
+    """
+    check_lengths(lm, prompts, more=max_new_tokens)
+    offsets = checked_offsets(lm, interventions)
+    if lm.split_at and max(map(len, prompts), default=0) + max_new_tokens > lm.split_at:
+        batch_size = 1  # such a model's rotary frequencies would depend on the longest text of the batch
+    pairs = [
+        (c, p)
+        for p in sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
+        for c in range(len(offsets))
+    ]
+    texts = [[""] * len(prompts) for _ in offsets]
+    with _plain_sampling(lm, max_new_tokens, temperature), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(pairs), batch_size):
+            chunk = pairs[start : start + batch_size]
+            new = _continue(lm, [prompts[p] for _, p in chunk], [offsets[c] for c, _ in chunk])
+            for (c, p), text in zip(chunk, new, strict=True):
+                texts[c][p] = text
+    return texts
+
+
+def _continue(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], offsets: Sequence[Mapping[int, Tensor]]
+) -> list[str]:
+    """The texts that follow left-padded prompts, row i steered by `offsets[i]`."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad_id(lm), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
+        mask[row, width - len(prompt) :] = 1
+    blocks = sorted({k for each in offsets for k in each})
+    rows = {k: torch.stack([each.get(k, torch.zeros(lm.d)) for each in offsets]) for k in blocks}
+    with torch.inference_mode(), added(lm.blocks, rows):
+        out = lm.model.generate(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device))
+    ends = _end_ids(lm)
+    texts = []
+    for new in out[:, width:].tolist():
+        stop = next((i for i, token in enumerate(new) if token in ends), len(new))
+        texts.append(str(lm.tokenizer.decode(new[:stop], skip_special_tokens=True)))
+    return texts
+
+
+@contextmanager
+def _plain_sampling(lm: LanguageModel, max_new_tokens: int, temperature: float) -> Iterator[None]:
+    """Put a generation config in place that knows only what is asked for here, and the model's end tokens."""
+    before = lm.model.generation_config
+    chosen = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad_id(lm),
+        eos_token_id=sorted(_end_ids(lm)) or None,
+        bos_token_id=before.bos_token_id,
+        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {}),
+    )
+    lm.model.generation_config = chosen
+    try:
+        yield
+    finally:
+        lm.model.generation_config = before
+
+
+def _end_ids(lm: LanguageModel) -> set[int]:
+    """The tokens that end a text, by the model's generation config, else by the tokenizer."""
+    ends = getattr(lm.model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = getattr(lm.tokenizer, "eos_token_id", None)
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)

@@ -1,0 +1,59 @@
+"""What is done to a model while it is scored: vectors at blocks, times a strength."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contrans_dist.models import LanguageModel
+from contrans_dist.steering import check_row
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """`strength * vectors[k]` added to block k's output at every position; strength 0 is the base."""
+
+    name: str
+    vectors: Mapping[int, np.ndarray] = field(default_factory=dict)  # block -> float32 [d]
+    strength: float = 0.0
+
+    def offsets(self) -> dict[int, Tensor]:
+        """Block -> float32 `[d]` to add; empty when nothing is added."""
+        if self.strength == 0:
+            return {}
+        rows = {k: torch.as_tensor(np.asarray(v, dtype=np.float32)) for k, v in self.vectors.items()}
+        return {k: self.strength * row for k, row in rows.items() if bool(row.any())}
+
+    @property
+    def block(self) -> int | None:
+        """The lowest block that something is added to; None for the base."""
+        return min(self.vectors, default=None) if self.strength != 0 else None
+
+
+BASE = Intervention("base")
+
+
+def checked_offsets(lm: LanguageModel, interventions: Sequence[Intervention]) -> list[dict[int, Tensor]]:
+    """The offsets of each intervention; UserError where one does not fit the model."""
+    offsets = [intervention.offsets() for intervention in interventions]
+    for rows in offsets:
+        for k, row in rows.items():
+            check_row(k, row, len(lm.blocks), lm.d)
+    return offsets
+
+
+def by_lowest_block(offsets: Sequence[Mapping[int, Tensor]]) -> dict[int, list[int]]:
+    """Interventions (by index) grouped by the block below which their runs are the same.
+
+    The base joins the highest group, where least is left to run; with nothing steered at all the result is
+    empty.
+    """
+    groups: dict[int, list[int]] = {}
+    for i, rows in enumerate(offsets):
+        if rows:
+            groups.setdefault(min(rows), []).append(i)
+    if groups:
+        groups[max(groups)].extend(i for i, rows in enumerate(offsets) if not rows)
+    return dict(sorted(groups.items()))

@@ -1,0 +1,107 @@
+"""What is read off the logits: the next token, and the log-likelihood of a continuation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contrans_dist.errors import UserError
+from contrans_dist.models import LanguageModel
+from contrans_dist.scoring.batches import plan_batches
+from contrans_dist.scoring.forward import run_all
+from contrans_dist.scoring.interventions import Intervention, checked_offsets
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The next token after each prompt under each intervention; C interventions, P prompts, W watched."""
+
+    argmax: np.ndarray  # int64 [C, P]
+    logits: np.ndarray  # float32 [C, P, W]: of the watched tokens
+    logprobs: np.ndarray  # float32 [C, P, W]: natural logarithm, over the whole vocabulary
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-likelihood of each continuation given its prompt; C interventions, P pairs."""
+
+    sums: np.ndarray  # float64 [C, P], natural logarithm
+    tokens: list[list[np.ndarray]]  # [C][P] float32, one entry a token of the continuation
+    greedy: np.ndarray  # bool [C, P]: every token of the continuation is the arg-max at its place
+
+
+def next_token(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    interventions: Sequence[Intervention],
+    *,
+    watch: Sequence[int] | Sequence[Sequence[int]] | np.ndarray,
+    batch_tokens: int = 4096,
+) -> NextToken:
+    """The arg-max after each prompt (token ids), and the watched tokens' logits and log-probabilities.
+
+    `watch`: token ids `[W]`, the same for every prompt, or `[P, W]`. Interventions share the blocks below the
+    lowest one that they steer. Raises UserError for an empty or too long prompt, or a vector that does not
+    fit.
+    """
+    offsets = checked_offsets(lm, interventions)
+    wanted = np.asarray(watch, dtype=np.int64)
+    ids = torch.as_tensor(np.broadcast_to(wanted, (len(prompts), wanted.shape[-1])).copy())
+    shape = (len(interventions), len(prompts))
+    argmax = np.zeros(shape, dtype=np.int64)
+    logits = np.zeros((*shape, ids.shape[1]), dtype=np.float32)
+    logprobs = np.zeros_like(logits)
+    batches = plan_batches(lm, prompts, [1] * len(prompts), batch_tokens)
+    for members, batch, values in run_all(lm, batches, offsets, batch_tokens):
+        watched = values.gather(2, ids[batch.index].to(values.device).expand(len(members), -1, -1))
+        place = np.ix_(members, batch.index)
+        argmax[place] = values.argmax(dim=2).cpu().numpy()
+        logits[place] = watched.cpu().numpy()
+        logprobs[place] = (watched - values.logsumexp(dim=2, keepdim=True)).cpu().numpy()
+    return NextToken(argmax, logits, logprobs)
+
+
+def continuation_logprobs(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    interventions: Sequence[Intervention],
+    *,
+    batch_tokens: int = 4096,
+) -> TokenScores:
+    """Log-probability of `continuations[p]` (token ids) after `prompts[p]`, token by token and summed.
+
+    Raises UserError for an empty prompt or continuation, or a pair longer than the model's context.
+    """
+    if len(prompts) != len(continuations):
+        raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
+    for p, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        if not prompt or not continuation:
+            raise UserError(f"pair {p}: prompt and continuation need at least one token each")
+    offsets = checked_offsets(lm, interventions)
+    # The last token predicts nothing that is asked for: what is run is everything before it.
+    sequences = [[*p, *c[:-1]] for p, c in zip(prompts, continuations, strict=True)]
+    lengths = [len(c) for c in continuations]
+    tokens: list[list[np.ndarray]] = [[np.empty(0)] * len(prompts) for _ in interventions]
+    greedy = np.zeros((len(interventions), len(prompts)), dtype=bool)
+    batches = plan_batches(lm, sequences, lengths, batch_tokens)
+    for members, batch, values in run_all(lm, batches, offsets, batch_tokens):
+        targets = torch.tensor([t for p in batch.index for t in continuations[p]], device=values.device)
+        scores, best = _score_targets(values, targets)
+        ends = np.cumsum([lengths[p] for p in batch.index])[:-1]
+        for row, c in enumerate(members):
+            for p, part, hit in zip(
+                batch.index, np.split(scores[row], ends), np.split(best[row], ends), strict=True
+            ):
+                tokens[c][p], greedy[c, p] = part, bool(hit.all())
+    sums = np.array([[part.sum(dtype=np.float64) for part in row] for row in tokens])
+    return TokenScores(sums.reshape(greedy.shape), tokens, greedy)
+
+
+def _score_targets(values: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """From logits `[C, N, V]`: each target's log-probability `[C, N]`, and whether it is the arg-max."""
+    chosen = values.gather(2, targets.expand(len(values), -1).unsqueeze(2)).squeeze(2)
+    scores = chosen - values.logsumexp(dim=2)
+    return scores.cpu().numpy(), (values.argmax(dim=2) == targets).cpu().numpy()

@@ -1,0 +1,86 @@
+"""Which token a word begins with when it follows a prompt, whatever the tokenizer does at the boundary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contrans_dist.errors import UserError
+from contrans_dist.models import LanguageModel, encode_many
+
+TAIL = 32  # characters at a prompt's end on which the tokens of a word after it may depend
+
+
+@dataclass(frozen=True)
+class Cue:
+    """What the model reads before a word, and each candidate word's first token there."""
+
+    context: list[int]
+    tokens: list[int]  # one for each word
+
+
+def first_token(lm: LanguageModel, prompt: str, word: str) -> int:
+    """The first sub-token of `word` after `prompt` and a space (unless the prompt itself ends on one)."""
+    return cues(lm, [prompt], [word])[0].tokens[0]
+
+
+def cues(lm: LanguageModel, prompts: Sequence[str], words: Sequence[str]) -> list[Cue]:
+    """For each prompt: the tokens to feed, and the token that each word begins with after them.
+
+    Prompt and word are tokenised together, since a tokenizer may give the space to the word, to the prompt's
+    last word, or keep it alone. The word's token is the first that begins at the space or later; the context
+    what precedes. Raises UserError when two words do not follow the same context.
+    """
+    if not words or not all(words):
+        raise UserError("label words must not be empty")
+    tokens: dict[str, list[int]] = {}
+    found = []
+    for prompt, (context, token) in zip(prompts, _split(lm, prompts, words[0]), strict=True):
+        tail = prompt[-TAIL:]
+        if tail not in tokens:
+            tokens[tail] = [token, *_agreeing(lm, prompt, context, words)]
+        found.append(Cue(context, tokens[tail]))
+    return found
+
+
+def _agreeing(lm: LanguageModel, prompt: str, context: list[int], words: Sequence[str]) -> list[int]:
+    """First tokens of `words[1:]`, each checked to follow the same context as `words[0]`."""
+    result = []
+    for word in words[1:]:
+        other, token = _split(lm, [prompt], word)[0]
+        if other != context:
+            raise UserError(
+                f"the prompt's end is tokenised differently before {words[0]!r} and before {word!r}"
+            )
+        result.append(token)
+    return result
+
+
+def _split(lm: LanguageModel, prompts: Sequence[str], word: str) -> list[tuple[list[int], int]]:
+    """Context and first token of `word` after each prompt."""
+    bodies = [prompt.removesuffix(" ") for prompt in prompts]
+    texts = [body + ("" if not body or body[-1].isspace() else " ") + word for body in bodies]
+    if not texts:
+        return []
+    if not getattr(lm.tokenizer, "is_fast", False):  # it cannot say which characters a token stands for
+        wholes = encode_many(lm, texts)
+        places = [_differing(a, b) for a, b in zip(encode_many(lm, bodies), wholes, strict=True)]
+    else:
+        encoded = lm.tokenizer(
+            texts, padding=False, truncation=False, verbose=False, return_offsets_mapping=True
+        )
+        wholes, spans = encoded["input_ids"], encoded["offset_mapping"]
+        places = [_first_from(len(body), each) for body, each in zip(bodies, spans, strict=True)]
+    return [(list(ids[:place]), int(ids[place])) for ids, place in zip(wholes, places, strict=True)]
+
+
+def _first_from(start: int, spans: Sequence[tuple[int, int]]) -> int:
+    """The first token that begins at character `start` or later; special tokens stand at (0, 0).
+
+    A token that begins before is the prompt's, even when it takes the space along.
+    """
+    return next(i for i, (low, high) in enumerate(spans) if low >= start and (low, high) != (0, 0))
+
+
+def _differing(prompt: Sequence[int], whole: Sequence[int]) -> int:
+    """The first place at which the whole differs from the prompt alone (which may end on special tokens)."""
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), len(prompt))

@@ -1,0 +1,153 @@
+"""Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by validation."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from contrans_dist.conditions import Steering, steering
+from contrans_dist.config import EvaluationSettings, Recipe
+from contrans_dist.errors import UserError
+from contrans_dist.evaluate import evaluate
+from contrans_dist.maps import MapSet, Pair, R2Table
+from contrans_dist.models import matched_depth, resolve_blocks
+from contrans_dist.progress import note
+from contrans_dist.reduce import all_pairs, fit, join
+from contrans_dist.storage import Location
+from contrans_dist.transfers import Sides, Vectors
+from contrans_dist.transplanting import cosine
+
+_MOST_PAIRS = 64
+"""Up to here every pair is tried; beyond, each target block with the source block that predicts it best."""
+
+
+def harvested_blocks(spec: str, side: str, n_blocks: int) -> str:
+    """The blocks of `side` that `map.blocks` needs, as a `--blocks` specification."""
+    if spec == "best":
+        return "all"
+    if spec == "depth":
+        return str(matched_depth(n_blocks))
+    left, mark, right = spec.partition(":")
+    if not mark:
+        raise UserError(f"map.blocks: expected depth, best, or source:target such as 24:30, found {spec!r}")
+    (block,) = resolve_blocks(left if side == "source" else right, n_blocks, "map.blocks")
+    return str(block)
+
+
+def fit_chosen(
+    recipe: Recipe,
+    sides: Sides,
+    own: dict[str, Vectors],
+    out: Location,
+    place: Callable[[str], str],
+) -> MapSet:
+    """Fit the map of the recipe's pair of blocks, with cosines to the target's own vectors, and save it."""
+    selection: dict[str, Any] | None = None
+    table: R2Table | None = None
+    spec = recipe.map.blocks
+    if spec == "best":
+        table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
+        pair, selection = _choose(recipe, sides, own, table, out, place)
+        spec = f"{pair[0]}:{pair[1]}"
+    maps = fit(sides.corpus_source, sides.corpus_target, spec, recipe.map.protocol)
+    maps = _with(maps, own, table, selection)
+    maps.save(out / "maps" / "corpus.safetensors")
+    (source, target), mapping = next(iter(maps.maps.items()))
+    mean = float(np.mean(list(maps.cosines[source, target].values())))
+    r2 = "" if mapping.r2_test is None else f"held-out R2 {mapping.r2_test:.3f}, "
+    note(f"map {source} -> {target}: {r2}rank {mapping.rank}, mean cosine to the target's own {mean:.2f}")
+    return maps
+
+
+def _with(
+    maps: MapSet, own: dict[str, Vectors], table: R2Table | None, selection: dict[str, Any] | None
+) -> MapSet:
+    pair = maps.only_pair()
+    cosines = {
+        concept: cosine(maps.carry(vector).at(pair[1]), own["target"][concept].at(pair[1]))
+        for concept, vector in own["source"].items()
+    }
+    return replace(maps, cosines={pair: cosines}, r2_table=table, selection=selection)
+
+
+def candidates(table: R2Table) -> list[Pair]:
+    """Pairs worth trying: all where they are few, else each target block with its best source block."""
+    if len(table.source) * len(table.target) <= _MOST_PAIRS:
+        return [(source, target) for source in table.source for target in table.target]
+    best = np.nanargmax(table.r2, axis=0)
+    return [(table.source[int(best[column])], target) for column, target in enumerate(table.target)]
+
+
+def _choose(
+    recipe: Recipe,
+    sides: Sides,
+    own: dict[str, Vectors],
+    table: R2Table,
+    out: Location,
+    place: Callable[[str], str],
+) -> tuple[Pair, dict[str, Any]]:
+    """The pair whose vectors steer validation scenarios best; by R2 where the recipe has none.
+
+    R2 alone proves little: a block can be predicted well and yet take no steering at all.
+    """
+    settings = next(iter(recipe.evaluations.values()))
+    if settings.validation is None:
+        pair = table.best()
+        return pair, {"criterion": "validation R2", "candidates": [], "chosen": list(pair)}
+    pairs = candidates(table)
+    steered = _candidate_steering(recipe, sides, own, pairs)
+    validation = EvaluationSettings(
+        texts=place(settings.validation),
+        template=settings.template,
+        labels=settings.labels,
+        strengths=_few(settings.strengths),
+        kinds=("negative",),
+        conditions=(),
+    )
+    metrics = evaluate(recipe.target, validation, steered, out / "validation", recipe.cluster, replace=True)
+    scored = [
+        {
+            "source": int(entry["condition"].split(":")[0]),
+            "target": int(entry["condition"].split(":")[1]),
+            "strength": entry["strength"],
+            "score": entry["metrics"]["token_acc_negative"]["value"],
+        }
+        for entry in metrics["conditions"]
+        if entry["condition"] != "base"
+    ]
+    best = max(scored, key=lambda entry: (entry["score"], _r2(table, entry), -entry["strength"]))
+    pair = (best["source"], best["target"])
+    note(
+        f"blocks {pair[0]} -> {pair[1]} chosen on validation scenarios: {best['score']:.2f} "
+        f"at strength {best['strength']:g}"
+    )
+    return pair, {"criterion": "token_acc_negative", "candidates": scored, "chosen": list(pair), "best": best}
+
+
+def _few(strengths: tuple[float, ...]) -> tuple[float, ...]:
+    """Every second strength, the largest among them: enough to rank pairs."""
+    return tuple(sorted(strength for strength in strengths if strength != 0))[::-1][::2]
+
+
+def _r2(table: R2Table, entry: dict[str, Any]) -> float:
+    return float(table.r2[table.source.index(entry["source"]), table.target.index(entry["target"])])
+
+
+def _candidate_steering(recipe: Recipe, sides: Sides, own: dict[str, Vectors], pairs: list[Pair]) -> Steering:
+    """The transplanted vectors of every candidate as conditions named `source:target`.
+
+    Pair by pair, so that no more than one map is in memory.
+    """
+    given: dict[str, Vectors] = {"vector": dict(own["target"])}
+    for source, target in pairs:
+        maps = fit(
+            sides.corpus_source,
+            sides.corpus_target,
+            f"{source}:{target}",
+            recipe.map.protocol,
+            shuffled=False,
+            quiet=True,
+        )
+        given[f"{source}:{target}"] = {c: maps.carry(v, recipe.map.norm) for c, v in own["source"].items()}
+    return steering(given, [f"{source}:{target}" for source, target in pairs])

@@ -1,0 +1,55 @@
+"""Which rows fit a map, which choose its ridge, which judge it; and the shuffled order of a control."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+FIT, VALIDATION, TEST = "fit", "validation", "test"
+
+
+def split_of(text_ids: Sequence[str]) -> np.ndarray:
+    """ "fit", "validation" or "test" for every text, 80 : 10 : 10, by a hash of its id: array of str [n].
+
+    Depends on the id alone: identical texts fall on the same side, in every set and on every machine.
+    """
+    parts = []
+    for text_id in text_ids:
+        # A hash of its own, so that ids which are themselves hashes, or running numbers, are spread evenly.
+        digest = hashlib.blake2b(b"contrans split " + str(text_id).encode(), digest_size=8).digest()
+        bucket = int.from_bytes(digest, "big") % 10
+        parts.append(VALIDATION if bucket == 8 else TEST if bucket == 9 else FIT)
+    return np.array(parts, dtype="<U10")
+
+
+def default_split(n: int) -> np.ndarray:
+    """A 80 : 10 : 10 split of n >= 10 rows in a fixed random order, for rows without text ids: str [n]."""
+    if n < 10:
+        raise ValueError(f"{n} rows: at least 10 are needed to hold some out")
+    parts = np.full(n, FIT, dtype="<U10")
+    order = np.random.default_rng(0).permutation(n)
+    tenth = n // 10
+    parts[order[:tenth]] = VALIDATION
+    parts[order[tenth : 2 * tenth]] = TEST
+    return parts
+
+
+def paper_split(n: int) -> np.ndarray:
+    """ConTrans' split, in input order: the first 80 % "fit", then 10 % "validation" and 10 % "test": str
+    [n].
+    """
+    parts = np.full(n, FIT, dtype="<U10")
+    parts[n * 8 // 10 : n * 9 // 10] = VALIDATION
+    parts[n * 9 // 10 :] = TEST
+    return parts
+
+
+def shuffle_order(fit: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A row order, int64 [n], in which every row marked in `fit` (bool [n]) gives way to another of them.
+
+    `source[shuffle_order(...)]` against an unchanged target is the shuffled-map control; other rows stay.
+    """
+    order = np.arange(len(fit), dtype=np.int64)
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(fit))
+    order[drawn] = np.roll(drawn, 1)
+    return order

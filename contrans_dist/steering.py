@@ -1,0 +1,142 @@
+"""Adding a concept vector to the residual stream of a running model (equation 3 of ConTrans)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from contrans_dist.errors import UserError
+from contrans_dist.models import LanguageModel, find_blocks, text_config
+
+Vector = Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]
+
+
+@contextmanager
+def steer(
+    model: LanguageModel | nn.Module,
+    vector: Vector,
+    *,
+    block: int | Sequence[int] | None = None,
+    strength: float = 1.0,
+) -> Iterator[None]:
+    """Add `strength * vector` to the output of decoder blocks, at every position, inside a `with`.
+
+    `vector` is `[d]` (the same for each block named in `block`), `[n_blocks, d]` (each block its own row;
+    without `block` all rows that are not zero) or `{block: [d]}`. It is brought to the dtype and device of
+    the block's output. Strength 0 registers no hook at all. Works under `generate` with a cache.
+
+    Raises UserError for a vector of another width, a block that the model has not, or a vector that is not
+    finite.
+    """
+    blocks = _blocks_of(model)
+    rows = select_rows(vector, block=block, n_blocks=len(blocks), d=_width_of(model))
+    offsets = {k: strength * row for k, row in rows.items()} if strength != 0 else {}
+    with added(blocks, offsets):
+        yield
+
+
+@contextmanager
+def added(blocks: Sequence[nn.Module], offsets: Mapping[int, Tensor]) -> Iterator[None]:
+    """Hook `offsets[k]` onto block k's output: `[d]` for the whole batch, or `[B, d]`, a row for each row."""
+    handles = []
+    try:
+        for k, offset in offsets.items():
+            # First in line: what other hooks see (output_hidden_states, a capture) is the steered stream.
+            handles.append(blocks[k].register_forward_hook(_adder(offset), prepend=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def select_rows(
+    vector: Vector, *, block: int | Sequence[int] | None, n_blocks: int, d: int
+) -> dict[int, Tensor]:
+    """The float32 `[d]` row of each block that the vector is to be added to; see `steer`."""
+    if isinstance(vector, Mapping):
+        if block is not None:
+            raise UserError("give blocks either as the keys of the vector or as `block`, not both")
+        rows = {int(k): _tensor(v) for k, v in vector.items()}
+    else:
+        rows = _rows_of_array(_tensor(vector), block, n_blocks, d)
+    for k, row in rows.items():
+        check_row(k, row, n_blocks, d)
+    return rows
+
+
+def check_row(k: int, row: Tensor, n_blocks: int, d: int) -> None:
+    """Raise UserError unless block `k` exists and `row` is a finite vector as wide as the model."""
+    _check_block(k, n_blocks)
+    if row.shape != (d,):
+        raise UserError(f"vector for block {k} has shape {tuple(row.shape)}, the model's hidden size is {d}")
+    if not bool(torch.isfinite(row).all()):
+        raise UserError(f"vector for block {k} holds values that are not finite")
+
+
+def first_of(output: object) -> Tensor:
+    """The residual stream in what a block returned: the tensor itself, or a tuple's first element."""
+    state = output[0] if isinstance(output, tuple) else output
+    if not isinstance(state, Tensor):
+        raise TypeError(
+            f"a decoder block returned {type(state).__name__}, not a tensor or a tuple of tensors"
+        )
+    return state
+
+
+def like(output: object, state: Tensor) -> object:
+    """`state` in the structure of `output`: bare, or first in a tuple."""
+    return (state, *output[1:]) if isinstance(output, tuple) else state
+
+
+def _adder(offset: Tensor):  # type: ignore[no-untyped-def]
+    """A forward hook that adds `offset` ([d] or [B, d]) to the block's output."""
+    placed = offset if offset.ndim == 1 else offset.unsqueeze(1)
+
+    def hook(_module: nn.Module, _args: object, output: object) -> object:
+        nonlocal placed
+        state = first_of(output)
+        # Moved once, on the first call: a copy from the host in each decoding step would stall a GPU.
+        placed = placed.to(device=state.device, dtype=state.dtype)
+        return like(output, state + placed)
+
+    return hook
+
+
+def _rows_of_array(
+    array: Tensor, block: int | Sequence[int] | None, n_blocks: int, d: int
+) -> dict[int, Tensor]:
+    chosen = None if block is None else [block] if isinstance(block, int | np.integer) else list(block)
+    if array.ndim == 1:
+        if chosen is None:
+            raise UserError("a vector of one row needs `block`: the block or blocks to add it to")
+        return {int(k): array for k in chosen}
+    if array.ndim != 2 or array.shape[0] != n_blocks:
+        raise UserError(
+            f"vector has shape {tuple(array.shape)}; expected [{d}] or [{n_blocks}, {d}] for this model"
+        )
+    if chosen is None:
+        return {k: row for k, row in enumerate(array) if bool(row.any())}
+    for k in chosen:
+        _check_block(k, n_blocks)
+        if not bool(array[k].any()):
+            raise UserError(f"the vector carries nothing at block {k}: its row is zero")
+    return {int(k): array[k] for k in chosen}
+
+
+def _check_block(k: int, n_blocks: int) -> None:
+    if not 0 <= k < n_blocks:
+        raise UserError(f"block {k}: the model has blocks 0 to {n_blocks - 1}")
+
+
+def _tensor(values: Tensor | np.ndarray) -> Tensor:
+    return torch.as_tensor(values).detach().to(torch.float32)
+
+
+def _blocks_of(model: LanguageModel | nn.Module) -> Sequence[nn.Module]:
+    return model.blocks if isinstance(model, LanguageModel) else list(find_blocks(model)[1])
+
+
+def _width_of(model: LanguageModel | nn.Module) -> int:
+    return model.d if isinstance(model, LanguageModel) else int(text_config(model.config).hidden_size)

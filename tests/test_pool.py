@@ -1,0 +1,156 @@
+"""The actor pool on real Ray: results, failures, killed actors, and a lost node."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from contrans_dist.config import ClusterSettings
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.pool import MAX_ATTEMPTS, Replicas, Task, connected, replicas, run_tasks
+
+# Workers cannot import this file, so the class below travels whole.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+ONE_CORE = Replicas(actors=2, gpus=0, cpus=1)
+
+
+class Worker:
+    """Runs payloads that say what is to happen to it."""
+
+    def __init__(self, folder: str, refuse: bool = False) -> None:
+        if refuse:
+            raise UserError("no such model: gone")
+        self.folder = Path(folder)
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def run(self, payload: dict[str, Any]) -> int:
+        trace = self.folder / payload["name"]
+        runs = len(list(self.folder.glob(f"{payload['name']}.*")))
+        trace.with_suffix(f".{runs}").touch()
+        if runs < payload.get("deaths", 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if runs < payload.get("errors", 0):
+            raise ValueError(f"{payload['name']} went wrong\nwith a second line")
+        time.sleep(payload.get("seconds", 0))
+        return int(payload["value"]) ** 2
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[None]:
+    with connected("local"):
+        yield
+
+
+def go(tasks: list[dict[str, Any]], folder: Path, *arguments: Any) -> tuple[dict[str, int], Any]:
+    results: dict[str, int] = {}
+
+    def keep(task: Task, result: int) -> None:
+        assert task.name not in results
+        results[task.name] = result
+
+    named = [Task(task["name"], task) for task in tasks]
+    return results, run_tasks(Worker, (str(folder), *arguments), named, ONE_CORE, keep)
+
+
+def test_every_task_once_and_its_result(local: None, tmp_path: Path) -> None:
+    results, outcome = go([{"name": f"t{i}", "value": i} for i in range(7)], tmp_path)
+    assert results == {f"t{i}": i * i for i in range(7)}
+    assert len(list(tmp_path.iterdir())) == 7
+    assert (outcome.failures, outcome.lost_actors) == ({}, 0)
+
+
+def test_a_killed_actor_loses_nothing(local: None, tmp_path: Path) -> None:
+    tasks = [{"name": f"t{i}", "value": i, "deaths": 2 if i == 3 else 0} for i in range(6)]
+    results, outcome = go(tasks, tmp_path)
+    assert results == {f"t{i}": i * i for i in range(6)}
+    assert outcome.lost_actors == 2
+    assert len(list(tmp_path.iterdir())) == 6 + 2
+
+
+def test_a_task_that_always_fails_is_named_and_the_rest_goes_on(local: None, tmp_path: Path) -> None:
+    tasks = [{"name": f"t{i}", "value": i, "errors": 99 if i == 1 else 0} for i in range(5)]
+    results, outcome = go(tasks, tmp_path)
+    assert sorted(results) == ["t0", "t2", "t3", "t4"]
+    assert outcome.failures == {"t1": "t1 went wrong"}
+    assert len(list(tmp_path.glob("t1.*"))) == MAX_ATTEMPTS
+
+
+def test_a_task_that_kills_every_actor_is_given_up(local: None, tmp_path: Path) -> None:
+    tasks = [{"name": f"t{i}", "value": i, "deaths": 99 if i == 0 else 0} for i in range(3)]
+    results, outcome = go(tasks, tmp_path)
+    assert sorted(results) == ["t1", "t2"]
+    assert list(outcome.failures) == ["t0"]
+
+
+def test_an_actor_that_cannot_start_says_why(local: None, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such model: gone"):
+        go([{"name": "t", "value": 1}], tmp_path, True)
+
+
+def test_no_cluster_is_one_line() -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:1"), connected("127.0.0.1:1"):
+        pass
+
+
+def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
+    """Three nodes on this machine; the one that works is taken away in the middle."""
+    if ray.is_initialized():
+        ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        with connected(cluster.address):
+            assert replicas(ClusterSettings()).actors == 2
+            removed = []
+            results: dict[str, int] = {}
+
+            def keep(task: Task, result: int) -> None:
+                results[task.name] = result
+                if not removed:
+                    cluster.remove_node(nodes[0], allow_graceful=False)
+                    removed.append(nodes[0])
+
+            tasks = [Task(f"t{i}", {"name": f"t{i}", "value": i, "seconds": 0.5}) for i in range(8)]
+            outcome = run_tasks(Worker, (str(tmp_path),), tasks, ONE_CORE, keep)
+        assert results == {f"t{i}": i * i for i in range(8)}
+        assert not outcome.failures
+    finally:
+        cluster.shutdown()
+
+
+class TestReplicas:
+    """Actors are counted node by node, never over the whole cluster."""
+
+    @staticmethod
+    def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": r} for r in resources])
+
+    def test_gpus_of_different_nodes_do_not_add_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nodes(monkeypatch, {"GPU": 3, "CPU": 32}, {"GPU": 3, "CPU": 32}, {"CPU": 8})
+        assert replicas(ClusterSettings(gpus_per_actor=2)) == Replicas(2, 2, 32)
+        assert replicas(ClusterSettings()).actors == 6
+        with pytest.raises(UserError, match="4 GPUs"):
+            replicas(ClusterSettings(gpus_per_actor=4))
+
+    def test_cores_are_shared_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nodes(monkeypatch, {"CPU": 8})
+        assert replicas(ClusterSettings()) == Replicas(1, 0, 8)
+        assert replicas(ClusterSettings(actors=2)) == Replicas(2, 0, 4)
+        assert replicas(ClusterSettings(cpus_per_actor=2)) == Replicas(4, 0, 2)
+
+    def test_a_head_without_cores_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nodes(monkeypatch, {}, {"CPU": 4}, {"CPU": 4})
+        assert replicas(ClusterSettings()) == Replicas(2, 0, 4)

@@ -1,0 +1,224 @@
+"""The page: complete, self-contained, escaped, deterministic, and there for parts of a run too."""
+
+import csv
+import itertools
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from runfolder import CONCEPTS, HITS, STRENGTHS, write_run
+
+from contrans_dist.analysis import Score
+from contrans_dist.errors import UserError
+from contrans_dist.report import write_report
+from contrans_dist.report.figures import spread
+from contrans_dist.report.parts import count_text, score_cell, size_text
+from contrans_dist.report.svg import label
+from contrans_dist.storage import Location
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Tags, ids, links and visible text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).replace("\u202f", " ").split())
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def report(folder: Path) -> str:
+    return Path(write_report(Location.parse(folder)).path).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return report(folder)
+
+
+def test_page_says_what_came_out_and_what_was_run(html: str) -> None:
+    words = Page(html).words
+    for expected in (
+        "The transplanted vector raises Token Acc on negative scenarios from 5.0 % to 80 % at strength 2",
+        "Clear effect", "6 of 6 concepts stand apart", "none of the 120 scored scenarios was seen before",
+        "80.0 % [72.0, 86.2]", "n = 120 negative scenarios", "No overlap.", "demo:source → demo:target",
+        "contrans run demo.yaml --out runs/demo", "texts/corpus.jsonl", "torch 2.13.0", "R² on held-out rows",
+        "2 texts were truncated", "fewer rows than ten times the width", "2.4e-07", "“fear” 80 %",
+    ):  # fmt: skip
+        assert expected in words
+
+
+def test_page_is_self_contained_and_small(html: str) -> None:
+    page = Page(html)
+    assert len(html) < 5_000_000
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    fetched = [v for n in ("src", "href", "xlink:href", "data", "action") for v in page.values(n)]
+    assert all(value.startswith(("#", "data:image/png;base64,")) for value in fetched)
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    assert len(page.tags) > 500
+    assert page.tags.count("svg") == 7
+
+
+def test_ids_are_unique_and_references_resolve(html: str) -> None:
+    page = Page(html)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    used = re.findall(r"url\(#([^)]+)\)", html)
+    used += [
+        value[1:] for name in ("href", "xlink:href") for value in page.values(name) if value.startswith("#")
+    ]
+    assert used
+    assert set(used) <= set(ids)
+
+
+def test_same_run_gives_the_same_bytes(folder: Path, html: str, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    assert report(again) == html
+    for name in ("emotions-strength.svg", "emotions-pca.svg"):
+        assert (again / "figures" / name).read_bytes() == (folder / "figures" / name).read_bytes()
+
+
+def test_data_behind_each_figure_lies_beside_it(folder: Path, html: str) -> None:
+    named = set(re.findall(r"Data: figures/([\w-]+)\.csv", html))
+    files = {path.name for path in (folder / "figures").iterdir()}
+    assert files == {f"{name}{end}" for name in named for end in (".csv", ".svg")}
+    with (folder / "figures/emotions-strength.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    vector = {float(row["strength"]): float(row["value"]) for row in rows if row["condition"] == "vector"}
+    assert vector == pytest.approx(dict(zip(STRENGTHS, [hits / 20 for hits in HITS["vector"]], strict=True)))
+    assert len(rows) == 1 + len(HITS) * len(STRENGTHS)
+
+
+def test_names_from_users_are_escaped_everywhere(tmp_path: Path) -> None:
+    names = (
+        HOSTILE,
+        '"><img src=x onerror=alert(2)>',
+        "$\\frac{a}{b}$",
+        "_hidden & co",
+        "恐怖",
+        "a\x00b\x1b",
+    )
+    source, target = "org/\"quoted\" 'model' <b>", "</style></svg><script>alert(3)</script>"
+    folder = write_run(tmp_path, concepts=names, source=source, target=target, overlap=3)
+    for file in ("run.json", "evaluations/emotions/metrics.json"):
+        content = json.loads((folder / file).read_text())
+        content.update(command=HOSTILE, name=HOSTILE, description=HOSTILE, notes=[HOSTILE], started=HOSTILE)
+        (folder / file).write_text(json.dumps(content))
+    html = report(folder)
+    page = Page(html)
+    assert not {"script", "img", "b"} & set(page.tags)
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert page.tags.count("svg") == 7
+    assert page.tags.count("style") == 1
+    words = page.words
+    assert words.count(HOSTILE) >= 8
+    assert "<script>alert(1)<…" in words  # shortened in the figures
+    for text in (source, target, "$\\frac{a}{b}$", "_hidden & co", "恐怖"):
+        assert " ".join(text.split()) in words
+
+
+def test_leak_is_said_at_the_top_and_folded_out_below(tmp_path: Path) -> None:
+    words = Page(report(write_run(tmp_path, overlap=45))).words
+    assert words.index("Leak: 45 of 120 scored scenarios") < words.index("Results")
+    assert "Clear effect, but on scenarios seen before" in words
+    assert "45 of 120 scored scenarios were seen before" in words
+    assert "leaked scenario 2" in words
+    assert "No overlap" not in words
+
+
+def test_effect_shared_by_controls_is_said(tmp_path: Path) -> None:
+    hits = {**HITS, "random": (2, 7, 13, 16)}
+    words = Page(report(write_run(tmp_path, hits=hits, p_vs_vector=None))).words
+    assert "The controls do the same" in words
+    assert "Not distinguishable from its controls" in words
+    assert "0 of 6 concepts stand apart" in words
+
+
+def test_missing_pieces_are_left_out(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "evaluations/emotions", tmp_path / "emotions")
+    alone = Page(report(tmp_path / "emotions")).words
+    assert "raises Token Acc" in alone
+    assert "Harvests" not in alone
+    shutil.copytree(folder / "activations/contrast-target", tmp_path / "contrast-target")
+    harvest = Page(report(tmp_path / "contrast-target")).words
+    assert "Harvests" in harvest
+    assert "Results" not in harvest
+    assert "contrans harvest" in harvest
+    shutil.copytree(folder / "maps", tmp_path / "only-maps/maps")
+    assert "R² on held-out rows" in Page(report(tmp_path / "only-maps")).words
+    with pytest.raises(UserError, match="nothing to report"):
+        write_report(Location.parse(tmp_path / "no-such-folder"))
+
+
+def test_every_evaluation_has_its_section(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    shutil.copytree(run / "evaluations/emotions", run / "evaluations/emotions!")
+    words = Page(report(run)).words
+    assert "Results: emotions" in words
+    assert "Results: emotions!" in words
+    assert words.count("Clear effect") == 2
+    assert len(list((run / "figures").glob("*-strength*.csv"))) == 2
+
+
+def test_evaluation_with_one_condition_and_no_concepts(tmp_path: Path) -> None:
+    score = {"value": 12.3, "low": 11.0, "high": 13.0, "n": 900}
+    row = {"condition": "base", "strength": 0, "metrics": {"perplexity": score}}
+    content = {"benchmark": "perplexity", "model": "m", "leak": None, "conditions": [row]}
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    words = Page(report(tmp_path)).words
+    assert "12.30 [11.00, 13.00]" in words
+    assert "Clear effect" not in words
+
+
+def test_labels_are_moved_apart_and_no_further() -> None:
+    assert spread([0.1, 0.5, 0.9], 0.05) == [0.1, 0.5, 0.9]
+    placed = spread([0.0, 0.01, 0.02, 0.8], 0.06)
+    assert placed[3] == 0.8
+    gaps = [b - a for a, b in itertools.pairwise(placed)]
+    assert min(gaps) >= 0.06 - 1e-9
+    assert placed[0] >= 0
+
+
+def test_texts_for_people() -> None:
+    assert label("a\nb\tc\x00") == "a b c\ufffd"
+    assert len(label("x" * 100)) == 26
+    assert size_text(1_234_567) == "1.2\u202fMB"
+    assert size_text(12) == "12\u202fB"
+    assert count_text(1234567) == "1\u202f234\u202f567"
+    cell = score_cell(Score(0.5, 0.4, 0.6, 10), True, show_n=True)
+    assert (cell.text, cell.note) == ("50.0\u202f%", "[40.0, 60.0] n\u202f10")
+
+
+@pytest.mark.parametrize("concepts", [CONCEPTS[:2], tuple(f"concept {index}" for index in range(14))])
+def test_few_and_many_concepts(tmp_path: Path, concepts: tuple[str, ...]) -> None:
+    page = Page(report(write_run(tmp_path, concepts=concepts)))
+    assert f"{len(concepts)} of {len(concepts)} concepts stand apart" in page.words
