@@ -77,9 +77,10 @@ def fit_map(
 ) -> AffineMap:
     """The map from source rows [n, d_s] to target rows [n, d_t], row i of both from the same text.
 
-    - "default": centred; fitted on the "fit" rows with the relative ridge (from `ridges`, else 1e-10 to 10 in
-      half decades) of least error on the "validation" rows; R2 on the "test" rows. `split` is that of
-      `split_of(text_ids)`; without it `default_split` is used, which cannot know of identical texts.
+    - "default": centred; fitted on the "fit" rows with the smallest relative ridge (of `ridges`, else 1e-10
+      to 10 in half decades) that is about as good as the best on the "validation" rows
+      (`ridge.choose_ridge`); R2 on the "test" rows. `split` is that of `split_of(text_ids)`; without it
+      `default_split` is used, which cannot know of identical texts.
     - "paper": equation 2, V diag(1/sigma) U^T Y over the first 80 % of the rows, no centring, no bias; R2 and
       mean squared error on the last 10 %.
     - "lcross": the same (the pseudo-inverse) over all rows, as L-Cross Modulation fits on a concept's own

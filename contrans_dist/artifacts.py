@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save_file
 
@@ -38,7 +39,10 @@ def load_tensors(
     header = tensor_header(location)
     if kind is not None and header.get("kind") != kind:
         raise UserError(f"{location}: expected a {kind} file, this is a {header.get('kind', 'foreign')} file")
-    return load_safetensors(location.read_bytes()), header
+    try:
+        return load_safetensors(location.read_bytes()), header
+    except SafetensorError as error:
+        raise UserError(f"{location}: the file is damaged ({error}); make it again") from error
 
 
 def tensor_header(location: Location) -> dict[str, Any]:

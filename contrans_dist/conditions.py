@@ -16,6 +16,9 @@ from contrans_dist.vectors import ConceptVector
 Row = NDArray[np.float32]
 DERIVED: tuple[Condition, ...] = ("random", "shuffled-map", "other-concept")
 """Controls that follow from the vectors themselves."""
+RANDOM = "random"
+"""A direction of its own for every item: a single one proves little. Where transplanted emotions reached a
+mean Token Acc of .85, single directions reached 0 to .85 (two trained models, TinyStories 656k to 3M)."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Steering:
     vector_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Units of the texts behind the vectors, and behind the map (`leak.unit_hashes`)."""
     map_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    seed: int = 0
+    """Of the control `random`, whose rows above give no more than the norm."""
 
     @property
     def concepts(self) -> list[str]:
@@ -37,9 +42,21 @@ class Steering:
         """Every block that something is added to."""
         return sorted({b for per in self.rows.values() for at in per.values() for b in at})
 
-    def interventions(self, concept: str, strengths: Sequence[float]) -> list[Intervention]:
-        """The base, and every condition of a concept at every strength but 0, which is the base."""
-        conditions = self.rows.get(concept, {})
+    def interventions(
+        self, concept: str, strengths: Sequence[float], items: Sequence[str]
+    ) -> list[Intervention]:
+        """The base, and every condition of a concept at every strength but 0, which is the base.
+
+        `items`: the ids of the items that are scored under them. Each meets a random direction of its own,
+        the same at every strength.
+        """
+        conditions = dict(self.rows.get(concept, {}))
+        if RANDOM in conditions:
+            seeds = [_seed(self.seed, concept, item) for item in items]
+            conditions[RANDOM] = {
+                block: np.stack([random_like(row, seed) for seed in seeds])
+                for block, row in conditions[RANDOM].items()
+            }
         return [
             BASE,
             *(
@@ -52,7 +69,7 @@ class Steering:
 
     def digest(self) -> str:
         """Identity of all rows, for the fingerprint of an evaluation."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"random directions {self.seed}".encode())
         for concept, conditions in self.rows.items():
             for condition, rows in conditions.items():
                 for block, row in rows.items():
@@ -78,11 +95,11 @@ def steering(
     for concept in main:
         rows[concept] = {}
         for condition in conditions:
-            at, row = _row(given, condition, concept, block, seed)
+            at, row = _row(given, condition, concept, block)
             rows[concept][condition] = {at: row}
     texts = [vector.text_hashes for vector in main.values()]
     maps = [vector.map_text_hashes for vector in main.values()]
-    return Steering(rows, _union(texts), _union(maps))
+    return Steering(rows, _union(texts), _union(maps), seed)
 
 
 def _row(
@@ -90,7 +107,6 @@ def _row(
     condition: str,
     concept: str,
     block: int | None,
-    seed: int,
 ) -> tuple[int, Row]:
     main = given["vector"]
     if condition in given:
@@ -98,8 +114,8 @@ def _row(
             raise UserError(f"condition {condition}: no vector for concept {concept!r}")
         return row_of(given[condition][concept], block)
     at, row = row_of(main[concept], block)
-    if condition == "random":
-        return at, random_like(row, _seed(seed, concept))
+    if condition == RANDOM:
+        return at, row
     if condition == "other-concept":
         names = list(main)
         if len(names) < 2:
@@ -135,8 +151,8 @@ def load_steering(
     return steering({"vector": vectors}, conditions, block, seed)
 
 
-def _seed(seed: int, concept: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed} {concept}".encode(), digest_size=4).digest(), "big")
+def _seed(seed: int, concept: str, item: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {concept} {item}".encode(), digest_size=8).digest(), "big")
 
 
 def _union(hashes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

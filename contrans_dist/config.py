@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "nf4"]
 Protocol = Literal["default", "paper", "lcross"]
-Position = Literal["last", "mean"] | int
+Position = Literal["last", "mean"] | Annotated[int, Field(strict=True)]
 
 Condition = Literal[
     "vector",
@@ -131,7 +131,7 @@ class EvaluationSettings(Settings):
     """Scenarios that may serve as few-shot examples; None asks without examples."""
     protocol: Literal["default", "paper"] = "default"
     template: str | None = None
-    strengths: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
+    strengths: tuple[FiniteFloat, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
     conditions: tuple[Condition, ...] = ("vector", "random", "shuffled-map", "other-concept", "self-align")
     kinds: tuple[Literal["positive", "negative"], ...] = ("positive", "negative")
     """Scenarios that are about the steered concept, and scenarios that are not."""
@@ -154,7 +154,7 @@ class Recipe(Settings):
     corpus: CorpusSettings
     concepts: ConceptSettings
     map: MapSettings = MapSettings()
-    evaluations: dict[str, EvaluationSettings]
+    evaluations: dict[str, EvaluationSettings] = Field(min_length=1)
     batch_tokens: int = Field(4096, ge=1)
     cluster: ClusterSettings = ClusterSettings()
 

@@ -62,9 +62,7 @@ class EvaluationSpec:
 class EvaluationActor:
     """A loaded target model that scores splits under every condition."""
 
-    def __init__(self, spec: EvaluationSpec) -> None:
-        self.spec = spec
-        model = spec.model
+    def __init__(self, model: ModelSettings) -> None:
         self.lm = load_model(
             model.id,
             dtype=model.dtype,
@@ -75,10 +73,10 @@ class EvaluationActor:
     def ready(self) -> str:
         return str(self.lm.device)
 
-    def run(self, split: Split) -> int:
+    def run(self, split: Split, spec: EvaluationSpec) -> int:
         """Score a split and publish its rows; returns how many there are."""
-        spec = self.spec
-        interventions = spec.steering.interventions(split.concept, spec.strengths)
+        ids = [item.id for item in split.items]
+        interventions = spec.steering.interventions(split.concept, spec.strengths, ids)
         table = spec.benchmark.score(self.lm, split.items, interventions)
         facts = {"fingerprint": fingerprint(spec.identity), "identity": spec.identity}
         table = table.replace_schema_metadata({schema.METADATA_KEY: json.dumps(facts)})
@@ -240,7 +238,7 @@ def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSe
 
         size = replicas(cluster)
         tasks = [Task(split.name, split) for split in missing]
-        outcome = run_tasks(EvaluationActor, (spec,), tasks, size, keep)
+        outcome = run_tasks(EvaluationActor, (spec.model,), tasks, size, keep, shared=spec)
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(

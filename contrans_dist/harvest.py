@@ -175,18 +175,18 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
     size = replicas(cluster)
     # Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
     tasks = {
-        f"{each.spec.out.name}/{shard.name}": (each, shard, each.texts.slice(shard.start, shard.rows))
+        f"{each.spec.out}/{shard.name}": (each, shard, each.texts.slice(shard.start, shard.rows))
         for each in sets
         for shard in each.missing
     }
     title = f"harvest {model.id.rstrip('/').rsplit('/', 1)[-1]}"
-    started, fresh = time.monotonic(), dict.fromkeys((each.spec.out.name for each in sets), 0)
+    started, fresh = time.monotonic(), dict.fromkeys((each.spec.out for each in sets), 0)
     with Progress(title, sum(shard.rows for _, shard, _ in tasks.values()), "texts") as progress:
 
         def keep(task: Task, report: ShardReport) -> None:
             each = tasks[task.name][0]
             each.reports[report.index] = report
-            fresh[each.spec.out.name] += report.tokens
+            fresh[each.spec.out] += report.tokens
             progress.advance(report.rows)
 
         payloads = [Task(name, (each.spec, shard, rows)) for name, (each, shard, rows) in tasks.items()]
@@ -201,7 +201,7 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
     seconds = time.monotonic() - started
     for each in sets:
         each.throughput = {
-            "tokens": fresh[each.spec.out.name],
+            "tokens": fresh[each.spec.out],
             "seconds": round(seconds, 3),
             "tokens_per_second": round(sum(fresh.values()) / seconds, 1),
             "actors": min(size.actors, len(tasks)),

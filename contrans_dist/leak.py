@@ -8,6 +8,7 @@ a few-shot prefix or a story. Units are kept as 64-bit hashes; artefacts carry h
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ _FEWEST_WORDS = 4
 """Shorter units ("He smiled.") are in every text and would prove nothing."""
 
 
+@lru_cache(maxsize=1 << 18)
 def unit_hash(text: str) -> int | None:
     """Hash of one unit (signed 64 bits), or None when it is too short to tell texts apart."""
     words = _NO_WORD.sub(" ", _LABEL.sub("", text).lower()).split()

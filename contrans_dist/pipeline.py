@@ -28,13 +28,11 @@ from contrans_dist.pool import connected
 from contrans_dist.progress import note
 from contrans_dist.provenance import command_line, git_commit, now, versions
 from contrans_dist.recipe import load_recipe
-from contrans_dist.refining import concept_rows, refine
 from contrans_dist.report import write_report
 from contrans_dist.selection import fit_chosen, harvested_blocks
 from contrans_dist.storage import Location
 from contrans_dist.texts import read_texts, text_table
-from contrans_dist.transfers import Sides, condition_vectors
-from contrans_dist.vectors import ConceptVector
+from contrans_dist.transfers import Sides, Vectors, condition_vectors, refine_sides, save_vectors
 
 T = TypeVar("T")
 _BUNDLED = "demo:"
@@ -143,14 +141,15 @@ class _Run:
         given = self.recipe.concepts.texts
         if isinstance(given, str):
             rows = read_scenarios(self._place(given))
-            return text_table({name: [row[name] for row in rows] for name in ("text", "concept")}, given)
+            return text_table({name: [row[name] for row in rows] for name in rows[0]}, given)
         parts = []
         for concept, path in given.items():
             table = read_texts(self._place(path))
             if "label" not in table.column_names:
                 raise UserError(f"{path}: expected positive and negative texts (a column `label`)")
             parts.append(table.append_column("concept", pa.array([concept] * table.num_rows)))
-        names = ["text", "concept", "label", *(["pair_id"] if "pair_id" in parts[0].column_names else [])]
+        # A template may name any column that all the files have.
+        names = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
         return text_table(pa.concat_tables([part.select(names) for part in parts]), "concepts.texts")
 
     def _corpus(self) -> pa.Table:
@@ -197,23 +196,16 @@ class _Run:
             sets["corpus-source"], sets["corpus-target"], sets["contrast-source"], sets["contrast-target"]
         )
 
-    def _refine(self, sides: Sides) -> dict[str, dict[str, ConceptVector]]:
+    def _refine(self, sides: Sides) -> dict[str, Vectors]:
         settings = self.recipe.concepts
-        vectors: dict[str, dict[str, ConceptVector]] = {"source": {}, "target": {}}
-        for side, rows in (("source", sides.contrast_source), ("target", sides.contrast_target)):
-            for concept in sides.concepts:
-                positive, negative = concept_rows(rows, concept, settings.seed, settings.limit)
-                vectors[side][concept] = refine(rows, positive, negative, concept, settings.method)
-                vectors[side][concept].save(self.out / "vectors" / side / f"{concept}.safetensors")
-        return vectors
+        return refine_sides(sides, self.out, settings.method, settings.seed, settings.limit)
 
-    def _evaluate(self, sides: Sides, own: dict[str, dict[str, ConceptVector]], maps: MapSet) -> None:
+    def _evaluate(self, sides: Sides, own: dict[str, Vectors], maps: MapSet) -> None:
         for name, settings in self.recipe.evaluations.items():
             needed = [condition for condition in settings.conditions if condition not in DERIVED]
             given = condition_vectors(self.recipe, sides, own, maps, ["vector", *needed])
             for condition, vectors in given.items():
-                for concept, vector in vectors.items():
-                    vector.save(self.out / "vectors" / condition / f"{concept}.safetensors")
+                save_vectors(vectors, self.out, condition)
             conditions = [c for c in settings.conditions if c in DERIVED or c in given]
             evaluate(
                 self.recipe.target,

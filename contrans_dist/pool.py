@@ -44,7 +44,10 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-        raise RunError(f"--address {address}: no Ray cluster answered ({first_line(error)})") from error
+        raise RunError(
+            f"--address {address}: no Ray cluster answered ({first_line(error)}); "
+            "if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from error
     try:
         yield
     finally:
@@ -123,6 +126,8 @@ class Outcome:
 
 @dataclass
 class _Pool:
+    common: tuple[Any, ...] = ()
+    """Further arguments of every `run`."""
     idle: deque[Any] = field(default_factory=deque)
     starting: dict[Any, Any] = field(default_factory=dict)
     """ready-reference -> actor"""
@@ -152,17 +157,22 @@ def run_tasks(
     tasks: Sequence[Task],
     size: Replicas,
     on_result: Callable[[Task, Any], None],
+    shared: Any = None,
 ) -> Outcome:
     """Run every task on a pool of `actor_class` actors (methods `ready()` and `run(payload)`).
 
+    With `shared`, which all tasks need and which is too large to travel with each, it is
+    `run(payload, shared)`;
+    the driver keeps the one copy, so no lost node can take it along.
+
     `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
-    when an actor's construction fails everywhere; UserError raised by an actor's construction is passed on.
+    when an actor's construction fails everywhere; UserError raised by a task is passed on.
     """
     remote = ray.remote(actor_class).options(
         num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=0
     )
     actors = [remote.remote(*arguments) for _ in range(min(size.actors, len(tasks)))]
-    pool = _Pool()
+    pool = _Pool(common=() if shared is None else (ray.put(shared),))
     for actor in actors:
         pool.start(actor)
     try:
@@ -182,7 +192,7 @@ def _drive(pool: _Pool, tasks: Sequence[Task], on_result: Callable[[Task, Any], 
         pool.wake()
         while queue and pool.idle:
             actor, task = pool.idle.popleft(), queue.popleft()
-            pool.busy[actor.run.remote(task.payload)] = (actor, task)
+            pool.busy[actor.run.remote(task.payload, *pool.common)] = (actor, task)
         if not pool.alive:
             raise RunError(f"no actor is left to work: {pool.dead}")
         waiting = [*pool.starting, *pool.busy]
@@ -241,6 +251,9 @@ def _finish(
         pool.resting.append((time.monotonic() + _RETRY_SECONDS, actor))
         return f"the actor died: {first_line(error)}"
     except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            # Bad input stays bad: neither another try nor the other tasks make it good.
+            raise error.cause
         pool.idle.append(actor)
         return first_line(error.cause if error.cause is not None else error)
     pool.idle.append(actor)

@@ -17,8 +17,8 @@ _PACKAGES = (
     "numpy",
     "ray",
 )
-_SECRET_OPTION = re.compile(r"(?i)(token|secret|password|api[-_]?key|access[-_]?key)")
-_CREDENTIALS = re.compile(r"://[^/@\s]+@")
+_SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|password|api[-_]?key|access[-_]?key)")
+_CREDENTIALS = re.compile(r"://(?:[^/@\s]+|[^@\s]*:[^@\s]*)@")
 _QUERY = re.compile(r"(://[^?\s]+)\?\S+")
 
 

@@ -42,8 +42,10 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: {parent} is a plain id here; write {parent}={{id: ..., ...}}")
         if not isinstance(content, dict):
             raise UserError(f"--set {override}: {parent} has no keys of its own")
+    # YAML would take `{text}` for a mapping and drop a last space; a template may need both.
+    plain = last.endswith("template") and value[:1] not in ('"', "'") and value not in ("null", "~", "")
     try:
-        content[last] = yaml.safe_load(value)
+        content[last] = value if plain else yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: expected a YAML value") from error
 
@@ -53,12 +55,17 @@ def validated(settings: type[S], content: dict[str, Any], where: str) -> S:
     try:
         return settings.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(settings, error)}") from error
+        raise UserError(f"{where}: {_explain(settings, content, error)}") from error
 
 
-def _explain(settings: type[Settings], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
+def _explain(settings: type[Settings], content: dict[str, Any], error: ValidationError) -> str:
+    errors = error.errors(include_url=False)
+    found = [(_real_path(content, each["loc"], each["type"] == "missing"), each) for each in errors]
+    top = found[0][0]
+    # A union fails once for each of its branches; the branch that got furthest is the one that was meant.
+    related = [(path, each) for path, each in found if path[: len(top)] == top]
+    deepest = max(len(path) for path, _ in related)
+    path, first = next((path, each) for path, each in related if len(path) == deepest)
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         names = sorted(_known_keys(settings, path[:-1]))
@@ -67,7 +74,34 @@ def _explain(settings: type[Settings], error: ValidationError) -> str:
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"missing key {key!r}"
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+    wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
+    return f"{key}: expected {' or '.join(wanted)}, found {first['input']!r}"
+
+
+def _real_path(content: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:
+    """Where an error is, without the names that pydantic gives to the branches of a union."""
+    path: list[str] = []
+    for index, part in enumerate(location):
+        inside = isinstance(content, dict | list | tuple)
+        known = inside and (part in content if isinstance(content, dict) else isinstance(part, int))
+        if known:
+            content = content[part]
+        elif not (missing and index == len(location) - 1):
+            continue
+        path.append(str(part))
+    return path
+
+
+def _expected(error: Any) -> str:
+    """What pydantic says should have been there, as the object of "expected"."""
+    if error["type"] in ("model_type", "dict_type"):
+        return "a mapping"
+    if error["type"] == "invalid_key":
+        return "keys that are strings"
+    if error["type"] == "too_short":
+        return f"at least {error['ctx']['min_length']}"
+    message = str(error["msg"]).removeprefix("Input should be ")
+    return message[0].lower() + message[1:]
 
 
 def _known_keys(settings: type[Settings], path: list[str]) -> set[str]:

@@ -22,6 +22,9 @@ from contrans_dist.splits import FIT, TEST, VALIDATION, paper_split, shuffle_ord
 ROWS_IN_MEMORY = 16_384
 """Up to here the rows are simply read; beyond, they are summed in chunks by Ray tasks."""
 _CHUNK_ROWS = 8_192
+_SHUFFLED = "shuffled"
+_NARROW = 256
+"""Up to this width a fit costs next to nothing."""
 _TABLE_ROWS = 4_096
 """Rows that the table of all pairs is fitted on: it ranks pairs, it is not the map."""
 
@@ -87,10 +90,16 @@ def choose_pairs(spec: str, joined: _Joined) -> tuple[list[Pair], R2Table | None
         sides = piece.split(":")
         if len(sides) != 2:
             raise UserError(f"--blocks {spec}: expected depth, best, or source:target such as 24:30")
-        (left,) = resolve_blocks(sides[0], source.n_blocks)
-        (right,) = resolve_blocks(sides[1], target.n_blocks)
-        pairs.append((left, right))
+        pairs.append((one_block(sides[0], source.n_blocks), one_block(sides[1], target.n_blocks)))
     return pairs, None
+
+
+def one_block(spec: str, n_blocks: int, flag: str = "--blocks") -> int:
+    """The block that one side of `source:target` names. Raises UserError when it names none or several."""
+    blocks = resolve_blocks(spec, n_blocks, flag)
+    if len(blocks) != 1:
+        raise UserError(f"{flag} {spec}: expected one block on each side, such as 24:30, found {len(blocks)}")
+    return blocks[0]
 
 
 def all_pairs(joined: _Joined) -> R2Table:
@@ -100,11 +109,27 @@ def all_pairs(joined: _Joined) -> R2Table:
         raise UserError("--blocks best needs held-out rows, which protocol lcross has not; name the pair")
     kept = split[:_TABLE_ROWS]
     sides = (_Blocks(joined, joined.source, len(kept)), _Blocks(joined, joined.target, len(kept)))
+    narrow = max(joined.source.d, joined.target.d) <= _NARROW
     try:
-        r2 = r2_table(sides[0], sides[1], kept)
+        r2 = _r2_one_by_one(sides[0], sides[1], kept) if narrow else r2_table(sides[0], sides[1], kept)
     except ValueError as error:
         raise UserError(f"{joined.source.location}: {error}") from error
     return R2Table(joined.source.blocks, joined.target.blocks, r2)
+
+
+def _r2_one_by_one(
+    source: Mapping[int, NDArray[np.float32]],
+    target: Mapping[int, NDArray[np.float32]],
+    split: NDArray[np.str_],
+) -> NDArray[np.float64]:
+    """The same table from single fits: for narrow models quicker than working with all rows at once."""
+    targets = {block: target[block] for block in target}
+    return np.array(
+        [
+            [fit_map(rows, other, split=split).r2_validation for other in targets.values()]
+            for rows in (source[block] for block in source)
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -139,34 +164,30 @@ def fit_pair(
 
 
 def _fit_streaming(
-    joined: _Joined, pair: Pair, protocol: Protocol, seed: int
+    joined: _Joined, pair: Pair, protocol: Protocol, seed: int = 0, shuffled: bool = True
 ) -> tuple[AffineMap, AffineMap | None]:
     """The same from sums: memory grows with the width of the models, not with the rows."""
     task = ray.remote(_chunk_moments)
-    starts = range(0, len(joined.split), _CHUNK_ROWS)
-    sums = [task.remote(joined, pair, start, seed) for start in starts]
+    n = len(joined.split)
+    chunks = [(start, min(start + _CHUNK_ROWS, n)) for start in range(0, n, _CHUNK_ROWS)]
+    sums = [task.remote(joined, pair, start, stop, seed) for start, stop in chunks]
     merged = ray.get(_tree(sums))
-    ridge_needed = protocol == "default"
-    mapping = fit_moments(
-        merged[FIT],
-        merged.get(VALIDATION),
-        merged.get(TEST),
-        protocol=protocol,
-    )
-    ridges = [mapping.ridge] if ridge_needed and mapping.ridge is not None else None
-    return mapping, fit_moments(merged["shuffled"], merged.get(VALIDATION), protocol=protocol, ridges=ridges)
+    mapping = fit_moments(merged[FIT], merged[VALIDATION], merged[TEST], protocol=protocol)
+    if not shuffled:
+        return mapping, None
+    ridges = None if mapping.ridge is None else [mapping.ridge]
+    return mapping, fit_moments(merged[_SHUFFLED], protocol=protocol, ridges=ridges)
 
 
-def _chunk_moments(joined: _Joined, pair: Pair, start: int, seed: int) -> dict[str, Moments]:
+def _chunk_moments(joined: _Joined, pair: Pair, start: int, stop: int, seed: int) -> dict[str, Moments]:
     """Sums over one run of rows by part of the split; `shuffled` permutes the source's fit rows in it."""
-    stop = min(start + _CHUNK_ROWS, len(joined.split))
     x = joined.source.read_block(pair[0], start, stop)
     y = joined.target.read_block(pair[1], start, stop)
     split = joined.split[start:stop]
     parts = {name: Moments.of(x[split == name], y[split == name]) for name in (FIT, VALIDATION, TEST)}
     fit = split == FIT
     order = shuffle_order(fit, seed + start)
-    return {**parts, "shuffled": Moments.of(x[order][fit], y[fit])}
+    return {**parts, _SHUFFLED: Moments.of(x[order][fit], y[fit])}
 
 
 def _merge_parts(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
@@ -205,7 +226,7 @@ def fit(
     pairs, table = choose_pairs(blocks, joined)
     if len(joined.split) > ROWS_IN_MEMORY and rows is None:
         with connected(address):
-            fitted = {pair: _fit_streaming(joined, pair, protocol, seed) for pair in pairs}
+            fitted = {pair: _fit_streaming(joined, pair, protocol, seed, shuffled) for pair in pairs}
     else:
         fitted = {pair: fit_pair(joined, pair, protocol, seed, shuffled) for pair in pairs}
     for pair, (mapping, _) in fitted.items():

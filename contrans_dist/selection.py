@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from contrans_dist.conditions import Steering, steering
-from contrans_dist.config import EvaluationSettings, Recipe
+from contrans_dist.config import EvaluationSettings, MapSettings, Recipe
 from contrans_dist.errors import UserError
 from contrans_dist.evaluate import evaluate
 from contrans_dist.maps import MapSet, Pair, R2Table
-from contrans_dist.models import matched_depth, resolve_blocks
+from contrans_dist.models import matched_depth
 from contrans_dist.progress import note
-from contrans_dist.reduce import all_pairs, fit, join
+from contrans_dist.reduce import all_pairs, fit, join, one_block
 from contrans_dist.storage import Location
-from contrans_dist.transfers import Sides, Vectors
+from contrans_dist.transfers import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.transplanting import cosine
 
 _MOST_PAIRS = 64
@@ -31,8 +31,7 @@ def harvested_blocks(spec: str, side: str, n_blocks: int) -> str:
     left, mark, right = spec.partition(":")
     if not mark:
         raise UserError(f"map.blocks: expected depth, best, or source:target such as 24:30, found {spec!r}")
-    (block,) = resolve_blocks(left if side == "source" else right, n_blocks, "map.blocks")
-    return str(block)
+    return str(one_block(left if side == "source" else right, n_blocks, "map.blocks"))
 
 
 def fit_chosen(
@@ -51,6 +50,37 @@ def fit_chosen(
         pair, selection = _choose(recipe, sides, own, table, out, place)
         spec = f"{pair[0]}:{pair[1]}"
     maps = fit(sides.corpus_source, sides.corpus_target, spec, recipe.map.protocol)
+    return _finished(maps, own, out, table, selection)
+
+
+def reduce_sides(
+    sides: Sides,
+    settings: MapSettings,
+    out: Location,
+    method: str = "mean",
+    seed: int = 0,
+    address: str | None = None,
+) -> tuple[MapSet, Vectors]:
+    """Vectors of every concept, the map, and the vectors through it, all saved under `out`.
+
+    `blocks: best` is the pair of highest validation R2. Raises UserError when several pairs are asked for.
+    """
+    own = refine_sides(sides, out, method, seed)
+    maps = fit(sides.corpus_source, sides.corpus_target, settings.blocks, settings.protocol, address=address)
+    maps = _finished(maps, own, out, maps.r2_table)
+    carried = {concept: maps.carry(vector, settings.norm) for concept, vector in own["source"].items()}
+    save_vectors(carried, out, "vector")
+    return maps, carried
+
+
+def _finished(
+    maps: MapSet,
+    own: dict[str, Vectors],
+    out: Location,
+    table: R2Table | None = None,
+    selection: dict[str, Any] | None = None,
+) -> MapSet:
+    """Say how near the mapped vectors come to the target's own, and save the map."""
     maps = _with(maps, own, table, selection)
     maps.save(out / "maps" / "corpus.safetensors")
     (source, target), mapping = next(iter(maps.maps.items()))
@@ -95,13 +125,16 @@ def _choose(
     if settings.validation is None:
         pair = table.best()
         return pair, {"criterion": "validation R2", "candidates": [], "chosen": list(pair)}
+    strengths = _few(settings.strengths)
+    if not strengths:
+        raise UserError("map.blocks: best needs a strength other than 0 in the first evaluation")
     pairs = candidates(table)
     steered = _candidate_steering(recipe, sides, own, pairs)
     validation = EvaluationSettings(
         texts=place(settings.validation),
         template=settings.template,
         labels=settings.labels,
-        strengths=_few(settings.strengths),
+        strengths=strengths,
         kinds=("negative",),
         conditions=(),
     )

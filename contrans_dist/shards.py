@@ -96,11 +96,12 @@ def plan_shards(n_rows: int, size: int) -> list[Shard]:
 def compute_shard(lm: LanguageModel, rows: pa.Table, spec: HarvestSpec, shard: Shard) -> ShardReport:
     """Run the shard's texts (`rows` of the input table) through the model and publish its file.
 
-    Raises RunError, naming rows and block, when an activation is NaN or infinite; nothing is published then.
+    Raises RunError, naming rows and block, when an activation is NaN or infinite, and UserError for a text
+    that is too short for the position; nothing is published then.
     """
     ids = encode_many(lm, prompts(rows, spec.capture.template), chat=spec.capture.chat)
     settings = spec.capture
-    captured = capture_ids(lm, ids, spec.blocks, settings.position, settings.batch_tokens)
+    captured = capture_ids(lm, ids, spec.blocks, settings.position, settings.batch_tokens, shard.start)
     _check_finite(captured, shard)
     sample = np.linspace(0, shard.rows - 1, min(_CANARY_TEXTS, shard.rows)).astype(int).tolist()
     reference = {block: rows_at[sample] for block, rows_at in captured.items()}
@@ -126,7 +127,8 @@ def _check_finite(captured: Activations, shard: Shard) -> None:
     if bad:
         named = ", ".join(str(shard.start + row) for row in bad[:5])
         raise RunError(
-            f"{shard.name}: {len(bad)} rows hold NaN or infinity (row {named}); try dtype float32 or bfloat16"
+            f"{shard.name}: {len(bad)} rows hold NaN or infinity (row {named}; first at block "
+            f"{captured.first_bad_block()}); try dtype float32 or bfloat16"
         )
 
 
@@ -146,7 +148,8 @@ def _write(
         arrays.append(
             pa.FixedSizeListArray.from_arrays(flat, type=layout.field(schema.block_column(block)).type)
         )
-    layout = layout.with_metadata({schema.METADATA_KEY: json.dumps(facts)})
+    sealed = {**facts, "seal": _seal(layout, facts)}
+    layout = layout.with_metadata({schema.METADATA_KEY: json.dumps(sealed)})
     table = pa.Table.from_arrays(arrays, schema=layout)
     pq.write_table(
         table,
@@ -162,14 +165,15 @@ def check_shard(spec: HarvestSpec, shard: Shard, sha256: str | None) -> ShardRep
 
     Page checksums, schema, fingerprint and rows are checked, and the file's SHA-256 where a manifest has one.
     """
-    location = spec.out / shard.name
-    data = location.read_bytes()
+    data = (spec.out / shard.name).read_bytes()
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         return "its checksum is not the manifest's"
     try:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        facts = json.loads((table.schema.metadata or {})[schema.METADATA_KEY])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+        facts = json.loads(table.schema.metadata[schema.METADATA_KEY])
+        if facts.pop("seal") != _seal(table.schema, facts):
+            return "its footer is damaged"
+    except Exception:  # a damaged footer makes a reader raise whatever it likes
         return "it cannot be read"
     if facts["fingerprint"] != spec.fingerprint:
         return "it was harvested with other settings"
@@ -189,8 +193,14 @@ def shard_identity(location: Location) -> dict[str, Any] | None:
         with location.open() as source:
             metadata = pq.read_schema(source).metadata or {}
         return dict(json.loads(metadata[schema.METADATA_KEY])["identity"])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+    except Exception:  # as above
         return None
+
+
+def _seal(layout: pa.Schema, facts: dict[str, Any]) -> str:
+    """Digest of a shard's columns and facts: Parquet keeps checksums of its pages, but not of its footer."""
+    columns = layout.to_string(show_field_metadata=False, show_schema_metadata=False)
+    return hashlib.sha256(json.dumps([columns, facts], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _norms(values: Mapping[int, NDArray[np.float32]]) -> NDArray[np.float32]:

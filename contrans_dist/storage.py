@@ -103,9 +103,12 @@ class Location:
         return int(self.info().size or 0)
 
     def names(self) -> list[str]:
-        """Names of the files and folders directly inside, sorted, temporary ones left out."""
+        """Names of the files and folders directly inside, sorted, temporary ones left out; none in a file."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        names = (info.base_name for info in self.filesystem.get_file_info(selector))
+        try:
+            names = [info.base_name for info in self.filesystem.get_file_info(selector)]
+        except NotADirectoryError:  # an object store finds nothing there, and says no more
+            return []
         return sorted(name for name in names if not name.startswith("."))
 
     def open(self) -> pa.NativeFile:

@@ -12,7 +12,8 @@ from contrans_dist.config import Recipe
 from contrans_dist.maps import MapSet
 from contrans_dist.progress import note
 from contrans_dist.reduce import fit
-from contrans_dist.refining import concept_rows, concepts_in
+from contrans_dist.refining import concept_rows, concepts_in, refine
+from contrans_dist.storage import Location
 from contrans_dist.vectors import ConceptVector
 
 Vectors = dict[str, ConceptVector]
@@ -31,6 +32,27 @@ class Sides:
     @property
     def concepts(self) -> list[str]:
         return concepts_in(self.contrast_source)
+
+
+def refine_sides(
+    sides: Sides, out: Location, method: str = "mean", seed: int = 0, limit: int | None = None
+) -> dict[str, Vectors]:
+    """The concept vectors of both models, `source` and `target` -> concept -> vector, saved under `out`."""
+    vectors: dict[str, Vectors] = {}
+    for side, rows in (("source", sides.contrast_source), ("target", sides.contrast_target)):
+        groups = {concept: concept_rows(rows, concept, seed, limit) for concept in sides.concepts}
+        vectors[side] = {
+            concept: refine(rows, positive, negative, concept, method)
+            for concept, (positive, negative) in groups.items()
+        }
+        save_vectors(vectors[side], out, side)
+    return vectors
+
+
+def save_vectors(vectors: Vectors, out: Location, name: str) -> None:
+    """Save as `vectors/<name>/<concept>.safetensors` under `out`."""
+    for concept, vector in vectors.items():
+        vector.save(out / "vectors" / name / f"{concept}.safetensors")
 
 
 def condition_vectors(

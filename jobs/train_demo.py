@@ -1,7 +1,7 @@
-"""Train the demo's two models from nothing: `python jobs/train_demo.py --which all --out contrans_dist/demo/models`.
+"""Train the demo's two models from nothing: `python jobs/train_demo.py --which all --out FOLDER`.
 
-Seeded, one CPU core, about ten minutes a model. Prints progress, and at the end how often each model names the emotion
-of scenarios whose events it never saw.
+Seeded, on one CPU core. Prints progress, and at the end how often each model names the emotion of scenarios
+whose events it never saw.
 """
 
 import argparse

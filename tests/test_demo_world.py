@@ -92,10 +92,11 @@ def test_scenarios_name_no_emotion(texts: dict[str, list[dict[str, str]]]) -> No
 
 def test_same_seed_same_texts_in_another_process(tmp_path: Path) -> None:
     here = write_texts(tmp_path / "here", seed=5)
-    code = f"from contrans_dist.demo import *; from pathlib import Path; write_texts(Path({str(tmp_path / 'there')!r}), 5)"
+    there = tmp_path / "there"
+    code = f"from contrans_dist.demo import *; from pathlib import Path; write_texts(Path({str(there)!r}), 5)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": "77"}, cwd=Path.cwd())
     for path in here.values():
-        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+        assert path.read_bytes() == (there / path.name).read_bytes()
     assert write_texts(tmp_path / "other", seed=6)["corpus"].read_bytes() != here["corpus"].read_bytes()
 
 
@@ -128,16 +129,18 @@ def test_model_names_the_emotion_of_unseen_scenarios(
 
     tokenizer = AutoTokenizer.from_pretrained(MODELS[which])
     model = AutoModelForCausalLM.from_pretrained(MODELS[which]).eval()
-    assert model.config.model_type == architecture and model.dtype == torch.float32
+    assert model.config.model_type == architecture
+    assert model.dtype == torch.float32
     assert None not in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     any_text = "Zoë: 100 % naïve – 漢字 🙂"
     assert tokenizer.decode(tokenizer(any_text)["input_ids"], skip_special_tokens=True) == any_text
 
-    prompts = [TEMPLATE.format(text=text["text"]) for text in texts["evaluation"]]
+    some = texts["evaluation"][::4]
+    prompts = [TEMPLATE.format(text=text["text"]) for text in some]
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     first = {e: tokenizer(f"{prompts[0]} {e}")["input_ids"][len(ids[0])] for e in EMOTIONS}
     assert len(set(first.values())) == len(EMOTIONS)
     with torch.inference_mode():
         best = [int(model(torch.tensor([row])).logits[0, -1].argmax()) for row in ids]
-    hits = [token == first[text["concept"]] for token, text in zip(best, texts["evaluation"], strict=True)]
+    hits = [token == first[text["concept"]] for token, text in zip(best, some, strict=True)]
     assert sum(hits) / len(hits) >= least

@@ -39,6 +39,8 @@ class Worker:
         trace.with_suffix(f".{runs}").touch()
         if runs < payload.get("deaths", 0):
             os.kill(os.getpid(), signal.SIGKILL)
+        if payload.get("refuse"):
+            raise UserError(f"{payload['name']}: too short")
         if runs < payload.get("errors", 0):
             raise ValueError(f"{payload['name']} went wrong\nwith a second line")
         time.sleep(payload.get("seconds", 0))
@@ -92,6 +94,12 @@ def test_a_task_that_kills_every_actor_is_given_up(local: None, tmp_path: Path) 
     assert list(outcome.failures) == ["t0"]
 
 
+def test_bad_input_found_by_an_actor_is_not_tried_again(local: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="t0: too short"):
+        go([{"name": "t0", "value": 0, "refuse": True}], tmp_path)
+    assert len(list(tmp_path.glob("t0.*"))) == 1
+
+
 def test_an_actor_that_cannot_start_says_why(local: None, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such model: gone"):
         go([{"name": "t", "value": 1}], tmp_path, True)
@@ -114,7 +122,7 @@ def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
         cluster.wait_for_nodes()
         with connected(cluster.address):
             assert replicas(ClusterSettings()).actors == 2
-            removed = []
+            removed: list[Any] = []
             results: dict[str, int] = {}
 
             def keep(task: Task, result: int) -> None:

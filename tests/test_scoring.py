@@ -111,6 +111,24 @@ def test_watch_may_differ_by_prompt():
     np.testing.assert_array_equal(each.logits[:, 1, 0], both.logits[:, 1, 1])
 
 
+def test_a_vector_with_a_row_for_each_prompt_equals_the_prompts_one_by_one():
+    lm = language_model()
+    rows = {k: np.stack([vec(10 * k + p) for p in range(len(PROMPTS))]) for k in (1, 3)}
+    own = Intervention("own", rows, 1.5)
+    together = [*INTERVENTIONS[:3], own, INTERVENTIONS[4]]
+    continuations = [[8], [9, 10, 11], [12, 13], [14, 15, 16, 17, 18], [20], [21, 22], [23, 24, 25]]
+    got = next_token(lm, PROMPTS, together, watch=WATCH, batch_tokens=60)
+    said = continuation_logprobs(lm, PROMPTS, continuations, together, batch_tokens=60)
+    written = generate(lm, PROMPTS, together, max_new_tokens=5, batch_size=4)
+    for p, prompt in enumerate(PROMPTS):
+        alone = Intervention("alone", {k: row[p] for k, row in rows.items()}, 1.5)
+        logits = plain_logits(lm, prompt + continuations[p], alone)[len(prompt) - 1 : -1]
+        np.testing.assert_allclose(got.logits[3, p], logits[0, WATCH], rtol=0, atol=1e-4)
+        expected = torch.log_softmax(logits, dim=1)[range(len(continuations[p])), continuations[p]]
+        np.testing.assert_allclose(said.tokens[3][p], expected, rtol=0, atol=1e-3)
+        assert written[3][p] == greedy_by_hand(lm, prompt, alone, 5)
+
+
 def test_the_blocks_below_run_once_however_many_interventions():
     lm = language_model()
     runs = [0] * N
@@ -187,6 +205,7 @@ def test_batches_hold_to_the_budget_and_lose_nothing():
         ([[0] * 129], [Intervention("base")], "129 tokens.*128"),
         ([[0]], [Intervention("a", {4: vec(0)}, 1.0)], "blocks 0 to 3"),
         ([[0]], [Intervention("a", {1: vec(0)[:5]}, 1.0)], "hidden size is 32"),
+        ([[0]], [Intervention("a", {1: np.stack([vec(0)] * 2)}, 1.0)], "2 rows for 1 prompts"),
     ],
 )
 def test_bad_input_is_named(prompts, interventions, words):

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from contrans_dist.errors import UserError
@@ -79,21 +80,31 @@ def test_credentials_are_never_shown(bucket: str) -> None:
     assert "hush" not in str(error.value)
 
 
-def test_an_activation_set_on_an_object_store(bucket: str, tmp_path: Path) -> None:
+def test_an_activation_set_on_an_object_store_is_resumed(bucket: str, tmp_path: Path) -> None:
+    """A shard and the manifest are missing: they are made, and the shard that is there stays as it is."""
     from tiny import save_tiny
 
+    from contrans_dist.capturing import capture
     from contrans_dist.config import CaptureSettings, ModelSettings
     from contrans_dist.harvest import harvest
+    from contrans_dist.models import load_model
+    from contrans_dist.pool import connected
     from contrans_dist.texts import text_table
 
-    save_tiny(tmp_path / "model", "llama")
-    texts = text_table({"text": ["one small text", "another one"]})
-    out = Location.parse(bucket) / "set"
-    made = harvest(ModelSettings(id=str(tmp_path / "model")), texts, out, CaptureSettings(blocks="1"))
-    local = harvest(
-        ModelSettings(id=str(tmp_path / "model")), texts, tmp_path / "set", CaptureSettings(blocks="1")
-    )
-    assert (made.read_block(1) == local.read_block(1)).all()
+    model = str(save_tiny(tmp_path / "model", "llama"))
+    lines = ["one small text", "another one", "no", "the dog"]
+    out, settings = Location.parse(bucket) / "set", CaptureSettings(blocks="1", shard_size=2)
+    with connected("local"):
+        harvest(ModelSettings(id=model), text_table({"text": lines}), out, settings)
+        assert out.names() == ["manifest.json", "shard-00000.parquet", "shard-00001.parquet"]
+        kept, whole = (out / "shard-00001.parquet").info(), (out / "shard-00000.parquet").read_bytes()
+        (out / "shard-00000.parquet").delete()
+        (out / "manifest.json").delete()
+        made = harvest(ModelSettings(id=model), text_table({"text": lines}), out, settings)
+    assert (out / "shard-00001.parquet").info().mtime_ns == kept.mtime_ns
+    assert (out / "shard-00000.parquet").read_bytes() == whole
+    wanted = capture(load_model(model), lines, [1])[1]
+    np.testing.assert_allclose(made.read_block(1), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     assert "hush" not in (out / "manifest.json").read_bytes().decode()
 
 

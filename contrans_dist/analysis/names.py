@@ -37,7 +37,7 @@ _CONDITIONS = [
     ),
     ConditionName(
         "random", "Random direction", "a random direction", "control",
-        "a random direction of the same norm",
+        "a random direction of the same norm, another for each scenario",
     ),
     ConditionName(
         "shuffled-map", "Shuffled map", "the shuffled map", "control",

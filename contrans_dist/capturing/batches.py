@@ -37,12 +37,15 @@ def parse_position(position: Position) -> Position:
         raise UserError(f"--position {position}: expected last, mean, or an offset such as -2") from None
 
 
-def taken_from(position: Position, lengths: list[int]) -> list[int]:
-    """The index of the token that each text's row is taken from (its last one for `mean`)."""
+def taken_from(position: Position, lengths: list[int], first_row: int = 0) -> list[int]:
+    """The index of the token that each text's row is taken from (its last one for `mean`).
+
+    Raises UserError for a text that is too short, counted from `first_row`.
+    """
     if isinstance(position, str):
         return [length - 1 for length in lengths]
     indices = []
-    for row, length in enumerate(lengths):
+    for row, length in enumerate(lengths, first_row):
         if not -length <= position < length:
             raise UserError(f"text {row}: position {position} asked for, but it has {length} tokens")
         indices.append(position % length)

@@ -69,20 +69,22 @@ def capture_ids(
     blocks: Sequence[int] | str | None = None,
     position: Position = "last",
     batch_tokens: int = 4096,
+    first_row: int = 0,
 ) -> Activations:
     """Rows of texts given as token ids; NaN and infinity are left for the caller to find (`bad_rows`).
 
-    Out of memory on a GPU halves the batches from there on. Raises UserError naming the row for a text
-    without tokens or too short for `position`, RunError where a single text does not fit into memory.
+    Out of memory on a GPU halves the batches from there on. `first_row`: the number that messages give the
+    first text. Raises UserError naming the row for a text without tokens or too short for `position`,
+    RunError where a single text does not fit into memory.
     """
     chosen = _check_blocks(lm, blocks)
     position = parse_position(position)
-    for row, text in enumerate(ids):
+    for row, text in enumerate(ids, first_row):
         if not text:
             raise UserError(f"text {row}: no tokens (an empty text, and a tokenizer without BOS)")
     ids, truncated = truncate(lm, ids)
     lengths = [len(text) for text in ids]
-    tokens = taken_from(position, lengths)
+    tokens = taken_from(position, lengths, first_row)
     landing = Landing(chosen, len(ids), lm.d)
     _run(lm, plan_batches(lengths, batch_tokens, lm.split_at), ids, tokens, position == "mean", landing)
     n_tokens = np.array(lengths, dtype=np.int32)

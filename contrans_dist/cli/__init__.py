@@ -1,5 +1,5 @@
 """The command line: parse, call, print. Heavy imports wait until a command needs them, so help is quick."""
 
-from contrans_dist.cli.main import app, main
+from contrans_dist.cli.main import app, main, run_script
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run_script"]

@@ -3,12 +3,13 @@
 import os
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from contrans_dist.cli import runs, stages
+from contrans_dist.cli import reducing, runs, stages
 from contrans_dist.errors import RunError, UserError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ for command in (
     stages.refine,
     stages.fit,
     stages.transplant,
+    reducing.reduce,
     stages.evaluate,
     stages.generate,
     runs.report,
@@ -46,9 +48,27 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted."""
+    """Run the command line."""
+    guarded(app)
+
+
+def run_script(command: Callable[..., Any], epilog: str) -> None:
+    """Run one command as a script of its own: the same options, messages and exit codes as under `contrans`.
+
+    `epilog`: what its help says below the options, in Markdown.
+    """
+    script = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    script.command(epilog=epilog)(command)
+    guarded(script)
+
+
+def guarded(work: Callable[[], Any]) -> None:
+    """Do `work`; an error becomes one line and an exit code.
+
+    Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted.
+    """
     try:
-        app()
+        work()
     except (UserError, RunError) as error:
         _fail(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt as error:
@@ -58,7 +78,7 @@ def main() -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         _fail(
-            error, 1, f"unexpected {type(error).__name__}: {reason} (see it whole with contrans --debug ...)"
+            error, 1, f"unexpected {type(error).__name__}: {reason} (CONTRANS_DEBUG=1 shows where it arose)"
         )
 
 

@@ -1,13 +1,16 @@
 """Options that several commands share, and how results are printed."""
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from contrans_dist.config import ClusterSettings, ModelSettings
+from contrans_dist.errors import UserError
 from contrans_dist.recipe import validated
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -33,6 +36,22 @@ ModelName = Annotated[
         "--model", help="Hub id (with @revision if wanted), local folder, demo:source or demo:target."
     ),
 ]
+
+
+def lasting(out: str | None) -> str | None:
+    """Callback of `--out`: the place as given.
+
+    Raises UserError for a relative path in a submitted Ray job: what is written there may go with the job.
+    """
+    # Ray sets this for the driver of a submitted job, and for nothing else.
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and (out is None or not ("://" in out or Path(out).expanduser().is_absolute())):
+        found = "" if out is None else f", found {out}"
+        raise UserError(
+            "--out: a submitted job runs in a working directory of its own; "
+            f"expected an absolute path or a URI{found}"
+        )
+    return out
 
 
 def show(text: str) -> None:

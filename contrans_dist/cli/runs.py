@@ -10,13 +10,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from contrans_dist.cli.options import Address, AsJson, emit, show
+from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
 from contrans_dist.recipe import load_recipe
 from contrans_dist.storage import Location
 
 
 def demo(
-    out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo",
+    out: Annotated[str, typer.Option(help="Folder of the run.", callback=lasting)] = "runs/demo",
     as_json: AsJson = False,
 ) -> None:
     """Move six emotions between the two bundled models and write the report. Needs no GPU and no network."""
@@ -28,7 +28,9 @@ def demo(
 def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: key.subkey=value.")] = None,
-    out: Annotated[str | None, typer.Option(help="Folder of the run. Default: runs/NAME.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URI of the run. Default: runs/NAME.", callback=lasting)
+    ] = None,
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     as_json: AsJson = False,

@@ -16,6 +16,7 @@ from contrans_dist.cli.options import (
     TrustCode,
     cluster_settings,
     emit,
+    lasting,
     model_settings,
 )
 from contrans_dist.config import CaptureSettings, EvaluationSettings
@@ -27,7 +28,7 @@ from contrans_dist.storage import Location
 def harvest(
     model: ModelName,
     texts: Annotated[str, typer.Option(help="File of texts: .txt, .jsonl, .parquet, or a ConTrans .json.")],
-    out: Annotated[str, typer.Option(help="Folder or URI of the activation set.")],
+    out: Annotated[str, typer.Option(help="Folder or URI of the activation set.", callback=lasting)],
     blocks: Annotated[
         str, typer.Option(help="Blocks, from 0: all, 24, 8:16, 3,5, or 0.75 of the depth.")
     ] = "all",
@@ -81,9 +82,12 @@ def harvest(
 
 def refine(
     activations: Annotated[str, typer.Option(help="Activation set of the contrast texts.")],
-    out: Annotated[str, typer.Option(help="The vector file (.safetensors).")],
+    out: Annotated[str, typer.Option(help="The vector file (.safetensors).", callback=lasting)],
     method: Annotated[str, typer.Option(help="mean (equation 1) or pca.")] = "mean",
-    positive: Annotated[str, typer.Option(help="Which rows are positive: column=value.")] = "label=positive",
+    positive: Annotated[
+        str,
+        typer.Option(help="Which rows are positive: column=value; several joined by commas must all hold."),
+    ] = "label=positive",
     negative: Annotated[str, typer.Option(help="Which rows are negative.")] = "label=negative",
     concept: Annotated[
         str | None, typer.Option(help="Name of the concept. Default: the file's name.")
@@ -112,7 +116,7 @@ def refine(
 def fit(
     source: Annotated[str, typer.Option(help="Activation set of the source model.")],
     target: Annotated[str, typer.Option(help="Activation set of the target model, on the same texts.")],
-    out: Annotated[str, typer.Option(help="The map file (.safetensors).")],
+    out: Annotated[str, typer.Option(help="The map file (.safetensors).", callback=lasting)],
     blocks: Annotated[str, typer.Option(help="depth, best, or pairs such as 24:30.")] = "depth",
     protocol: Annotated[
         str,
@@ -158,7 +162,9 @@ def _map_line(pair: dict[str, Any]) -> str:
 def transplant(
     vector: Annotated[str, typer.Option(help="Concept vector of the source model.")],
     map_: Annotated[str, typer.Option("--map", help="Map file from source to target.")],
-    out: Annotated[str, typer.Option(help="The vector in the target's space (.safetensors).")],
+    out: Annotated[
+        str, typer.Option(help="The vector in the target's space (.safetensors).", callback=lasting)
+    ],
     norm: Annotated[
         str, typer.Option(help="keep, or match: the same share of the residual norm as before.")
     ] = "keep",
@@ -203,9 +209,9 @@ def _pair(text: str | None) -> tuple[int, int] | None:
 def evaluate(
     model: ModelName,
     benchmark: Annotated[str, typer.Option(help="emotions")],
-    out: Annotated[str, typer.Option(help="Folder or URI of the evaluation.")],
+    out: Annotated[str, typer.Option(help="Folder or URI of the evaluation.", callback=lasting)],
     data: Annotated[
-        str | None, typer.Option(help="Scenarios: a file, or a folder of <concept>.json.")
+        str | None, typer.Option(help="Scenarios: a file, or a folder of `<concept>.json`.")
     ] = None,
     vector: Annotated[
         list[str] | None, typer.Option(help="Vector file in this model's space; one a concept.")

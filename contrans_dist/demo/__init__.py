@@ -1,4 +1,4 @@
-"""The demo: two small bundled models and the text world they live in. Importing this loads neither torch nor a model."""
+"""The demo: two small bundled models and the text world they live in. Importing it needs no torch."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """The demo's texts: scenarios and stories made from events, in pools that share no event.
 
-Everything is a pure function of its seed. The pool of an event (training, validation or evaluation) is a hash of the
-event alone, so no seed can move it; contrast scenarios and the map's corpus come from training events.
+Everything is a pure function of its seed. The pool of an event (training, validation or evaluation) is a hash
+of the event alone, so no seed can move it; contrast scenarios and the map's corpus come from training events.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from contrans_dist.demo.events import CLOSINGS, EMOTIONS, NEUTRAL, OPENINGS, PATTERNS
+from contrans_dist.demo.events import CLOSINGS, EMOTIONS, OPENINGS, patterns
 from contrans_dist.demo.people import ADJECTIVES, FEELINGS, NAMES, NOUNS, REACTIONS, YOU, Person
 
 TEMPLATE = "Scenario: {text}\nThe emotion of the above scenario is"
@@ -33,14 +33,17 @@ def expand(pattern: str) -> list[str]:
 
 @cache
 def events(pool: str) -> dict[str, list[str]]:
-    """The events of each emotion in `pool`: "training" (about 5 of 8), "validation" (1 of 8), "evaluation" (2 of 8)."""
+    """Each emotion's events in `pool`: "training" (5 of 8), "validation" (1 of 8), "evaluation" (2 of 8).
+
+    ValueError for another pool.
+    """
     pools = ("training",) * 5 + ("validation",) + ("evaluation",) * 2
     if pool not in pools:
         raise ValueError(f"no pool {pool!r}: expected one of {sorted(set(pools))}")
     return {
         emotion: [
             event
-            for pattern in PATTERNS[emotion].strip().splitlines()
+            for pattern in patterns(emotion)
             for event in expand(pattern)
             if pools[_hash(event) % 8] == pool
         ]
@@ -50,11 +53,11 @@ def events(pool: str) -> dict[str, list[str]]:
 
 @cache
 def _neutral() -> list[str]:
-    return [event for pattern in NEUTRAL.strip().splitlines() for event in expand(pattern)]
+    return [event for pattern in patterns("neutral") for event in expand(pattern)]
 
 
 def render(clause: str, person: Person, name: str = "", noun: str = "", adjective: str = "") -> str:
-    """Fill the slots of a clause with the words of a person, and those for a name and a feeling where it has them."""
+    """Fill a clause's slots with a person's words, and those for a name and a feeling where it has them."""
     slots = {"I": person.subject, "me": person.object, "my": person.possessive, "was": person.was}
     return clause.format(**slots, name=name, N=noun, A=adjective)
 
@@ -133,7 +136,7 @@ def corpus(size: int, seed: int = 0) -> list[Text]:
 
 
 def training(seed: int = 0) -> Iterator[Text]:
-    """Training texts without end: stories, and scenarios under the template with the answer, half and half."""
+    """Training texts without end: scenarios under the template with their answer, and stories, in turn."""
     rng = random.Random(f"training {seed}")
     while True:
         emotion = rng.choice(EMOTIONS)
@@ -144,9 +147,10 @@ def training(seed: int = 0) -> Iterator[Text]:
 
 
 def write_texts(folder: Path, seed: int = 0, *, training_texts: int = 0) -> dict[str, Path]:
-    """Write corpus, contrast, validation and evaluation (and, on request, training) texts as JSONL into `folder`.
+    """Write corpus, contrast, validation and evaluation texts as JSONL into `folder`; the path of each.
 
-    Returns the path of each. Every line has `text`; all but the corpus have `concept` too.
+    `training_texts`: write that many training texts too. Every line has `text`, and
+    `concept` where it is about one: the corpus never has it.
     """
     sets = {
         "corpus": corpus(6000, seed),

@@ -80,7 +80,7 @@ def _upper_logits(
     """Logits `[C, N, V]` from block k's output on; each intervention's vectors are added to its own rows."""
     times, state = len(offsets), first_of(output)
     rows = {
-        j: _stacked(offsets, j, lm.d, state).repeat_interleave(len(batch.ids), dim=0)
+        j: _stacked(offsets, j, lm.d, batch.index, state)
         for j in sorted({j for each in offsets for j in each} | {k})
     }
     start = state.repeat(times, 1, 1) + rows.pop(k).unsqueeze(1)
@@ -91,10 +91,15 @@ def _upper_logits(
     return logits.reshape(times, len(batch.rows), -1)
 
 
-def _stacked(offsets: Sequence[Mapping[int, Tensor]], k: int, d: int, state: Tensor) -> Tensor:
-    """`[C, d]`: what each intervention adds at block k, zero where it adds nothing."""
-    rows = torch.stack([each[k] if k in each else torch.zeros(d) for each in offsets])
-    return rows.to(device=state.device, dtype=state.dtype)
+def _stacked(
+    offsets: Sequence[Mapping[int, Tensor]], k: int, d: int, prompts: list[int], state: Tensor
+) -> Tensor:
+    """`[C * B, d]`: what each intervention adds at block k to each prompt of the batch, zero for nothing."""
+    rows = []
+    for each in offsets:
+        offset = each.get(k, torch.zeros(d))
+        rows.append(offset[prompts] if offset.ndim == 2 else offset.expand(len(prompts), d))
+    return torch.cat(rows).to(device=state.device, dtype=state.dtype)
 
 
 @contextmanager

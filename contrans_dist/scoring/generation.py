@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from contrans_dist.models import LanguageModel
 from contrans_dist.scoring.batches import check_lengths, pad_id
-from contrans_dist.scoring.interventions import BASE, Intervention, checked_offsets
+from contrans_dist.scoring.interventions import BASE, Intervention, checked_offsets, row_for
 from contrans_dist.steering import added
 
 
@@ -31,7 +31,7 @@ def generate(
     not fit.
     """
     check_lengths(lm, prompts, more=max_new_tokens)
-    offsets = checked_offsets(lm, interventions)
+    offsets = checked_offsets(lm, interventions, len(prompts))
     if lm.split_at and max(map(len, prompts), default=0) + max_new_tokens > lm.split_at:
         batch_size = 1  # such a model's rotary frequencies would depend on the longest text of the batch
     pairs = [
@@ -44,7 +44,11 @@ def generate(
         torch.manual_seed(seed)
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
-            new = _continue(lm, [prompts[p] for _, p in chunk], [offsets[c] for c, _ in chunk])
+            new = _continue(
+                lm,
+                [prompts[p] for _, p in chunk],
+                [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
+            )
             for (c, p), text in zip(chunk, new, strict=True):
                 texts[c][p] = text
     return texts

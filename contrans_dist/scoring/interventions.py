@@ -7,20 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
 from contrans_dist.steering import check_row
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """`strength * vectors[k]` added to block k's output at every position; strength 0 is the base."""
+    """`strength * vectors[k]` added to block k's output at every position; strength 0 is the base.
+
+    A vector `[P, d]` has a row for each of the P prompts that are scored or continued.
+    """
 
     name: str
-    vectors: Mapping[int, np.ndarray] = field(default_factory=dict)  # block -> float32 [d]
+    vectors: Mapping[int, np.ndarray] = field(default_factory=dict)  # block -> float32 [d] or [P, d]
     strength: float = 0.0
 
     def offsets(self) -> dict[int, Tensor]:
-        """Block -> float32 `[d]` to add; empty when nothing is added."""
+        """Block -> float32 `[d]` or `[P, d]` to add; empty when nothing is added."""
         if self.strength == 0:
             return {}
         rows = {k: torch.as_tensor(np.asarray(v, dtype=np.float32)) for k, v in self.vectors.items()}
@@ -35,13 +39,23 @@ class Intervention:
 BASE = Intervention("base")
 
 
-def checked_offsets(lm: LanguageModel, interventions: Sequence[Intervention]) -> list[dict[int, Tensor]]:
-    """The offsets of each intervention; UserError where one does not fit the model."""
+def checked_offsets(
+    lm: LanguageModel, interventions: Sequence[Intervention], n_prompts: int
+) -> list[dict[int, Tensor]]:
+    """The offsets of each intervention; UserError where one does not fit the model or the prompts."""
     offsets = [intervention.offsets() for intervention in interventions]
     for rows in offsets:
         for k, row in rows.items():
-            check_row(k, row, len(lm.blocks), lm.d)
+            if row.ndim == 2 and len(row) != n_prompts:
+                raise UserError(f"vectors for block {k}: {len(row)} rows for {n_prompts} prompts")
+            for each in row if row.ndim == 2 else [row]:
+                check_row(k, each, len(lm.blocks), lm.d)
     return offsets
+
+
+def row_for(offset: Tensor, prompt: int) -> Tensor:
+    """What an offset, `[d]` or `[P, d]`, adds to one prompt: `[d]`."""
+    return offset[prompt] if offset.ndim == 2 else offset
 
 
 def by_lowest_block(offsets: Sequence[Mapping[int, Tensor]]) -> dict[int, list[int]]:

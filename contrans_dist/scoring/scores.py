@@ -46,7 +46,7 @@ def next_token(
     lowest one that they steer. Raises UserError for an empty or too long prompt, or a vector that does not
     fit.
     """
-    offsets = checked_offsets(lm, interventions)
+    offsets = checked_offsets(lm, interventions, len(prompts))
     wanted = np.asarray(watch, dtype=np.int64)
     ids = torch.as_tensor(np.broadcast_to(wanted, (len(prompts), wanted.shape[-1])).copy())
     shape = (len(interventions), len(prompts))
@@ -80,7 +80,7 @@ def continuation_logprobs(
     for p, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         if not prompt or not continuation:
             raise UserError(f"pair {p}: prompt and continuation need at least one token each")
-    offsets = checked_offsets(lm, interventions)
+    offsets = checked_offsets(lm, interventions, len(prompts))
     # The last token predicts nothing that is asked for: what is run is everything before it.
     sequences = [[*p, *c[:-1]] for p, c in zip(prompts, continuations, strict=True)]
     lengths = [len(c) for c in continuations]

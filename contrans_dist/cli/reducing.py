@@ -1,0 +1,63 @@
+"""The command that reduces four activation sets at once: refine, fit and transplant for every concept."""
+
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from contrans_dist.cli.options import Address, AsJson, emit, lasting
+from contrans_dist.config import MapSettings
+from contrans_dist.errors import UserError
+from contrans_dist.recipe import validated
+from contrans_dist.storage import Location
+
+
+def reduce(
+    source_contrast: Annotated[str, typer.Option(help="Activation set: contrast texts, source model.")],
+    target_contrast: Annotated[str, typer.Option(help="The same texts, target model.")],
+    source_corpus: Annotated[str, typer.Option(help="Activation set: generic corpus, source model.")],
+    target_corpus: Annotated[str, typer.Option(help="The same corpus, target model.")],
+    out: Annotated[str, typer.Option(help="Folder or URI for vectors/ and maps/.", callback=lasting)],
+    blocks: Annotated[
+        str, typer.Option(help="depth (three quarters of both), best (validation R2), or 24:30.")
+    ] = "depth",
+    protocol: Annotated[
+        str, typer.Option(help="default (centred, ridge) or paper (equation 2).")
+    ] = "default",
+    norm: Annotated[
+        str, typer.Option(help="keep, or match: the same share of the residual norm as before.")
+    ] = "match",
+    method: Annotated[str, typer.Option(help="mean (equation 1) or pca.")] = "mean",
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the vectors of every concept in both models, fit the map, and carry the source's over.
+
+    The contrast texts need a column `concept` (and `label`, or each concept is set against the others).
+    Writes `vectors/source`, `vectors/target`, `vectors/vector` (transplanted) and `maps/corpus.safetensors`.
+    """
+    from contrans_dist.artifacts import ActivationSet
+    from contrans_dist.concepts import METHODS
+    from contrans_dist.selection import reduce_sides
+    from contrans_dist.transfers import Sides
+
+    if method not in METHODS:
+        raise UserError(f"--method {method}: expected one of {', '.join(METHODS)}")
+    content = {"blocks": blocks, "protocol": protocol, "norm": norm}
+    settings = validated(MapSettings, content, "--blocks, --protocol, --norm")
+    sides = Sides(
+        corpus_source=ActivationSet.open(source_corpus),
+        corpus_target=ActivationSet.open(target_corpus),
+        contrast_source=ActivationSet.open(source_contrast),
+        contrast_target=ActivationSet.open(target_contrast),
+    )
+    location = Location.parse(out)
+    maps, vectors = reduce_sides(sides, settings, location, method, address=address)
+    pair = maps.only_pair()
+    cosines = maps.cosines[pair]
+    found = {"out": str(location), "blocks": list(pair), "concepts": list(vectors), "cosines": cosines}
+    text = (
+        f"{location}: {len(vectors)} concepts from block {pair[0]} to block {pair[1]}, "
+        f"mean cosine to the target's own {np.mean(list(cosines.values())):.3f}"
+    )
+    emit(as_json, found, text)

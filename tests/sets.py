@@ -1,0 +1,66 @@
+"""Activation sets written by hand, from arrays, with pyarrow alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contrans_dist.artifacts import ActivationSet
+
+
+def make_set(
+    folder: Path,
+    rows: dict[int, np.ndarray],
+    n_blocks: int,
+    texts: list[str] | None = None,
+    model: str = "model",
+    shard: int = 100,
+    **columns: list[Any],
+) -> ActivationSet:
+    """An activation set of `rows`: block -> float32 `[n, d]`, cut into shards of `shard` rows."""
+    n, d = next(iter(rows.values())).shape
+    texts = texts or [f"text number {i} of the corpus" for i in range(n)]
+    kind = pa.list_(pa.field("element", pa.float32(), nullable=False), d)
+    table = pa.table(
+        {
+            "row": pa.array(range(n), pa.int64()),
+            "text_id": [f"id of {text}" for text in texts],
+            "text": texts,
+            "n_tokens": pa.array([5] * n, pa.int32()),
+            "token_id": pa.array([1] * n, pa.int32()),
+            **columns,
+            **{
+                f"block_{block:03d}": pa.FixedSizeListArray.from_arrays(
+                    pa.array(values.astype(np.float32).ravel()), type=kind
+                )
+                for block, values in rows.items()
+            },
+        }
+    )
+    folder.mkdir(parents=True)
+    starts = range(0, n, shard)
+    for index, start in enumerate(starts):
+        pq.write_table(table.slice(start, shard), folder / f"shard-{index:05d}.parquet", row_group_size=64)
+    manifest = {
+        "format": 1,
+        "kind": "activations",
+        "fingerprint": f"of {folder.name}",
+        "identity": {"model": model},
+        "rows": n,
+        "d": d,
+        "n_blocks": n_blocks,
+        "blocks": sorted(rows),
+        "columns": [name for name in table.column_names if not name.startswith("block_")],
+        "norms": {
+            str(block): float(np.median(np.linalg.norm(values, axis=1))) for block, values in rows.items()
+        },
+        "shards": [
+            {"name": f"shard-{index:05d}.parquet", "start": start, "rows": min(shard, n - start)}
+            for index, start in enumerate(starts)
+        ],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return ActivationSet.open(str(folder))

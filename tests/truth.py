@@ -1,0 +1,40 @@
+"""What a harvest must hold, by transformers alone, and a reader of it that is not ours."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tiny import CONTEXT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def by_transformers(folder: Path, prompts: list[str]) -> tuple[np.ndarray, list[list[int]]]:
+    """Rows `[texts, blocks, d]` of each text run alone, by transformers' own hidden states and, for the last
+    block, a hook; and the token ids, of a long text its BOS and its end."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    last: list[torch.Tensor] = []
+    model.model.layers[-1].register_forward_hook(lambda _m, _a, out: last.append(out))
+    rows, ids = [], []
+    for prompt in prompts:
+        tokens = tokenizer(prompt)["input_ids"]
+        if len(tokens) > CONTEXT:
+            tokens = tokens[:1] + tokens[-(CONTEXT - 1) :]
+        with torch.no_grad():
+            states = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+        below = [state[0, -1] for state in states[1:-1]]
+        rows.append(torch.stack([*below, last[-1][0, -1]]).numpy())
+        ids.append(tokens)
+    return np.stack(rows), ids
+
+
+def read_all(out: Path) -> pd.DataFrame:
+    frames = [pd.read_parquet(path) for path in sorted(out.glob("shard-*.parquet"))]
+    return pd.concat(frames, ignore_index=True)
+
+
+def block_rows(frame: pd.DataFrame) -> np.ndarray:
+    """`[texts, blocks, d]` of a frame's block columns."""
+    names = [name for name in frame.columns if name.startswith("block_")]
+    return np.stack([np.stack(frame[name].tolist()) for name in names], axis=1)
