@@ -138,17 +138,22 @@ def row_of(vector: ConceptVector, block: int | None) -> tuple[int, Row]:
     return vector.blocks[0], vector.at(vector.blocks[0])
 
 
-def load_steering(
-    files: Sequence[str], conditions: Sequence[str], block: int | None = None, seed: int = 0
-) -> Steering:
-    """Steering from vector files, one a concept. Raises UserError when two are of the same concept."""
+def derivable(vectors: Mapping[str, ConceptVector]) -> list[Condition]:
+    """The controls that these vectors allow: all but those that need a map, or a second concept."""
+    mapped = all(vector.shuffled_map is not None for vector in vectors.values())
+    possible = {"random": True, "shuffled-map": mapped, "other-concept": len(vectors) > 1}
+    return [control for control in DERIVED if vectors and possible[control]]
+
+
+def load_vectors(files: Sequence[str]) -> dict[str, ConceptVector]:
+    """Vector files by concept. Raises UserError when two are of the same concept."""
     vectors: dict[str, ConceptVector] = {}
     for file in files:
         vector = ConceptVector.load(file)
         if vector.concept in vectors:
             raise UserError(f"{file}: a second vector of concept {vector.concept!r}")
         vectors[vector.concept] = vector
-    return steering({"vector": vectors}, conditions, block, seed)
+    return vectors
 
 
 def _seed(seed: int, concept: str, item: str) -> int:

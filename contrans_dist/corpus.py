@@ -65,9 +65,9 @@ def prepare_corpus(
 ) -> pa.Table:
     """A corpus ready to harvest, from a text table.
 
-    `limit` keeps the first texts, `words` is for `cut: after`. Cut prefixes carry `source_row`, the row of
-    the text they come from, so that a map's training and held-out rows never share a text. Raises UserError
-    when nothing is left.
+    `limit` keeps the first texts, `words` is for `cut: after`. Each row carries `source_row`, the row of the
+    text it comes from (the first of identical ones), so that a map's training and held-out rows never share
+    a text. Raises UserError when nothing is left.
     """
     texts = table.column("text").to_pylist()[:limit]
     if cut == "none":
@@ -81,4 +81,8 @@ def prepare_corpus(
     kept = [(text, origin) for text, origin in zip(cuts, origins, strict=True) if text.strip()]
     if not kept:
         raise UserError(f"corpus: cutting ({cut}) left no text; expected texts of more than four words")
-    return text_table({"text": [text for text, _ in kept], "source_row": [origin for _, origin in kept]})
+    first: dict[str, int] = {}
+    same = [first.setdefault(text, row) for row, text in enumerate(texts)]
+    return text_table(
+        {"text": [text for text, _ in kept], "source_row": [same[origin] for _, origin in kept]}
+    )

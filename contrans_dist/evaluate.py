@@ -92,15 +92,16 @@ def evaluate(
     out: "Location | str",
     cluster: ClusterSettings | None = None,
     replace: bool = False,
+    title: str | None = None,
 ) -> dict[str, Any]:
     """Score a model on a benchmark under every condition of `steering`; returns the content of metrics.json.
 
     Splits that are there are kept. A folder that holds another evaluation is refused (UserError, naming the
-    fields), or begun anew with `replace`. Raises RunError when splits failed.
+    fields), or begun anew with `replace`. `title` heads the progress. Raises RunError when splits failed.
     """
     out, cluster = Location.parse(out), cluster or ClusterSettings()
-    benchmark = load_benchmark(settings, steering.concepts)
-    items = [item for item in benchmark.items() if getattr(item, "kind", None) in (None, *settings.kinds)]
+    benchmark = load_benchmark(settings)
+    items = _asked_for(benchmark.items(), settings, steering)
     if settings.only_unseen:
         items = _unseen(items, steering, settings.texts)
     spec = EvaluationSpec(
@@ -116,7 +117,7 @@ def evaluate(
         note(f"{out}: complete; nothing to do")
         return finished
     splits = plan_splits(items)
-    throughput = _score_missing(spec, splits, cluster)
+    throughput = _score_missing(spec, splits, cluster, title or f"evaluate {benchmark.name}")
     table = pa.concat_tables([_read_part(out / PARTS / split.name) for split in splits])
     with (out / RESULTS).staged() as path:
         pq.write_table(table, path, compression="zstd")
@@ -126,11 +127,10 @@ def evaluate(
     return metrics
 
 
-def load_benchmark(settings: EvaluationSettings, concepts: Sequence[str]) -> Benchmark:
-    """The benchmark that settings name; without vectors it covers every concept of its data."""
+def load_benchmark(settings: EvaluationSettings) -> Benchmark:
+    """The benchmark that settings name, over every concept of its data."""
     return EmotionBenchmark.load(
         settings.texts,
-        concepts=list(concepts) or None,
         protocol=settings.protocol,
         template=settings.template,
         shots=settings.shots,
@@ -138,6 +138,24 @@ def load_benchmark(settings: EvaluationSettings, concepts: Sequence[str]) -> Ben
         labels=settings.labels or None,
         seed=settings.seed,
     )
+
+
+def _asked_for(items: Sequence[Any], settings: EvaluationSettings, steering: Steering) -> list[Any]:
+    """Items of the steered concepts (of all when nothing is steered) and of the kinds asked for.
+
+    The other concepts stay in the benchmark: they give the scenarios and the labels to tell apart.
+    """
+    known = {item.concept for item in items}
+    missing = [concept for concept in steering.concepts if concept not in known]
+    if missing:
+        there = ", ".join(sorted(known))
+        raise UserError(f"{settings.texts}: no scenarios of {missing[0]!r}; there are {there}")
+    concepts = set(steering.concepts) or known
+    return [
+        item
+        for item in items
+        if item.concept in concepts and getattr(item, "kind", None) in (None, *settings.kinds)
+    ]
 
 
 def _unseen(items: list[Any], steering: Steering, where: str) -> list[Any]:
@@ -172,6 +190,7 @@ def _identity(
         "protocol": settings.protocol,
         "model": model.id,
         "weights": facts.weights,
+        "config": facts.config,
         "dtype": facts.dtype,
         "quantization": model.quantization,
         "tokenizer": facts.tokenizer,
@@ -218,7 +237,9 @@ def _read_part(location: Location) -> pa.Table:
         return pq.read_table(source, page_checksum_verification=True)
 
 
-def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSettings) -> dict[str, Any]:
+def _score_missing(
+    spec: EvaluationSpec, splits: list[Split], cluster: ClusterSettings, title: str
+) -> dict[str, Any]:
     there = {name for name in (spec.out / PARTS).names() if _part_identity(spec.out / PARTS / name)}
     missing = [split for split in splits if split.name not in there]
     if there and missing:
@@ -228,7 +249,6 @@ def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSe
     started = time.monotonic()
     scored = 0
     items_of = {split.name: len(split.items) for split in missing}
-    title = f"evaluate {spec.benchmark.name}"
     with connected(cluster.address), Progress(title, sum(items_of.values()), "items") as progress:
 
         def keep(task: Task, rows: int) -> None:

@@ -31,6 +31,7 @@ def identity_of(
     identity: dict[str, Any] = {
         "model": model.id,
         "weights": facts.weights,
+        "config": facts.config,
         "dtype": facts.dtype,
         "quantization": model.quantization,
         "tokenizer": facts.tokenizer,

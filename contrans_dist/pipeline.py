@@ -26,7 +26,7 @@ from contrans_dist.maps import MapSet
 from contrans_dist.models import model_facts
 from contrans_dist.pool import connected
 from contrans_dist.progress import note
-from contrans_dist.provenance import command_line, git_commit, now, versions
+from contrans_dist.provenance import command_line, git_commit, now, versions, without_credentials
 from contrans_dist.recipe import load_recipe
 from contrans_dist.report import write_report
 from contrans_dist.selection import fit_chosen, harvested_blocks
@@ -79,7 +79,7 @@ class _Run:
 
     def all(self) -> dict[str, Any]:
         resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        (self.out / "recipe.yaml").write_bytes(resolved.encode())
+        (self.out / "recipe.yaml").write_bytes(without_credentials(resolved).encode())
         sides = self._stage("harvest", self._harvest)
         own = self._stage("refine", lambda: self._refine(sides))
         maps = self._stage("fit", lambda: fit_chosen(self.recipe, sides, own, self.out, self._place))

@@ -33,6 +33,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def without_credentials(text: str) -> str:
+    """The text with user, password and query taken out of every URI in it."""
+    return _QUERY.sub(r"\1", _CREDENTIALS.sub("://", text))
+
+
 def command_line(arguments: list[str] | None = None) -> str:
     """The command that is running, without credentials in URIs and values of secret-looking options."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]] if arguments is None else arguments
@@ -45,7 +50,7 @@ def command_line(arguments: list[str] | None = None) -> str:
         elif mark and _SECRET_OPTION.search(option):
             shown.append(f"{option}=***")
         else:
-            shown.append(_QUERY.sub(r"\1", _CREDENTIALS.sub("://", word)))
+            shown.append(without_credentials(word))
         hide_next = word.startswith("-") and not mark and bool(_SECRET_OPTION.search(word))
     return " ".join(f"'{word}'" if re.search(r"\s", word) else word for word in shown)
 

@@ -138,7 +138,15 @@ def _choose(
         kinds=("negative",),
         conditions=(),
     )
-    metrics = evaluate(recipe.target, validation, steered, out / "validation", recipe.cluster, replace=True)
+    metrics = evaluate(
+        recipe.target,
+        validation,
+        steered,
+        out / "validation",
+        recipe.cluster,
+        replace=True,
+        title="choose blocks",
+    )
     scored = [
         {
             "source": int(entry["condition"].split(":")[0]),

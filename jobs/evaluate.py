@@ -1,7 +1,7 @@
 """Score a steered model as a Ray job; the options are those of `contrans evaluate`."""
 
 from contrans_dist.cli import run_script
-from contrans_dist.cli.stages import evaluate
+from contrans_dist.cli.steered import evaluate
 
 SUBMIT = """As a Ray job, from a checkout of the repository (`--data` may be a file in it; repeat `--vector`):
 

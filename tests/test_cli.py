@@ -302,7 +302,7 @@ def stages(
     said: dict[str, dict[str, Any]] = {}
     for side, model in (("source", settings.source.id), ("target", settings.target.id)):
         for name, texts, more in (
-            ("corpus", settings.corpus.texts, []),
+            ("corpus", run[0] / "texts" / "corpus.jsonl", []),
             ("contrast", settings.concepts.texts, ["--template", SCENE.replace("\n", "\\n")]),
         ):
             said[f"{name}-{side}"] = json_of(
@@ -407,7 +407,7 @@ def test_evaluate_again_prints_the_table(
         "--vector", out / "happy.safetensors", "--vector", out / "sad.safetensors",
         "--strengths", "0,2", "--actors", "1", "--out", out / "evaluation",
     )  # fmt: skip
-    for word in ("token_acc_negative", "shuffled-map", "leak check: of 6 scenarios, 0 were seen"):
+    for word in ("token_acc_negative", "shuffled-map", "leak check: of 10 scenarios, 0 were seen"):
         assert word in text
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import ray
 from tiny import save_tiny
 
 from contrans_dist import evaluate as room
-from contrans_dist.conditions import Steering, load_steering, steering
+from contrans_dist.conditions import Steering, derivable, load_vectors, steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluate import evaluate, load_benchmark, plan_splits
@@ -144,11 +145,23 @@ def test_vector_files_one_a_concept(tmp_path: Path) -> None:
     for concept, vector in vectors().items():
         vector.save(Location.parse(tmp_path / f"{concept}.safetensors"))
     files = [str(tmp_path / f"{concept}.safetensors") for concept in CONCEPTS]
-    assert load_steering(files, ["vector", "random"]).digest() == steering(
-        {"vector": vectors()}, ["vector", "random"]
-    ).digest()  # fmt: skip
+    loaded = load_vectors(files)
+    conditions = ["vector", "random"]
+    assert (
+        steering({"vector": loaded}, conditions).digest()
+        == steering({"vector": vectors()}, conditions).digest()
+    )
     with pytest.raises(UserError, match=r"sad.safetensors: a second vector of concept 'sad'"):
-        load_steering([*files, files[1]], ["vector"])
+        load_vectors([*files, files[1]])
+
+
+def test_controls_that_the_vectors_allow() -> None:
+    given = vectors()
+    first = next(iter(given))
+    assert derivable({}) == []
+    assert derivable({first: replace(given[first], shuffled_map=None)}) == ["random"]
+    with_map = {c: replace(v, shuffled_map=v.values) for c, v in given.items()}
+    assert derivable(with_map) == ["random", "shuffled-map", "other-concept"]
 
 
 # -- the driver ------------------------------------------------------------------------------------
@@ -227,7 +240,7 @@ def test_the_driver_writes_what_the_benchmark_says_of_each_item_alone(
     made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EvaluationSettings
 ) -> None:
     found = rows_of(pq.read_table(made[0] / "results.parquet"))
-    benchmark, lm, given = load_benchmark(settings, CONCEPTS), load_model(model.id), steered()
+    benchmark, lm, given = load_benchmark(settings), load_model(model.id), steered()
     items = benchmark.items()
     assert len(items) == 2 * 3 * PER_CONCEPT
     expected_keys = 0
@@ -257,7 +270,7 @@ def test_the_base_is_the_unsteered_model_and_strength_0(
     assert {row["condition"] for row in table.to_pylist() if row["strength"] == 0} == {"base"}
     lm = load_model(model.id)
     base = {key[0]: row for key, row in rows_of(table).items() if key[1] == "base"}
-    for item in load_benchmark(settings, CONCEPTS).items()[::5]:
+    for item in load_benchmark(settings).items()[::5]:
         ids = lm.tokenizer(item.prompt)["input_ids"]
         with torch.no_grad():
             logits = lm.model(torch.tensor([ids])).logits[0, -1]
@@ -275,6 +288,21 @@ def test_the_steered_model_is_steered(made: tuple[Path, dict[str, Any]]) -> None
             if name == condition and strength == 3.0
         ]
         assert np.median(same) > 1e-2, condition
+
+
+def test_one_vector_is_scored_against_the_other_concepts(
+    local: None, model: ModelSettings, settings: EvaluationSettings, tmp_path: Path
+) -> None:
+    """A single vector steers its own items alone; the others still give scenarios and labels."""
+    one = steering({"vector": {"sad": concept_vector("sad", 1)}}, ["vector", "random"])
+    evaluate(model, settings, one, str(tmp_path / "one"), ONE)
+    rows = pq.read_table(tmp_path / "one" / "results.parquet").to_pylist()
+    assert {row["concept"] for row in rows} == {"sad"}
+    assert {row["kind"] for row in rows} == {"positive", "negative"}
+    assert all(f"logits.{concept}" in rows[0] for concept in CONCEPTS)
+    other = steering({"vector": {"proud": concept_vector("proud", 1)}}, ["vector"])
+    with pytest.raises(UserError, match=r"no scenarios of 'proud'; there are afraid, happy, sad"):
+        evaluate(model, settings, other, str(tmp_path / "other"), ONE)
 
 
 def test_metrics_have_the_shape_of_the_design(

@@ -32,6 +32,8 @@ from contrans_dist.texts import read_texts
 N_BLOCKS, D, N_TEXTS, SHARD = 3, 16, 240, 2
 N_SHARDS = N_TEXTS // SHARD
 CAPTURE = CaptureSettings(shard_size=SHARD)
+# One thread each: the matrix library's sums may differ in the last bit between thread counts.
+ONE, TWO = ClusterSettings(actors=1, cpus_per_actor=1), ClusterSettings(actors=2, cpus_per_actor=1)
 WORDS = ["the", "boy", "was", "happy", "sad", "angry", "afraid", "dog", "cat", "tree", "ball", "forest"]
 
 
@@ -63,7 +65,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 def made(local: None, model: str, texts: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole harvest by one actor, never interrupted: what all others are held against."""
     out = tmp_path_factory.mktemp("made") / "set"
-    harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ClusterSettings(actors=1))
+    harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
     return out
 
 
@@ -170,7 +172,7 @@ def test_two_actors_of_which_one_is_killed(made: Path, model: str, texts: str, t
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ClusterSettings(actors=2))
+    harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, TWO)
     thread.join()
     assert len(killed) == 1
     assert killed[0] < N_SHARDS
@@ -206,7 +208,7 @@ def test_damaged_shards_are_computed_again_and_only_they(
     before = [stamps(folder) for folder in folders]
     table = read_texts(texts)
     jobs = [HarvestJob(table, Location.parse(folder), CAPTURE) for folder in folders]
-    harvest_sets(ModelSettings(id=model), jobs, ClusterSettings(actors=1))
+    harvest_sets(ModelSettings(id=model), jobs, ONE)
     said = capsys.readouterr().err
     for folder, names, earlier in zip(folders, spoilt, before, strict=True):
         assert_same_set(folder, made)
@@ -334,7 +336,7 @@ def start(model: str, texts: str, out: Path, actors: int, log: Path) -> "subproc
     """`contrans harvest` as a process, in a session of its own."""
     command = [sys.executable, "-m", "contrans_dist", "harvest", "--address", "local", "--json"]
     command += ["--model", model, "--texts", texts, "--out", str(out)]
-    command += ["--shard-size", str(SHARD), "--actors", str(actors)]
+    command += ["--shard-size", str(SHARD), "--actors", str(actors), "--cpus-per-actor", "1"]
     with log.open("w") as errors:
         return subprocess.Popen(
             command,

@@ -24,21 +24,21 @@ import pytest
 import torch
 import typer
 import yaml
+from tiny import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contrans_dist.artifacts import ActivationSet
-from contrans_dist.cli import options, reducing, runs, stages
+from contrans_dist.cli import options, reducing, runs, stages, steered
 from contrans_dist.errors import UserError
 from contrans_dist.maps import MapSet
 from contrans_dist.vectors import ConceptVector
-from tests.tiny import save_tiny
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).with_name("ray")
 COMMANDS = {
     "harvest": stages.harvest,
     "reduce": reducing.reduce,
-    "evaluate": stages.evaluate,
+    "evaluate": steered.evaluate,
     "pipeline": runs.run,
 }
 UPLOAD = {"working_dir": str(REPOSITORY), "excludes": ["/tests/", "/runs/", "/contrans_dist/demo/models/"]}

@@ -13,6 +13,7 @@ from sets import make_set
 from contrans_dist import reduce
 from contrans_dist.affine import fit_map
 from contrans_dist.artifacts import ActivationSet
+from contrans_dist.corpus import prepare_corpus
 from contrans_dist.errors import UserError
 from contrans_dist.leak import unit_hashes
 from contrans_dist.pairs import PAIR_RIDGES
@@ -20,6 +21,7 @@ from contrans_dist.pool import connected
 from contrans_dist.reduce import all_pairs, choose_pairs, fit, join
 from contrans_dist.refining import concept_rows, concepts_in, refine, select_rows
 from contrans_dist.splits import FIT, TEST, VALIDATION
+from contrans_dist.texts import text_table
 
 N, D_SOURCE, D_TARGET = 300, 7, 5
 BLOCKS_SOURCE, BLOCKS_TARGET = (0, 2), (1, 2, 3)
@@ -152,6 +154,20 @@ def test_prefixes_of_one_text_stay_together(tmp_path: Path) -> None:
     assert shares[TEST] > 0.04
 
 
+@pytest.mark.parametrize("cut", ["none", "end", "random"])
+def test_identical_texts_of_a_corpus_stay_together(tmp_path: Path, cut: Any) -> None:
+    distinct = [f"{i} is the number of a story that goes on and on" for i in range(150)]
+    corpus = prepare_corpus(text_table({"text": distinct * 2}), cut, per_text=2)
+    texts, origin = corpus.column("text").to_pylist(), corpus.column("source_row").to_pylist()
+    rows = {0: np.random.default_rng(0).normal(size=(len(texts), 3))}
+    pair = [make_set(tmp_path / name, rows, 1, texts, source_row=origin) for name in "ab"]
+    parts: dict[str, set[str]] = {}
+    for text, part in zip(texts, join(pair[0], pair[1], "default").split, strict=True):
+        parts.setdefault(text.split()[0], set()).add(part)
+    assert len(parts) == 150
+    assert all(len(found) == 1 for found in parts.values())
+
+
 def test_which_pairs_of_blocks(sets: tuple[ActivationSet, ActivationSet]) -> None:
     joined = join(*sets, "default")
     assert choose_pairs("2:3", joined)[0] == [(2, 3)]
@@ -223,18 +239,22 @@ def test_rows_fit_l_cross_as_numpys_pseudo_inverse(sets: tuple[ActivationSet, Ac
     assert few.side == "dual"
 
 
-def test_the_table_of_all_pairs_is_each_pair_fitted_alone(sets: tuple[ActivationSet, ActivationSet]) -> None:
+@pytest.mark.parametrize("narrow", [True, False])
+def test_the_table_of_all_pairs_is_each_pair_fitted_alone(
+    sets: tuple[ActivationSet, ActivationSet], monkeypatch: pytest.MonkeyPatch, narrow: bool
+) -> None:
+    """Of narrow models each pair at the ridge its map would have; of wide ones at its best ridge."""
+    if not narrow:
+        monkeypatch.setattr(reduce, "_NARROW", 0)
     joined = join(*sets, "default")
     table = all_pairs(joined)
     assert (table.source, table.target) == (list(BLOCKS_SOURCE), list(BLOCKS_TARGET))
     for i, s in enumerate(table.source):
         for j, t in enumerate(table.target):
-            alone = [
-                fit_map(source_rows()[s], target_rows()[t], split=joined.split, ridges=[ridge]).r2_validation
-                or 0.0
-                for ridge in PAIR_RIDGES
-            ]
-            assert table.r2[i, j] == pytest.approx(max(alone), abs=1e-6)
+            x, y = source_rows()[s], target_rows()[t]
+            grids = [None] if narrow else [[ridge] for ridge in PAIR_RIDGES]
+            alone = [fit_map(x, y, split=joined.split, ridges=grid).r2_validation for grid in grids]
+            assert table.r2[i, j] == pytest.approx(max(r2 for r2 in alone if r2 is not None), abs=1e-6)
     assert np.argmax(table.r2) == table.source.index(2) * 3
     with pytest.raises(UserError, match="protocol lcross"):
         all_pairs(join(*sets, "lcross"))

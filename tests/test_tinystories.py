@@ -30,7 +30,6 @@ def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"evaluations.emotions.texts={TEXTS / 'evaluation.jsonl'}",
         f"evaluations.emotions.validation={TEXTS / 'validation.jsonl'}",
         "evaluations.emotions.strengths=[0, 4, 8]",
-        "evaluations.emotions.kinds=[negative]",
         "cluster.address=local",
     ]
     summary = run_recipe(load_recipe(TEXTS / "recipe.yaml", overrides), Location.parse(folder))

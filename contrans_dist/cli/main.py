@@ -9,8 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from contrans_dist.cli import reducing, runs, stages
+from contrans_dist.cli import reducing, runs, stages, steered
 from contrans_dist.errors import RunError, UserError
+
+_INTERRUPTED = 130
+_GO_ON = "interrupted; what is finished is kept: run the same command again to go on"
 
 app = typer.Typer(
     name="contrans",
@@ -30,8 +33,8 @@ for command in (
     stages.fit,
     stages.transplant,
     reducing.reduce,
-    stages.evaluate,
-    stages.generate,
+    steered.evaluate,
+    steered.generate,
     runs.report,
     runs.status,
     runs.inspect,
@@ -72,7 +75,12 @@ def guarded(work: Callable[[], Any]) -> None:
     except (UserError, RunError) as error:
         _fail(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt as error:
-        _fail(error, 130, "interrupted; what is finished is kept: run the same command again to go on")
+        _fail(error, _INTERRUPTED, _GO_ON)
+    except SystemExit as end:
+        # Typer turns an interruption into this code without a word.
+        if end.code == _INTERRUPTED:
+            _fail(end, _INTERRUPTED, _GO_ON)
+        raise
     except BrokenPipeError as error:
         _fail(error, 1, "")
     except Exception as error:

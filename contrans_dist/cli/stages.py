@@ -1,4 +1,4 @@
-"""Commands that do one stage each: harvest, refine, fit, transplant, evaluate, generate."""
+"""Commands that do one stage each: harvest, refine, fit, transplant."""
 
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import CaptureSettings, EvaluationSettings
+from contrans_dist.config import CaptureSettings
 from contrans_dist.errors import UserError
 from contrans_dist.recipe import validated
 from contrans_dist.storage import Location
@@ -204,100 +204,3 @@ def _pair(text: str | None) -> tuple[int, int] | None:
     if not (mark and left.isdigit() and right.isdigit()):
         raise UserError(f"--blocks {text}: expected source:target such as 24:30")
     return int(left), int(right)
-
-
-def evaluate(
-    model: ModelName,
-    benchmark: Annotated[str, typer.Option(help="emotions")],
-    out: Annotated[str, typer.Option(help="Folder or URI of the evaluation.", callback=lasting)],
-    data: Annotated[
-        str | None, typer.Option(help="Scenarios: a file, or a folder of `<concept>.json`.")
-    ] = None,
-    vector: Annotated[
-        list[str] | None, typer.Option(help="Vector file in this model's space; one a concept.")
-    ] = None,
-    block: Annotated[
-        int | None, typer.Option(help="Block to steer. Default: the one the vector carries.")
-    ] = None,
-    strengths: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
-    controls: Annotated[
-        str, typer.Option(help="Of random, shuffled-map, other-concept; comma-separated, or none.")
-    ] = "random,shuffled-map,other-concept",
-    protocol: Annotated[str, typer.Option(help="default or paper.")] = "default",
-    template: Annotated[str | None, typer.Option(help="Prompt around each scenario, with {text}.")] = None,
-    shots: Annotated[str | None, typer.Option(help="Scenarios that may serve as few-shot examples.")] = None,
-    dtype: Dtype = None,
-    quantization: Quantization = None,
-    actors: Actors = None,
-    gpus_per_actor: Gpus = None,
-    cpus_per_actor: Cpus = None,
-    address: Address = None,
-    trust_remote_code: TrustCode = False,
-    as_json: AsJson = False,
-) -> None:
-    """Score a steered model on a benchmark, with controls."""
-    from contrans_dist.cli.tables import metrics_lines
-    from contrans_dist.conditions import load_steering
-    from contrans_dist.evaluate import evaluate as run_evaluation
-
-    if data is None:
-        raise UserError("--data: expected the scenarios to score")
-    wanted = [name for name in controls.split(",") if name and name != "none"]
-    try:
-        sweep = [float(strength) for strength in strengths.split(",")]
-    except ValueError as error:
-        raise UserError(f"--strengths {strengths}: expected numbers such as 0,0.5,1") from error
-    content = {
-        "benchmark": benchmark,
-        "texts": data,
-        "shots": shots,
-        "protocol": protocol,
-        "template": template,
-        "strengths": sweep,
-        "conditions": ["vector", *wanted] if vector else [],
-    }
-    settings = validated(EvaluationSettings, content, "contrans evaluate")
-    metrics = run_evaluation(
-        model_settings(model, dtype, quantization, trust_remote_code),
-        settings,
-        load_steering(vector or [], settings.conditions, block),
-        out,
-        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
-    )
-    emit(as_json, metrics, "\n".join(metrics_lines(metrics)))
-
-
-def generate(
-    model: ModelName,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...")],
-    vector: Annotated[str | None, typer.Option(help="Vector file in this model's space.")] = None,
-    block: Annotated[
-        int | None, typer.Option(help="Block to steer. Default: the one the vector carries.")
-    ] = None,
-    strength: Annotated[float, typer.Option(help="Coefficient of the vector.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 40,
-    dtype: Dtype = None,
-    quantization: Quantization = None,
-    trust_remote_code: TrustCode = False,
-    as_json: AsJson = False,
-) -> None:
-    """Continue prompts with the unsteered and, given a vector, the steered model (greedy)."""
-    from contrans_dist.conditions import row_of
-    from contrans_dist.models import encode_many, load_model
-    from contrans_dist.scoring import BASE, Intervention
-    from contrans_dist.scoring import generate as continue_prompts
-    from contrans_dist.vectors import ConceptVector
-
-    lm = load_model(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
-    interventions = [BASE]
-    if vector is not None:
-        at, row = row_of(ConceptVector.load(vector), block)
-        interventions.append(Intervention("steered", {at: row}, strength))
-    texts = continue_prompts(lm, encode_many(lm, prompts), interventions, max_new_tokens=max_new_tokens)
-    names = [intervention.name for intervention in interventions]
-    rows = [
-        {"prompt": prompt, **{name: texts[i][j] for i, name in enumerate(names)}}
-        for j, prompt in enumerate(prompts)
-    ]
-    lines = [f"{name}: {row['prompt']}{row[name]}" for row in rows for name in names]
-    emit(as_json, {"model": model, "texts": rows}, "\n".join(lines))

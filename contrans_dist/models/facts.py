@@ -1,5 +1,7 @@
 """What can be known of a model without loading its weights."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ class ModelFacts:
     """See `weights_identity`."""
     tokenizer: str
     """See `tokenizer_hash`."""
+    config: str
+    """SHA-256 of the configuration: rotary settings and the like change rows, not weights."""
 
 
 def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
@@ -48,7 +52,14 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         dtype=dtype or _own_dtype(config, source),
         weights=weights_identity(source, revision),
         tokenizer=tokenizer_hash(tokenizer),
+        config=_config_hash(config),
     )
+
+
+def _config_hash(config: PretrainedConfig) -> str:
+    passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+    content = {key: value for key, value in config.to_dict().items() if key not in passing}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _own_dtype(config: PretrainedConfig, source: str) -> str:
