@@ -86,7 +86,10 @@ def _finished(
     (source, target), mapping = next(iter(maps.maps.items()))
     mean = float(np.mean(list(maps.cosines[source, target].values())))
     r2 = "" if mapping.r2_test is None else f"held-out R2 {mapping.r2_test:.3f}, "
-    note(f"map {source} -> {target}: {r2}rank {mapping.rank}, mean cosine to the target's own {mean:.2f}")
+    note(
+        f"map {source} -> {target}: {r2}rank {mapping.rank}, condition number "
+        f"{mapping.condition_number:.3g}, mean cosine to the target's own {mean:.2f}"
+    )
     return maps
 
 
