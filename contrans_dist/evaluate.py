@@ -24,6 +24,7 @@ from contrans_dist.config import (
 )
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.leak import leak_report, overlap
+from contrans_dist.manifest import model_identity
 from contrans_dist.models import load_model, model_facts
 from contrans_dist.pool import Task, connected, replicas, run_tasks
 from contrans_dist.progress import Progress, note
@@ -183,23 +184,15 @@ def _identity(
     model: ModelSettings, settings: EvaluationSettings, steering: Steering, items: Sequence[Any]
 ) -> dict[str, Any]:
     facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
-    installed = versions()
     asked = hashlib.sha256(repr(list(items)).encode()).hexdigest()
     return {
         "benchmark": settings.benchmark,
         "protocol": settings.protocol,
-        "model": model.id,
-        "weights": facts.weights,
-        "config": facts.config,
-        "dtype": facts.dtype,
-        "quantization": model.quantization,
-        "tokenizer": facts.tokenizer,
+        **model_identity(model, facts),
         "items": asked,
         "labels": settings.labels,
         "steering": steering.digest(),
         "strengths": list(settings.strengths),
-        "torch": installed["torch"],
-        "transformers": installed["transformers"],
     }
 
 

@@ -18,6 +18,24 @@ CANARY_WARNING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Relative deviation of a batched row from the same text alone above which the harvest says so."""
 
 
+def model_identity(model: ModelSettings, facts: ModelFacts) -> dict[str, Any]:
+    """What a model's numbers depend on: its weights, how they are loaded, and the libraries that run them."""
+    installed = versions()
+    identity: dict[str, Any] = {
+        "model": model.id,
+        "weights": facts.weights,
+        "config": facts.config,
+        "dtype": facts.dtype,
+        "quantization": model.quantization,
+        "tokenizer": facts.tokenizer,
+        "torch": installed["torch"],
+        "transformers": installed["transformers"],
+    }
+    if model.quantization is not None:
+        identity["bitsandbytes"] = installed["bitsandbytes"]
+    return identity
+
+
 def identity_of(
     model: ModelSettings,
     facts: ModelFacts,
@@ -27,14 +45,8 @@ def identity_of(
     texts: pa.Table,
 ) -> dict[str, Any]:
     """What the bytes depend on. A field that differs refuses a resume, so nothing else belongs here."""
-    installed = versions()
-    identity: dict[str, Any] = {
-        "model": model.id,
-        "weights": facts.weights,
-        "config": facts.config,
-        "dtype": facts.dtype,
-        "quantization": model.quantization,
-        "tokenizer": facts.tokenizer,
+    return {
+        **model_identity(model, facts),
         "template": capture.template,
         "chat": capture.chat,
         "position": capture.position,
@@ -42,12 +54,7 @@ def identity_of(
         "batch_tokens": capture.batch_tokens,
         "shard_size": shard_rows,
         "texts": table_hash(texts),
-        "torch": installed["torch"],
-        "transformers": installed["transformers"],
     }
-    if model.quantization is not None:
-        identity["bitsandbytes"] = installed["bitsandbytes"]
-    return identity
 
 
 def manifest_of(

@@ -162,8 +162,7 @@ def run_tasks(
     """Run every task on a pool of `actor_class` actors (methods `ready()` and `run(payload)`).
 
     With `shared`, which all tasks need and which is too large to travel with each, it is
-    `run(payload, shared)`;
-    the driver keeps the one copy, so no lost node can take it along.
+    `run(payload, shared)`; the driver keeps the one copy, so no lost node can take it along.
 
     `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
     when an actor's construction fails everywhere; UserError raised by a task is passed on.

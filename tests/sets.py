@@ -1,4 +1,4 @@
-"""Activation sets written by hand, from arrays, with pyarrow alone."""
+"""Inputs written by hand: activation sets from arrays, with pyarrow alone, and files of texts."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrans_dist.artifacts import ActivationSet
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> str:
+    """Write rows as JSON lines; the path as text, as a command or a recipe takes it."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 def make_set(

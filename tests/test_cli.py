@@ -15,7 +15,7 @@ import typer
 import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from sets import make_set
+from sets import make_set, write_lines
 from tiny import CORPUS, save_tiny
 from typer.testing import CliRunner, Result
 
@@ -45,11 +45,6 @@ def scenes(kind: str, count: int) -> list[dict[str, str]]:
         for c in CONCEPTS
         for i in range(count)
     ]
-
-
-def write_lines(path: Path, rows: list[dict[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ import pytest
 import torch
 import typer
 import yaml
+from sets import write_lines
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -150,11 +151,6 @@ class World:
     contrast: str
     scenarios: str
     recipe: str
-
-
-def write_lines(path: Path, rows: list[dict[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
