@@ -10,7 +10,7 @@ import contrans_dist
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "config", "recipe", "schema", "storage", "provenance", "progress", "artifacts", "texts",
-    "corpus", "leak", "models", "capturing", "shards", "manifest", "pool", "harvest",
+    "corpus", "leak", "models", "prefixes", "capturing", "shards", "streamed", "manifest", "pool", "harvest",
     "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "affine", "pairs",
     "transplanting", "vectors", "maps", "refining", "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "evaluate",

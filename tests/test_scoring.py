@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from contrans_dist.errors import UserError
 from contrans_dist.models import wrap_model
+from contrans_dist.models.passing import replaced
+from contrans_dist.prefixes import groups
 from contrans_dist.scoring import Intervention, continuation_logprobs, cues, first_token, generate, next_token
-from contrans_dist.scoring.batches import plan_batches
-from contrans_dist.scoring.forward import replaced
 from contrans_dist.steering import steer
 
 D, N, V = 32, 4, 300
@@ -187,17 +187,6 @@ def test_no_prompt_and_no_intervention_give_empty_results():
     assert continuation_logprobs(lm, [], [], INTERVENTIONS).sums.shape == (8, 0)
 
 
-def test_batches_hold_to_the_budget_and_lose_nothing():
-    lm = language_model()
-    batches = plan_batches(lm, PROMPTS, [1] * len(PROMPTS), 30)
-    assert sorted(i for b in batches for i in b.index) == list(range(len(PROMPTS)))
-    assert all(b.ids.numel() <= 30 or len(b.index) == 1 for b in batches)
-    for b in batches:
-        assert [b.ids[r, c].item() for r, c in zip(b.rows, b.columns, strict=True)] == [
-            PROMPTS[i][-1] for i in b.index
-        ]
-
-
 @pytest.mark.parametrize(
     ("prompts", "interventions", "words"),
     [
@@ -218,6 +207,60 @@ def test_training_mode_is_refused():
     lm.model.train()
     with pytest.raises(ValueError, match="call model"):
         next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
+
+
+# --- prompts that begin alike ---
+
+
+def alike() -> list[list[int]]:
+    trunk, heads = RNG.integers(3, 290, size=20).tolist(), RNG.integers(3, 290, size=(4, 7)).tolist()
+    return [trunk + heads[i % 4] + RNG.integers(3, 290, size=2 + i % 4).tolist() for i in range(14)] + PROMPTS
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_that_begin_alike_score_as_each_alone(architecture, monkeypatch):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 64)
+    lm, prompts = language_model(architecture), alike()
+    own = Intervention("own", {2: np.stack([vec(100 + p) for p in range(len(prompts))])}, 1.5)
+    got = next_token(lm, prompts, [*INTERVENTIONS, own], watch=WATCH, batch_tokens=250)
+    for p, prompt in enumerate(prompts):
+        alone = [*INTERVENTIONS, Intervention("own", {2: own.vectors[2][p]}, 1.5)]
+        for c, intervention in enumerate(alone):
+            expected = plain_logits(lm, prompt, intervention)[-1]
+            scale = max(1.0, float(expected.abs().max()))
+            np.testing.assert_allclose(got.logits[c, p], expected[WATCH], rtol=0, atol=2e-5 * scale)
+            assert got.argmax[c, p] == int(expected.argmax())
+
+
+def test_answers_to_one_question_share_it(monkeypatch):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    lm = language_model()
+    tokens = []
+    handle = lm.blocks[0].register_forward_pre_hook(
+        lambda _m, args, named: tokens.append((args[0] if args else named["hidden_states"])[..., 0].numel()),
+        with_kwargs=True,
+    )
+    preamble = RNG.integers(3, 290, size=30).tolist()
+    questions = [preamble + RNG.integers(3, 290, size=9).tolist() for _ in range(6)]
+    prompts = [question for question in questions for _ in range(5)]
+    answers = [RNG.integers(3, 290, size=1 + i % 4).tolist() for i in range(len(prompts))]
+    runs = {}
+    for share in (True, False):
+        next_token(lm, PROMPTS, INTERVENTIONS[:1], watch=WATCH)
+        tokens.clear()
+        scores = continuation_logprobs(
+            lm, prompts, answers, INTERVENTIONS, batch_tokens=400, share_prefixes=share
+        )
+        runs[share] = (scores, sum(tokens))
+    handle.remove()
+    np.testing.assert_allclose(runs[True][0].sums, runs[False][0].sums, rtol=0, atol=1e-3)
+    assert (runs[True][0].greedy == runs[False][0].greedy).all()
+    assert runs[True][1] < runs[False][1] / 3.5
+    for p, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        logprobs = plain_logits(lm, prompt + answer, INTERVENTIONS[1]).log_softmax(-1)
+        expected = sum(float(logprobs[len(prompt) - 1 + i, t]) for i, t in enumerate(answer))
+        assert runs[True][0].sums[1, p] == pytest.approx(expected, abs=1e-3)
 
 
 # --- generation ---

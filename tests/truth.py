@@ -8,6 +8,8 @@ import torch
 from tiny import CONTEXT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from contrans_dist.models import LanguageModel
+
 
 def by_transformers(folder: Path, prompts: list[str]) -> tuple[np.ndarray, list[list[int]]]:
     """Rows `[texts, blocks, d]` of each text run alone, by transformers' own hidden states and, for the last
@@ -27,6 +29,22 @@ def by_transformers(folder: Path, prompts: list[str]) -> tuple[np.ndarray, list[
         rows.append(torch.stack([*below, last[-1][0, -1]]).numpy())
         ids.append(tokens)
     return np.stack(rows), ids
+
+
+def block_states(lm: LanguageModel, text: list[int]) -> dict[int, np.ndarray]:
+    """What each block returns for one text, `[tokens, d]`: transformers' own hidden states, and for the last
+    block, whose entry there is normed already, a plain hook."""
+    seen: dict[str, torch.Tensor] = {}
+    handle = lm.blocks[-1].register_forward_hook(
+        lambda module, args, output: seen.update(last=output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        output = lm.model(
+            input_ids=torch.tensor([text]), attention_mask=torch.ones(1, len(text)), output_hidden_states=True
+        )
+    handle.remove()
+    states = {k: output.hidden_states[k + 1][0].numpy() for k in range(lm.n_blocks - 1)}
+    return {**states, lm.n_blocks - 1: seen["last"][0].numpy()}
 
 
 def read_all(out: Path) -> pd.DataFrame:

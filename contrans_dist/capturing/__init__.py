@@ -6,7 +6,7 @@ hook, so that the states of all other tokens never leave it, and each batch make
 
 from contrans_dist.capturing.activations import Activations
 from contrans_dist.capturing.batches import Position, parse_position, plan_batches
-from contrans_dist.capturing.engine import canary, capture, capture_ids
+from contrans_dist.capturing.engine import canary, capture, capture_ids, deviation
 
 __all__ = [
     "Activations",
@@ -14,6 +14,7 @@ __all__ = [
     "canary",
     "capture",
     "capture_ids",
+    "deviation",
     "parse_position",
     "plan_batches",
 ]

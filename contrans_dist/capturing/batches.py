@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
+from contrans_dist.prefixes import Row, batch_rows
 
 Position = str | int
 """`last`, `mean` (over all tokens of the text), or an offset such as -2, from the text's end if negative."""
@@ -15,16 +16,8 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, split_at: int | None
 
     A pure function of its arguments, so that a shard is computed the same way wherever it is.
     """
-    batches: list[list[int]] = []
-    room, was_long = 0, False
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        is_long = split_at is not None and lengths[i] > split_at
-        if room == 0 or is_long != was_long:
-            batches.append([])
-            room, was_long = max(batch_tokens // max(lengths[i], 1), 1), is_long
-        batches[-1].append(i)
-        room -= 1
-    return batches
+    rows = [Row((i,), 0, length) for i, length in enumerate(lengths)]
+    return [[row.texts[0] for row in batch] for batch in batch_rows(rows, batch_tokens, split_at=split_at)]
 
 
 def parse_position(position: Position) -> Position:

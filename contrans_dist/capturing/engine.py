@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from contrans_dist.capturing.activations import Activations
-from contrans_dist.capturing.batches import Position, parse_position, plan_batches, taken_from, truncate
+from contrans_dist.capturing.batches import Position, parse_position, taken_from, truncate
 from contrans_dist.capturing.gather import Gatherer, Landing
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
+from contrans_dist.prefixes import Group, Row, pack, plan_for
 
 _log = logging.getLogger(__name__)
 
@@ -30,37 +31,51 @@ def _check_blocks(lm: LanguageModel, blocks: Sequence[int] | str | None) -> list
 
 def _run(
     lm: LanguageModel,
-    batches: list[list[int]],
+    groups: Sequence[Group],
     ids: list[list[int]],
     tokens: list[int],
     mean: bool,
     landing: Landing,
 ) -> None:
-    """Runs the batches in order; once one has not fitted into memory, those as large are halved first."""
-    queue = deque(batches)
+    """Runs the batches in order; once one has not fitted into memory, those as large are cut first."""
+    wanted = [[token] for token in tokens]
     limit: float | None = None
     with Gatherer(lm, list(landing.arrays), mean) as gatherer:
-        while queue:
-            batch = queue.popleft()
-            size = len(batch) * len(ids[batch[0]])
-            if limit is not None and size > limit and len(batch) > 1:
-                queue.extendleft([batch[len(batch) // 2 :], batch[: len(batch) // 2]])
-                continue
-            try:
-                landing.add(batch, *gatherer.run([ids[i] for i in batch], [tokens[i] for i in batch]))
-                continue
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    raise RunError(
-                        f"text {batch[0]}: its {size} tokens alone do not fit into memory"
-                    ) from error
-            # Only here, after the exception, has the failed batch let go of its memory.
-            torch.cuda.empty_cache()
-            if limit is None:
-                _log.warning("out of memory at %d tokens a batch: going on with smaller batches", size)
-            limit = size // 2
-            queue.appendleft(batch)
+        for group in groups:
+            trunk = gatherer.trunk(group.trunk) if group.trunk else None
+            queue = deque(group.batches)
+            while queue:
+                batch = queue.popleft()
+                size = len(batch) * batch[0].length
+                smaller = _smaller(batch, ids, len(group.trunk))
+                if limit is not None and size > limit and smaller:
+                    queue.extendleft(reversed(smaller))
+                    continue
+                packed = pack(batch, ids, wanted, len(group.trunk))
+                try:
+                    landing.add(packed.texts, *gatherer.run(packed, trunk))
+                    continue
+                except torch.OutOfMemoryError as error:
+                    if not smaller:
+                        raise RunError(
+                            f"text {batch[0].texts[0]}: its {size} tokens alone do not fit into memory"
+                        ) from error
+                # Only here, after the exception, has the failed batch let go of its memory.
+                torch.cuda.empty_cache()
+                if limit is None:
+                    _log.warning("out of memory at %d tokens a batch: going on with smaller batches", size)
+                limit = size // 2
+                queue.appendleft(batch)
     landing.land()
+
+
+def _smaller(batch: list[Row], ids: list[list[int]], trunk: int) -> list[list[Row]]:
+    """The batch in two halves, or one row's texts each in a row of its own; empty for a single text."""
+    if len(batch) > 1:
+        half = (len(batch) + 1) // 2
+        return [batch[:half], batch[half:]]
+    texts = batch[0].texts
+    return [[Row((i,), 0, len(ids[i]) - trunk)] for i in texts] if len(texts) > 1 else []
 
 
 def capture_ids(
@@ -70,11 +85,13 @@ def capture_ids(
     position: Position = "last",
     batch_tokens: int = 4096,
     first_row: int = 0,
+    share_prefixes: bool = True,
 ) -> Activations:
     """Rows of texts given as token ids; NaN and infinity are left for the caller to find (`bad_rows`).
 
     Out of memory on a GPU halves the batches from there on. `first_row`: the number that messages give the
-    first text. Raises UserError naming the row for a text without tokens or too short for `position`,
+    first text. `share_prefixes`: what texts begin with in common is run once, where the model can (see
+    `prefixes`). Raises UserError naming the row for a text without tokens or too short for `position`,
     RunError where a single text does not fit into memory.
     """
     chosen = _check_blocks(lm, blocks)
@@ -86,7 +103,15 @@ def capture_ids(
     lengths = [len(text) for text in ids]
     tokens = taken_from(position, lengths, first_row)
     landing = Landing(chosen, len(ids), lm.d)
-    _run(lm, plan_batches(lengths, batch_tokens, lm.split_at), ids, tokens, position == "mean", landing)
+    sharing = share_prefixes and position != "mean"
+    groups = plan_for(lm, ids, tokens, batch_tokens, head=False, share=sharing)
+    _run(lm, groups, ids, tokens, position == "mean", landing)
+    # A NaN reaches the texts in the same row through the mask (0 times NaN): each of those again by itself.
+    spoilt = landing.spoilt() if sharing else []
+    if spoilt:
+        alone = capture_ids(lm, [ids[i] for i in spoilt], chosen, position, batch_tokens, 0, False)
+        for block, rows in alone.items():
+            landing.arrays[block][spoilt] = rows
     n_tokens = np.array(lengths, dtype=np.int32)
     token_ids = [-1 if position == "mean" else text[i] for text, i in zip(ids, tokens, strict=True)]
     return Activations(landing.arrays, n_tokens, np.array(token_ids, dtype=np.int32), truncated)
@@ -126,10 +151,14 @@ def canary(
 ) -> float:
     """Worst deviation, max|a - b| / max|a| over the entries of a row, between the rows `reference`
     (`{block: [n_texts, d]}`) and the same texts run again, each alone."""
-    alone = capture_ids(lm, ids, sorted(reference), position, batch_tokens=1)
+    return deviation(capture_ids(lm, ids, sorted(reference), position, 1, share_prefixes=False), reference)
+
+
+def deviation(rows: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> float:
+    """Worst max|a - b| / max|a| over a row, between rows `{block: [n_texts, d]}` and a reference."""
     worst = 0.0
-    for block, rows in alone.items():
+    for block, found in rows.items():
         scale = np.abs(reference[block]).max(axis=1, initial=0).clip(min=np.finfo(np.float32).tiny)
-        deviation = np.abs(rows - reference[block]).max(axis=1, initial=0) / scale
-        worst = max(worst, float(deviation.max(initial=0)))
+        each = np.abs(found - reference[block]).max(axis=1, initial=0) / scale
+        worst = max(worst, float(each.max(initial=0)))
     return worst

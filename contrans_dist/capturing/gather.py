@@ -1,7 +1,8 @@
 """Rows from inside a forward pass to the host, without ever waiting for the device."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.passing import unpacked
+from contrans_dist.prefixes import Packed, Trunk
+from contrans_dist.prefixes.trunks import as_arguments, fresh_cache
 
 _IN_FLIGHT = 4
 """Batches whose rows may still be on their way to the host: enough to keep a device busy, little memory."""
@@ -25,7 +29,8 @@ class Gatherer:
         self.lm, self.blocks, self.mean = lm, blocks, mean
         self.handles: list[Any] = []
         self.rows: dict[int, torch.Tensor] = {}
-        self.index: dict[torch.device, torch.Tensor] = {}
+        self.places: dict[torch.device, torch.Tensor] = {}
+        """int64 [2, texts]: row and column of each text's token, on each device; empty while a trunk runs"""
 
     def __enter__(self) -> Self:
         for block in self.blocks:
@@ -39,39 +44,24 @@ class Gatherer:
     def _hook(self, block: int) -> Callable[..., None]:
         def hook(_module: Any, _args: Any, output: Any) -> None:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
-            self.rows[block] = self._gather(hidden)
+            if self.places:
+                rows, columns = self._places_on(hidden.device)
+                self.rows[block] = gather_rows(hidden, rows, columns, self.mean)
             if block == self.blocks[-1]:
                 raise _Stop
 
         return hook
 
-    def _gather(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[texts, tokens, d] -> [texts, d]"""
-        if hidden.device not in self.index:
-            self.index[hidden.device] = self.index[torch.device("cpu")].to(hidden.device, non_blocking=True)
-        last = self.index[hidden.device]
-        if not self.mean:
-            return hidden[torch.arange(len(hidden), device=hidden.device), last]
-        outside = torch.arange(hidden.shape[1], device=hidden.device)[None, :] > last[:, None]
-        return hidden.float().masked_fill(outside[:, :, None], 0).sum(1) / (last[:, None] + 1)
+    def _places_on(self, device: torch.device) -> torch.Tensor:
+        if device not in self.places:
+            self.places[device] = self.places[torch.device("cpu")].to(device, non_blocking=True)
+        return self.places[device]
 
-    def run(self, ids: list[list[int]], tokens: list[int]) -> tuple[torch.Tensor, torch.Event | None]:
+    def run(self, batch: Packed, trunk: Trunk | None = None) -> tuple[torch.Tensor, torch.Event | None]:
         """Rows `[blocks, texts, d]` of one batch on the host, and the event after which they are there."""
-        # No mask: with padding on the right, no token before it can see it.
-        padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
-        for row, text in zip(padded, ids, strict=True):
-            row[: len(text)] = torch.tensor(text)
-        index = torch.tensor(tokens)
-        # An embedding that accelerate keeps on disk is on `meta`; its hook moves the ids.
-        device = self.lm.device if self.lm.device.type != "meta" else torch.device("cpu")
-        if device.type == "cuda":
-            padded, index = padded.pin_memory(), index.pin_memory()
-        self.rows, self.index = {}, {torch.device("cpu"): index}
-        try:
-            with torch.no_grad():
-                self.lm.decoder(input_ids=padded.to(device, non_blocking=True), use_cache=False)
-        except _Stop:
-            pass
+        self.rows, self.places = {}, {torch.device("cpu"): _pinned(torch.stack([batch.rows, batch.columns]))}
+        mask = batch.mask(self.lm.dtype)
+        self._forward(batch.ids, as_arguments(batch.positions, mask, trunk, self._device))
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
             raise RunError(f"block {idle[0]} of {self.lm.name} does not run on text alone; leave it out")
@@ -80,6 +70,36 @@ class Gatherer:
         self.rows = {}
         host = together.to("cpu", non_blocking=True)
         return host, torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def trunk(self, ids: Sequence[int]) -> Trunk:
+        """Keys and values of a trunk, up to the highest wanted block."""
+        self.places, cache = {}, fresh_cache()
+        self._forward(torch.tensor([ids]), {"use_cache": True, "past_key_values": cache})
+        return Trunk.of(cache)
+
+    @property
+    def _device(self) -> torch.device:
+        # An embedding that accelerate keeps on disk is on `meta`; its hook moves the ids.
+        return self.lm.device if self.lm.device.type != "meta" else torch.device("cpu")
+
+    def _forward(self, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
+        placed = _pinned(ids).to(self._device, non_blocking=True)
+        with torch.no_grad(), unpacked(), suppress(_Stop):
+            self.lm.decoder(input_ids=placed, **arguments)
+
+
+def gather_rows(hidden: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, mean: bool) -> torch.Tensor:
+    """[B, T, d] -> [texts, d]: the states at (row, column); with `mean`, where each row is one text, the
+    mean of the row's states up to its column."""
+    if not mean:
+        return hidden[rows, columns]
+    outside = torch.arange(hidden.shape[1], device=hidden.device)[None, :] > columns[:, None]
+    return hidden.float().masked_fill(outside[:, :, None], 0).sum(1) / (columns[:, None] + 1)
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """Where there is a GPU, in memory from which it copies while the host goes on."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 class Landing:
@@ -102,3 +122,8 @@ class Landing:
                 event.synchronize()
             for block, values in zip(self.arrays, rows.float().numpy(), strict=True):
                 self.arrays[block][texts] = values
+
+    def spoilt(self) -> list[int]:
+        """The texts with NaN or infinity in their rows."""
+        finite = np.stack([np.isfinite(rows).all(axis=1) for rows in self.arrays.values()]).all(axis=0)
+        return np.flatnonzero(~finite).tolist()

@@ -35,6 +35,8 @@ class LanguageModel:
     """Tokens that the tokenizer puts before every text (BOS)."""
     split_at: int | None = None
     """Texts longer than this change the rotary frequencies of a whole batch: none shorter belongs in it."""
+    shares: dict[bool, bool] = field(default_factory=dict)
+    """Whether common beginnings can be shared, without and with the head; see `prefixes.can_share`."""
 
     @property
     def config(self) -> PretrainedConfig:

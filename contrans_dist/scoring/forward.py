@@ -1,56 +1,158 @@
-"""Running the model's own forward with some blocks passed over, so that interventions share what lies below.
+"""Running the model's own forward so that interventions share what is below them, and prompts how they begin.
 
 The blocks that are not wanted are replaced, for one call, by functions that hand their input on; the first
-wanted block hands out a stored residual stream. Embeddings, masks, positions and rotary tables stay the
-model's own.
+wanted block hands out a stored residual stream. What many prompts begin with is run as a trunk (`prefixes`):
+once below the steered block, and above it once for each intervention.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from contrans_dist.models import LanguageModel
-from contrans_dist.scoring.batches import Batch, positions_per_pass
+from contrans_dist.models.passing import handing, replaced, unpacked
+from contrans_dist.prefixes import Group, Packed, Row, Trunk, pack, plan_for
+from contrans_dist.prefixes.trunks import as_arguments, fresh_cache
+from contrans_dist.scoring.batches import pad_id, positions_per_pass
 from contrans_dist.scoring.interventions import by_lowest_block
 from contrans_dist.steering import added, first_of, like
 
+Offsets = Mapping[int, Tensor]
+"""What one intervention adds at which block: `[d]`, or `[P, d]` with a row for each prompt."""
+
 
 def run_all(
-    lm: LanguageModel, batches: Sequence[Batch], offsets: Sequence[Mapping[int, Tensor]], batch_tokens: int
-) -> Iterator[tuple[list[int], Batch, Tensor]]:
-    """Every batch under every intervention: (interventions, batch, float32 logits `[C, N, vocabulary]`).
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    wanted: Sequence[int],
+    offsets: Sequence[Offsets],
+    batch_tokens: int,
+    share_prefixes: bool = True,
+) -> Iterator[tuple[list[int], Packed, Tensor]]:
+    """Every sequence under every intervention: (interventions, batch, float32 logits `[C, N, vocabulary]`) at
+    the last `wanted[i]` positions of sequence i.
 
-    `offsets[i]` is what intervention i adds at which block. Each batch runs once up to the steered blocks,
-    then once more from there for as many interventions as fit `batch_tokens` together. The logits stay on the
-    device.
+    Each batch runs once up to the steered blocks, then once more from there for as many interventions as fit
+    `batch_tokens` together. The logits stay on the device.
     """
     if lm.model.training:
         raise ValueError("the model is in training mode: call model.eval(), else dropout makes scores random")
-    groups = by_lowest_block(offsets)
-    for batch in batches:
-        if not groups:
+    # A vector of each prompt's own leaves nothing to share above it.
+    own = [i for i, each in enumerate(offsets) if any(row.ndim == 2 for row in each.values())]
+    common = [i for i in range(len(offsets)) if i not in set(own)]
+    for members, share in ((common, share_prefixes), (own, False)):
+        groups = _plan(lm, sequences, wanted, batch_tokens, share) if members and sequences else []
+        for group in groups:
+            runner = _Runner(lm, group, [offsets[i] for i in members], batch_tokens)
+            for batch in group.batches:
+                with torch.inference_mode():
+                    packed = _packed(lm, group, batch, sequences, wanted)
+                    for chunk, logits in runner.run(packed):
+                        yield [members[c] for c in chunk], packed, logits
+
+
+def _plan(
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    wanted: Sequence[int],
+    batch_tokens: int,
+    share: bool,
+) -> list[Group]:
+    return plan_for(
+        lm,
+        sequences,
+        [len(sequence) - n for sequence, n in zip(sequences, wanted, strict=True)],
+        batch_tokens,
+        head=True,
+        share=share,
+        positions=wanted,
+        most_positions=positions_per_pass(lm),
+    )
+
+
+def _packed(
+    lm: LanguageModel,
+    group: Group,
+    batch: Sequence[Row],
+    sequences: Sequence[Sequence[int]],
+    wanted: Sequence[int],
+) -> Packed:
+    places = {i: range(len(sequences[i]) - wanted[i], len(sequences[i])) for row in batch for i in row.texts}
+    return pack(batch, sequences, places, len(group.trunk), pad_id(lm))
+
+
+@dataclass
+class _Runner:
+    """One group of prompts under all interventions that add the same to every prompt, or one prompt a row."""
+
+    lm: LanguageModel
+    group: Group
+    offsets: list[Offsets]
+    batch_tokens: int
+
+    def __post_init__(self) -> None:
+        self.steered = by_lowest_block(self.offsets)
+        self.lower: Trunk | None = None
+        self.upper: dict[int, Trunk] = {}
+        if self.group.trunk:
             with torch.inference_mode():
-                logits = _logits(lm, batch)
-            yield list(range(len(offsets))), batch, logits.expand(len(offsets), -1, -1)
-            continue
-        with torch.inference_mode():
-            states = lower_states(lm, batch, list(groups))
-        for k, members in groups.items():
-            fit = min(
-                max(1, batch_tokens // batch.ids.numel()), max(1, positions_per_pass(lm) // len(batch.rows))
-            )
+                self._run_trunk()
+
+    def _run_trunk(self) -> None:
+        """Keys and values of the trunk: below the steered blocks, and above each for its interventions."""
+        trunk, cache = _one_row(self.group.trunk), fresh_cache()
+        keeping = {"past_key_values": cache, "use_cache": True}
+        if self.steered:
+            states = _lower_states(self.lm, trunk, list(self.steered), keeping)
+        else:
+            _logits(self.lm, trunk, keeping)
+        self.lower = Trunk.of(cache)
+        for k, members in self.steered.items():
+            cache = fresh_cache()
+            keeping = {"past_key_values": cache, "use_cache": True}
+            _upper_logits(self.lm, trunk, k, states[k], [self.offsets[i] for i in members], keeping)
+            self.upper[k] = Trunk.of(cache)
+
+    def run(self, batch: Packed) -> Iterator[tuple[list[int], Tensor]]:
+        """(interventions, logits `[C, N, vocabulary]`) of one batch, as many interventions at once as fit."""
+        arguments = self._arguments(batch, self.lower)
+        if not self.steered:
+            logits = _logits(self.lm, batch, arguments)
+            yield list(range(len(self.offsets))), logits.expand(len(self.offsets), -1, -1)
+            return
+        states = _lower_states(self.lm, batch, list(self.steered), arguments)
+        for k, members in self.steered.items():
+            by_tokens = max(1, self.batch_tokens // batch.ids.numel())
+            fit = min(by_tokens, max(1, positions_per_pass(self.lm) // len(batch.rows)))
             for start in range(0, len(members), fit):
                 chunk = members[start : start + fit]
-                with torch.inference_mode():
-                    logits = _upper_logits(lm, batch, k, states[k], [offsets[i] for i in chunk])
-                yield chunk, batch, logits
+                trunk = None
+                if self.lower is not None:
+                    trunk = self.lower.above(self.upper[k], start, start + len(chunk))
+                times = len(chunk)
+                arguments = self._arguments(batch, trunk, times)
+                offsets = [self.offsets[i] for i in chunk]
+                yield chunk, _upper_logits(self.lm, batch, k, states[k], offsets, arguments)
             del states[k]
 
+    def _arguments(self, batch: Packed, trunk: Trunk | None, times: int = 1) -> dict[str, Any]:
+        positions, mask = batch.positions, batch.mask(self.lm.dtype)
+        if times > 1 and positions is not None and mask is not None:
+            positions, mask = positions.repeat(times, 1), mask.repeat(times, 1, 1, 1)
+        return as_arguments(positions, mask, trunk, self.lm.device)
 
-def lower_states(lm: LanguageModel, batch: Batch, blocks: Sequence[int]) -> dict[int, object]:
+
+def _one_row(ids: Sequence[int]) -> Packed:
+    """A trunk as a batch of its own; the logits of one position are computed, which nobody reads."""
+    return pack([Row((0,), 0, len(ids))], [list(ids)], [[0]])
+
+
+def _lower_states(
+    lm: LanguageModel, batch: Packed, blocks: Sequence[int], arguments: dict[str, Any]
+) -> dict[int, object]:
     """What each of `blocks` returns for the batch, as it returns it; nothing above the highest one runs."""
     top = max(blocks)
     states: dict[int, object] = {}
@@ -67,91 +169,74 @@ def lower_states(lm: LanguageModel, batch: Batch, blocks: Sequence[int]) -> dict
 
     # Kept inside the forward, not in a hook: a caller's own hooks then act once, when the block is replayed.
     forwards = {k: keeping(k, lm.blocks[k].forward) for k in blocks}
-    forwards |= {k: _handing(lambda state: like(states[top], state)) for k in range(top + 1, len(lm.blocks))}
+    forwards |= {k: handing(lambda state: like(states[top], state)) for k in range(top + 1, len(lm.blocks))}
     with replaced(lm.blocks, forwards):
         # The head is not wanted here; at one position it costs nothing.
-        _logits(lm, Batch(batch.index, batch.ids, batch.rows[:1], batch.columns[:1]))
+        _logits(lm, batch, arguments, first=True)
     return states
 
 
 def _upper_logits(
-    lm: LanguageModel, batch: Batch, k: int, output: object, offsets: Sequence[Mapping[int, Tensor]]
+    lm: LanguageModel,
+    batch: Packed,
+    k: int,
+    output: object,
+    offsets: Sequence[Offsets],
+    arguments: dict[str, Any],
 ) -> Tensor:
     """Logits `[C, N, V]` from block k's output on; each intervention's vectors are added to its own rows."""
     times, state = len(offsets), first_of(output)
     rows = {
-        j: _stacked(offsets, j, lm.d, batch.index, state)
+        j: _stacked(offsets, j, lm.d, batch, state)
         for j in sorted({j for each in offsets for j in each} | {k})
     }
     start = state.repeat(times, 1, 1) + rows.pop(k).unsqueeze(1)
-    passed = {j: _handing(lambda state: like(output, state)) for j in range(k)}
-    passed[k] = _handing(lambda _state: like(output, start))
+    passed = {j: handing(lambda state: like(output, state)) for j in range(k)}
+    passed[k] = handing(lambda _state: like(output, start))
     with replaced(lm.blocks, passed), added(lm.blocks, rows):
-        logits = _logits(lm, batch.repeated(times))
-    return logits.reshape(times, len(batch.rows), -1)
+        return _logits(lm, batch, arguments, times)
 
 
-def _stacked(
-    offsets: Sequence[Mapping[int, Tensor]], k: int, d: int, prompts: list[int], state: Tensor
-) -> Tensor:
-    """`[C * B, d]`: what each intervention adds at block k to each prompt of the batch, zero for nothing."""
+def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: Tensor) -> Tensor:
+    """`[C * B, d]`: what each intervention adds at block k to each row of the batch, zero for nothing."""
     rows = []
     for each in offsets:
         offset = each.get(k, torch.zeros(d))
-        rows.append(offset[prompts] if offset.ndim == 2 else offset.expand(len(prompts), d))
+        # With a vector for each prompt, each row is one prompt.
+        rows.append(offset[batch.texts] if offset.ndim == 2 else offset.expand(len(batch.ids), d))
     return torch.cat(rows).to(device=state.device, dtype=state.dtype)
 
 
-@contextmanager
-def replaced(blocks: Sequence[nn.Module], forwards: Mapping[int, Callable[..., object]]) -> Iterator[None]:
-    """Run `forwards[k]` in place of block k's forward."""
-    before: dict[int, Any] = {}
-    try:
-        for k, forward in forwards.items():
-            # accelerate and others also put a forward on the instance: it is put back, not just deleted.
-            before[k] = blocks[k].__dict__.get("forward")
-            blocks[k].forward = forward  # type: ignore[method-assign, assignment]
-        yield
-    finally:
-        for k, own in before.items():
-            if own is None:
-                del blocks[k].forward
-            else:
-                blocks[k].forward = own
-
-
-def _handing(function: Callable[[Tensor], object]) -> Callable[..., object]:
-    """`function` of the residual stream as a block's forward; the stream comes first, or by its name."""
-
-    def forward(*args: Any, **named: Any) -> object:
-        return function(args[0] if args else named["hidden_states"])
-
-    return forward
-
-
-def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Float32 logits `[1, N, vocabulary]` at the batch's wanted positions.
+def _logits(
+    lm: LanguageModel, batch: Packed, arguments: dict[str, Any], times: int = 1, first: bool = False
+) -> Tensor:
+    """Float32 logits `[times, N, vocabulary]` at the batch's wanted positions (or at its first alone), the
+    batch being there so many times over.
 
     The head runs on those positions alone, inside the model's own forward, so that its soft-capping or scale
-    applies. No attention mask: under right padding a causal model's real positions never see the padding.
+    applies. Where `arguments` hold no mask, causal attention is right: under right padding a real position
+    never sees the padding.
     """
     head = lm.model.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(lm.model).__name__} has no language-model head: load it with its head")
+    rows, columns = (batch.rows[:1], batch.columns[:1]) if first else (batch.rows, batch.columns)
+    wanted = torch.arange(times).repeat_interleave(len(rows)) * len(batch.ids) + rows.repeat(times)
 
     def gather(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
-        rows, columns = batch.rows.to(hidden.device), batch.columns.to(hidden.device)
-        return (hidden[rows, columns].unsqueeze(0), *args[1:])
+        places = wanted.to(hidden.device), columns.repeat(times).to(hidden.device)
+        return (hidden[places].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        output = lm.model(input_ids=batch.ids.to(lm.device), use_cache=False)
+        with unpacked():
+            output = lm.model(input_ids=batch.ids.repeat(times, 1).to(lm.device), **arguments)
     finally:
         handle.remove()
     logits: Tensor = output.logits
-    if logits.shape[:2] != (1, len(batch.rows)):
+    if logits.shape[:2] != (1, len(wanted)):
         raise ValueError(
             f"{type(lm.model).__name__} computes its logits by another way than its output embeddings"
         )
-    return logits.float()
+    return logits.float().reshape(times, len(rows), -1)

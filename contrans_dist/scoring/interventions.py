@@ -48,8 +48,10 @@ def checked_offsets(
         for k, row in rows.items():
             if row.ndim == 2 and len(row) != n_prompts:
                 raise UserError(f"vectors for block {k}: {len(row)} rows for {n_prompts} prompts")
-            for each in row if row.ndim == 2 else [row]:
-                check_row(k, each, len(lm.blocks), lm.d)
+            # All rows at once; the first that is not finite, else any, stands for them.
+            each = row if row.ndim == 2 else row.unsqueeze(0)
+            finite = torch.isfinite(each).reshape(len(each), -1).all(dim=1)
+            check_row(k, each[int(finite.int().argmin())], len(lm.blocks), lm.d)
     return offsets
 
 

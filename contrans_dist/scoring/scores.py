@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
-from contrans_dist.scoring.batches import plan_batches
+from contrans_dist.scoring.batches import check_lengths
 from contrans_dist.scoring.forward import run_all
 from contrans_dist.scoring.interventions import Intervention, checked_offsets
 
@@ -39,12 +39,13 @@ def next_token(
     *,
     watch: Sequence[int] | Sequence[Sequence[int]] | np.ndarray,
     batch_tokens: int = 4096,
+    share_prefixes: bool = True,
 ) -> NextToken:
     """The arg-max after each prompt (token ids), and the watched tokens' logits and log-probabilities.
 
     `watch`: token ids `[W]`, the same for every prompt, or `[P, W]`. Interventions share the blocks below the
-    lowest one that they steer. Raises UserError for an empty or too long prompt, or a vector that does not
-    fit.
+    lowest one that they steer; with `share_prefixes`, prompts share how they begin. Raises UserError for an
+    empty or too long prompt, or a vector that does not fit.
     """
     offsets = checked_offsets(lm, interventions, len(prompts))
     wanted = np.asarray(watch, dtype=np.int64)
@@ -53,10 +54,11 @@ def next_token(
     argmax = np.zeros(shape, dtype=np.int64)
     logits = np.zeros((*shape, ids.shape[1]), dtype=np.float32)
     logprobs = np.zeros_like(logits)
-    batches = plan_batches(lm, prompts, [1] * len(prompts), batch_tokens)
-    for members, batch, values in run_all(lm, batches, offsets, batch_tokens):
-        watched = values.gather(2, ids[batch.index].to(values.device).expand(len(members), -1, -1))
-        place = np.ix_(members, batch.index)
+    check_lengths(lm, prompts)
+    runs = run_all(lm, prompts, [1] * len(prompts), offsets, batch_tokens, share_prefixes)
+    for members, batch, values in runs:
+        watched = values.gather(2, ids[batch.texts].to(values.device).expand(len(members), -1, -1))
+        place = np.ix_(members, batch.texts)
         argmax[place] = values.argmax(dim=2).cpu().numpy()
         logits[place] = watched.cpu().numpy()
         logprobs[place] = (watched - values.logsumexp(dim=2, keepdim=True)).cpu().numpy()
@@ -70,10 +72,12 @@ def continuation_logprobs(
     interventions: Sequence[Intervention],
     *,
     batch_tokens: int = 4096,
+    share_prefixes: bool = True,
 ) -> TokenScores:
     """Log-probability of `continuations[p]` (token ids) after `prompts[p]`, token by token and summed.
 
-    Raises UserError for an empty prompt or continuation, or a pair longer than the model's context.
+    Work is shared as in `next_token`: several continuations of one prompt run it once. Raises UserError for
+    an empty prompt or continuation, or a pair longer than the model's context.
     """
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
@@ -86,14 +90,14 @@ def continuation_logprobs(
     lengths = [len(c) for c in continuations]
     tokens: list[list[np.ndarray]] = [[np.empty(0)] * len(prompts) for _ in interventions]
     greedy = np.zeros((len(interventions), len(prompts)), dtype=bool)
-    batches = plan_batches(lm, sequences, lengths, batch_tokens)
-    for members, batch, values in run_all(lm, batches, offsets, batch_tokens):
-        targets = torch.tensor([t for p in batch.index for t in continuations[p]], device=values.device)
+    check_lengths(lm, sequences)
+    for members, batch, values in run_all(lm, sequences, lengths, offsets, batch_tokens, share_prefixes):
+        targets = torch.tensor([t for p in batch.texts for t in continuations[p]], device=values.device)
         scores, best = _score_targets(values, targets)
-        ends = np.cumsum([lengths[p] for p in batch.index])[:-1]
+        ends = np.cumsum([lengths[p] for p in batch.texts])[:-1]
         for row, c in enumerate(members):
             for p, part, hit in zip(
-                batch.index, np.split(scores[row], ends), np.split(best[row], ends), strict=True
+                batch.texts, np.split(scores[row], ends), np.split(best[row], ends), strict=True
             ):
                 tokens[c][p], greedy[c, p] = part, bool(hit.all())
     sums = np.array([[part.sum(dtype=np.float64) for part in row] for row in tokens])

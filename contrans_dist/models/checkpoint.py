@@ -1,0 +1,157 @@
+"""A checkpoint's tensors, each read from its file when it is asked for, and counted."""
+
+import json
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from contrans_dist.errors import RunError, UserError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+_OWN_PAGES = 1 << 20
+_PER_READ = 64 << 20
+"""Bytes asked for at once: Linux reads at most 2 GB a call."""
+
+
+class Stored:
+    """A tensor that is still on disk. Indexing reads it, which is all that transformers asks of it."""
+
+    def __init__(self, checkpoint: "Checkpoint", path: str, dtype: torch.dtype, shape: list[int], at: int):
+        self.checkpoint, self.path, self.dtype, self.at = checkpoint, path, dtype, at
+        self.shape = torch.Size(shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.checkpoint.read(self).view(self.dtype).view(self.shape)[index]
+
+
+class Checkpoint:
+    """The tensors of a model's safetensors files, by name.
+
+    They are read into memory of their own, not mapped: reading is several times as fast as faulting pages in,
+    and what is read stays, however little memory is left for the page cache.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        """Raises RunError for a file that is no safetensors file, or not whole."""
+        self.tensors: dict[str, Stored] = {}
+        self.bytes_read = 0
+        self._lock = threading.Lock()
+        self._open: dict[str, int] = {}
+        for path in files:
+            self._list(path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(stored.nbytes for stored in self.tensors.values())
+
+    def _list(self, path: str) -> None:
+        try:
+            with safe_open(
+                path, framework="numpy"
+            ):  # checks the header, and that the file is as long as it says
+                pass
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{path}: damaged or not whole ({error}); download it again") from error
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in _DTYPES:
+                raise RunError(f"{path}: {name} is of type {entry['dtype']}, which is not understood")
+            start = 8 + length + entry["data_offsets"][0]
+            self.tensors[name] = Stored(self, path, _DTYPES[entry["dtype"]], entry["shape"], start)
+
+    def _descriptor(self, path: str) -> int:
+        with self._lock:
+            if path not in self._open:
+                self._open[path] = os.open(path, os.O_RDONLY)
+                # Whole tensors are asked for: what the kernel would read ahead of them may be dropped unused.
+                os.posix_fadvise(self._open[path], 0, 0, os.POSIX_FADV_RANDOM)
+            return self._open[path]
+
+    def read(self, stored: Stored) -> torch.Tensor:
+        """The bytes of one tensor, uint8. Several threads may read at once. Raises RunError if they end."""
+        descriptor = self._descriptor(stored.path)
+        raw = _room(stored.nbytes)
+        view = memoryview(raw.numpy())  # type: ignore[arg-type]
+        done = 0
+        while done < len(view):
+            got = os.preadv(descriptor, [view[done : done + _PER_READ]], stored.at + done)
+            if got == 0:
+                raise RunError(f"{stored.path}: ends {len(view) - done} bytes too early; download it again")
+            done += got
+        # Nothing is read twice: kept, it would push out what is, where memory is short.
+        os.posix_fadvise(descriptor, stored.at, len(view), os.POSIX_FADV_DONTNEED)
+        with self._lock:
+            self.bytes_read += len(view)
+        return raw
+
+    def close(self) -> None:
+        """Let go of the files."""
+        with self._lock:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+
+def _room(nbytes: int) -> torch.Tensor:
+    """Memory that is given back when it is freed: the allocator would keep what many threads took."""
+    if nbytes < _OWN_PAGES:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+def find_checkpoint(name: str, source: str, revision: str | None) -> Checkpoint:
+    """The safetensors files of a local folder, or of a hub model, which are downloaded if they are not there.
+
+    Raises UserError naming the model where it has none, RunError for a damaged file, OSError as transformers
+    does for a hub that does not answer.
+    """
+
+    def find(file: str, needed: bool = False) -> str | None:
+        path = cached_file(source, file, revision=revision, _raise_exceptions_for_missing_entries=needed)
+        return None if path is None else str(path)
+
+    single = find(SAFE_WEIGHTS_NAME)
+    if single is not None:
+        return Checkpoint([single])
+    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        raise UserError(f"--placement stream: {name} has no weights as safetensors, which streaming reads")
+    try:
+        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise RunError(f"{index}: damaged ({error}); download it again") from error
+    return Checkpoint([path for path in (find(name, needed=True) for name in names) if path is not None])

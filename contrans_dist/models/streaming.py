@@ -1,0 +1,260 @@
+"""A model that is never whole in memory: its decoder blocks are read from the checkpoint one at a time.
+
+All but the blocks is loaded; the blocks are there without weights. One that has been read takes its place for
+a pass, in which the model's own forward runs with the blocks below it passed over and the block fed stored
+states. So masks, positions and rotary tables stay the model's own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from contrans_dist.errors import UserError
+from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
+from contrans_dist.models.checkpoint import Checkpoint, find_checkpoint
+from contrans_dist.models.language_model import LanguageModel, wrap_model
+from contrans_dist.models.loading import DTYPES, _model_class, hub_errors, split_name
+from contrans_dist.models.partial import load_block, load_skeleton
+from contrans_dist.models.passing import replaced, unpacked
+
+Form = Callable[[Tensor], object]
+"""The residual stream as a block returns it: alone, or first in a tuple."""
+_FORMS: tuple[Form, ...] = (lambda state: state, lambda state: (state,), lambda state: (state, None))
+
+
+class _Stop(Exception):
+    """What was wanted of the forward pass is there."""
+
+
+class _Altered(Exception):
+    """A block was not given what the one below returned."""
+
+
+class StreamedModel:
+    """A model of which all but the decoder blocks is loaded; made by `open_streamed`.
+
+    One pass at a time: first `embedded` for every batch, then for each block `load`, and `running` for every
+    batch. `load` may be called in another thread meanwhile.
+    """
+
+    def __init__(self, lm: LanguageModel, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.lm, self.checkpoint, self.device = lm, checkpoint, device
+        self._list = find_blocks(lm.model)[1]
+        self._width = int(self._embedding.weight.shape[1])
+        self._form = self._check()
+        self.blocks_read: list[int] = []
+
+    @property
+    def _embedding(self) -> Any:
+        return self.lm.decoder.get_input_embeddings()  # type: ignore[operator]
+
+    def load(self, k: int) -> nn.Module:
+        """Block k with its weights, on the device. Raises RunError for missing weights or a damaged file."""
+        with hub_errors(self.lm.name):
+            block = _to_device(load_block(self.lm.model, k, self.checkpoint), self.device)
+        self.blocks_read.append(k)
+        return block
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What enters block 0: int64 `[texts, tokens]` to `[texts, tokens, d]` on the device."""
+        if self._embedding.weight.device.type == "meta":
+            model = self.lm.model
+            with hub_errors(self.lm.name):
+                again = load_skeleton(type(model), model.config, self.checkpoint, model.dtype, self.device)
+            embedding = find_blocks(again)[0].get_input_embeddings()  # type: ignore[operator]
+            self.lm.decoder.set_input_embeddings(embedding)  # type: ignore[operator]
+        found: list[Tensor] = []
+
+        def first(*args: Any, **named: Any) -> None:
+            found.append(_stream(args, named))
+            raise _Stop
+
+        self._forward({0: first}, input_ids=ids.to(self.device))
+        return found[0]
+
+    def forget_embedding(self) -> None:
+        """Free the memory of the input embeddings, which no block needs; `embedded` reads them again."""
+        self._embedding.to("meta")
+
+    @contextmanager
+    def running(self, k: int, block: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A function from what enters block k, `[texts, tokens, d]`, to what it returns, on the device."""
+        found: list[Tensor] = []
+        state = torch.empty(0)
+        own = block.forward
+
+        def lower(*_args: Any, **_named: Any) -> object:
+            return self._form(state)
+
+        def fed(*args: Any, **named: Any) -> None:
+            shared = [each for each in (*args, *named.values()) if isinstance(each, dict) and not each]
+            output = own(state, *args[1:], **named) if args else own(**{**named, "hidden_states": state})
+            if any(shared):
+                raise UserError(self._refusal(f"block {k} hands more than the residual stream to later ones"))
+            found.append(output if isinstance(output, Tensor) else output[0])
+            raise _Stop
+
+        def run(entering: Tensor) -> Tensor:
+            nonlocal state
+            state = entering.to(self.device, non_blocking=True)
+            # Only its shape is used: the blocks that would see it are passed over.
+            empty = state.new_zeros(1).expand(*state.shape[:2], self._width)
+            self._forward({}, inputs_embeds=empty)
+            return found.pop()
+
+        bare = self._list[k]
+        self._list[k] = block
+        try:
+            with replaced(self._list, dict.fromkeys(range(k), lower) | {k: fed}):
+                yield run
+        finally:
+            self._list[k] = bare
+            if self.device.type == "cuda":
+                # The block's memory is taken by the next one, which another stream fills.
+                torch.cuda.synchronize(self.device)
+
+    def check_block(self, run: Callable[[Tensor], Tensor]) -> None:
+        """UserError where a block, as `running` gives it, is not what is expected of it: see `wrap_model`."""
+        generator = torch.Generator().manual_seed(0)
+        state = torch.randn(1, 3, self.lm.d, generator=generator).repeat(2, 1, 1).to(self.lm.dtype)
+        state[1, 2] *= -1
+        output = run(state)
+        if output.shape != state.shape or output.dtype != state.dtype:
+            found = f"{output.dtype} {list(output.shape)} for {state.dtype} {list(state.shape)}"
+            raise UserError(self._refusal(f"a block returns {found}"))
+        one, other = output[:, 1].float().cpu()
+        rounding = 1e-4 if output.dtype == torch.float32 else 1e-2
+        if (one - other).abs().max() > rounding * one.abs().max():
+            raise UserError(f"model type '{model_type(self.lm.model)}' attends to later tokens; {EXPECTED}")
+
+    def _forward(self, forwards: Mapping[int, Callable[..., object]], **inputs: Tensor) -> None:
+        with torch.no_grad(), unpacked(), replaced(self._list, forwards), suppress(_Stop):
+            self.lm.decoder(**inputs, use_cache=False)
+
+    # -- whether it can be done --------------------------------------------------------------------
+
+    def _refusal(self, why: str) -> str:
+        return _refusal(model_type(self.lm.model), why)
+
+    def _check(self) -> Form:
+        """The form in which blocks return the residual stream. Raises UserError for a model whose blocks take
+        more from the tokens or from each other than the residual stream: passed over, that would be lost."""
+        tokens = [torch.tensor(rows) for rows in ([[3, 4, 5], [3, 4, 6]], [[5, 6, 3], [6, 3, 4]])]
+        inputs = [{"input_ids": each.to(self.device)} for each in tokens]
+        inputs += [{"inputs_embeds": torch.zeros(2, 3, self._width, dtype=self.lm.dtype, device=self.device)}]
+        reasons: list[str] = []
+        for form in _FORMS:
+            try:
+                looks = [self._look(form, each) for each in inputs]
+            except _Altered:
+                reasons.append("the residual stream changes on its way from block to block")
+                continue
+            except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+                reasons.append(f"it does not run on embeddings alone ({error})")
+                continue
+            if not all(_same(looks[0], other) for other in looks[1:]):
+                raise UserError(
+                    self._refusal("its blocks are given more of the text than the residual stream")
+                )
+            return form
+        raise UserError(self._refusal(reasons[0]))
+
+    def _look(self, form: Form, inputs: dict[str, Tensor]) -> list[Any]:
+        """All that each block is given besides the residual stream, when those below return marked states."""
+        seen: list[Any] = []
+
+        def looking(k: int) -> Callable[..., object]:
+            def forward(*args: Any, **named: Any) -> object:
+                stream = _stream(args, named)
+                if k and not (stream.ndim == 3 and torch.equal(stream, _marked(k - 1, stream))):
+                    raise _Altered
+                seen.append((args[1:], {name: x for name, x in named.items() if name != "hidden_states"}))
+                if k == len(self._list) - 1:
+                    raise _Stop
+                return form(_marked(k, stream))
+
+            return forward
+
+        self._forward({k: looking(k) for k in range(len(self._list))}, **inputs)
+        return seen
+
+
+def open_streamed(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> StreamedModel:
+    """A hub model or a local folder, of which nothing is read yet but what is no decoder block.
+
+    `dtype` as in `load_model`; `device`: None takes a GPU where there is one. Raises as `load_model`, and
+    UserError for a checkpoint without safetensors, a quantised one, and a model that cannot be streamed.
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    source, revision = split_name(name, revision)
+    with hub_errors(name):
+        origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config: Any = AutoConfig.from_pretrained(source, **origin)
+        if getattr(config, "quantization_config", None) is not None:
+            raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
+        whole = _model_class(config, False, trust_remote_code)
+        if not isinstance(config, whole.config_class or PretrainedConfig):
+            config = text_config(config)
+        tokenizer = AutoTokenizer.from_pretrained(source, **origin)
+        checkpoint = find_checkpoint(name, source, revision)
+        try:
+            model: PreTrainedModel = load_skeleton(whole, config, checkpoint, kind, place)
+        except AttributeError as error:
+            raise UserError(_refusal(config.model_type, f"its blocks share parts ({error})")) from error
+    # Its probe needs a block with weights; `check_block` makes up for it when there is one.
+    with replaced(find_blocks(model)[1], {0: lambda *args, **named: _stream(args, named)}):
+        lm = wrap_model(model, tokenizer, name)
+    return StreamedModel(lm, checkpoint, place)
+
+
+def _refusal(kind: str, why: str) -> str:
+    return f"--placement stream: model type '{kind}' cannot be streamed: {' '.join(why.split())[:200]}"
+
+
+def _stream(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """The residual stream that a block is given: it comes first, or by its name."""
+    stream: Tensor = args[0] if args else named["hidden_states"]
+    return stream
+
+
+def _marked(k: int, like: Tensor) -> Tensor:
+    """A state by which block k's output is known, and any two tokens of it."""
+    numbers = torch.arange(like.numel(), device=like.device).remainder(50).view(like.shape)
+    return (numbers + k % 100).to(like.dtype)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two nested collections hold the same tensors; other things in them are not looked at."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return isinstance(other, Mapping) and all(_same(x, other.get(name)) for name, x in one.items())
+    if isinstance(one, list | tuple):
+        return isinstance(other, list | tuple) and all(map(_same, one, other))
+    return not isinstance(other, Tensor)
+
+
+def _to_device(block: nn.Module, device: torch.device) -> nn.Module:
+    """The block on the device. To a GPU it goes through pinned memory and a stream of its own, beside what
+    runs there; it is there on return."""
+    if device.type != "cuda":
+        return block
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        for tensor in (*block.parameters(), *block.buffers()):
+            tensor.data = tensor.data.pin_memory().to(device, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+    return block

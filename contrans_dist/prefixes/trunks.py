@@ -1,0 +1,92 @@
+"""The keys and values of a trunk, as a cache that no batch adds to."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+
+class _TrunkLayer(DynamicLayer):
+    """Keys and values `[C, heads, P, width]` of one block's trunk, before those of whatever batch comes.
+
+    A batch of C * B rows holds the rows of trunk c at c * B and after.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_named: Any) -> Any:
+        """The trunk's keys and values with the batch's behind them. Nothing is kept: batches do not follow
+        one another, and the keys of all blocks together are far larger than those of one."""
+        return _behind(self.keys, key_states), _behind(self.values, value_states)
+
+
+def _behind(trunk: Tensor, new: Tensor) -> Tensor:
+    times, length = len(trunk), trunk.shape[2]
+    rows, heads, tokens, width = new.shape
+    both = new.new_empty(rows, heads, length + tokens, width)
+    by_trunk = both.view(times, rows // times, heads, length + tokens, width)
+    by_trunk[:, :, :, :length] = trunk[:, None]
+    both[:, :, length:] = new
+    return both
+
+
+class Trunk:
+    """Keys and values of a trunk at each block that has run, for C interventions (or one for all)."""
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor] | None]) -> None:
+        self.layers = list(layers)
+
+    @classmethod
+    def of(cls, cache: Cache) -> "Trunk":
+        """What a forward pass over the trunk has left in its cache."""
+        return cls(
+            [
+                (layer.keys, layer.values) if getattr(layer, "is_initialized", False) else None
+                for layer in cache.layers
+            ]
+        )
+
+    def above(self, upper: "Trunk", start: int, stop: int) -> "Trunk":
+        """The lower blocks of this trunk, and of the blocks that `upper` has run the rows of interventions
+        `start` to `stop`."""
+        size = max(len(self.layers), len(upper.layers))
+        low = self.layers + [None] * (size - len(self.layers))
+        high = upper.layers + [None] * (size - len(upper.layers))
+        return Trunk(
+            [
+                own if other is None else (other[0][start:stop], other[1][start:stop])
+                for own, other in zip(low, high, strict=True)
+            ]
+        )
+
+    def cache(self) -> Cache:
+        """As the cache to give to the model; it may be given again and again."""
+        first = next(layer for layer in self.layers if layer is not None)
+        cache = DynamicCache()
+        # A block that has not run is asked only for its length.
+        cache.layers = [_TrunkLayer(*(layer or first)) for layer in self.layers]
+        return cache
+
+
+def fresh_cache() -> Cache:
+    """An empty cache that keeps everything, whatever a block's window: the masks do the rest."""
+    return DynamicCache()
+
+
+def as_arguments(
+    positions: Tensor | None, mask: Tensor | None, trunk: Trunk | None, device: torch.device
+) -> dict[str, Any]:
+    """What of these a forward pass has to be told."""
+    named: dict[str, Any] = {"use_cache": trunk is not None}
+    if positions is not None:
+        named["position_ids"] = positions.to(device, non_blocking=True)
+    if mask is not None:
+        named["attention_mask"] = mask.to(device, non_blocking=True)
+    if trunk is not None:
+        named["past_key_values"] = trunk.cache()
+    return named

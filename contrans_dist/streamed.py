@@ -1,0 +1,335 @@
+"""Many shards made by one sweep over the blocks of a model that is never whole in memory.
+
+A sweep takes all its texts through one block after the other, and publishes its shards when it is through. In
+the meantime it keeps rows and states in a work folder, beside the shards where these are on a local or shared
+disk, else in the temporary folder of the machine (so that only a rerun on that machine can go on from there).
+A sweep that was killed goes on after the last block after which its states were saved: that is done after
+each block, but not so often that it takes more than a twentieth of the time.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from contrans_dist import schema, shards
+from contrans_dist.capturing import Activations, deviation
+from contrans_dist.capturing.states import sync
+from contrans_dist.capturing.streamed import MEMORY, Plan, plan_capture, states_of, sweep
+from contrans_dist.errors import RunError
+from contrans_dist.models import encode_many
+from contrans_dist.models.streaming import StreamedModel
+from contrans_dist.progress import note
+from contrans_dist.shards import HarvestSpec, Shard, ShardReport
+from contrans_dist.storage import Location
+from contrans_dist.texts import prompts
+
+_SAVE_SHARE = 20
+"""Saving takes at most one part in so many of the time."""
+_FOLDER = ".sweep-"
+_LOCK, _RECORD = "lock", "sweep.json"
+_CANARY_TEXTS = 2
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A shard that is to be made, and its rows of the input."""
+
+    spec: HarvestSpec
+    shard: Shard
+    rows: pa.Table
+
+    @property
+    def name(self) -> str:
+        return f"{self.spec.out}/{self.shard.name}"
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """Shards that one actor makes in one sweep."""
+
+    key: str
+    """The same for a rerun of the same harvest with as many actors: by it a sweep finds what it has saved."""
+    units: list[Unit]
+
+
+@dataclass
+class SweepReport:
+    """What became of a sweep."""
+
+    reports: dict[str, ShardReport] = field(default_factory=dict)
+    """By name of the unit."""
+    failures: dict[str, str] = field(default_factory=dict)
+    blocks_read: list[int] = field(default_factory=list)
+    bytes_read: int = 0
+    """Bytes of the checkpoint's tensors."""
+
+
+def plan_sweeps(sets: Sequence[tuple[HarvestSpec, Sequence[Shard]]], sweeps: int) -> dict[str, set[str]]:
+    """The names of the units of each sweep, by its key: runs of shards with about as many rows each.
+
+    Planned over all shards, whether they are there or not, so that a rerun plans alike.
+    """
+    shards = [(spec, shard) for spec, planned in sets for shard in planned]
+    total = sum(shard.rows for _, shard in shards)
+    shares: list[list[str]] = [[] for _ in range(sweeps)]
+    done = 0
+    for spec, shard in shards:
+        shares[min(done * sweeps // max(total, 1), sweeps - 1)].append(f"{spec.out}/{shard.name}")
+        done += shard.rows
+    prints = [spec.fingerprint for spec, _ in sets]
+    return {
+        hashlib.sha256(json.dumps([prints, share]).encode()).hexdigest()[:16]: set(share)
+        for share in shares
+        if share
+    }
+
+
+class RowFile:
+    """Float32 rows `[n, d]` in a raw file, so that the rows of many blocks need no memory."""
+
+    def __init__(self, path: Path, d: int) -> None:
+        self.path, self.d = path, d
+
+    def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None:
+        with open(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644), "wb", buffering=0) as file:
+            for place, row in zip(places, rows, strict=True):
+                file.seek(place * self.d * 4)
+                file.write(row.tobytes())
+
+    def read(self, place: int, rows: int) -> NDArray[np.float32]:
+        """Rows `place` to `place + rows`."""
+        flat = np.fromfile(self.path, dtype=np.float32, count=rows * self.d, offset=place * self.d * 4)
+        return flat.reshape(rows, self.d)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A unit's texts as they are run, and where its rows lie in the row files."""
+
+    unit: Unit
+    place: int
+    texts: Plan
+    sample: list[int]
+    """Texts that are also run alone, as the canary; their rows follow the others."""
+    alone: Plan
+
+    @classmethod
+    def of(cls, model: StreamedModel, unit: Unit, place: int) -> "_Planned":
+        settings, rows, first = unit.spec.capture, unit.shard.rows, unit.shard.start
+        ids = encode_many(model.lm, prompts(unit.rows, settings.template), chat=settings.chat)
+        sample = np.linspace(0, rows - 1, min(_CANARY_TEXTS, rows)).astype(int).tolist()
+        blocks, position = unit.spec.blocks, settings.position
+        return cls(
+            unit,
+            place,
+            plan_capture(model.lm, ids, blocks, position, settings.batch_tokens, first, place),
+            sample,
+            plan_capture(model.lm, [ids[i] for i in sample], blocks, position, 1, first, place + rows),
+        )
+
+    def publish(self, files: dict[int, RowFile], device: str) -> ShardReport:
+        """Write the shard. Raises RunError for NaN or infinity in its rows."""
+        rows = self.unit.shard.rows
+        captured = self.texts.activations({k: files[k].read(self.place, rows) for k in self.unit.spec.blocks})
+        alone = {k: files[k].read(self.place + rows, len(self.sample)) for k in self.unit.spec.blocks}
+        worst = deviation(alone, {k: captured[k][self.sample] for k in alone})
+        return publish_shard(self.unit.rows, captured, self.unit.spec, self.unit.shard, worst, device)
+
+
+def publish_shard(
+    rows: pa.Table,
+    captured: Activations,
+    spec: HarvestSpec,
+    shard: Shard,
+    deviation: float,
+    device: str,
+) -> ShardReport:
+    shards._check_finite(captured, shard)
+    facts = {
+        "format": schema.FORMAT_VERSION,
+        "fingerprint": spec.fingerprint,
+        "identity": spec.identity,
+        "start": shard.start,
+        "tokens": int(np.sum(captured.n_tokens)),
+        "truncated": len(captured.truncated),
+        "canary": deviation,
+    }
+    with (spec.out / shard.name).staged() as path:
+        shards._write(path, rows, captured, spec, facts)
+        data = path.read_bytes()
+    return shards._report(shard, facts, data, shards._norms(captured), device)
+
+
+def run_sweep(
+    model: StreamedModel,
+    task: SweepTask,
+    memory: int = MEMORY,
+    told: Callable[[int], None] = lambda _k: None,
+) -> SweepReport:
+    """Make the task's shards, going on from what an earlier run of it has saved.
+
+    `memory`: bytes of states that need not go to disk. `told(k)` is called when all texts are through block
+    k. A shard with NaN or infinity is reported as failed and the others published. Raises UserError for a
+    text that is too short for the position.
+    """
+    report, read, loaded = SweepReport(), model.checkpoint.bytes_read, len(model.blocks_read)
+    with _work_folder(task) as folder:
+        record = _Record.of(folder)
+        planned = [_Planned.of(model, unit, place) for unit, place in record.placed(task.units)]
+        files = {k: RowFile(folder / f"rows-{k:04d}.raw", model.lm.d) for k in record.blocks}
+        if not record.through:
+            _sweep(model, planned, files, record, memory, told)
+        for each in planned:
+            try:
+                report.reports[each.unit.name] = each.publish(files, str(model.device))
+            except RunError as error:
+                report.failures[each.unit.name] = str(error)
+    report.blocks_read = model.blocks_read[loaded:]
+    report.bytes_read = model.checkpoint.bytes_read - read
+    return report
+
+
+def _sweep(
+    model: StreamedModel,
+    planned: list[_Planned],
+    files: dict[int, RowFile],
+    record: "_Record",
+    memory: int,
+    told: Callable[[int], None],
+) -> None:
+    """All texts through all blocks that are not yet done."""
+    batches = [batch for each in planned for plan in (each.texts, each.alone) for batch in plan.batches]
+    unsafe: list[RowFile] = []
+    last, cost = time.monotonic(), 0.0
+    with states_of(model, batches, memory, record.folder) as states:
+        if record.after is not None:
+            try:
+                states.resume(record.after + 1)
+                note(f"{record.folder}: going on after block {record.after}")
+            except RunError as error:
+                note(f"{error}; starting afresh")
+                record.after = None
+
+        def finished(k: int) -> None:
+            """Save, if it is time to or the sweep is through."""
+            nonlocal last, cost
+            told(k)
+            started = time.monotonic()
+            if k in files:
+                unsafe.append(files[k])
+            if k < record.blocks[-1]:
+                if started - last < _SAVE_SHARE * cost:
+                    return
+                states.save()
+            for file in unsafe:
+                sync(file.path)
+            unsafe.clear()
+            record.write(k)
+            states.release()
+            last = time.monotonic()
+            cost = last - started
+
+        sweep(model, batches, dict(files), states, record.after, finished)
+
+
+@dataclass
+class _Record:
+    """What of a sweep is safe on disk."""
+
+    folder: Path
+    places: dict[str, int] = field(default_factory=dict)
+    """Where the rows of each unit, by name, lie in the row files."""
+    blocks: list[int] = field(default_factory=list)
+    """Where rows are wanted."""
+    after: int | None = None
+    """The block that all texts are through, with everything needed to go on."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Record":
+        path = folder / _RECORD
+        return cls(folder, **json.loads(path.read_text())) if path.exists() else cls(folder)
+
+    @property
+    def through(self) -> bool:
+        return bool(self.blocks) and self.after == self.blocks[-1]
+
+    def placed(self, units: Sequence[Unit]) -> list[tuple[Unit, int]]:
+        """Each unit and the place of its rows. A record of other units is thrown away, unless the sweep is
+        through and had all of these: some of its shards were published before it was killed."""
+        names = {unit.name for unit in units}
+        if not (names == set(self.places) or (self.through and names < set(self.places))):
+            for path in self.folder.iterdir():
+                if path.name != _LOCK:
+                    path.unlink()
+            places, after = {}, 0
+            for unit in units:
+                places[unit.name] = after
+                after += unit.shard.rows + min(_CANARY_TEXTS, unit.shard.rows)
+            blocks = sorted({k for unit in units for k in unit.spec.blocks})
+            self.places, self.blocks, self.after = places, blocks, None
+        return [(unit, self.places[unit.name]) for unit in units]
+
+    def write(self, after: int) -> None:
+        """All texts are through block `after`, and what was made of them is synced."""
+        self.after = after
+        fresh = self.folder / f"{_RECORD}.new"
+        fresh.write_text(json.dumps({"places": self.places, "blocks": self.blocks, "after": after}))
+        sync(fresh)
+        fresh.replace(self.folder / _RECORD)
+        sync(self.folder)
+
+
+@contextmanager
+def _work_folder(task: SweepTask) -> Iterator[Path]:
+    """The folder that this sweep works in, which is gone when all went well. One that another run is at work
+    in is left alone, and a fresh one taken."""
+    out = task.units[0].spec.out
+    parent = Path(out.path) if out.is_local else Path(tempfile.gettempdir())
+    folder = parent / f"{_FOLDER}{task.key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _locked(folder)
+    if lock is None:
+        folder = parent / f"{_FOLDER}{task.key}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir()
+        lock = _locked(folder)
+    try:
+        yield folder
+        shutil.rmtree(folder)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on the folder, which ends with this process; None where another has it."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def clean(out: Location) -> None:
+    """Remove what killed sweeps have left in a folder of shards that is complete."""
+    if not out.is_local or not os.path.isdir(out.path):
+        return
+    for folder in Path(out.path).glob(f"{_FOLDER}*"):
+        lock = _locked(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)

@@ -1,0 +1,261 @@
+"""Blocks streamed from the checkpoint against accelerate's disk offload, both held to one memory limit.
+
+    python jobs/speed/stream.py --gigabytes 3 --limit-gigabytes 1.5
+
+Each side runs in a process of its own inside a memory control group (v1 or v2, page cache counted), on a
+checkpoint of random bfloat16 weights at least twice as large as the limit, none of which is cached.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+D, FEED_FORWARD, HEADS, VOCABULARY = 2048, 5632, 16, 32_000
+BLOCK_BYTES = 2 * (4 * D * D + 3 * D * FEED_FORWARD + 2 * D)
+TOKENS_PER_TEXT = 32
+"""All texts are as long, so that padding costs neither side anything."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side did."""
+
+    seconds: float
+    """From nothing loaded to all rows, imports left out."""
+    batches: int
+    seconds_loading: float
+    bytes_read: int
+    """From the disk, by the process, imports left out."""
+    peak_bytes: int
+    """The most that the control group held, page cache included."""
+    rss_bytes: int
+
+
+def write_checkpoint(folder: Path, nbytes: int) -> int:
+    """A random Llama of about so many bytes, in files of a block each; how many bytes the files have."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    n = max(2, round((nbytes - 2 * VOCABULARY * D) / BLOCK_BYTES))
+    config = LlamaConfig(
+        hidden_size=D,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=n,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+    where: dict[str, str] = {}
+
+    def write(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        where.update(dict.fromkeys(tensors, name))
+
+    wide, tall = (FEED_FORWARD, D), (D, FEED_FORWARD)
+    shapes = {f"self_attn.{part}_proj": (D, D) for part in "qkvo"}
+    shapes |= {"mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": tall}
+    norms = ("input_layernorm", "post_attention_layernorm")
+    for k in range(n):
+        tensors = {f"model.layers.{k}.{name}.weight": random(*shape) for name, shape in shapes.items()}
+        tensors |= {f"model.layers.{k}.{name}.weight": torch.ones(D, dtype=torch.bfloat16) for name in norms}
+        write(f"model-{k:05d}.safetensors", tensors)
+    ends = {"model.embed_tokens.weight": random(VOCABULARY, D)}
+    ends["model.norm.weight"] = torch.ones(D, dtype=torch.bfloat16)
+    write(f"model-{n:05d}.safetensors", ends)
+    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    _tokenizer().save_pretrained(folder)
+    return total
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({str(i): i for i in range(100)}, unk_token="0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="0")
+
+
+def forget_cached(folder: Path) -> None:
+    """Take the checkpoint's files out of the page cache."""
+    os.sync()
+    for path in folder.glob("*.safetensors"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def control_group(limit: int) -> Iterator[Path]:
+    """A fresh memory control group with this limit in bytes. Raises OSError where none can be made."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    root = v1 if v1.is_dir() else Path("/sys/fs/cgroup")
+    group = root / f"contrans-{uuid.uuid4().hex[:8]}"
+    group.mkdir()
+    try:
+        name = "memory.limit_in_bytes" if root == v1 else "memory.max"
+        (group / name).write_text(str(limit))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def peak_of(group: Path) -> int:
+    """The most bytes that the group held, page cache included."""
+    names = ("memory.max_usage_in_bytes", "memory.peak")
+    return next((int((group / name).read_text()) for name in names if (group / name).exists()), 0)
+
+
+def run_side(side: str, folder: Path, limit: int, batches: int, batch_texts: int, out: Path) -> Side:
+    """One side in a process of its own under the limit; its rows go to `out`. RuntimeError if it died."""
+    forget_cached(folder)
+    with control_group(limit) as group:
+        command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--group", str(group)]
+        command += ["--batches", str(batches), "--batch-texts", str(batch_texts), "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{side}: {done.returncode}: {done.stderr[-2000:]}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        return Side(**found, peak_bytes=peak_of(group))
+
+
+def compare(
+    folder: Path, limit: int, batches: int = 64, batch_texts: int = 1, their_batches: int | None = None
+) -> dict[str, Any]:
+    """Both sides on the checkpoint in `folder`: seconds, ratio, bytes read over its size, worst deviation.
+
+    `their_batches`: run disk offload for so many batches only, and its time is taken to grow with them: each
+    batch reads all weights again. The rows of these are compared.
+    """
+    import numpy as np
+
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    fewer = their_batches or batches
+    with tempfile.TemporaryDirectory() as rows:
+        ours = run_side("ours", folder, limit, batches, batch_texts, Path(rows) / "ours.npy")
+        theirs = run_side("theirs", folder, limit, fewer, batch_texts, Path(rows) / "theirs.npy")
+        a, b = np.load(Path(rows) / "ours.npy"), np.load(Path(rows) / "theirs.npy")
+    loading = theirs.seconds_loading
+    their_seconds = loading + (theirs.seconds - loading) * batches / fewer
+    deviation = float(np.abs(a[:, : b.shape[1]] - b).max() / np.abs(b).max())
+    return {
+        "ratio": their_seconds / ours.seconds,
+        "ours": ours.seconds,
+        "theirs": their_seconds,
+        "unit": "seconds",
+        "max_error": deviation,
+        "bytes_read_ratio": ours.bytes_read / size,
+        "checkpoint_bytes": size,
+        "limit_bytes": limit,
+        "batches": batches,
+        "their_batches_measured": fewer,
+        "tokens_per_batch": batch_texts * TOKENS_PER_TEXT,
+        "ours_detail": vars(ours),
+        "theirs_detail": vars(theirs),
+    }
+
+
+def _bytes_read() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def _ids(texts: int) -> list[list[int]]:
+    import random
+
+    rng = random.Random(0)
+    return [[rng.randrange(VOCABULARY) for _ in range(TOKENS_PER_TEXT)] for _ in range(texts)]
+
+
+def _side(side: str, folder: Path, batches: int, batch_texts: int, out: Path) -> None:
+    """Inside the control group: capture at all blocks, print the figures."""
+    import resource
+
+    import numpy as np
+
+    import contrans_dist.capturing.streamed as streamed
+    from contrans_dist.capturing import capture_ids
+    from contrans_dist.models import load_model
+    from contrans_dist.models.streaming import open_streamed
+
+    ids = _ids(batches * batch_texts)
+    tokens = batch_texts * TOKENS_PER_TEXT
+    n = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    before, started = _bytes_read(), time.perf_counter()
+    if side == "ours":
+        model = open_streamed(str(folder), dtype="bfloat16", device="cpu")
+        loaded = time.perf_counter()
+        rows = streamed.capture_streamed(model, ids, batch_tokens=tokens)
+    else:
+        places: dict[str, Any] = {f"layers.{k}": "disk" for k in range(n)}
+        places |= {"embed_tokens": "cpu", "norm": "cpu", "rotary_emb": "cpu"}
+        lm = load_model(str(folder), dtype="bfloat16", device=places, head=False)
+        loaded = time.perf_counter()
+        rows = capture_ids(lm, ids, batch_tokens=tokens)
+    seconds = time.perf_counter() - started
+    read = _bytes_read() - before
+    np.save(out, np.stack([rows[k] for k in sorted(rows)]))
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = {"seconds": seconds, "seconds_loading": loaded - started, "batches": batches}
+    print(json.dumps({**found, "bytes_read": read, "rss_bytes": rss}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gigabytes", type=float, default=3.0, help="size of the checkpoint")
+    parser.add_argument("--limit-gigabytes", type=float, default=1.5, help="memory limit of both sides")
+    parser.add_argument("--batches", type=int, default=64)
+    parser.add_argument(
+        "--batch-texts", type=int, default=1, help=f"texts of {TOKENS_PER_TEXT} tokens a batch"
+    )
+    parser.add_argument("--their-batches", type=int, help="run disk offload for so many only")
+    parser.add_argument("--folder", type=Path, help="where the checkpoint is written, or is already")
+    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        (options.group / "cgroup.procs").write_text(str(os.getpid()))
+        _side(options.side, options.folder, options.batches, options.batch_texts, options.out)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch) / "model"
+        if not (folder / "config.json").exists():
+            write_checkpoint(folder, int(options.gigabytes * 2**30))
+        found = compare(
+            folder,
+            int(options.limit_gigabytes * 2**30),
+            options.batches,
+            options.batch_texts,
+            options.their_batches,
+        )
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
