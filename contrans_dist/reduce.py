@@ -13,18 +13,21 @@ from contrans_dist.errors import UserError
 from contrans_dist.leak import unit_hashes
 from contrans_dist.maps import MapSet, Pair, R2Table
 from contrans_dist.models import matched_depth, resolve_blocks
-from contrans_dist.moments import Moments, merge
+from contrans_dist.moments import Moments, MomentSums, merge
 from contrans_dist.pairs import r2_table
 from contrans_dist.pool import connected
 from contrans_dist.progress import note
-from contrans_dist.splits import FIT, TEST, VALIDATION, paper_split, shuffle_order, split_of
+from contrans_dist.splits import FIT, TEST, VALIDATION, paper_split, split_of
 
 ROWS_IN_MEMORY = 16_384
 """Up to here the rows are simply read; beyond, they are summed in chunks by Ray tasks."""
 _CHUNK_ROWS = 8_192
+_WIDTHS_A_TASK = 8
+"""Rows that a task sums up, in units of the models' widths together."""
+_RUN_ROWS = 512
+"""Rows of the shuffled control that change places together: few for a control, many for a file to be read."""
+_FEWEST_RUNS = 64
 _SHUFFLED = "shuffled"
-_NARROW = 256
-"""Up to this width a fit costs next to nothing."""
 _TABLE_ROWS = 4_096
 """Rows that the table of all pairs is fitted on: it ranks pairs, it is not the map."""
 
@@ -109,27 +112,11 @@ def all_pairs(joined: _Joined) -> R2Table:
         raise UserError("--blocks best needs held-out rows, which protocol lcross has not; name the pair")
     kept = split[:_TABLE_ROWS]
     sides = (_Blocks(joined, joined.source, len(kept)), _Blocks(joined, joined.target, len(kept)))
-    narrow = max(joined.source.d, joined.target.d) <= _NARROW
     try:
-        r2 = _r2_one_by_one(sides[0], sides[1], kept) if narrow else r2_table(sides[0], sides[1], kept)
+        r2 = r2_table(sides[0], sides[1], kept)
     except ValueError as error:
         raise UserError(f"{joined.source.location}: {error}") from error
     return R2Table(joined.source.blocks, joined.target.blocks, r2)
-
-
-def _r2_one_by_one(
-    source: Mapping[int, NDArray[np.float32]],
-    target: Mapping[int, NDArray[np.float32]],
-    split: NDArray[np.str_],
-) -> NDArray[np.float64]:
-    """The same table from single fits: for narrow models quicker than working with all rows at once."""
-    targets = {block: target[block] for block in target}
-    return np.array(
-        [
-            [fit_map(rows, other, split=split).r2_validation for other in targets.values()]
-            for rows in (source[block] for block in source)
-        ]
-    )
 
 
 @dataclass(frozen=True)
@@ -167,10 +154,12 @@ def _fit_streaming(
     joined: _Joined, pair: Pair, protocol: Protocol, seed: int = 0, shuffled: bool = True
 ) -> tuple[AffineMap, AffineMap | None]:
     """The same from sums: memory grows with the width of the models, not with the rows."""
-    task = ray.remote(_chunk_moments)
-    n = len(joined.split)
-    chunks = [(start, min(start + _CHUNK_ROWS, n)) for start in range(0, n, _CHUNK_ROWS)]
-    sums = [task.remote(joined, pair, start, stop, seed) for start, stop in chunks]
+    task = ray.remote(_sums)
+    n, length = len(joined.split), _rows_a_task(joined.source.d, joined.target.d)
+    control = ray.put(_shuffled_rows(joined.split == FIT, seed)) if shuffled else None
+    sums = [
+        task.remote(joined, pair, start, min(start + length, n), control) for start in range(0, n, length)
+    ]
     merged = ray.get(_tree(sums))
     mapping = fit_moments(merged[FIT], merged[VALIDATION], merged[TEST], protocol=protocol)
     if not shuffled:
@@ -179,15 +168,59 @@ def _fit_streaming(
     return mapping, fit_moments(merged[_SHUFFLED], protocol=protocol, ridges=ridges)
 
 
-def _chunk_moments(joined: _Joined, pair: Pair, start: int, stop: int, seed: int) -> dict[str, Moments]:
-    """Sums over one run of rows by part of the split; `shuffled` permutes the source's fit rows in it."""
-    x = joined.source.read_block(pair[0], start, stop)
-    y = joined.target.read_block(pair[1], start, stop)
-    split = joined.split[start:stop]
-    parts = {name: Moments.of(x[split == name], y[split == name]) for name in (FIT, VALIDATION, TEST)}
-    fit = split == FIT
-    order = shuffle_order(fit, seed + start)
-    return {**parts, _SHUFFLED: Moments.of(x[order][fit], y[fit])}
+def _rows_a_task(d_source: int, d_target: int) -> int:
+    """Rows that one task sums up: enough that to set up the sums and to merge them costs little beside.
+
+    A function of the widths alone, so that the result does not depend on the cluster.
+    """
+    chunks = _WIDTHS_A_TASK * (d_source + d_target) // _CHUNK_ROWS
+    return _CHUNK_ROWS * max(chunks, 1)
+
+
+def _shuffled_rows(fit: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
+    """For every row, int64 `[n]`, the row whose source states stand in for its own in the control.
+
+    The fit rows (true in `fit`) change places in runs of `_RUN_ROWS`, over the whole set, so that they can
+    still be read in runs; each of them is used once, and none of more than one run stays where it was.
+    """
+    order = np.arange(len(fit), dtype=np.int64)
+    rows = np.flatnonzero(fit)
+    runs = np.array_split(rows, max(-(-len(rows) // _RUN_ROWS), min(len(rows), _FEWEST_RUNS), 1))
+    drawn = np.random.default_rng(seed).permutation(len(runs))
+    # Each run takes the place of the one drawn before it: runs differ in length by one row at most.
+    order[np.concatenate([runs[k] for k in drawn])] = np.concatenate([runs[k] for k in np.roll(drawn, 1)])
+    return order
+
+
+def _sums(
+    joined: _Joined, pair: Pair, start: int, stop: int, control: NDArray[np.int64] | None
+) -> dict[str, Moments]:
+    """Sums over the rows from `start` to `stop` by part of the split, and those of the control."""
+    names = [FIT, VALIDATION, TEST, *([_SHUFFLED] if control is not None else [])]
+    sums = {name: MomentSums(joined.source.d, joined.target.d) for name in names}
+    for first in range(start, stop, _CHUNK_ROWS):
+        last = min(first + _CHUNK_ROWS, stop)
+        x = joined.source.read_block(pair[0], first, last)
+        y = joined.target.read_block(pair[1], first, last)
+        split = joined.split[first:last]
+        for name in (FIT, VALIDATION, TEST):
+            sums[name].add(x, y, np.flatnonzero(split == name))
+        if control is not None:
+            fit = np.flatnonzero(split == FIT)
+            sums[_SHUFFLED].add(_read_rows(joined.source, pair[0], control[first:last][fit]), y[fit])
+    return {name: each.moments() for name, each in sums.items()}
+
+
+def _read_rows(side: ActivationSet, block: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The rows of these numbers, run by run: float32 `[m, d]`."""
+    values = np.empty((len(rows), side.d), np.float32)
+    # Between two fit rows of a run lie rows of the other parts: a gap, but no jump.
+    jumps = np.flatnonzero((np.diff(rows) < 0) | (np.diff(rows) > _RUN_ROWS)) + 1
+    for run in np.split(np.arange(len(rows)), jumps):
+        if len(run):
+            first, last = int(rows[run[0]]), int(rows[run[-1]])
+            values[run] = side.read_block(block, first, last + 1)[rows[run] - first]
+    return values
 
 
 def _merge_parts(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:

@@ -16,10 +16,10 @@ from contrans_dist.artifacts import ActivationSet
 from contrans_dist.corpus import prepare_corpus
 from contrans_dist.errors import UserError
 from contrans_dist.leak import unit_hashes
-from contrans_dist.pairs import PAIR_RIDGES
 from contrans_dist.pool import connected
 from contrans_dist.reduce import all_pairs, choose_pairs, fit, join
 from contrans_dist.refining import concept_rows, concepts_in, refine, select_rows
+from contrans_dist.ridge import RIDGES
 from contrans_dist.splits import FIT, TEST, VALIDATION
 from contrans_dist.texts import text_table
 
@@ -239,21 +239,16 @@ def test_rows_fit_l_cross_as_numpys_pseudo_inverse(sets: tuple[ActivationSet, Ac
     assert few.side == "dual"
 
 
-@pytest.mark.parametrize("narrow", [True, False])
 def test_the_table_of_all_pairs_is_each_pair_fitted_alone(
-    sets: tuple[ActivationSet, ActivationSet], monkeypatch: pytest.MonkeyPatch, narrow: bool
+    sets: tuple[ActivationSet, ActivationSet],
 ) -> None:
-    """Of narrow models each pair at the ridge its map would have; of wide ones at its best ridge."""
-    if not narrow:
-        monkeypatch.setattr(reduce, "_NARROW", 0)
     joined = join(*sets, "default")
     table = all_pairs(joined)
     assert (table.source, table.target) == (list(BLOCKS_SOURCE), list(BLOCKS_TARGET))
     for i, s in enumerate(table.source):
         for j, t in enumerate(table.target):
             x, y = source_rows()[s], target_rows()[t]
-            grids = [None] if narrow else [[ridge] for ridge in PAIR_RIDGES]
-            alone = [fit_map(x, y, split=joined.split, ridges=grid).r2_validation for grid in grids]
+            alone = [fit_map(x, y, split=joined.split, ridges=[ridge]).r2_validation for ridge in RIDGES]
             assert table.r2[i, j] == pytest.approx(max(r2 for r2 in alone if r2 is not None), abs=1e-6)
     assert np.argmax(table.r2) == table.source.index(2) * 3
     with pytest.raises(UserError, match="protocol lcross"):
