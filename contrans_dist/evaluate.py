@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from contrans_dist import schema
 from contrans_dist.benchmarks import Benchmark
 from contrans_dist.benchmarks.emotions import EmotionBenchmark
+from contrans_dist.cluster import connected, replicas
 from contrans_dist.conditions import Steering
 from contrans_dist.config import (
     ClusterSettings,
     EvaluationSettings,
     ModelSettings,
+    Placement,
     differing,
     fingerprint,
 )
@@ -26,7 +28,8 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.leak import leak_report, overlap
 from contrans_dist.manifest import model_identity
 from contrans_dist.models import load_model, model_facts
-from contrans_dist.pool import Task, connected, replicas, run_tasks
+from contrans_dist.models.placement import choose_placement
+from contrans_dist.pool import Task, run_tasks
 from contrans_dist.progress import Progress, note
 from contrans_dist.provenance import command_line, git_commit, now, versions
 from contrans_dist.storage import Location
@@ -63,13 +66,15 @@ class EvaluationSpec:
 class EvaluationActor:
     """A loaded target model that scores splits under every condition."""
 
-    def __init__(self, model: ModelSettings) -> None:
-        self.lm = load_model(
-            model.id,
-            dtype=model.dtype,
-            quantization=model.quantization,
-            trust_remote_code=model.trust_remote_code,
-        )
+    def __init__(self, model: ModelSettings, asked: Placement = "auto") -> None:
+        options: dict[str, Any] = model.model_dump(exclude={"id"})
+        placement = choose_placement(model.id, **options, asked=asked)
+        if placement.kind == "stream":
+            raise RunError(
+                f"{model.id}: {placement.reason.partition(':')[0]}; steering needs the whole model: give "
+                "--gpus-per-actor more GPUs, or --quantization"
+            )
+        self.lm = load_model(model.id, **options, device=placement.device_map)
 
     def ready(self) -> str:
         return str(self.lm.device)
@@ -101,6 +106,8 @@ def evaluate(
     fields), or begun anew with `replace`. `title` heads the progress. Raises RunError when splits failed.
     """
     out, cluster = Location.parse(out), cluster or ClusterSettings()
+    if cluster.placement == "stream":
+        raise UserError("--placement stream: steering needs the whole model; expected auto or device-map")
     benchmark = load_benchmark(settings)
     items = _asked_for(benchmark.items(), settings, steering)
     if settings.only_unseen:
@@ -251,7 +258,7 @@ def _score_missing(
 
         size = replicas(cluster)
         tasks = [Task(split.name, split) for split in missing]
-        outcome = run_tasks(EvaluationActor, (spec.model,), tasks, size, keep, shared=spec)
+        outcome = run_tasks(EvaluationActor, (spec.model, cluster.placement), tasks, size, keep, shared=spec)
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -10,23 +11,20 @@ import ray
 
 from contrans_dist import schema
 from contrans_dist.artifacts import ActivationSet
+from contrans_dist.cluster import Replicas, connected, on_a_node, replicas
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings, differing
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.harvesters import SLOTS, HarvestActor, SweepActor
 from contrans_dist.manifest import identity_of, manifest_of, warn
-from contrans_dist.models import ModelFacts, load_model, model_facts, resolve_blocks
-from contrans_dist.pool import Task, connected, replicas, run_tasks
+from contrans_dist.models import ModelFacts, model_facts, resolve_blocks
+from contrans_dist.models.placement import Placement, choose_placement
+from contrans_dist.pool import Outcome, Task, run_tasks
 from contrans_dist.progress import Progress, note
-from contrans_dist.shards import (
-    HarvestSpec,
-    Shard,
-    ShardReport,
-    check_shard,
-    compute_shard,
-    plan_shards,
-    rows_per_shard,
-    shard_identity,
-)
+from contrans_dist.quantized import quantization_check
+from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, Unit, check_shard, shard_identity
+from contrans_dist.shards import plan_shards, rows_per_shard
 from contrans_dist.storage import Location
+from contrans_dist.streamed import SweepReport, SweepTask, clean, plan_sweeps
 from contrans_dist.texts import template_fields
 
 
@@ -37,27 +35,6 @@ class HarvestJob:
     texts: pa.Table
     out: Location
     capture: CaptureSettings
-
-
-class HarvestActor:
-    """A loaded model on one node that turns shards into files."""
-
-    def __init__(self, model: ModelSettings, highest_block: int) -> None:
-        self.lm = load_model(
-            model.id,
-            dtype=model.dtype,
-            quantization=model.quantization,
-            highest_block=highest_block,
-            head=False,
-            trust_remote_code=model.trust_remote_code,
-        )
-
-    def ready(self) -> str:
-        return str(self.lm.device)
-
-    def run(self, payload: tuple[HarvestSpec, Shard, pa.Table]) -> ShardReport:
-        spec, shard, rows = payload
-        return compute_shard(self.lm, rows, spec, shard)
 
 
 def harvest(
@@ -89,6 +66,9 @@ def harvest_sets(
         unfinished = [each for each in sets if not each.complete]
         if unfinished:
             _compute_missing(model, unfinished, cluster)
+        if model.quantization is not None:
+            for each in unfinished:
+                each.quantization = on_a_node(quantization_check, replicas(cluster), model, each.spec)
     return [each.finish(facts) for each in sets]
 
 
@@ -102,6 +82,8 @@ class _Set:
     manifest: dict[str, Any] | None
     reports: dict[int, ShardReport] = field(default_factory=dict)
     throughput: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
+    """What was measured of the quantised model."""
 
     @classmethod
     def of(cls, model: ModelSettings, facts: ModelFacts, job: HarvestJob) -> "_Set":
@@ -122,6 +104,10 @@ class _Set:
     @property
     def missing(self) -> list[Shard]:
         return [shard for shard in self.shards if shard.index not in self.reports]
+
+    def units(self) -> list[Unit]:
+        """The missing shards, with their texts."""
+        return [Unit(self.spec, shard, self.texts.slice(shard.start, shard.rows)) for shard in self.missing]
 
     def check_existing(self) -> None:
         """Take in the shards that are there and sound. Checked in parallel: they may be many."""
@@ -146,7 +132,9 @@ class _Set:
         """Write the manifest, last of all: its being there means that the set is whole."""
         if self.manifest is None or not self.complete or self.throughput:
             reports = [self.reports[shard.index] for shard in self.shards]
-            self.manifest = manifest_of(self.spec, facts, self.texts, reports, self.throughput)
+            self.manifest = manifest_of(
+                self.spec, facts, self.texts, reports, self.throughput, self.quantization
+            )
             (self.spec.out / schema.MANIFEST).write_json(self.manifest)
             warn(self.manifest, self.spec.out)
         return ActivationSet(self.spec.out, self.manifest)
@@ -171,41 +159,97 @@ def _refuse_other(spec: HarvestSpec, manifest: dict[str, Any] | None) -> None:
 
 
 def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSettings) -> None:
-    """Run every missing shard of every set over one pool. Raises RunError when some failed for good."""
-    size = replicas(cluster)
+    """Make every missing shard of every set over one pool. Raises RunError when some failed for good."""
+    size, began = replicas(cluster), time.monotonic()
+    placement = _place(model, sets, cluster, size)
     # Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
-    tasks = {
-        f"{each.spec.out}/{shard.name}": (each, shard, each.texts.slice(shard.start, shard.rows))
-        for each in sets
-        for shard in each.missing
-    }
+    units = {unit.name: unit for each in sets for unit in each.units()}
+    owner = {name: each for each in sets for name in (unit.name for unit in each.units())}
     title = f"harvest {model.id.rstrip('/').rsplit('/', 1)[-1]}"
-    started, fresh = time.monotonic(), dict.fromkeys((each.spec.out for each in sets), 0)
-    with Progress(title, sum(shard.rows for _, shard, _ in tasks.values()), "texts") as progress:
+    fresh: dict[str, ShardReport] = {}
+    failures: dict[str, str] = {}
+    with Progress(title, sum(unit.shard.rows for unit in units.values()), "texts") as progress:
 
-        def keep(task: Task, report: ShardReport) -> None:
-            each = tasks[task.name][0]
-            each.reports[report.index] = report
-            fresh[each.spec.out] += report.tokens
-            progress.advance(report.rows)
+        def keep(task: Task, result: ShardReport | SweepReport) -> None:
+            reports = result.reports if isinstance(result, SweepReport) else {task.name: result}
+            for name, report in reports.items():
+                owner[name].reports[report.index] = report
+                fresh[name] = report
+                progress.advance(report.rows)
+            if isinstance(result, SweepReport):
+                failures.update(result.failures)
 
-        payloads = [Task(name, (each.spec, shard, rows)) for name, (each, shard, rows) in tasks.items()]
-        highest = max(max(each.spec.blocks) for each in sets)
-        outcome = run_tasks(HarvestActor, (model, highest), payloads, size, keep)
-    if outcome.failures:
-        name, reason = next(iter(outcome.failures.items()))
+        if placement.kind == "stream":
+            outcome = run_tasks(SweepActor, (model,), _sweeps(sets, units, size.actors), size, keep)
+        else:
+            tasks = [Task(name, unit) for name, unit in units.items()]
+            highest = max(max(each.spec.blocks) for each in sets)
+            outcome = run_tasks(HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS)
+    failures |= outcome.failures
+    if failures:
+        name, reason = next(iter(failures.items()))
         raise RunError(
-            f"{len(outcome.failures)} of {len(tasks)} shards failed ({name}: {reason}); "
+            f"{sum(len(each.missing) for each in sets)} of {len(units)} shards failed ({name}: {reason}); "
             "run the same command again to try only these"
         )
-    seconds = time.monotonic() - started
+    throughput = _throughput(list(fresh.values()), began, outcome, size, placement)
     for each in sets:
-        each.throughput = {
-            "tokens": fresh[each.spec.out],
-            "seconds": round(seconds, 3),
-            "tokens_per_second": round(sum(fresh.values()) / seconds, 1),
-            "actors": min(size.actors, len(tasks)),
-            "cpus_per_actor": size.cpus,
-            "gpus_per_actor": size.gpus,
-            "lost_actors": outcome.lost_actors,
-        }
+        clean(each.spec.out)
+        own = sum(report.tokens for name, report in fresh.items() if owner[name] is each)
+        each.throughput = {"tokens": own, **throughput}
+
+
+def _place(model: ModelSettings, sets: list[_Set], cluster: ClusterSettings, size: Replicas) -> Placement:
+    """How the model is placed, found out where an actor will be."""
+    choose = partial(
+        choose_placement,
+        model.id,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        highest_block=max(max(each.spec.blocks) for each in sets),
+        head=False,
+        asked=cluster.placement,
+        batch_tokens=max(each.spec.capture.batch_tokens for each in sets),
+        trust_remote_code=model.trust_remote_code,
+    )
+    placement: Placement = on_a_node(choose, size)
+    if placement.kind != "resident":
+        note(f"{model.id}: {placement.reason}")
+    return placement
+
+
+def _sweeps(sets: list[_Set], units: dict[str, Unit], actors: int) -> list[Task]:
+    """The missing shards, each actor's share of them as one task."""
+    planned = plan_sweeps([(each.spec, each.shards) for each in sets], actors)
+    return [
+        Task(f"sweep {key}", SweepTask(key, [units[name] for name in units if name in names]))
+        for key, names in planned.items()
+        if names & set(units)
+    ]
+
+
+def _throughput(
+    reports: list[ShardReport], began: float, outcome: Outcome, size: Replicas, placement: Placement
+) -> dict[str, Any]:
+    """What the manifest says of speed; the rate counts from when the first actor was up."""
+    tokens, seconds = sum(report.tokens for report in reports), time.monotonic() - outcome.began
+    works = [report.work for report in reports if report.work is not None]
+    spans = [
+        max(work.ended for work in own) - min(work.began for work in own)
+        for own in ([w for w in works if w.process == process] for process in {w.process for w in works})
+    ]
+    capturing = sum(work.capturing for work in works)
+    return {
+        # Of all sets that were harvested together.
+        "seconds": round(seconds, 3),
+        "seconds_starting": round(outcome.began - began, 3),
+        "tokens_per_second": round(tokens / seconds, 1),
+        # Summed over the actors; not capturing, an actor waits for a write or for its next shard.
+        "seconds_capturing": round(capturing, 3),
+        "seconds_waiting_for_writes": round(sum(spans) - capturing, 3),
+        "actors": min(size.actors, len(reports)),
+        "cpus_per_actor": size.cpus,
+        "gpus_per_actor": size.gpus,
+        "lost_actors": outcome.lost_actors,
+        "placement": placement.kind,
+    }

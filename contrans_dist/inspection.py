@@ -5,7 +5,7 @@ from typing import Any
 from contrans_dist import schema
 from contrans_dist.artifacts import ActivationSet, tensor_header
 from contrans_dist.errors import UserError
-from contrans_dist.shards import shard_identity
+from contrans_dist.shardfiles import shard_identity
 from contrans_dist.storage import Location
 
 _LONG = ("identity", "shards", "conditions", "norms", "leak")

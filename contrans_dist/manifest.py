@@ -10,7 +10,7 @@ from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.models import ModelFacts
 from contrans_dist.progress import note
 from contrans_dist.provenance import command_line, git_commit, now, versions
-from contrans_dist.shards import HarvestSpec, ShardReport
+from contrans_dist.shardfiles import HarvestSpec, ShardReport
 from contrans_dist.storage import Location
 from contrans_dist.texts import table_hash
 
@@ -63,6 +63,7 @@ def manifest_of(
     texts: pa.Table,
     reports: list[ShardReport],
     throughput: dict[str, Any],
+    quantization: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     norms = np.concatenate([report.norms for report in reports])
     medians = np.median(norms, axis=0)
@@ -94,6 +95,7 @@ def manifest_of(
             for report in reports
         ],
         "throughput": throughput,
+        **({} if quantization is None else {"quantization_check": quantization}),
         "devices": sorted({report.device for report in reports if report.device}),
         "versions": versions(),
         "command": command_line(),

@@ -16,6 +16,7 @@ from contrans_dist import demo
 from contrans_dist.analysis import judge, read_evaluation, sentence
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.benchmarks.scenarios import read_scenarios
+from contrans_dist.cluster import connected
 from contrans_dist.conditions import DERIVED, steering
 from contrans_dist.config import CaptureSettings, EvaluationSettings, Recipe
 from contrans_dist.corpus import prepare_corpus
@@ -24,7 +25,6 @@ from contrans_dist.evaluate import evaluate
 from contrans_dist.harvest import HarvestJob, harvest_sets
 from contrans_dist.maps import MapSet
 from contrans_dist.models import model_facts
-from contrans_dist.pool import connected
 from contrans_dist.progress import note
 from contrans_dist.provenance import command_line, git_commit, now, versions, without_credentials
 from contrans_dist.recipe import load_recipe

@@ -5,106 +5,22 @@ until it succeeds or has failed `MAX_ATTEMPTS` times; the others go on. Tasks ru
 publish must not depend on who runs them.
 """
 
-import os
-import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from contrans_dist.config import ClusterSettings
+from contrans_dist.cluster import Replicas, first_line
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.progress import note
 
 MAX_ATTEMPTS = 3
 _RETRY_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
-_CONNECT_SECONDS = 10.0
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A connection to Ray for the time of the block; one that is already there is used and left alone.
-
-    `address`: `local`, `auto`, `ray://...`; None follows RAY_ADDRESS (which a submitted job finds set), else
-    starts Ray on this machine. Raises RunError when no cluster answers.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_reachable(address)
-    # Without an explicit "local" Ray would follow the stale address of a cluster long gone.
-    local = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"--address {address}: no Ray cluster answered ({first_line(error)}); "
-            "if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raise RunError when nothing listens at `host:port`: Ray itself would try for minutes."""
-    host, mark, port = address.removeprefix("ray://").rpartition(":")
-    if not mark or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise RunError(f"--address {address}: no Ray cluster answered ({error})") from error
-
-
-@dataclass(frozen=True)
-class Replicas:
-    """How many actors, and what each gets."""
-
-    actors: int
-    gpus: float
-    cpus: float
-
-
-def replicas(cluster: ClusterSettings) -> Replicas:
-    """Fit actors to the nodes that are alive. An actor lives on one node, so GPUs are counted by node.
-
-    Raises UserError when no node is large enough for one actor.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = cluster.gpus_per_actor
-    if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    if gpus > 0:
-        fitting = [int(node.get("GPU", 0) // gpus) for node in nodes]
-        _check_fit(cluster, sum(fitting), f"{gpus:g} GPUs", max(n.get("GPU", 0) for n in nodes))
-        actors = cluster.actors or sum(fitting)
-        shares = [node.get("CPU", 0) / fit for node, fit in zip(nodes, fitting, strict=True) if fit]
-        return Replicas(
-            actors, gpus, cluster.cpus_per_actor or max(1.0, float(int(min(shares, default=1.0))))
-        )
-    cores = [node.get("CPU", 0) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cores:
-        raise UserError("--cpus-per-actor: no node of the cluster lends a core")
-    share = float(max(1, int(sum(cores) // cluster.actors))) if cluster.actors else min(cores)
-    cpus = cluster.cpus_per_actor or min(share, max(cores))
-    fit = sum(int(node // cpus) for node in cores)
-    _check_fit(cluster, fit, f"{cpus:g} cores", max(cores))
-    return Replicas(cluster.actors or max(fit, 1), 0.0, cpus)
-
-
-def _check_fit(cluster: ClusterSettings, fit: int, wanted: str, largest: float) -> None:
-    # An autoscaling cluster may still grow to what was asked for; one that cannot fit any is a mistake.
-    if fit == 0 and cluster.actors is None:
-        raise UserError(f"no node has {wanted} for one actor; the largest has {largest:g}")
 
 
 @dataclass(frozen=True)
@@ -122,33 +38,71 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     """Task name to the reason of its last failure."""
     lost_actors: int = 0
+    began: float = 0.0
+    """When the first actor was up, by `time.monotonic`."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    actor: Any
+    running: dict[Any, Task] = field(default_factory=dict)
+    """By the reference of the result to come."""
+    up: bool = False
+
+    def has_room(self, slots: int, attempts: dict[str, int]) -> bool:
+        """Whether it may be given one more. A task that has failed runs alone: should it take the actor down
+        again, it takes no other task with it."""
+        alone = any(attempts.get(task.name) for task in self.running.values())
+        return self.up and len(self.running) < slots and not alone
 
 
 @dataclass
 class _Pool:
+    slots: int
+    """Tasks that an actor has at a time."""
+    workers: list[_Worker] = field(default_factory=list)
     common: tuple[Any, ...] = ()
     """Further arguments of every `run`."""
-    idle: deque[Any] = field(default_factory=deque)
-    starting: dict[Any, Any] = field(default_factory=dict)
-    """ready-reference -> actor"""
-    busy: dict[Any, tuple[Any, Task]] = field(default_factory=dict)
-    resting: list[tuple[float, Any]] = field(default_factory=list)
-    """(time to ask again, actor) for actors that could not be reached"""
+    starting: dict[Any, _Worker] = field(default_factory=dict)
+    """By the reference that tells when it is up."""
+    resting: list[tuple[float, _Worker]] = field(default_factory=list)
+    """(time to ask again, worker) for actors that could not be reached"""
+    attempts: dict[str, int] = field(default_factory=dict)
+    """Failures so far, by name of the task."""
+    outcome: Outcome = field(default_factory=Outcome)
     dead: str = ""
 
-    def start(self, actor: Any) -> None:
-        self.starting[actor.ready.remote()] = actor
+    def start(self, worker: _Worker) -> None:
+        self.starting[worker.actor.ready.remote()] = worker
+
+    def rest(self, worker: _Worker) -> None:
+        worker.up = False
+        self.resting.append((time.monotonic() + _RETRY_SECONDS, worker))
 
     def wake(self) -> None:
         now = time.monotonic()
-        due = [actor for moment, actor in self.resting if moment <= now]
-        self.resting = [(moment, actor) for moment, actor in self.resting if moment > now]
-        for actor in due:
-            self.start(actor)
+        due = [worker for moment, worker in self.resting if moment <= now]
+        self.resting = [(moment, worker) for moment, worker in self.resting if moment > now]
+        for worker in due:
+            self.start(worker)
+
+    def give(self, queue: deque[Task]) -> None:
+        """Hand out tasks, the least busy actors first."""
+        while queue:
+            suspect = bool(self.attempts.get(queue[0].name))
+            room = [w for w in self.workers if w.has_room(1 if suspect else self.slots, self.attempts)]
+            if not room:
+                return
+            worker, task = min(room, key=lambda w: len(w.running)), queue.popleft()
+            worker.running[worker.actor.run.remote(task.payload, *self.common)] = task
 
     @property
-    def alive(self) -> int:
-        return len(self.idle) + len(self.starting) + len(self.busy) + len(self.resting)
+    def running(self) -> dict[Any, _Worker]:
+        return {reference: worker for worker in self.workers for reference in worker.running}
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.starting or self.resting) or any(w.up or w.running for w in self.workers)
 
 
 def run_tasks(
@@ -158,115 +112,109 @@ def run_tasks(
     size: Replicas,
     on_result: Callable[[Task, Any], None],
     shared: Any = None,
+    slots: int = 1,
 ) -> Outcome:
     """Run every task on a pool of `actor_class` actors (methods `ready()` and `run(payload)`).
 
     With `shared`, which all tasks need and which is too large to travel with each, it is
-    `run(payload, shared)`; the driver keeps the one copy, so no lost node can take it along.
+    `run(payload, shared)`; the driver keeps the one copy, so no lost node can take it along. `slots`: tasks
+    that an actor has at a time, each in a thread of its own.
 
     `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
     when an actor's construction fails everywhere; UserError raised by a task is passed on.
     """
     remote = ray.remote(actor_class).options(
-        num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=0
+        num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=0, max_concurrency=slots
     )
-    actors = [remote.remote(*arguments) for _ in range(min(size.actors, len(tasks)))]
-    pool = _Pool(common=() if shared is None else (ray.put(shared),))
-    for actor in actors:
-        pool.start(actor)
+    pool = _Pool(slots, common=() if shared is None else (ray.put(shared),))
+    pool.workers = [_Worker(remote.remote(*arguments)) for _ in range(min(size.actors, len(tasks)))]
+    for worker in pool.workers:
+        pool.start(worker)
     try:
         return _drive(pool, tasks, on_result)
     finally:
-        for actor in actors:
-            ray.kill(actor, no_restart=True)
+        for worker in pool.workers:
+            ray.kill(worker.actor, no_restart=True)
 
 
 def _drive(pool: _Pool, tasks: Sequence[Task], on_result: Callable[[Task, Any], None]) -> Outcome:
     queue = deque(tasks)
-    attempts: dict[str, int] = {}
-    outcome = Outcome()
     last_event = time.monotonic()
     # The end is when tasks are done, not when actors are: after a lost node one may never come back.
-    while queue or pool.busy:
+    while queue or pool.running:
         pool.wake()
-        while queue and pool.idle:
-            actor, task = pool.idle.popleft(), queue.popleft()
-            pool.busy[actor.run.remote(task.payload, *pool.common)] = (actor, task)
+        pool.give(queue)
         if not pool.alive:
             raise RunError(f"no actor is left to work: {pool.dead}")
-        waiting = [*pool.starting, *pool.busy]
+        waiting = [*pool.starting, *pool.running]
         done, _ = ray.wait(waiting, timeout=_RETRY_SECONDS) if waiting else ([], [])
         if not done:
             time.sleep(0 if waiting else 0.1)
-            if not pool.busy and time.monotonic() - last_event > _PATIENCE_SECONDS:
+            if not pool.running and time.monotonic() - last_event > _PATIENCE_SECONDS:
                 note("waiting for an actor to start: does the cluster have free GPUs or cores?")
                 last_event = time.monotonic()
             continue
         last_event = time.monotonic()
         if done[0] in pool.starting:
-            _started(pool, done[0], outcome)
-            continue
-        actor, task = pool.busy.pop(done[0])
-        reason = _finish(pool, actor, task, done[0], on_result, outcome)
-        if reason is None:
-            continue
-        attempts[task.name] = attempts.get(task.name, 0) + 1
-        if attempts[task.name] < MAX_ATTEMPTS:
-            queue.append(task)
+            _started(pool, done[0])
         else:
-            outcome.failures[task.name] = reason
-    return outcome
+            _finish(pool, pool.running[done[0]], done[0], queue, on_result)
+    return pool.outcome
 
 
-def _started(pool: _Pool, reference: Any, outcome: Outcome) -> None:
-    actor = pool.starting.pop(reference)
+def _started(pool: _Pool, reference: Any) -> None:
+    worker = pool.starting.pop(reference)
     try:
         ray.get(reference)
     except RayActorError as error:
         if isinstance(error, ActorUnavailableError) or not error.actor_init_failed:
-            pool.resting.append((time.monotonic() + _RETRY_SECONDS, actor))
+            pool.rest(worker)
             return
         pool.dead = _construction_error(error)
         if not pool.alive:
             raise RunError(pool.dead) from error
     else:
-        pool.idle.append(actor)
+        worker.up = True
+        pool.outcome.began = pool.outcome.began or time.monotonic()
 
 
 def _finish(
     pool: _Pool,
-    actor: Any,
-    task: Task,
+    worker: _Worker,
     reference: Any,
+    queue: deque[Task],
     on_result: Callable[[Task, Any], None],
-    outcome: Outcome,
-) -> str | None:
-    """Take in one result; the reason when there is none."""
+) -> None:
+    """Take in one result; what failed goes back into the queue."""
+    task = worker.running.pop(reference)
     try:
         result = ray.get(reference)
     except RayActorError as error:
-        outcome.lost_actors += 1
-        note(f"an actor was lost at {task.name}; it is given to another")
-        pool.resting.append((time.monotonic() + _RETRY_SECONDS, actor))
-        return f"the actor died: {first_line(error)}"
+        lost = [task, *worker.running.values()]
+        worker.running.clear()
+        pool.outcome.lost_actors += 1
+        pool.rest(worker)
+        note(f"an actor was lost at {', '.join(each.name for each in lost)}; another goes on with that")
+        for each in lost:
+            _failed(pool, queue, each, f"the actor died: {first_line(error)}")
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             # Bad input stays bad: neither another try nor the other tasks make it good.
             raise error.cause
-        pool.idle.append(actor)
-        return first_line(error.cause if error.cause is not None else error)
-    pool.idle.append(actor)
-    on_result(task, result)
-    return None
+        _failed(pool, queue, task, first_line(error.cause if error.cause is not None else error))
+    else:
+        on_result(task, result)
+
+
+def _failed(pool: _Pool, queue: deque[Task], task: Task, reason: str) -> None:
+    pool.attempts[task.name] = pool.attempts.get(task.name, 0) + 1
+    if pool.attempts[task.name] < MAX_ATTEMPTS:
+        queue.append(task)
+    else:
+        pool.outcome.failures[task.name] = reason
 
 
 def _construction_error(error: RayActorError) -> str:
     """The last line of the remote traceback: what a person needs to know."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("contrans_dist.errors.") if lines else "the actor could not be started"
-
-
-def first_line(error: BaseException) -> str:
-    """An exception as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

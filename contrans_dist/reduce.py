@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from contrans_dist.affine import PROTOCOLS, AffineMap, Protocol, fit_map, fit_moments, shuffled_map
 from contrans_dist.artifacts import ActivationSet
+from contrans_dist.cluster import connected
 from contrans_dist.errors import UserError
 from contrans_dist.leak import unit_hashes
 from contrans_dist.maps import MapSet, Pair, R2Table
 from contrans_dist.models import matched_depth, resolve_blocks
 from contrans_dist.moments import Moments, MomentSums, merge
 from contrans_dist.pairs import r2_table
-from contrans_dist.pool import connected
 from contrans_dist.progress import note
 from contrans_dist.splits import FIT, TEST, VALIDATION, paper_split, split_of
 

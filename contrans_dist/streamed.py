@@ -21,18 +21,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from contrans_dist import schema, shards
-from contrans_dist.capturing import Activations, deviation
+from contrans_dist.capturing import deviation
 from contrans_dist.capturing.states import sync
 from contrans_dist.capturing.streamed import MEMORY, Plan, plan_capture, states_of, sweep
 from contrans_dist.errors import RunError
 from contrans_dist.models import encode_many
 from contrans_dist.models.streaming import StreamedModel
 from contrans_dist.progress import note
-from contrans_dist.shards import HarvestSpec, Shard, ShardReport
+from contrans_dist.shardfiles import (
+    Counts,
+    HarvestSpec,
+    Piece,
+    Shard,
+    ShardReport,
+    Unit,
+    publish_shard,
+)
+from contrans_dist.shards import canary_rows
 from contrans_dist.storage import Location
 from contrans_dist.texts import prompts
 
@@ -40,20 +47,6 @@ _SAVE_SHARE = 20
 """Saving takes at most one part in so many of the time."""
 _FOLDER = ".sweep-"
 _LOCK, _RECORD = "lock", "sweep.json"
-_CANARY_TEXTS = 2
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A shard that is to be made, and its rows of the input."""
-
-    spec: HarvestSpec
-    shard: Shard
-    rows: pa.Table
-
-    @property
-    def name(self) -> str:
-        return f"{self.spec.out}/{self.shard.name}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def plan_sweeps(sets: Sequence[tuple[HarvestSpec, Sequence[Shard]]], sweeps: int
     shares: list[list[str]] = [[] for _ in range(sweeps)]
     done = 0
     for spec, shard in shards:
-        shares[min(done * sweeps // max(total, 1), sweeps - 1)].append(f"{spec.out}/{shard.name}")
+        shares[min(done * sweeps // max(total, 1), sweeps - 1)].append(str(spec.out / shard.name))
         done += shard.rows
     prints = [spec.fingerprint for spec, _ in sets]
     return {
@@ -130,7 +123,7 @@ class _Planned:
     def of(cls, model: StreamedModel, unit: Unit, place: int) -> "_Planned":
         settings, rows, first = unit.spec.capture, unit.shard.rows, unit.shard.start
         ids = encode_many(model.lm, prompts(unit.rows, settings.template), chat=settings.chat)
-        sample = np.linspace(0, rows - 1, min(_CANARY_TEXTS, rows)).astype(int).tolist()
+        sample = canary_rows(rows)
         blocks, position = unit.spec.blocks, settings.position
         return cls(
             unit,
@@ -146,31 +139,9 @@ class _Planned:
         captured = self.texts.activations({k: files[k].read(self.place, rows) for k in self.unit.spec.blocks})
         alone = {k: files[k].read(self.place + rows, len(self.sample)) for k in self.unit.spec.blocks}
         worst = deviation(alone, {k: captured[k][self.sample] for k in alone})
-        return publish_shard(self.unit.rows, captured, self.unit.spec, self.unit.shard, worst, device)
-
-
-def publish_shard(
-    rows: pa.Table,
-    captured: Activations,
-    spec: HarvestSpec,
-    shard: Shard,
-    deviation: float,
-    device: str,
-) -> ShardReport:
-    shards._check_finite(captured, shard)
-    facts = {
-        "format": schema.FORMAT_VERSION,
-        "fingerprint": spec.fingerprint,
-        "identity": spec.identity,
-        "start": shard.start,
-        "tokens": int(np.sum(captured.n_tokens)),
-        "truncated": len(captured.truncated),
-        "canary": deviation,
-    }
-    with (spec.out / shard.name).staged() as path:
-        shards._write(path, rows, captured, spec, facts)
-        data = path.read_bytes()
-    return shards._report(shard, facts, data, shards._norms(captured), device)
+        counts = Counts(int(captured.n_tokens.sum()), len(captured.truncated), worst)
+        unit = self.unit
+        return publish_shard(unit.rows, [Piece(0, captured)], counts, unit.spec, unit.shard, device)
 
 
 def run_sweep(
@@ -277,7 +248,7 @@ class _Record:
             places, after = {}, 0
             for unit in units:
                 places[unit.name] = after
-                after += unit.shard.rows + min(_CANARY_TEXTS, unit.shard.rows)
+                after += unit.shard.rows + len(canary_rows(unit.shard.rows))
             blocks = sorted({k for unit in units for k in unit.spec.blocks})
             self.places, self.blocks, self.after = places, blocks, None
         return [(unit, self.places[unit.name]) for unit in units]

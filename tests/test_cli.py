@@ -20,9 +20,9 @@ from tiny import CORPUS, save_tiny
 from typer.testing import CliRunner, Result
 
 from contrans_dist.cli import app, main
+from contrans_dist.cluster import connected
 from contrans_dist.config import Recipe
 from contrans_dist.pipeline import run_recipe
-from contrans_dist.pool import connected
 from contrans_dist.recipe import load_recipe
 from contrans_dist.reduce import fit
 from contrans_dist.refining import concept_rows, refine

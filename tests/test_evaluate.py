@@ -15,13 +15,14 @@ import ray
 from tiny import save_tiny
 
 from contrans_dist import evaluate as room
+from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering, derivable, load_vectors, steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluate import evaluate, load_benchmark, plan_splits
 from contrans_dist.leak import unit_hashes
 from contrans_dist.models import load_model
-from contrans_dist.pool import Outcome, Task, connected
+from contrans_dist.pool import Outcome, Task
 from contrans_dist.scoring import BASE, Intervention
 from contrans_dist.storage import Location
 from contrans_dist.vectors import ConceptVector

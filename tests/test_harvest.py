@@ -22,10 +22,12 @@ from truth import block_rows, by_transformers, read_all
 
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.cli import main
+from contrans_dist.cluster import connected
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
-from contrans_dist.harvest import HarvestActor, HarvestJob, harvest, harvest_sets
-from contrans_dist.pool import connected
-from contrans_dist.shards import HarvestSpec, plan_shards
+from contrans_dist.harvest import HarvestJob, harvest, harvest_sets
+from contrans_dist.harvesters import HarvestActor
+from contrans_dist.shardfiles import HarvestSpec, Unit
+from contrans_dist.shards import plan_shards
 from contrans_dist.storage import Location
 from contrans_dist.texts import read_texts
 
@@ -155,7 +157,7 @@ def test_an_actor_gives_what_a_plain_call_gives(made: Path, model: str, texts: s
     spec = HarvestSpec(identity, CAPTURE, [0, 1, 2], D, Location.parse(tmp_path))
     table = read_texts(texts)
     for shard in (plan_shards(N_TEXTS, SHARD)[index] for index in (5, 0, N_SHARDS - 1)):
-        actor.run((spec, shard, table.slice(shard.start, shard.rows)))
+        actor.run(Unit(spec, shard, table.slice(shard.start, shard.rows)))
         assert (tmp_path / shard.name).read_bytes() == (made / shard.name).read_bytes()
 
 
@@ -402,3 +404,43 @@ def test_two_harvests_on_one_folder_at_once(made: Path, model: str, texts: str, 
         "manifest.json",
         *(path.name for path in shard_files(made)),
     ]
+
+
+def test_a_streamed_harvest_is_that_of_the_whole_model(
+    made: Path, model: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two actors, each one sweep of its share; then one lost shard by another sweep, of a rerun."""
+    out = tmp_path / "set"
+    arguments = ["harvest", "--model", model, "--texts", texts, "--out", str(out), "--shard-size", str(SHARD)]
+    arguments += ["--actors", "2", "--cpus-per-actor", "1", "--placement", "stream"]
+    assert cli(*arguments, monkeypatch=monkeypatch) == 0
+    rows, wanted = block_rows(read_all(out)), block_rows(read_all(made))
+    np.testing.assert_allclose(rows, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    manifest = manifest_of(out)
+    assert manifest["fingerprint"] == manifest_of(made)["fingerprint"]
+    assert manifest["throughput"]["placement"] == "stream"
+    assert manifest["throughput"]["actors"] == 2
+    before = stamps(out)
+    (out / "shard-00003.parquet").unlink()
+    assert cli(*arguments, monkeypatch=monkeypatch) == 0
+    assert {name for name, stamp in stamps(out).items() if before[name] != stamp} == {"shard-00003.parquet"}
+    np.testing.assert_array_equal(block_rows(read_all(out)), rows)
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_what_quantising_costs_is_measured(local: None, texts: str, tmp_path: Path) -> None:
+    """The manifest's cosines against those of the rows of the plain model, harvested by itself."""
+    folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=2, d=64))
+    table, sets = read_texts(texts).slice(0, 64), {}
+    for kind in (None, "int8"):
+        out = tmp_path / str(kind)
+        sets[kind] = harvest(ModelSettings(id=folder, quantization=kind), table, str(out), None, ONE)
+    assert "quantization_check" not in sets[None].manifest
+    check = sets["int8"].manifest["quantization_check"]
+    assert check["texts"] == 32
+    for block in (0, 1):
+        a, b = (sets[kind].read_block(block, 0, 32).astype(np.float64) for kind in (None, "int8"))
+        cosines = np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert check["mean_cosine"][str(block)] == pytest.approx(cosines.mean(), abs=1e-5)
+        assert 0.9 < check["worst_cosine"] <= cosines.min() + 1e-5
+        assert cosines.mean() < 1 - 1e-7

@@ -10,13 +10,14 @@ import contrans_dist
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "config", "recipe", "schema", "storage", "provenance", "progress", "artifacts", "texts",
-    "corpus", "leak", "models", "prefixes", "capturing", "shards", "streamed", "manifest", "pool", "harvest",
+    "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
+    "streamed", "quantized", "harvesters", "manifest", "cluster", "pool", "harvest",
     "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "affine", "pairs",
     "transplanting", "vectors", "maps", "refining", "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "evaluate",
     "transfers", "selection", "inspection", "analysis", "report", "demo", "pipeline", "cli",
 ]  # fmt: skip
-WITH_RAY = {"pool", "harvest", "reduce"}
+WITH_RAY = {"cluster", "pool", "harvest", "reduce"}
 
 
 def room_of(path: Path) -> str:

@@ -12,9 +12,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from contrans_dist.cluster import Replicas, connected, on_a_node, replicas
 from contrans_dist.config import ClusterSettings
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.pool import MAX_ATTEMPTS, Replicas, Task, connected, replicas, run_tasks
+from contrans_dist.pool import MAX_ATTEMPTS, Task, run_tasks
 
 # Workers cannot import this file, so the class below travels whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -44,6 +45,11 @@ class Worker:
         if runs < payload.get("errors", 0):
             raise ValueError(f"{payload['name']} went wrong\nwith a second line")
         time.sleep(payload.get("seconds", 0))
+        if "meets" in payload:
+            # Ends only when the other task has begun.
+            end = time.monotonic() + 60
+            while not list(self.folder.glob(f"{payload['meets']}.*")) and time.monotonic() < end:
+                time.sleep(0.01)
         return int(payload["value"]) ** 2
 
 
@@ -53,7 +59,9 @@ def local() -> Iterator[None]:
         yield
 
 
-def go(tasks: list[dict[str, Any]], folder: Path, *arguments: Any) -> tuple[dict[str, int], Any]:
+def go(
+    tasks: list[dict[str, Any]], folder: Path, *arguments: Any, slots: int = 1, size: Replicas = ONE_CORE
+) -> tuple[dict[str, int], Any]:
     results: dict[str, int] = {}
 
     def keep(task: Task, result: int) -> None:
@@ -61,7 +69,7 @@ def go(tasks: list[dict[str, Any]], folder: Path, *arguments: Any) -> tuple[dict
         results[task.name] = result
 
     named = [Task(task["name"], task) for task in tasks]
-    return results, run_tasks(Worker, (str(folder), *arguments), named, ONE_CORE, keep)
+    return results, run_tasks(Worker, (str(folder), *arguments), named, size, keep, slots=slots)
 
 
 def test_every_task_once_and_its_result(local: None, tmp_path: Path) -> None:
@@ -77,6 +85,41 @@ def test_a_killed_actor_loses_nothing(local: None, tmp_path: Path) -> None:
     assert results == {f"t{i}": i * i for i in range(6)}
     assert outcome.lost_actors == 2
     assert len(list(tmp_path.iterdir())) == 6 + 2
+
+
+def test_an_actor_has_two_tasks_at_a_time(local: None, tmp_path: Path) -> None:
+    tasks = [{"name": "a", "value": 1, "meets": "b"}, {"name": "b", "value": 2, "meets": "a"}]
+    started = time.monotonic()
+    results, outcome = go(tasks, tmp_path, slots=2, size=Replicas(1, 0, 1))
+    assert results == {"a": 1, "b": 4}
+    assert started < outcome.began < time.monotonic()
+
+
+def test_two_tasks_of_a_killed_actor_are_given_out_again(local: None, tmp_path: Path) -> None:
+    """The one that kills is given up in the end, and takes no other with it: what has failed runs alone."""
+    tasks = [{"name": "kills", "value": 0, "deaths": 99, "meets": "t1"}]
+    tasks += [{"name": f"t{i}", "value": i, "seconds": 0.3} for i in range(1, 6)]
+    results, outcome = go(tasks, tmp_path, slots=2, size=Replicas(1, 0, 1))
+    assert results == {f"t{i}": i * i for i in range(1, 6)}
+    assert list(outcome.failures) == ["kills"]
+    assert outcome.lost_actors == MAX_ATTEMPTS
+    assert max(len(list(tmp_path.glob(f"t{i}.*"))) for i in range(1, 6)) <= 2
+
+
+def test_what_is_asked_of_a_node_runs_elsewhere(local: None) -> None:
+    assert on_a_node(os.getpid, Replicas(1, 0, 1)) != os.getpid()
+
+    def refuses() -> None:
+        raise UserError("--model x: no such model")
+
+    with pytest.raises(UserError, match="--model x: no such model"):
+        on_a_node(refuses, Replicas(1, 0, 1))
+
+    def breaks() -> None:
+        raise KeyError("gone")
+
+    with pytest.raises(RunError, match="gone"):
+        on_a_node(breaks, Replicas(1, 0, 1))
 
 
 def test_a_task_that_always_fails_is_named_and_the_rest_goes_on(local: None, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from sets import make_set
 from contrans_dist import reduce
 from contrans_dist.affine import fit_map
 from contrans_dist.artifacts import ActivationSet
+from contrans_dist.cluster import connected
 from contrans_dist.corpus import prepare_corpus
 from contrans_dist.errors import UserError
 from contrans_dist.leak import unit_hashes
-from contrans_dist.pool import connected
 from contrans_dist.reduce import all_pairs, choose_pairs, fit, join
 from contrans_dist.refining import concept_rows, concepts_in, refine, select_rows
 from contrans_dist.ridge import RIDGES

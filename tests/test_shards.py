@@ -18,15 +18,8 @@ from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.manifest import identity_of
 from contrans_dist.models import LanguageModel, load_model, model_facts, resolve_blocks
-from contrans_dist.shards import (
-    HarvestSpec,
-    Shard,
-    ShardReport,
-    check_shard,
-    compute_shard,
-    plan_shards,
-    rows_per_shard,
-)
+from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, check_shard
+from contrans_dist.shards import compute_shard, plan_shards, rows_per_shard
 from contrans_dist.storage import Location
 from contrans_dist.texts import text_table
 

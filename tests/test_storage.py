@@ -85,10 +85,10 @@ def test_an_activation_set_on_an_object_store_is_resumed(bucket: str, tmp_path: 
     from tiny import save_tiny
 
     from contrans_dist.capturing import capture
+    from contrans_dist.cluster import connected
     from contrans_dist.config import CaptureSettings, ModelSettings
     from contrans_dist.harvest import harvest
     from contrans_dist.models import load_model
-    from contrans_dist.pool import connected
     from contrans_dist.texts import text_table
 
     model = str(save_tiny(tmp_path / "model", "llama"))

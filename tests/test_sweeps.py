@@ -21,9 +21,10 @@ from contrans_dist.errors import UserError
 from contrans_dist.manifest import identity_of
 from contrans_dist.models import load_model, model_facts, resolve_blocks
 from contrans_dist.models.streaming import open_streamed
-from contrans_dist.shards import HarvestSpec, Shard, ShardReport, check_shard, compute_shard, plan_shards
+from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, Unit, check_shard
+from contrans_dist.shards import compute_shard, plan_shards
 from contrans_dist.storage import Location
-from contrans_dist.streamed import SweepTask, Unit, _locked, clean, plan_sweeps, run_sweep
+from contrans_dist.streamed import SweepTask, _locked, clean, plan_sweeps, run_sweep
 from contrans_dist.texts import text_table
 
 N_BLOCKS, SHARD = 6, 4

@@ -5,7 +5,7 @@ hook, so that the states of all other tokens never leave it, and each batch make
 """
 
 from contrans_dist.capturing.activations import Activations
-from contrans_dist.capturing.batches import Position, parse_position, plan_batches
+from contrans_dist.capturing.batches import Position, parse_position, plan_batches, truncate
 from contrans_dist.capturing.engine import canary, capture, capture_ids, deviation
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "deviation",
     "parse_position",
     "plan_batches",
+    "truncate",
 ]

@@ -11,7 +11,7 @@ from contrans_dist.capturing.activations import Activations
 from contrans_dist.capturing.batches import Position, parse_position, taken_from, truncate
 from contrans_dist.capturing.gather import Gatherer, Landing
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
+from contrans_dist.models import CPU_TOKENS, LanguageModel, encode_many, resolve_blocks
 from contrans_dist.prefixes import Group, Row, pack, plan_for
 
 _log = logging.getLogger(__name__)
@@ -89,10 +89,10 @@ def capture_ids(
 ) -> Activations:
     """Rows of texts given as token ids; NaN and infinity are left for the caller to find (`bad_rows`).
 
-    Out of memory on a GPU halves the batches from there on. `first_row`: the number that messages give the
-    first text. `share_prefixes`: what texts begin with in common is run once, where the model can (see
-    `prefixes`). Raises UserError naming the row for a text without tokens or too short for `position`,
-    RunError where a single text does not fit into memory.
+    Out of memory on a GPU halves the batches from there on; on the CPU they are at most `CPU_TOKENS` large.
+    `first_row`: the number that messages give the first text. `share_prefixes`: what texts begin with in
+    common is run once, where the model can (see `prefixes`). Raises UserError naming the row for a text
+    without tokens or too short for `position`, RunError where a single text does not fit into memory.
     """
     chosen = _check_blocks(lm, blocks)
     position = parse_position(position)
@@ -103,6 +103,8 @@ def capture_ids(
     lengths = [len(text) for text in ids]
     tokens = taken_from(position, lengths, first_row)
     landing = Landing(chosen, len(ids), lm.d)
+    if lm.device.type == "cpu":
+        batch_tokens = min(batch_tokens, CPU_TOKENS)
     sharing = share_prefixes and position != "mean"
     groups = plan_for(lm, ids, tokens, batch_tokens, head=False, share=sharing)
     _run(lm, groups, ids, tokens, position == "mean", landing)

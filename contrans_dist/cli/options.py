@@ -25,6 +25,13 @@ Gpus = Annotated[
     float | None, typer.Option(help="GPUs of one node for each replica. Default: 1 where there are any.")
 ]
 Cpus = Annotated[float | None, typer.Option(help="Cores for each replica; also its threads.")]
+PlacementName = Annotated[
+    str,
+    typer.Option(
+        "--placement",
+        help="auto, device-map (over a replica's GPUs), or stream (block by block from the checkpoint).",
+    ),
+]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's own.")
 ]
@@ -73,7 +80,18 @@ def model_settings(name: str, dtype: str | None, quantization: str | None, trust
 
 
 def cluster_settings(
-    address: str | None, actors: int | None, gpus: float | None, cpus: float | None
+    address: str | None,
+    actors: int | None,
+    gpus: float | None,
+    cpus: float | None,
+    placement: str = "auto",
 ) -> ClusterSettings:
-    content = {"address": address, "actors": actors, "gpus_per_actor": gpus, "cpus_per_actor": cpus}
-    return validated(ClusterSettings, content, "--address, --actors, --gpus-per-actor, --cpus-per-actor")
+    content = {
+        "address": address,
+        "actors": actors,
+        "gpus_per_actor": gpus,
+        "cpus_per_actor": cpus,
+        "placement": placement,
+    }
+    flags = "--address, --actors, --gpus-per-actor, --cpus-per-actor, --placement"
+    return validated(ClusterSettings, content, flags)

@@ -12,6 +12,7 @@ from contrans_dist.cli.options import (
     Dtype,
     Gpus,
     ModelName,
+    PlacementName,
     Quantization,
     TrustCode,
     cluster_settings,
@@ -42,6 +43,7 @@ def harvest(
     actors: Actors = None,
     gpus_per_actor: Gpus = None,
     cpus_per_actor: Cpus = None,
+    placement: PlacementName = "auto",
     shard_size: Annotated[int | None, typer.Option(help="Rows a shard. Default: about 128 MB.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass, padding included.")] = 4096,
     address: Address = None,
@@ -66,7 +68,7 @@ def harvest(
         read_texts(texts),
         out,
         capture,
-        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
+        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor, placement),
     )
     manifest = result.manifest
     summary = {

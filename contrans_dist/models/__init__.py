@@ -3,11 +3,12 @@
 from contrans_dist.models.blocks import find_blocks, matched_depth, model_type, resolve_blocks, text_config
 from contrans_dist.models.facts import ModelFacts, model_facts
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
-from contrans_dist.models.language_model import LanguageModel, wrap_model
+from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, wrap_model
 from contrans_dist.models.loading import DTYPES, QUANTIZATIONS, load_model, split_name
 from contrans_dist.models.tokens import encode, encode_many, front_tokens
 
 __all__ = [
+    "CPU_TOKENS",
     "DTYPES",
     "QUANTIZATIONS",
     "LanguageModel",

@@ -49,7 +49,7 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         model_type=config.model_type,
         n_blocks=text.num_hidden_layers,
         d=text.hidden_size,
-        dtype=dtype or _own_dtype(config, source),
+        dtype=dtype or own_dtype(config, source),
         weights=weights_identity(source, revision),
         tokenizer=tokenizer_hash(tokenizer),
         config=_config_hash(config),
@@ -62,7 +62,7 @@ def _config_hash(config: PretrainedConfig) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _own_dtype(config: PretrainedConfig, source: str) -> str:
+def own_dtype(config: PretrainedConfig, source: str) -> str:
     """The checkpoint's precision: what its configuration says, else that of its first tensor."""
     for part in (config, text_config(config)):
         if getattr(part, "dtype", None) is not None:

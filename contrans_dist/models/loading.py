@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,50 @@ def _check_complete(name: str, model: PreTrainedModel, info: dict[str, Any], hea
         raise RunError(f"{name}: weights missing or of another shape: {what or info['error_msgs']}")
 
 
+@dataclass(frozen=True)
+class Described:
+    """A model as its configuration describes it: what would be loaded, before anything is."""
+
+    source: str
+    """Hub id or folder."""
+    revision: str | None
+    config: Any
+    whole: type[PreTrainedModel]
+    loaded: Any
+    """The class that is loaded: `whole`, or the same without the blocks that are not wanted."""
+
+    def empty(self) -> PreTrainedModel:
+        """The model on the meta device: modules and shapes, no weights."""
+        with torch.device("meta"):
+            model: PreTrainedModel = self.loaded(self.config)
+        return model
+
+
+def describe(
+    name: str,
+    *,
+    revision: str | None = None,
+    head: bool = True,
+    highest_block: int | None = None,
+    trust_remote_code: bool = False,
+) -> Described:
+    """What `load_model` with these options loads, from the configuration alone. Raises as `load_model`."""
+    source, revision = split_name(name, revision)
+    with hub_errors(name):
+        config: Any = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
+        n_blocks = text_config(config).num_hidden_layers
+        if highest_block is not None and not 0 <= highest_block < n_blocks:
+            raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
+        whole = _model_class(config, head, trust_remote_code)
+        if not isinstance(config, whole.config_class or PretrainedConfig):
+            config = text_config(config)
+        shallow = highest_block is not None and highest_block < n_blocks - 1
+        loaded = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
+    return Described(source, revision, config, whole, loaded)
+
+
 def load_model(
     name: str,
     *,
@@ -175,28 +220,27 @@ def load_model(
         raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
     kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
     quantizer = _quantization_config(quantization, kind)
-    source, revision = split_name(name, revision)
+    described = describe(
+        name,
+        revision=revision,
+        head=head,
+        highest_block=highest_block,
+        trust_remote_code=trust_remote_code,
+    )
+    source, revision = described.source, described.revision
     with hub_errors(name):
-        origin = {"revision": revision, "trust_remote_code": trust_remote_code}
-        config = AutoConfig.from_pretrained(source, **origin)
-        n_blocks = text_config(config).num_hidden_layers
-        if highest_block is not None and not 0 <= highest_block < n_blocks:
-            raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
-        whole = _model_class(config, head, trust_remote_code)
-        if not isinstance(config, whole.config_class or PretrainedConfig):
-            config = text_config(config)
-        tokenizer = AutoTokenizer.from_pretrained(source, **origin)
-        shallow = highest_block is not None and highest_block < n_blocks - 1
-        cls: Any = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
-        model, info = cls.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
+        model, info = described.loaded.from_pretrained(
             source,
-            config=config,
+            config=described.config,
             revision=revision,
             dtype=kind or "auto",
             quantization_config=quantizer,
             device_map=_device_map(device, quantizer is not None),
             output_loading_info=True,
         )
-        model.__class__ = whole
+        model.__class__ = described.whole
     _check_complete(name, model, info, head)
     return wrap_model(model.requires_grad_(False), tokenizer, name)

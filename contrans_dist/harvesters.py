@@ -1,0 +1,48 @@
+"""The actors of a harvest: a resident model that makes shards one by one, a streamed one that makes many at
+a time."""
+
+from contrans_dist.config import ModelSettings
+from contrans_dist.models import load_model
+from contrans_dist.models.placement import Placement
+from contrans_dist.models.streaming import open_streamed
+from contrans_dist.shardfiles import ShardReport, Unit
+from contrans_dist.shards import InTurn, compute_shard
+from contrans_dist.streamed import SweepReport, SweepTask, run_sweep
+
+SLOTS = 2
+"""Shards that a resident model's actor has at a time: one is written while the model computes the other."""
+
+
+class HarvestActor:
+    """A loaded model on one node that turns shards into files."""
+
+    def __init__(self, model: ModelSettings, highest_block: int, placement: Placement | None = None) -> None:
+        self.lm = load_model(
+            model.id,
+            dtype=model.dtype,
+            quantization=model.quantization,
+            device=placement.device_map if placement else None,
+            highest_block=highest_block,
+            head=False,
+            trust_remote_code=model.trust_remote_code,
+        )
+        self.in_turn = InTurn()
+
+    def ready(self) -> str:
+        return str(self.lm.device)
+
+    def run(self, unit: Unit) -> ShardReport:
+        return compute_shard(self.lm, unit.rows, unit.spec, unit.shard, self.in_turn)
+
+
+class SweepActor:
+    """A model that is never whole in memory, on one node."""
+
+    def __init__(self, model: ModelSettings) -> None:
+        self.model = open_streamed(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+
+    def ready(self) -> str:
+        return str(self.model.device)
+
+    def run(self, task: SweepTask) -> SweepReport:
+        return run_sweep(self.model, task)

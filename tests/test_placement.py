@@ -1,0 +1,164 @@
+"""Where a model goes: the choice by memory, and rows that do not depend on it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import save_tiny
+
+from contrans_dist.capturing import capture_ids
+from contrans_dist.errors import UserError
+from contrans_dist.models import load_model
+from contrans_dist.models.loading import describe
+from contrans_dist.models.placement import activation_bytes, choose_placement, host_memory, needs
+from contrans_dist.scoring import Intervention, next_token
+
+GB = 10**9
+LLAMA_7B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "torch_dtype": "bfloat16",
+}
+LLAMA_70B = LLAMA_7B | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+
+
+def _config(folder: Path, config: dict) -> str:
+    """A model of which there is only a configuration."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _config(tmp_path_factory.mktemp("x") / "7b", LLAMA_7B)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _config(tmp_path_factory.mktemp("x") / "70b", LLAMA_70B)
+
+
+@pytest.mark.parametrize(
+    ("memories", "kind"),
+    [
+        ({"cpu": 64 * GB}, "resident"),
+        ({"cpu": 8 * GB}, "stream"),
+        ({0: 80 * GB, "cpu": 1 * GB}, "resident"),
+        ({0: 10 * GB, 1: 10 * GB, "cpu": 900 * GB}, "device-map"),
+        ({0: 5 * GB, 1: 5 * GB, "cpu": 900 * GB}, "stream"),
+        ({0: 10 * GB, "cpu": 900 * GB}, "stream"),
+    ],
+)
+def test_the_choice_for_7b(small: str, memories: dict, kind: str) -> None:
+    """13.5 GB of weights in bfloat16, 13.2 without the head."""
+    placement = choose_placement(small, head=False, memories=memories)
+    assert placement.kind == kind
+    assert "13.2 GB of weights" in placement.reason
+    assert (placement.device_map is not None) == (kind == "device-map")
+
+
+def test_70b_over_eight_gpus_in_balance_and_no_block_in_two(large: str) -> None:
+    memories = dict.fromkeys(range(8), 24 * GB) | {"cpu": 100 * GB}
+    placement = choose_placement(large, head=False, memories=memories)
+    assert placement.kind == "device-map"
+    assert placement.device_map is not None
+    blocks = {k: v for k, v in placement.device_map.items() if k.startswith("layers")}
+    assert sorted(blocks, key=lambda name: int(name.split(".")[1])) == [f"layers.{k}" for k in range(80)]
+    counts = np.bincount(list(blocks.values()))
+    assert len(counts) == 8
+    assert counts.max() * 1.72e9 < 24 * GB
+    assert list(blocks.values()) == sorted(blocks.values())
+
+
+def test_depth_head_dtype_and_quantisation_count(large: str, small: str) -> None:
+    one: dict = {0: 80 * GB, "cpu": 10 * GB}
+    assert choose_placement(large, head=False, memories=one).kind == "stream"
+    assert choose_placement(large, head=False, highest_block=30, memories=one).kind == "resident"
+    assert choose_placement(large, head=False, quantization="nf4", memories=one).kind == "resident"
+    assert choose_placement(large, head=False, quantization="int8", memories=one).kind == "resident"
+    tight = {0: round(27.5 * GB), "cpu": GB}
+    assert choose_placement(small, dtype="float32", memories=tight).kind == "stream"
+    assert choose_placement(small, dtype="bfloat16", memories=tight).kind == "resident"
+    with pytest.raises(UserError, match=r"int8: .* only plain weights stream; give --gpus-per-actor more"):
+        choose_placement(large, quantization="int8", memories={0: 24 * GB, "cpu": GB})
+
+
+def test_what_cannot_be_is_one_line(large: str) -> None:
+    with pytest.raises(UserError, match="leave out --quantization"):
+        choose_placement(large, quantization="nf4", asked="stream")
+    with pytest.raises(UserError, match=r"device-map: 138\.0 GB of weights.*2 GPUs with 48\.0 GB"):
+        choose_placement(large, asked="device-map", memories={0: 24 * GB, 1: 24 * GB, "cpu": GB})
+    assert choose_placement(large, asked="stream", memories={"cpu": 1}).kind == "stream"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gpt2", "gemma2", "mixtral", "opt", "llava"])
+@pytest.mark.parametrize("head", [True, False])
+def test_bytes_of_weights_are_those_of_the_loaded_model(
+    tmp_path: Path, architecture: str, head: bool
+) -> None:
+    folder = str(save_tiny(tmp_path / "model", architecture))
+    for highest in (None, 1):
+        lm = load_model(folder, device="cpu", head=head, highest_block=highest)
+        loaded = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        described = describe(folder, head=head, highest_block=highest)
+        assert needs(described, "float32", None, 64, head).weights == loaded
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_quantised_bytes_are_those_of_the_loaded_model(tmp_path: Path, quantization: str) -> None:
+    folder = str(save_tiny(tmp_path / "model", "llama", d=128, n_blocks=3))
+    lm = load_model(folder, device="cpu", quantization=quantization)
+    loaded = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    for module in lm.model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            loaded += state.absmax.numel() * state.absmax.element_size()
+    asked = needs(describe(folder), "float32", quantization, 64, True).weights
+    assert asked == pytest.approx(loaded, rel=0.02)
+
+
+def test_a_model_cut_over_memory_and_disk_gives_the_same_rows_and_logits(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=6))
+    need = needs(describe(folder), "float32", None, 1024, True)
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(3, 300, n).tolist() for n in rng.integers(2, 30, 20)]
+    whole = load_model(folder, device="cpu")
+    # Room for three of the six blocks, and the ends.
+    room = (need.activations + need.weights - 3 * need.largest_block + need.largest_block // 2) / 0.95
+    placement = choose_placement(folder, asked="device-map", memories={"cpu": round(room)})
+    assert placement.device_map is not None
+    assert set(placement.device_map.values()) == {"cpu", "disk"}
+    cut = load_model(folder, device=placement.device_map)
+    wanted, found = capture_ids(whole, ids), capture_ids(cut, ids)
+    for block in wanted:
+        np.testing.assert_allclose(
+            found[block], wanted[block], rtol=0, atol=1e-5 * np.abs(wanted[block]).max()
+        )
+    vectors = {2: rng.normal(size=32).astype(np.float32)}
+    steered = [Intervention("vector", vectors, strength) for strength in (0.0, 0.5, 1.0)]
+    here, there = (next_token(lm, ids, steered, watch=[5, 6, 7]) for lm in (whole, cut))
+    np.testing.assert_allclose(there.logits, here.logits, rtol=0, atol=1e-4)
+
+
+def test_host_memory_is_within_this_machine() -> None:
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert 0 < host_memory() <= total
+
+
+def test_activations_grow_with_tokens_and_experts(small: str) -> None:
+    config = describe(small).config
+    assert activation_bytes(config, 2048, 2, False) == 2 * activation_bytes(config, 1024, 2, False)
+    assert activation_bytes(config, 1024, 2, True) > activation_bytes(config, 1024, 2, False)
