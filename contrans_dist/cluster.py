@@ -97,8 +97,14 @@ def _check_fit(cluster: ClusterSettings, fit: int, wanted: str, largest: float) 
 
 
 def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:
-    """What `function` returns on a node that has room for an actor, with what one gets. Raises its UserError
-    or RunError; any other error as RunError."""
+    """What `function` returns on a node that has room for an actor, with the GPUs that one gets.
+
+    Raises its UserError or RunError as they are, any other error as RunError.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if not size.gpus and nodes == [ray.get_runtime_context().get_node_id()]:
+        # There is no other node, and a process of its own would take seconds to start.
+        return function(*arguments)
     remote = ray.remote(_call).options(num_cpus=size.cpus, num_gpus=size.gpus)
     try:
         return ray.get(remote.remote(function, *arguments))

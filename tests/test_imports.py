@@ -15,7 +15,8 @@ ROOMS = [
     "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "affine", "pairs",
     "transplanting", "vectors", "maps", "refining", "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "evaluate",
-    "transfers", "selection", "inspection", "analysis", "report", "demo", "pipeline", "cli",
+    "transfers", "selection", "inspection", "analysis", "report", "demo", "preparation", "plan",
+    "calibration", "pipeline", "cli",
 ]  # fmt: skip
 WITH_RAY = {"cluster", "pool", "harvest", "reduce"}
 

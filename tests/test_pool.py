@@ -106,20 +106,14 @@ def test_two_tasks_of_a_killed_actor_are_given_out_again(local: None, tmp_path: 
     assert max(len(list(tmp_path.glob(f"t{i}.*"))) for i in range(1, 6)) <= 2
 
 
-def test_what_is_asked_of_a_node_runs_elsewhere(local: None) -> None:
-    assert on_a_node(os.getpid, Replicas(1, 0, 1)) != os.getpid()
+def _refuses() -> None:
+    raise UserError("--model x: no such model")
 
-    def refuses() -> None:
-        raise UserError("--model x: no such model")
 
+def test_what_is_asked_of_the_only_node_needs_no_other_process(local: None) -> None:
+    assert on_a_node(os.getpid, Replicas(1, 0, 1)) == os.getpid()
     with pytest.raises(UserError, match="--model x: no such model"):
-        on_a_node(refuses, Replicas(1, 0, 1))
-
-    def breaks() -> None:
-        raise KeyError("gone")
-
-    with pytest.raises(RunError, match="gone"):
-        on_a_node(breaks, Replicas(1, 0, 1))
+        on_a_node(_refuses, Replicas(1, 0, 1))
 
 
 def test_a_task_that_always_fails_is_named_and_the_rest_goes_on(local: None, tmp_path: Path) -> None:
@@ -175,6 +169,11 @@ def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
                     removed.append(nodes[0])
 
             tasks = [Task(f"t{i}", {"name": f"t{i}", "value": i, "seconds": 0.5}) for i in range(8)]
+            assert on_a_node(os.getpid, ONE_CORE) != os.getpid()
+            with pytest.raises(UserError, match="--model x: no such model"):
+                on_a_node(_refuses, ONE_CORE)
+            with pytest.raises(RunError, match="invalid literal"):
+                on_a_node(int, ONE_CORE, "x")
             outcome = run_tasks(Worker, (str(tmp_path),), tasks, ONE_CORE, keep)
         assert results == {f"t{i}": i * i for i in range(8)}
         assert not outcome.failures

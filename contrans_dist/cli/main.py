@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from contrans_dist.cli import reducing, runs, stages, steered
+from contrans_dist.cli import planning, reducing, runs, stages, steered
 from contrans_dist.errors import RunError, UserError
 
 _INTERRUPTED = 130
@@ -28,6 +28,7 @@ app = typer.Typer(
 for command in (
     runs.demo,
     runs.run,
+    planning.plan,
     stages.harvest,
     stages.refine,
     stages.fit,

@@ -11,7 +11,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
 from contrans_dist.models.tokens import front_tokens
 
-CPU_TOKENS = 1024
+CPU_TOKENS = 512
 """Tokens in one forward pass on a CPU, at most: larger ones leave its caches, and gain nothing."""
 _SANE_LENGTH = 10**7
 """Tokenizers that know no limit say something like 1e30."""

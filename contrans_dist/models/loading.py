@@ -164,6 +164,8 @@ class Described:
     whole: type[PreTrainedModel]
     loaded: Any
     """The class that is loaded: `whole`, or the same without the blocks that are not wanted."""
+    highest: int | None = None
+    """The highest block that is loaded; None for all."""
 
     def empty(self) -> PreTrainedModel:
         """The model on the meta device: modules and shapes, no weights."""
@@ -194,7 +196,7 @@ def describe(
             config = text_config(config)
         shallow = highest_block is not None and highest_block < n_blocks - 1
         loaded = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
-    return Described(source, revision, config, whole, loaded)
+    return Described(source, revision, config, whole, loaded, highest_block)
 
 
 def load_model(

@@ -18,10 +18,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-D, FEED_FORWARD, HEADS, VOCABULARY = 2048, 5632, 16, 32_000
-BLOCK_BYTES = 2 * (4 * D * D + 3 * D * FEED_FORWARD + 2 * D)
+if TYPE_CHECKING:
+    # At run time only where it is needed: each side is measured in a process that imports little.
+    from speed.common import Bench, Row
+
+VOCABULARY = 32_000
 TOKENS_PER_TEXT = 32
 """All texts are as long, so that padding costs neither side anything."""
 
@@ -41,19 +44,127 @@ class Side:
     rss_bytes: int
 
 
-def write_checkpoint(folder: Path, nbytes: int) -> int:
+@dataclass(frozen=True)
+class Width:
+    """How wide the blocks of a random Llama are."""
+
+    d: int = 2048
+    feed_forward: int = 5632
+    heads: int = 16
+    kv_heads: int = 16
+
+    @property
+    def kv(self) -> int:
+        return self.d * self.kv_heads // self.heads
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block, in bfloat16."""
+        return 2 * (2 * self.d * (self.d + self.kv) + 3 * self.d * self.feed_forward + 2 * self.d)
+
+
+TINY = Width(64, 128, 4, 4)
+
+
+def rows(bench: "Bench") -> Iterator["Row"]:
+    """Both rows come from one comparison; on a GPU also one of a 70B model's blocks."""
+    try:
+        with control_group(4 << 30):
+            pass
+    except OSError as error:
+        print(f"stream/disk-offload, stream/bytes-read: left out, no memory control group ({error})")
+    else:
+        yield from _against_offload(bench)
+    if bench.is_gpu:
+        yield _from_host(bench)
+
+
+def _against_offload(bench: "Bench") -> Iterator["Row"]:
+    from speed.common import Row
+
+    folder = bench.scratch / "streamed"
+    if bench.quick:
+        write_checkpoint(folder, 0, TINY)
+        found = compare(folder, 3 << 30, batches=3, their_batches=2)
+    else:
+        write_checkpoint(folder, 3 << 30)
+        # What disk offload takes is a constant for each batch: it reads all weights again.
+        found = compare(folder, 3 << 29, their_batches=12)
+    size, limit = found["checkpoint_bytes"], found["limit_bytes"]
+    yield Row(
+        "stream",
+        "stream/disk-offload",
+        found["ratio"],
+        found["ours"],
+        found["theirs"],
+        "seconds",
+        found["max_error"],
+        f"checkpoint of {size / 1e9:.2f} GB under {limit / 1e9:.2f} GB, bfloat16 on the CPU, "
+        f"{found['batches']} batches of {found['tokens_per_batch']} tokens (theirs: "
+        f"{found['their_batches_measured']}); our peak {found['ours_detail']['peak_bytes'] / 1e6:.0f} MB",
+    )
+    yield Row(
+        "stream",
+        "stream/bytes-read",
+        found["bytes_read_ratio"],
+        found["ours_detail"]["bytes_read"],
+        size,
+        "bytes",
+        None,
+        "read from the disk, over the checkpoint's size",
+    )
+
+
+def _from_host(bench: "Bench") -> "Row":
+    """Blocks of a 70B model (or of the tiny one) from the page cache through the GPU, over all its blocks
+    there at once."""
+    from contrans_dist.capturing import capture_ids
+    from contrans_dist.capturing.streamed import capture_streamed
+    from contrans_dist.models import load_model
+    from contrans_dist.models.streaming import open_streamed
+    from speed.common import SHAPES, Row, max_error
+
+    shape, folder = SHAPES["70b"], bench.scratch / "blocks-70b"
+    width = Width(shape.d, shape.feed_forward, shape.heads, shape.kv_heads or shape.heads)
+    size = write_checkpoint(folder, 0 if bench.quick else 8 << 30, TINY if bench.quick else width)
+    ids = bench.texts()
+    streamed = open_streamed(str(folder), dtype="bfloat16", device=bench.device)
+    resident = load_model(str(folder), dtype="bfloat16", device=bench.device, head=False)
+    sides = {
+        "ours": lambda: capture_streamed(streamed, ids, batch_tokens=16_384),
+        "theirs": lambda: capture_ids(resident, ids, batch_tokens=16_384),
+    }
+    mine, all_there = (side() for side in sides.values())
+    taken = bench.compare(sides, min(bench.repeats, 3))
+    tokens, n = sum(map(len, ids)), len(resident.blocks)
+    return Row(
+        "stream",
+        "stream/70b-from-host",
+        taken["theirs"] / taken["ours"],
+        tokens / taken["ours"] * n / shape.n_blocks,
+        tokens / taken["theirs"] * n / shape.n_blocks,
+        "tokens/s",
+        max_error(list(mine.values()), list(all_there.values())),
+        f"rates for {shape.n_blocks} blocks from {n} ({size / 1e9:.0f} GB in the page cache), "
+        f"{tokens} tokens; theirs: the same blocks in the GPU's memory",
+    )
+
+
+def write_checkpoint(folder: Path, nbytes: int, width: Width | None = None) -> int:
     """A random Llama of about so many bytes, in files of a block each; how many bytes the files have."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
-    n = max(2, round((nbytes - 2 * VOCABULARY * D) / BLOCK_BYTES))
+    width = width or Width()
+    d = width.d
+    n = max(2, round((nbytes - 2 * VOCABULARY * d) / width.block_bytes))
     config = LlamaConfig(
-        hidden_size=D,
-        intermediate_size=FEED_FORWARD,
+        hidden_size=d,
+        intermediate_size=width.feed_forward,
         num_hidden_layers=n,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        num_attention_heads=width.heads,
+        num_key_value_heads=width.kv_heads,
         vocab_size=VOCABULARY,
         tie_word_embeddings=True,
         dtype="bfloat16",
@@ -72,16 +183,17 @@ def write_checkpoint(folder: Path, nbytes: int) -> int:
         save_file(tensors, folder / name, metadata={"format": "pt"})
         where.update(dict.fromkeys(tensors, name))
 
-    wide, tall = (FEED_FORWARD, D), (D, FEED_FORWARD)
-    shapes = {f"self_attn.{part}_proj": (D, D) for part in "qkvo"}
+    wide, tall = (width.feed_forward, d), (d, width.feed_forward)
+    shapes = {f"self_attn.{part}_proj": (d, d) for part in "qo"}
+    shapes |= {f"self_attn.{part}_proj": (width.kv, d) for part in "kv"}
     shapes |= {"mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": tall}
     norms = ("input_layernorm", "post_attention_layernorm")
     for k in range(n):
         tensors = {f"model.layers.{k}.{name}.weight": random(*shape) for name, shape in shapes.items()}
-        tensors |= {f"model.layers.{k}.{name}.weight": torch.ones(D, dtype=torch.bfloat16) for name in norms}
+        tensors |= {f"model.layers.{k}.{name}.weight": torch.ones(d, dtype=torch.bfloat16) for name in norms}
         write(f"model-{k:05d}.safetensors", tensors)
-    ends = {"model.embed_tokens.weight": random(VOCABULARY, D)}
-    ends["model.norm.weight"] = torch.ones(D, dtype=torch.bfloat16)
+    ends = {"model.embed_tokens.weight": random(VOCABULARY, d)}
+    ends["model.norm.weight"] = torch.ones(d, dtype=torch.bfloat16)
     write(f"model-{n:05d}.safetensors", ends)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     index = {"metadata": {"total_size": total}, "weight_map": where}

@@ -1,0 +1,123 @@
+"""How long a plan's stages take: measured on a sample where that can be had, else from a rate."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from contrans_dist.capturing import capture_ids
+from contrans_dist.config import Recipe
+from contrans_dist.models import LanguageModel, find_blocks, load_model, split_name, wrap_model
+from contrans_dist.models.loading import DTYPES
+from contrans_dist.plan import Side, Stage, Texts
+from contrans_dist.scoring import BASE, Intervention, next_token
+
+_SAMPLE_TEXTS = 200
+_SAMPLE_ITEMS = 24
+_SAMPLE_BLOCKS = 2
+_SAMPLE_TOKENS = 4096
+_RAY_SECONDS = 3.0
+"""That Ray takes to start an actor's process and to end it."""
+
+
+def from_rate(stages: Sequence[Stage], flops: float) -> None:
+    """Fills in the seconds, at so many operations a second of one actor: two for each parameter of a block,
+    token and block."""
+    for stage in stages:
+        stage.seconds = 2 * _block_parameters(stage.side) * stage.work / flops / stage.actors.count
+
+
+def calibrate(stages: Sequence[Stage], recipe: Recipe) -> None:
+    """Fills in the seconds from about a minute of running samples on this machine, as one actor would.
+
+    A model whose weights are here runs itself; for any other, two blocks of random weights stand for all.
+    """
+    starting = _starting()
+    pools: set[tuple[str, str]] = set()
+    for side in {id(stage.side): stage.side for stage in stages}.values():
+        here = any(Path(split_name(side.model.id)[0]).glob("*.safetensors"))
+        lm = _whole(side) if here else _part(side)
+        for stage in (each for each in stages if each.side is side):
+            torch.set_num_threads(stage.actors.threads)
+            if stage.name.startswith("evaluate") and here:
+                ids = _sample(lm, stage.seen, _SAMPLE_ITEMS)
+                alone = _scoring(lm, ids, recipe, stage.name.partition(" ")[2])
+                seconds = alone * len(stage.seen.pieces) / len(ids)
+            else:
+                ids = _sample(lm, stage.seen, _SAMPLE_TEXTS)
+                capture_ids(lm, ids[:4])
+                taken = _timed(partial(capture_ids, lm, ids))
+                seconds = taken * stage.work / (Texts([list(text) for text in ids]).distinct * len(lm.blocks))
+            pool = (side.model.id, stage.actors.use)
+            stage.seconds = seconds / stage.actors.count + (0 if pool in pools else starting)
+            pools.add(pool)
+
+
+def _starting() -> float:
+    """Seconds until an actor of a fresh pool has what it needs."""
+    return _timed(
+        lambda: subprocess.run([sys.executable, "-c", "import contrans_dist.harvesters"], check=True)
+    )
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _whole(side: Side) -> LanguageModel:
+    return load_model(side.model.id, **side.model.model_dump(exclude={"id"}))
+
+
+def _part(side: Side) -> LanguageModel:
+    """The lowest blocks with random weights."""
+    config = deepcopy(side.config.config)
+    config.get_text_config().num_hidden_layers = _SAMPLE_BLOCKS
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[side.dtype])
+    try:
+        with torch.device(device):
+            model = side.config.whole(config)
+    finally:
+        torch.set_default_dtype(before)
+    return wrap_model(model.requires_grad_(False), None)
+
+
+def _sample(lm: LanguageModel, seen: Texts, count: int) -> list[list[int]]:
+    """Evenly spaced texts as token ids; made up, in their lengths, where there is no tokenizer."""
+    texts = seen.pieces[:: max(1, len(seen.pieces) // count)][:count]
+    if seen.scale == 1.0:
+        return [[int(str(token)) for token in text] for text in texts]
+    rng = np.random.default_rng(0)
+    room = lm.config.vocab_size
+    ids = [rng.integers(3, room, round(seen.scale * len(text))).tolist() for text in texts]
+    total = np.cumsum([len(text) for text in ids])
+    return ids[: max(1, int(np.searchsorted(total, _SAMPLE_TOKENS)))]
+
+
+def _scoring(lm: LanguageModel, ids: list[list[int]], recipe: Recipe, name: str) -> float:
+    """Seconds to score these prompts as the evaluation of this name would, with random vectors."""
+    settings, block = recipe.evaluations[name], 3 * len(lm.blocks) // 4
+    rng = np.random.default_rng(0)
+    steered = [BASE]
+    for condition in settings.conditions:
+        shape = (len(ids), lm.d) if condition == "random" else (lm.d,)
+        vectors = {block: rng.normal(size=shape).astype(np.float32)}
+        steered += [Intervention(condition, vectors, s) for s in settings.strengths if s]
+    next_token(lm, ids[:2], steered[:2], watch=[5])
+    return _timed(lambda: next_token(lm, ids, steered, watch=[5, 6]))
+
+
+def _block_parameters(side: Side) -> float:
+    """Of one block, on average."""
+    model = side.config.empty()
+    _, blocks = find_blocks(model)
+    return sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1) / len(blocks)

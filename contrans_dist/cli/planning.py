@@ -1,0 +1,103 @@
+"""The command that says what a recipe will take."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from contrans_dist.cli.options import AsJson, emit
+from contrans_dist.errors import UserError
+from contrans_dist.recipe import load_recipe
+
+_TERA, _GIGA = 1e12, 1e9
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: key.subkey=value.")] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes of the cluster, all of one kind.")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option(help="Default: as this machine has.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(help="GB of each GPU.")] = None,
+    cpus_per_node: Annotated[float | None, typer.Option(help="Default: as this machine has.")] = None,
+    memory_per_node: Annotated[float | None, typer.Option(help="GB of memory of a node.")] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="What an actor reaches in the model's precision, for the hours.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Run samples on this machine for about a minute instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a recipe will take: memory, GPUs, replicas, disk and hours, and what limits it. Nothing is loaded
+    but configurations and tokenizers."""
+    from contrans_dist.calibration import calibrate as run_samples
+    from contrans_dist.calibration import from_rate
+    from contrans_dist.pipeline import find_recipe
+    from contrans_dist.plan import Nodes, actor_memory, as_content, plan_recipe
+    from contrans_dist.preparation import RecipeTexts
+
+    if calibrate and tflops is not None:
+        raise UserError("--tflops and --calibrate: expected one of the two")
+    settings = load_recipe(find_recipe(recipe), set_)
+    given: dict[str, Any] = {
+        "count": nodes,
+        "cpus": cpus_per_node,
+        "memory": None if memory_per_node is None else round(memory_per_node * _GIGA),
+        "gpus": gpus_per_node,
+        "gpu_memory": None if gpu_memory is None else round(gpu_memory * _GIGA),
+    }
+    cluster = replace(Nodes.here(), **{name: value for name, value in given.items() if value is not None})
+    if cluster.gpus and not cluster.gpu_memory:
+        raise UserError("--gpus-per-node: --gpu-memory is missing")
+    with tempfile.TemporaryDirectory() as folder:
+        stages = plan_recipe(settings, RecipeTexts(settings, Path(folder)), cluster, actor_memory())
+    rate = "no rate given: --tflops, or --calibrate, for the hours"
+    if calibrate:
+        run_samples(stages, settings)
+        rate = "measured on samples here"
+    elif tflops is not None:
+        from_rate(stages, tflops * _TERA)
+        rate = f"at {tflops:g} TFLOP/s an actor"
+    content = as_content(stages, cluster, rate)
+    if as_json:
+        emit(True, content, "")
+    else:
+        _print(content)
+
+
+def _print(content: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    actors = Table(
+        "model", "for", "placement", "weights", "activations", "memory", "GPUs", "actors", box=None
+    )
+    for each in content["actors"]:
+        sizes = [_size(each[name]) for name in ("weights", "activations", "memory")]
+        counts = [str(each["gpus"]), str(each["count"])]
+        actors.add_row(each["model"], each["use"], each["placement"], *sizes, *counts)
+    console.print(actors)
+    console.print()
+    stages = Table("stage", "texts", "tokens", "Parquet", "time", box=None)
+    timed = content["hours"] > 0
+    for stage in content["stages"]:
+        taken = _duration(stage["seconds"]) if timed else "-"
+        disk = _size(stage["disk"]) if stage["disk"] else "-"
+        stages.add_row(stage["name"], f"{stage['texts']:,}", f"{stage['tokens']:,}", disk, taken)
+    total = _duration(content["hours"] * 3600) if timed else "-"
+    stages.add_row("together", "", "", _size(content["disk"]), total)
+    console.print(stages)
+    console.print()
+    console.print(f"time: {content['rate']}; fitting maps, choosing blocks and the report come on top")
+    for line in content["limits"]:
+        console.print(f"limit: {line}")
+
+
+def _size(count: int) -> str:
+    return f"{count / _GIGA:,.1f} GB" if count >= _GIGA else f"{count / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds:,.0f} s"
