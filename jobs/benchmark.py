@@ -80,7 +80,7 @@ def _measure(parts: list[str], bench: Bench) -> tuple[list[Row], list[str]]:
                         f"{row.name}: the two sides differ by {row.max_error:.1e} (allowed {allowed:.0e})"
                     )
         except ImportError as error:
-            print(f"{part}: left out, {error.name or error} is not installed")
+            print(f"{part}: the rest is left out, {error.name or error} is not installed")
     return rows, wrong
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from contrans_dist.errors import UserError
-from contrans_dist.models import CPU_TOKENS, LanguageModel
+from contrans_dist.models import LanguageModel
 from contrans_dist.prefixes import Row, batch_rows
 
 Position = str | int
@@ -18,11 +18,6 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, split_at: int | None
     """
     rows = [Row((i,), 0, length) for i, length in enumerate(lengths)]
     return [[row.texts[0] for row in batch] for batch in batch_rows(rows, batch_tokens, split_at=split_at)]
-
-
-def largest_batch(lm: LanguageModel, batch_tokens: int) -> int:
-    """Tokens of a batch, at most: as asked, on the CPU no more than `CPU_TOKENS`."""
-    return min(batch_tokens, CPU_TOKENS) if lm.device.type == "cpu" else batch_tokens
 
 
 def parse_position(position: Position) -> Position:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from contrans_dist.capturing.activations import Activations
-from contrans_dist.capturing.batches import Position, largest_batch, parse_position, taken_from, truncate
+from contrans_dist.capturing.batches import Position, parse_position, taken_from, truncate
 from contrans_dist.capturing.gather import Gatherer, Landing
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
@@ -104,7 +104,7 @@ def capture_ids(
     tokens = taken_from(position, lengths, first_row)
     landing = Landing(chosen, len(ids), lm.d)
     sharing = share_prefixes and position != "mean"
-    groups = plan_for(lm, ids, tokens, largest_batch(lm, batch_tokens), head=False, share=sharing)
+    groups = plan_for(lm, ids, tokens, lm.largest_batch(batch_tokens), head=False, share=sharing)
     _run(lm, groups, ids, tokens, position == "mean", landing)
     # A NaN reaches the texts in the same row through the mask (0 times NaN): each of those again by itself.
     spoilt = landing.spoilt() if sharing else []

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from contrans_dist.capturing.activations import Activations
 from contrans_dist.capturing.batches import (
     Position,
-    largest_batch,
     parse_position,
     plan_batches,
     taken_from,
@@ -105,7 +104,7 @@ def plan_capture(
             wanted,
             mean,
         )
-        for group in plan_batches(lengths, largest_batch(lm, batch_tokens), lm.split_at)
+        for group in plan_batches(lengths, lm.largest_batch(batch_tokens), lm.split_at)
     ]
     token_ids = [-1 if mean else text[i] for text, i in zip(ids, tokens, strict=True)]
     return Plan(batches, np.array(lengths, np.int32), np.array(token_ids, np.int32), truncated)

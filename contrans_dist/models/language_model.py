@@ -52,6 +52,10 @@ class LanguageModel:
         # Offloaded weights lie on no device between calls; accelerate then moves the inputs itself.
         return torch.device("cpu") if device.type == "meta" else device  # type: ignore[union-attr,return-value]
 
+    def largest_batch(self, batch_tokens: int) -> int:
+        """Tokens of a batch, at most: as asked, on a CPU no more than `CPU_TOKENS`."""
+        return min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
+
     @property
     def dtype(self) -> torch.dtype:
         """Type that the model computes in."""

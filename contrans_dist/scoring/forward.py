@@ -40,6 +40,7 @@ def run_all(
     """
     if lm.model.training:
         raise ValueError("the model is in training mode: call model.eval(), else dropout makes scores random")
+    batch_tokens = lm.largest_batch(batch_tokens)
     # A vector of each prompt's own leaves nothing to share above it.
     own = [i for i, each in enumerate(offsets) if any(row.ndim == 2 for row in each.values())]
     common = [i for i in range(len(offsets)) if i not in set(own)]

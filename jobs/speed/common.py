@@ -117,9 +117,10 @@ class Bench:
         folder = self.scratch / f"model-{dtype}"
         if not folder.exists():
             self.model(dtype).model.save_pretrained(folder)
-            words = Tokenizer(models.WordLevel({str(i): i for i in range(100)}, unk_token="0"))
+            numbers = {str(i): i for i in range(100)} | {"<unk>": 100}
+            words = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
             words.pre_tokenizer = pre_tokenizers.Whitespace()
-            PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(folder)
+            PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
         return folder
 
     @property

@@ -67,7 +67,7 @@ def _harvested(bench: Bench) -> dict[str, Any]:
     cluster = ClusterSettings(actors=1, cpus_per_actor=torch.get_num_threads())
     in_process, rates, waiting, capturing, error, peak, bare = [], [], [], [], 0.0, 0, 0
     with connected("local"):
-        for turn in range(1 if bench.quick else 3):
+        for turn in range(1 if bench.quick else 2):
             in_process.append(tokens / bench.seconds(lambda: capture_ids(lm, ids)))
             with _watched() as seen:
                 out = bench.scratch / f"set-{turn}"

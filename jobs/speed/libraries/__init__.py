@@ -14,10 +14,10 @@ from contrans_dist.models import load_model
 from speed.common import Bench, Row, max_error
 
 REQUIREMENTS = {
-    "nnsight": "nnsight",
-    "repeng": "repeng==0.4.*",
-    "steering-vectors": "steering-vectors==0.12.*",
-    "transformer-lens": "transformer-lens==4.3.*",
+    "nnsight": ["nnsight", "accelerate"],
+    "repeng": ["repeng==0.4.*"],
+    "steering-vectors": ["steering-vectors==0.12.*"],
+    "transformer-lens": ["transformer-lens==4.3.*"],
 }
 _TEXTS = 200
 _TIMEOUT = 900
@@ -29,11 +29,11 @@ def install(folder: Path) -> int:
 
     same = f"torch=={torch.__version__.partition('+')[0]}"
     failed = 0
-    for name, requirement in REQUIREMENTS.items():
+    for name, required in REQUIREMENTS.items():
         python = folder / name / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet"]
-        code = subprocess.run([*pip, same]).returncode or subprocess.run([*pip, requirement, same]).returncode
+        code = subprocess.run([*pip, same]).returncode or subprocess.run([*pip, *required, same]).returncode
         print(f"{name}: {'installed' if code == 0 else 'could not be installed'}", flush=True)
         failed += code != 0
     return failed
