@@ -9,7 +9,7 @@ from tiny import save_tiny
 
 from contrans_dist.capturing import capture_ids
 from contrans_dist.errors import UserError
-from contrans_dist.models import load_model
+from contrans_dist.models import CPU_TOKENS, load_model
 from contrans_dist.models.loading import describe
 from contrans_dist.models.placement import activation_bytes, choose_placement, host_memory, needs
 from contrans_dist.scoring import Intervention, next_token
@@ -132,7 +132,7 @@ def test_quantised_bytes_are_those_of_the_loaded_model(tmp_path: Path, quantizat
 
 def test_a_model_cut_over_memory_and_disk_gives_the_same_rows_and_logits(tmp_path: Path) -> None:
     folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=6))
-    need = needs(describe(folder), "float32", None, 1024, True)
+    need = needs(describe(folder), "float32", None, CPU_TOKENS, True)
     rng = np.random.default_rng(0)
     ids = [rng.integers(3, 300, n).tolist() for n in rng.integers(2, 30, 20)]
     whole = load_model(folder, device="cpu")
