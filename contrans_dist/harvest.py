@@ -163,8 +163,9 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
     size, began = replicas(cluster), time.monotonic()
     placement = _place(model, sets, cluster, size)
     # Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
-    units = {unit.name: unit for each in sets for unit in each.units()}
-    owner = {name: each for each in sets for name in (unit.name for unit in each.units())}
+    owned = [(each, unit) for each in sets for unit in each.units()]
+    units = {unit.name: unit for _, unit in owned}
+    owner = {unit.name: each for each, unit in owned}
     title = f"harvest {model.id.rstrip('/').rsplit('/', 1)[-1]}"
     fresh: dict[str, ShardReport] = {}
     failures: dict[str, str] = {}

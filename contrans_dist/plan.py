@@ -17,6 +17,7 @@ from contrans_dist.models import CPU_TOKENS, encode_many, resolve_blocks, split_
 from contrans_dist.models.facts import own_dtype
 from contrans_dist.models.loading import Described, describe, hub_errors
 from contrans_dist.models.placement import Needs, Placement, choose_placement, host_memory, needs
+from contrans_dist.prefixes.groups import common
 from contrans_dist.preparation import RecipeTexts, captures
 from contrans_dist.shards import piece_rows, rows_per_shard
 from contrans_dist.texts import prompts
@@ -91,9 +92,7 @@ class Texts:
         total = 0
         before: list[Hashable] = []
         for piece in ordered:
-            pairs = zip(piece, before, strict=False)
-            same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(piece), len(before)))
-            total, before = total + len(piece) - same, piece
+            total, before = total + len(piece) - common(piece, before), piece
         return self.scale * total
 
 

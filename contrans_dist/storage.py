@@ -148,10 +148,10 @@ class Location:
         temporary = folder / f"{_TEMPORARY}{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             if self.is_local:
                 os.replace(temporary, self.path)
-                _sync(folder)
+                sync(folder)
             else:
                 self._upload(temporary)
         finally:
@@ -192,7 +192,7 @@ class Location:
                 Path(entry.path).unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """fsync a file or a folder, so that a power cut cannot leave a name without its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrans_dist.capturing import deviation
-from contrans_dist.capturing.states import sync
 from contrans_dist.capturing.streamed import MEMORY, Plan, plan_capture, states_of, sweep
 from contrans_dist.errors import RunError
 from contrans_dist.models import encode_many
@@ -40,7 +39,7 @@ from contrans_dist.shardfiles import (
     publish_shard,
 )
 from contrans_dist.shards import canary_rows
-from contrans_dist.storage import Location
+from contrans_dist.storage import Location, sync
 from contrans_dist.texts import prompts
 
 _SAVE_SHARE = 20

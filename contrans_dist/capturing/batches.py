@@ -1,7 +1,12 @@
 """Which texts run together, and which token of each is looked at: pure functions of lengths and flags."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from contrans_dist.capturing.activations import Activations
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
 from contrans_dist.prefixes import Row, batch_rows
@@ -43,6 +48,42 @@ def taken_from(position: Position, lengths: list[int], first_row: int = 0) -> li
             raise UserError(f"text {row}: position {position} asked for, but it has {length} tokens")
         indices.append(position % length)
     return indices
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Texts as they go into the model, and where their rows are taken."""
+
+    ids: list[list[int]]
+    truncated: list[int]
+    tokens: list[int]
+    """Index of the token that each text's row is taken from; the last one for `mean`."""
+    mean: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(text) for text in self.ids]
+
+    def activations(self, rows: dict[int, NDArray[np.float32]]) -> Activations:
+        """Rows `{block: [n_texts, d]}` of these texts with what else is known of them."""
+        pairs = zip(self.ids, self.tokens, strict=True)
+        token_ids = [-1 if self.mean else text[i] for text, i in pairs]
+        n_tokens = np.array(self.lengths, np.int32)
+        return Activations(rows, n_tokens, np.array(token_ids, np.int32), self.truncated)
+
+
+def prepare(lm: LanguageModel, ids: list[list[int]], position: Position, first_row: int = 0) -> Prepared:
+    """Texts cut to the model's context, and the place of each one's row.
+
+    Raises UserError naming the text, counted from `first_row`, that has no tokens or is too short.
+    """
+    position = parse_position(position)
+    for row, text in enumerate(ids, first_row):
+        if not text:
+            raise UserError(f"text {row}: no tokens (an empty text, and a tokenizer without BOS)")
+    ids, truncated = truncate(lm, ids)
+    tokens = taken_from(position, [len(text) for text in ids], first_row)
+    return Prepared(ids, truncated, tokens, position == "mean")
 
 
 def truncate(lm: LanguageModel, ids: list[list[int]]) -> tuple[list[list[int]], list[int]]:

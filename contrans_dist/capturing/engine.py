@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from contrans_dist.capturing.activations import Activations
-from contrans_dist.capturing.batches import Position, parse_position, taken_from, truncate
+from contrans_dist.capturing.batches import Position, prepare
 from contrans_dist.capturing.gather import Gatherer, Landing
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
@@ -95,26 +95,20 @@ def capture_ids(
     without tokens or too short for `position`, RunError where a single text does not fit into memory.
     """
     chosen = _check_blocks(lm, blocks)
-    position = parse_position(position)
-    for row, text in enumerate(ids, first_row):
-        if not text:
-            raise UserError(f"text {row}: no tokens (an empty text, and a tokenizer without BOS)")
-    ids, truncated = truncate(lm, ids)
-    lengths = [len(text) for text in ids]
-    tokens = taken_from(position, lengths, first_row)
+    texts = prepare(lm, ids, position, first_row)
     landing = Landing(chosen, len(ids), lm.d)
-    sharing = share_prefixes and position != "mean"
-    groups = plan_for(lm, ids, tokens, lm.largest_batch(batch_tokens), head=False, share=sharing)
-    _run(lm, groups, ids, tokens, position == "mean", landing)
+    sharing = share_prefixes and not texts.mean
+    largest = lm.largest_batch(batch_tokens)
+    groups = plan_for(lm, texts.ids, texts.tokens, largest, head=False, share=sharing)
+    _run(lm, groups, texts.ids, texts.tokens, texts.mean, landing)
+    captured = texts.activations(landing.arrays)
     # A NaN reaches the texts in the same row through the mask (0 times NaN): each of those again by itself.
-    spoilt = landing.spoilt() if sharing else []
+    spoilt = captured.bad_rows() if sharing else []
     if spoilt:
         alone = capture_ids(lm, [ids[i] for i in spoilt], chosen, position, batch_tokens, 0, False)
         for block, rows in alone.items():
-            landing.arrays[block][spoilt] = rows
-    n_tokens = np.array(lengths, dtype=np.int32)
-    token_ids = [-1 if position == "mean" else text[i] for text, i in zip(ids, tokens, strict=True)]
-    return Activations(landing.arrays, n_tokens, np.array(token_ids, dtype=np.int32), truncated)
+            captured[block][spoilt] = rows
+    return captured
 
 
 def capture(

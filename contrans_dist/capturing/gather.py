@@ -61,7 +61,7 @@ class Gatherer:
         """Rows `[blocks, texts, d]` of one batch on the host, and the event after which they are there."""
         self.rows, self.places = {}, {torch.device("cpu"): _pinned(torch.stack([batch.rows, batch.columns]))}
         mask = batch.mask(self.lm.dtype)
-        self._forward(batch.ids, as_arguments(batch.positions, mask, trunk, self._device))
+        self._forward(batch.ids, as_arguments(batch.positions, mask, trunk, self.lm.device))
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
             raise RunError(f"block {idle[0]} of {self.lm.name} does not run on text alone; leave it out")
@@ -77,13 +77,8 @@ class Gatherer:
         self._forward(torch.tensor([ids]), {"use_cache": True, "past_key_values": cache})
         return Trunk.of(cache)
 
-    @property
-    def _device(self) -> torch.device:
-        # An embedding that accelerate keeps on disk is on `meta`; its hook moves the ids.
-        return self.lm.device if self.lm.device.type != "meta" else torch.device("cpu")
-
     def _forward(self, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
-        placed = _pinned(ids).to(self._device, non_blocking=True)
+        placed = _pinned(ids).to(self.lm.device, non_blocking=True)
         with torch.no_grad(), unpacked(), suppress(_Stop):
             self.lm.decoder(input_ids=placed, **arguments)
 
@@ -122,8 +117,3 @@ class Landing:
                 event.synchronize()
             for block, values in zip(self.arrays, rows.float().numpy(), strict=True):
                 self.arrays[block][texts] = values
-
-    def spoilt(self) -> list[int]:
-        """The texts with NaN or infinity in their rows."""
-        finite = np.stack([np.isfinite(rows).all(axis=1) for rows in self.arrays.values()]).all(axis=0)
-        return np.flatnonzero(~finite).tolist()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from contrans_dist.errors import RunError
+from contrans_dist.storage import sync
 
 _WRITES_AHEAD = 2
 """States that may wait to be written: they are in memory beside the budget."""
@@ -136,12 +137,3 @@ class States:
             file.seek(self.offsets[i])
             while len(view):
                 view = view[file.write(view) :]
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

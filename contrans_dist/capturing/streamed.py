@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contrans_dist.capturing.activations import Activations
-from contrans_dist.capturing.batches import (
-    Position,
-    parse_position,
-    plan_batches,
-    taken_from,
-    truncate,
-)
+from contrans_dist.capturing.batches import Position, Prepared, plan_batches, prepare
 from contrans_dist.capturing.gather import gather_rows
 from contrans_dist.capturing.states import States
 from contrans_dist.errors import RunError, UserError
@@ -67,12 +61,10 @@ class Plan:
     """Texts as they are run: what `capture_ids` would make of them, batch for batch."""
 
     batches: list[Batch]
-    n_tokens: NDArray[np.int32]
-    token_ids: NDArray[np.int32]
-    truncated: list[int]
+    texts: Prepared
 
     def activations(self, rows: dict[int, NDArray[np.float32]]) -> Activations:
-        return Activations(rows, self.n_tokens, self.token_ids, self.truncated)
+        return self.texts.activations(rows)
 
 
 def plan_capture(
@@ -88,26 +80,18 @@ def plan_capture(
 
     Raises UserError naming the text, counted from `first_row`, that has no tokens or is too short.
     """
-    position = parse_position(position)
-    for row, text in enumerate(ids, first_row):
-        if not text:
-            raise UserError(f"text {row}: no tokens (an empty text, and a tokenizer without BOS)")
-    ids, truncated = truncate(lm, ids)
-    lengths = [len(text) for text in ids]
-    tokens = taken_from(position, lengths, first_row)
-    mean, wanted = position == "mean", frozenset(blocks)
+    texts, wanted = prepare(lm, ids, position, first_row), frozenset(blocks)
     batches = [
         Batch(
-            _padded([ids[i] for i in group]),
-            [tokens[i] for i in group],
+            _padded([texts.ids[i] for i in group]),
+            [texts.tokens[i] for i in group],
             [place + i for i in group],
             wanted,
-            mean,
+            texts.mean,
         )
-        for group in plan_batches(lengths, lm.largest_batch(batch_tokens), lm.split_at)
+        for group in plan_batches(texts.lengths, lm.largest_batch(batch_tokens), lm.split_at)
     ]
-    token_ids = [-1 if mean else text[i] for text, i in zip(ids, tokens, strict=True)]
-    return Plan(batches, np.array(lengths, np.int32), np.array(token_ids, np.int32), truncated)
+    return Plan(batches, texts)
 
 
 def _padded(ids: list[list[int]]) -> Tensor:

@@ -83,6 +83,13 @@ def hub_errors(name: str) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def torch_dtype(asked: str | torch.dtype | None) -> torch.dtype | None:
+    """The type of `--dtype`, None for the checkpoint's own. Raises UserError for an unknown name."""
+    if isinstance(asked, str) and asked not in DTYPES:
+        raise UserError(f"--dtype {asked}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[asked] if isinstance(asked, str) else asked
+
+
 def _model_class(config: PretrainedConfig, head: bool, trust_remote_code: bool) -> type[PreTrainedModel]:
     """The class for this configuration, found by building it without weights; checks that it has blocks."""
     autos: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
@@ -166,6 +173,8 @@ class Described:
     """The class that is loaded: `whole`, or the same without the blocks that are not wanted."""
     highest: int | None = None
     """The highest block that is loaded; None for all."""
+    quantised: bool = False
+    """Whether the checkpoint's own weights are."""
 
     def empty(self) -> PreTrainedModel:
         """The model on the meta device: modules and shapes, no weights."""
@@ -188,6 +197,7 @@ def describe(
         config: Any = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code
         )
+        quantised = getattr(config, "quantization_config", None) is not None
         n_blocks = text_config(config).num_hidden_layers
         if highest_block is not None and not 0 <= highest_block < n_blocks:
             raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
@@ -196,7 +206,7 @@ def describe(
             config = text_config(config)
         shallow = highest_block is not None and highest_block < n_blocks - 1
         loaded = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
-    return Described(source, revision, config, whole, loaded, highest_block)
+    return Described(source, revision, config, whole, loaded, highest_block, quantised)
 
 
 def load_model(
@@ -218,9 +228,7 @@ def load_model(
     `highest_block=k` loads blocks 0 to k only; `head=False` leaves out the language-model head.
     Raises UserError for what is not a decoder-only language model or not there, RunError for missing weights.
     """
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    kind = torch_dtype(dtype)
     quantizer = _quantization_config(quantization, kind)
     described = describe(
         name,

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from contrans_dist.errors import UserError
-from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
+from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type
 from contrans_dist.models.checkpoint import Checkpoint, find_checkpoint
 from contrans_dist.models.language_model import LanguageModel, wrap_model
-from contrans_dist.models.loading import DTYPES, _model_class, hub_errors, split_name
+from contrans_dist.models.loading import describe, hub_errors, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
 from contrans_dist.models.passing import replaced, unpacked
 
@@ -196,23 +196,19 @@ def open_streamed(
     `dtype` as in `load_model`; `device`: None takes a GPU where there is one. Raises as `load_model`, and
     UserError for a checkpoint without safetensors, a quantised one, and a model that cannot be streamed.
     """
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    kind = torch_dtype(dtype)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source, revision = split_name(name, revision)
+    described = describe(name, revision=revision, head=False, trust_remote_code=trust_remote_code)
+    source, revision, config = described.source, described.revision, described.config
+    if described.quantised:
+        raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
     with hub_errors(name):
-        origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        config: Any = AutoConfig.from_pretrained(source, **origin)
-        if getattr(config, "quantization_config", None) is not None:
-            raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
-        whole = _model_class(config, False, trust_remote_code)
-        if not isinstance(config, whole.config_class or PretrainedConfig):
-            config = text_config(config)
-        tokenizer = AutoTokenizer.from_pretrained(source, **origin)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
         checkpoint = find_checkpoint(name, source, revision)
         try:
-            model: PreTrainedModel = load_skeleton(whole, config, checkpoint, kind, place)
+            model: PreTrainedModel = load_skeleton(described.whole, config, checkpoint, kind, place)
         except AttributeError as error:
             raise UserError(_refusal(config.model_type, f"its blocks share parts ({error})")) from error
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.

@@ -1,6 +1,6 @@
 """Which texts share what, and which run together: pure functions of the token ids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -142,7 +142,7 @@ def _antichain(
     # Open nodes from the root down: depth, first leaf, the best that is saved below, and by which nodes.
     open_: list[tuple[int, int, float, list[tuple[int, int, int]]]] = [(0, 0, 0.0, [])]
     for end in range(1, len(order) + 1):
-        depth = _common(keys[order[end - 1]], keys[order[end]]) if end < len(order) else 0
+        depth = common(keys[order[end - 1]], keys[order[end]]) if end < len(order) else 0
         first, best = end - 1, 0.0
         chosen: list[tuple[int, int, int]] = []
         while open_[-1][0] > depth:
@@ -158,7 +158,7 @@ def _antichain(
     return [(depth, sorted(order[first:end])) for depth, first, end in open_[-1][3]]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """How many tokens two keys have in common at their beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

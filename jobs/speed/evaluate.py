@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -35,8 +36,9 @@ def _tokens(bench: Bench, text: str, numbers: dict[str, int]) -> list[int]:
     return [1, *(3 + numbers.setdefault(word, len(numbers)) % room for word in words)]
 
 
-def _loop_logits(lm: LanguageModel, ids: Sequence[int], steering: Intervention) -> torch.Tensor:
-    """[tokens, vocabulary]: one prompt through the whole model, a hook adding the vector at its block."""
+@contextmanager
+def _hooked(lm: LanguageModel, steering: Intervention) -> Iterator[None]:
+    """A plain forward hook that adds the vector at its block, as the papers' code has it."""
     (block, vector), strength = next(iter(steering.vectors.items())), steering.strength
     added = (strength * torch.as_tensor(vector)).to(device=lm.device, dtype=lm.dtype)
 
@@ -44,9 +46,16 @@ def _loop_logits(lm: LanguageModel, ids: Sequence[int], steering: Intervention) 
         return output + added if isinstance(output, torch.Tensor) else (output[0] + added, *output[1:])
 
     handle = lm.blocks[block].register_forward_hook(hook)
-    with torch.no_grad():
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _loop_logits(lm: LanguageModel, ids: Sequence[int], steering: Intervention) -> torch.Tensor:
+    """[tokens, vocabulary]: one prompt through the whole model, a hook adding the vector at its block."""
+    with torch.no_grad(), _hooked(lm, steering):
         logits = lm.model(input_ids=torch.tensor([ids], device=lm.device)).logits[0]
-    handle.remove()
     return logits.float()
 
 
@@ -200,15 +209,7 @@ def _generation(bench: Bench, lm: LanguageModel, block: int) -> Row:
 
 def _one(lm: LanguageModel, ids: list[int], steering: Intervention, new: int) -> str:
     """transformers' own greedy generation of one prompt, a hook adding the vector."""
-    (block, vector), strength = next(iter(steering.vectors.items())), steering.strength
-    added = (strength * torch.as_tensor(vector)).to(device=lm.device, dtype=lm.dtype)
-
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        return output + added if isinstance(output, torch.Tensor) else (output[0] + added, *output[1:])
-
-    handle = lm.blocks[block].register_forward_hook(hook)
     tokens = torch.tensor([ids], device=lm.device)
-    with torch.no_grad():
+    with torch.no_grad(), _hooked(lm, steering):
         out = lm.model.generate(tokens, max_new_tokens=new, do_sample=False, pad_token_id=0)
-    handle.remove()
     return str(lm.tokenizer.decode(out[0, len(ids) :].tolist()))
