@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, find_blocks, text_config
+from contrans_dist.models.passing import first_of, like
 
 Vector = Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray]
 
@@ -73,21 +74,6 @@ def check_row(k: int, row: Tensor, n_blocks: int, d: int) -> None:
         raise UserError(f"vector for block {k} has shape {tuple(row.shape)}, the model's hidden size is {d}")
     if not bool(torch.isfinite(row).all()):
         raise UserError(f"vector for block {k} holds values that are not finite")
-
-
-def first_of(output: object) -> Tensor:
-    """The residual stream in what a block returned: the tensor itself, or a tuple's first element."""
-    state = output[0] if isinstance(output, tuple) else output
-    if not isinstance(state, Tensor):
-        raise TypeError(
-            f"a decoder block returned {type(state).__name__}, not a tensor or a tuple of tensors"
-        )
-    return state
-
-
-def like(output: object, state: Tensor) -> object:
-    """`state` in the structure of `output`: bare, or first in a tuple."""
-    return (state, *output[1:]) if isinstance(output, tuple) else state
 
 
 def _adder(offset: Tensor):  # type: ignore[no-untyped-def]

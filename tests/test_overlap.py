@@ -126,6 +126,7 @@ def test_a_hook_that_asks_for_values_holds_the_first_device_back(
     """So the test above can fail."""
     monkeypatch.setattr("test_overlap.PATIENCE", 0.5)
     lm = language_model("llama")
+    harvest(lm)  # what the model can do is tried with its first texts
 
     def hook(_module: nn.Module, _args: object, output: object) -> None:
         ask(output if isinstance(output, torch.Tensor) else output[0])  # type: ignore[index]

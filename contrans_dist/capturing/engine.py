@@ -35,12 +35,13 @@ def _run(
     ids: list[list[int]],
     tokens: list[int],
     mean: bool,
+    narrow: bool,
     landing: Landing,
 ) -> None:
     """Runs the batches in order; once one has not fitted into memory, those as large are cut first."""
     wanted = [[token] for token in tokens]
     limit: float | None = None
-    with Gatherer(lm, list(landing.arrays), mean) as gatherer:
+    with Gatherer(lm, list(landing.arrays), mean, narrow) as gatherer:
         for group in groups:
             trunk = gatherer.trunk(group.trunk) if group.trunk else None
             queue = deque(group.batches)
@@ -86,12 +87,14 @@ def capture_ids(
     batch_tokens: int = 4096,
     first_row: int = 0,
     share_prefixes: bool = True,
+    narrow: bool = True,
 ) -> Activations:
     """Rows of texts given as token ids; NaN and infinity are left for the caller to find (`bad_rows`).
 
     Out of memory on a GPU halves the batches from there on; on the CPU they are at most `CPU_TOKENS` large.
     `first_row`: the number that messages give the first text. `share_prefixes`: what texts begin with in
-    common is run once, where the model can (see `prefixes`). Raises UserError naming the row for a text
+    common is run once, where the model can (see `prefixes`). `narrow`: the highest block runs at the wanted
+    positions alone, where it can. Raises UserError naming the row for a text
     without tokens or too short for `position`, RunError where a single text does not fit into memory.
     """
     chosen = _check_blocks(lm, blocks)
@@ -100,12 +103,12 @@ def capture_ids(
     sharing = share_prefixes and not texts.mean
     largest = lm.largest_batch(batch_tokens)
     groups = plan_for(lm, texts.ids, texts.tokens, largest, head=False, share=sharing)
-    _run(lm, groups, texts.ids, texts.tokens, texts.mean, landing)
+    _run(lm, groups, texts.ids, texts.tokens, texts.mean, narrow, landing)
     captured = texts.activations(landing.arrays)
-    # A NaN reaches the texts in the same row through the mask (0 times NaN): each of those again by itself.
-    spoilt = captured.bad_rows() if sharing else []
+    # A NaN reaches what is in the same row through the mask (0 times NaN): each of those again by itself.
+    spoilt = captured.bad_rows() if sharing or narrow else []
     if spoilt:
-        alone = capture_ids(lm, [ids[i] for i in spoilt], chosen, position, batch_tokens, 0, False)
+        alone = capture_ids(lm, [ids[i] for i in spoilt], chosen, position, batch_tokens, 0, False, False)
         for block, rows in alone.items():
             captured[block][spoilt] = rows
     return captured
@@ -145,7 +148,7 @@ def canary(
 ) -> float:
     """Worst deviation, max|a - b| / max|a| over the entries of a row, between the rows `reference`
     (`{block: [n_texts, d]}`) and the same texts run again, each alone."""
-    return deviation(capture_ids(lm, ids, sorted(reference), position, 1, share_prefixes=False), reference)
+    return deviation(capture_ids(lm, ids, sorted(reference), position, 1, 0, False, False), reference)
 
 
 def deviation(rows: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> float:

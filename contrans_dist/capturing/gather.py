@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.passing import unpacked
-from contrans_dist.prefixes import Packed, Trunk
+from contrans_dist.prefixes import Packed, Trunk, can_narrow, narrowed
 from contrans_dist.prefixes.trunks import as_arguments, fresh_cache
 
 _IN_FLIGHT = 4
@@ -25,8 +25,10 @@ class _Stop(Exception):
 class Gatherer:
     """Hooks on the wanted blocks that keep each text's row, and stop the forward pass after the highest."""
 
-    def __init__(self, lm: LanguageModel, blocks: list[int], mean: bool) -> None:
+    def __init__(self, lm: LanguageModel, blocks: list[int], mean: bool, narrow: bool = True) -> None:
         self.lm, self.blocks, self.mean = lm, blocks, mean
+        self.narrow = {s for s in (False, True) if narrow and not mean and can_narrow(lm, blocks[-1], s)}
+        """The kinds of rows, plain and shared, in which the highest block runs at the texts' places alone."""
         self.handles: list[Any] = []
         self.rows: dict[int, torch.Tensor] = {}
         self.places: dict[torch.device, torch.Tensor] = {}
@@ -60,8 +62,13 @@ class Gatherer:
     def run(self, batch: Packed, trunk: Trunk | None = None) -> tuple[torch.Tensor, torch.Event | None]:
         """Rows `[blocks, texts, d]` of one batch on the host, and the event after which they are there."""
         self.rows, self.places = {}, {torch.device("cpu"): _pinned(torch.stack([batch.rows, batch.columns]))}
-        mask = batch.mask(self.lm.dtype)
-        self._forward(batch.ids, as_arguments(batch.positions, mask, trunk, self.lm.device))
+        arguments = as_arguments(batch.positions, batch.mask(self.lm.dtype), trunk, self.lm.device)
+        top = self.blocks[-1]
+        with ExitStack() as stack:
+            if (batch.segments is not None) in self.narrow:
+                places = batch.rows, batch.columns, batch.ids.shape, batch.trunk
+                stack.enter_context(narrowed(self.lm, top, *places))
+            self._forward(batch.ids, arguments)
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
             raise RunError(f"block {idle[0]} of {self.lm.name} does not run on text alone; leave it out")

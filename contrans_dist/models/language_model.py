@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
+from contrans_dist.models.passing import states_after
 from contrans_dist.models.tokens import front_tokens
 
 CPU_TOKENS = 512
@@ -39,6 +40,8 @@ class LanguageModel:
     """Texts longer than this change the rotary frequencies of a whole batch: none shorter belongs in it."""
     shares: dict[bool, bool] = field(default_factory=dict)
     """Whether common beginnings can be shared, without and with the head; see `prefixes.can_share`."""
+    narrows: dict[tuple[int, bool], bool] = field(default_factory=dict)
+    """Whether a block can run at wanted positions alone, in plain and in shared rows; see `can_narrow`."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -80,37 +83,21 @@ def _split_at(config: PretrainedConfig) -> int | None:
     return min(limits, default=None)
 
 
-class _Seen(Exception):
-    """The probe has seen what it wanted; the blocks above need not run."""
-
-
 def _probe(model: PreTrainedModel, decoder: nn.Module, block: nn.Module, d: int) -> None:
     """UserError where a block returns something else than one residual stream, or where a token's state there
     depends on what follows it: not every architecture says so, and its rows would silently be wrong."""
-    states: list[torch.Tensor] = []
-
-    def hook(_module: Any, _args: Any, output: Any) -> None:
-        states.append(output if isinstance(output, torch.Tensor) else output[0])
-        raise _Seen
-
     device = decoder.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
     if device.type == "meta":  # no weights, or on disk
         return
-    handle = block.register_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            decoder(input_ids=torch.tensor([[3, 4, 5], [3, 4, 6]], device=device), use_cache=False)
-    except _Seen:
-        pass
-    finally:
-        handle.remove()
-    shape = list(states[0].shape) if states else None
+    ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=device)
+    states = states_after(block, lambda: decoder(input_ids=ids, use_cache=False))
+    shape = list(states.shape)
     if shape != [2, 3, d]:
         kind = model_type(model)
         raise UserError(f"model type '{kind}': a block returns {shape} for 2 texts of 3 tokens; {EXPECTED}")
-    one, other = states[0][:, 1].float().cpu()
+    one, other = states[:, 1].float().cpu()
     # Kernels may round the two texts differently; attention to the third token changes more than that.
-    rounding = 1e-4 if states[0].dtype == torch.float32 else 1e-2
+    rounding = 1e-4 if states.dtype == torch.float32 else 1e-2
     if (one - other).abs().max() > rounding * one.abs().max():
         raise UserError(f"model type '{model_type(model)}' attends to later tokens; {EXPECTED}")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import masking_utils
 
@@ -41,6 +42,44 @@ def handing(function: Callable[[Tensor], object]) -> Callable[..., object]:
         return function(args[0] if args else named["hidden_states"])
 
     return forward
+
+
+def first_of(output: object) -> Tensor:
+    """The residual stream in what a block returned: the tensor itself, or a tuple's first element."""
+    state = output[0] if isinstance(output, tuple) else output
+    if not isinstance(state, Tensor):
+        raise TypeError(
+            f"a decoder block returned {type(state).__name__}, not a tensor or a tuple of tensors"
+        )
+    return state
+
+
+def like(output: object, state: Tensor) -> object:
+    """`state` in the structure of `output`: bare, or first in a tuple."""
+    return (state, *output[1:]) if isinstance(output, tuple) else state
+
+
+class _Seen(Exception):
+    """The block has run; nothing above it is wanted."""
+
+
+def states_after(block: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What the block returns within `run`, `[B, T, d]`; nothing above it runs."""
+    states: list[Tensor] = []
+
+    def hook(_module: nn.Module, _args: object, output: object) -> None:
+        states.append(first_of(output))
+        raise _Seen
+
+    handle = block.register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            run()
+    except _Seen:
+        pass
+    finally:
+        handle.remove()
+    return states[0]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 from itertools import accumulate
 
 TRUNK_TOKENS = 256
@@ -10,6 +11,8 @@ SHARED_COST = 0.1
 """What a mask and a cache cost, as a share of the tokens run with them: little sharing does not pay."""
 ROW_TOKENS = 512
 """Longest row of several texts: each token of it is looked at by each, though the mask hides most."""
+PACKED_TOKENS = 256
+"""Longest row of several texts that have nothing but the trunk in common."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def plan_groups(
         rows = _rows(ids, own_from, depth, members, longest) if share else []
         packed = {i for row in rows for i in row.texts}
         alone = [Row((i,), 0, lengths[i] - depth) for i in members if i not in packed]
+        if depth:
+            alone = _equal_rows(alone, min(PACKED_TOKENS, longest))
         # Without a trunk, single texts need no mask: they stay among themselves.
         kinds = [rows, alone] if depth == 0 else [rows + alone]
         batches = [
@@ -77,7 +82,6 @@ def plan_groups(
             for batch in batch_rows(
                 kind,
                 batch_tokens,
-                trunk=depth,
                 split_at=split_at,
                 positions=positions,
                 most_positions=most_positions,
@@ -130,6 +134,30 @@ def _rows(
     return [row for row in rows if len(row.texts) > 1]
 
 
+def _equal_rows(alone: Sequence[Row], longest_row: int) -> list[Row]:
+    """Single texts side by side, in the fewest rows of about the same length: nothing to pad, and a trunk's
+    keys once a row instead of once a text."""
+    fit = [row for row in alone if row.length <= longest_row]
+    rows = [row for row in alone if row.length > longest_row]
+    if not fit:
+        return rows
+    for count in range(-(-sum(row.length for row in fit) // longest_row), len(fit) + 1):
+        filled = _dealt(fit, count)
+        if max(length for length, _ in filled) <= longest_row:
+            break
+    return rows + [Row(tuple(texts), 0, length) for length, texts in filled]
+
+
+def _dealt(alone: Sequence[Row], count: int) -> list[tuple[int, list[int]]]:
+    """(length, texts) of so many rows: the longest text first, each to the row that is shortest yet."""
+    filled: list[tuple[int, int, list[int]]] = [(0, k, []) for k in range(count)]
+    heapify(filled)
+    for row in sorted(alone, key=lambda row: (-row.length, row.texts)):
+        length, k, texts = filled[0]
+        heapreplace(filled, (length + row.length, k, [*texts, *row.texts]))
+    return [(length, sorted(texts)) for length, _, texts in filled]
+
+
 def _antichain(
     keys: Sequence[tuple[int, ...]], lengths: Sequence[int], saved: Callable[[int, int, int], float]
 ) -> list[tuple[int, list[int]]]:
@@ -167,7 +195,6 @@ def batch_rows(
     rows: Sequence[Row],
     batch_tokens: int,
     *,
-    trunk: int = 0,
     split_at: int | None = None,
     positions: Sequence[int] | None = None,
     most_positions: int | None = None,
@@ -178,8 +205,7 @@ def batch_rows(
     for row in sorted(rows, key=lambda row: (-row.length, row.texts)):
         more = sum(positions[i] for i in row.texts) if positions is not None else 0
         longest = batches[-1][0].length if batches else 0
-        # A row's keys begin with the trunk's, which take memory, though little work.
-        tokens = (len(batches[-1]) + 1) * (longest + trunk // 4) if batches else 0
+        tokens = (len(batches[-1]) + 1) * longest if batches else 0
         full = tokens > batch_tokens or (most_positions is not None and wanted + more > most_positions)
         split = split_at is not None and row.length <= split_at < longest
         if not batches or full or split:

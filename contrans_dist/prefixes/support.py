@@ -1,4 +1,4 @@
-"""Whether a model's forward pass can share beginnings: found out by trying, not by its name."""
+"""Whether a model can share beginnings, or leave out positions: found out by trying, not by its name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.passing import states_after
 from contrans_dist.prefixes.groups import Group, Row, plan_groups
+from contrans_dist.prefixes.narrowing import longest_row, narrowed
 from contrans_dist.prefixes.packing import Packed, pack
 from contrans_dist.prefixes.trunks import Trunk, as_arguments, fresh_cache
 
-_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 _TRUNK = (3, 4)
 _TEXTS = [[3, 4, 5, 6, 4], [3, 4, 5, 7, 8, 3], [3, 4, 6, 8]]
 _ROWS = [Row((0, 1), 1, 6), Row((2,), 0, 2)]
+_UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, StopIteration)
+"""How models fail that compute in another way."""
 
 
 def plan_for(
@@ -35,7 +38,7 @@ def plan_for(
             own_from,
             batch_tokens,
             share=sharing,
-            bound=_longest(lm),
+            bound=longest_row(lm),
             split_at=lm.split_at,
             positions=positions,
             most_positions=most_positions,
@@ -44,14 +47,6 @@ def plan_for(
         if not any(group.shares for group in groups) or can_share(lm, head):
             break
     return groups
-
-
-def _longest(lm: LanguageModel) -> int | None:
-    """Most tokens, trunk included, that a row of several texts may have, and a text to be shared at all; None
-    for no bound. Blocks that look back through a window count places in the row, not in the text."""
-    found = [getattr(lm.config, name, None) for name in _WINDOWS]
-    bounds = (x for x in (*found, lm.context, lm.split_at) if isinstance(x, int) and x > 0)
-    return min(bounds, default=None)
 
 
 def can_share(lm: LanguageModel, head: bool) -> bool:
@@ -69,49 +64,68 @@ def _agree(lm: LanguageModel, head: bool) -> bool:
         shared = _shared(lm, head)
         alone = [Row((i,), 0, len(text)) for i, text in enumerate(_TEXTS)]
         plain = _states(lm, pack(alone, _TEXTS, _all_places(0)), head)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError):
+    except _UNABLE:
         return False
     own = torch.cat([plain[i, len(_TRUNK) : len(text)] for i, text in enumerate(_TEXTS)])
-    rounding = 1e-4 if own.dtype == torch.float32 else 3e-2
-    return bool((shared - own).abs().max() <= rounding * own.abs().max())
+    return _equal(shared, own)
+
+
+def _equal(found: Tensor, wanted: Tensor) -> bool:
+    rounding = 1e-4 if wanted.dtype == torch.float32 else 3e-2
+    return bool((found - wanted).abs().max() <= rounding * wanted.abs().max())
 
 
 def _all_places(start: int) -> list[list[int]]:
     return [list(range(start, len(text))) for text in _TEXTS]
 
 
-def _shared(lm: LanguageModel, head: bool) -> Tensor:
-    """States of every token after the trunk, text by text."""
+def _run_trunk(lm: LanguageModel, head: bool) -> Trunk:
     cache = fresh_cache()
     _states(lm, pack([Row((0,), 0, len(_TRUNK))], [list(_TRUNK)], [[0]]), head, past_key_values=cache)
+    return Trunk.of(cache)
+
+
+def _shared(lm: LanguageModel, head: bool) -> Tensor:
+    """States of every token after the trunk, text by text."""
+    trunk = _run_trunk(lm, head)
     packed = pack(_ROWS, _TEXTS, [[i for i in places if i >= 3] for places in _all_places(2)], len(_TRUNK))
-    states = _states(lm, packed, head, Trunk.of(cache))
+    states = _states(lm, packed, head, trunk)
     head_token = states[0, :1]
     parts = states[packed.rows, packed.columns].split([2, 3, 1])
     return torch.cat([head_token, parts[0], head_token, parts[1], states[1, :1], parts[2]])
 
 
-class _Seen(Exception):
-    """The highest loaded block has run."""
-
-
-def _states(lm: LanguageModel, packed: Packed, head: bool, trunk: Trunk | None = None, **more: Any) -> Tensor:
-    """[B, T, d] of the highest loaded block."""
-    states: list[Tensor] = []
-
-    def hook(_module: Any, _args: Any, output: Any) -> None:
-        states.append(output if isinstance(output, Tensor) else output[0])
-        raise _Seen
-
+def _states(
+    lm: LanguageModel, packed: Packed, head: bool, trunk: Trunk | None = None, k: int = -1, **more: Any
+) -> Tensor:
+    """[B, T, d] of block k, of the highest loaded one if none is named."""
     arguments = as_arguments(packed.positions, packed.mask(lm.dtype), trunk, lm.device) | more
     if more:
         arguments["use_cache"] = True
-    handle = lm.blocks[-1].register_forward_hook(hook)
+    ids, whole = packed.ids.to(lm.device), lm.model if head else lm.decoder
+    states = states_after(lm.blocks[k], lambda: whole(input_ids=ids, **arguments))
+    return states.float() if lm.dtype == torch.float32 else states
+
+
+def can_narrow(lm: LanguageModel, k: int, shared: bool) -> bool:
+    """Whether block k comes out the same at wanted positions when it runs at them alone (`narrowed`), in
+    plain rows or in such as share their beginnings. Tried once a model, block and kind of row."""
+    if (k, shared) not in lm.narrows:
+        lm.narrows[k, shared] = _narrows(lm, k, shared)
+    return lm.narrows[k, shared]
+
+
+def _narrows(lm: LanguageModel, k: int, shared: bool) -> bool:
+    ends = [[len(text) - 1] for text in _TEXTS]
+    alone = [Row((i,), 0, len(text)) for i, text in enumerate(_TEXTS)]
     try:
-        with torch.no_grad():
-            (lm.model if head else lm.decoder)(input_ids=packed.ids.to(lm.device), **arguments)
-    except _Seen:
-        pass
-    finally:
-        handle.remove()
-    return states[0].float() if lm.dtype == torch.float32 else states[0]
+        packed, trunk = pack(alone, _TEXTS, ends), None
+        if shared:
+            packed, trunk = pack(_ROWS, _TEXTS, ends, len(_TRUNK)), _run_trunk(lm, head=False)
+        whole = _states(lm, packed, False, trunk, k)
+        with narrowed(lm, k, packed.rows, packed.columns, packed.ids.shape, packed.trunk):
+            few = _states(lm, packed, False, trunk, k)
+    except _UNABLE:
+        return False
+    places = packed.rows, packed.columns
+    return _equal(few[places], whole[places])

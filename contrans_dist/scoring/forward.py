@@ -6,6 +6,7 @@ once below the steered block, and above it once for each intervention.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from contrans_dist.models import LanguageModel
-from contrans_dist.models.passing import handing, replaced, unpacked
-from contrans_dist.prefixes import Group, Packed, Row, Trunk, pack, plan_for
+from contrans_dist.models.passing import first_of, handing, like, replaced, unpacked
+from contrans_dist.prefixes import Group, Packed, Row, Trunk, can_narrow, narrowed, pack, plan_for
 from contrans_dist.prefixes.trunks import as_arguments, fresh_cache
 from contrans_dist.scoring.batches import pad_id, positions_per_pass
 from contrans_dist.scoring.interventions import by_lowest_block
-from contrans_dist.steering import added, first_of, like
+from contrans_dist.steering import added
 
 Offsets = Mapping[int, Tensor]
 """What one intervention adds at which block: `[d]`, or `[P, d]` with a row for each prompt."""
@@ -121,8 +122,8 @@ class _Runner:
         """(interventions, logits `[C, N, vocabulary]`) of one batch, as many interventions at once as fit."""
         arguments = self._arguments(batch, self.lower)
         if not self.steered:
-            logits = _logits(self.lm, batch, arguments)
-            yield list(range(len(self.offsets))), logits.expand(len(self.offsets), -1, -1)
+            logits = _logits(self.lm, batch, arguments, narrow=_can_narrow(self.lm, batch))
+            yield list(range(len(self.offsets))), logits.repeat(len(self.offsets), 1, 1)
             return
         states = _lower_states(self.lm, batch, list(self.steered), arguments)
         for k, members in self.steered.items():
@@ -194,8 +195,10 @@ def _upper_logits(
     start = state.repeat(times, 1, 1) + rows.pop(k).unsqueeze(1)
     passed = {j: handing(lambda state: like(output, state)) for j in range(k)}
     passed[k] = handing(lambda _state: like(output, start))
+    # Asked before blocks are replaced: it may try the model.
+    narrow = k < len(lm.blocks) - 1 and _can_narrow(lm, batch)
     with replaced(lm.blocks, passed), added(lm.blocks, rows):
-        return _logits(lm, batch, arguments, times)
+        return _logits(lm, batch, arguments, times, narrow=narrow)
 
 
 def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: Tensor) -> Tensor:
@@ -208,31 +211,44 @@ def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: T
     return torch.cat(rows).to(device=state.device, dtype=state.dtype)
 
 
+def _can_narrow(lm: LanguageModel, batch: Packed) -> bool:
+    return can_narrow(lm, len(lm.blocks) - 1, batch.segments is not None)
+
+
 def _logits(
-    lm: LanguageModel, batch: Packed, arguments: dict[str, Any], times: int = 1, first: bool = False
+    lm: LanguageModel,
+    batch: Packed,
+    arguments: dict[str, Any],
+    times: int = 1,
+    first: bool = False,
+    narrow: bool = False,
 ) -> Tensor:
     """Float32 logits `[times, N, vocabulary]` at the batch's wanted positions (or at its first alone), the
     batch being there so many times over.
 
     The head runs on those positions alone, inside the model's own forward, so that its soft-capping or scale
-    applies. Where `arguments` hold no mask, causal attention is right: under right padding a real position
-    never sees the padding.
+    applies; with `narrow` the highest block does, too. Where `arguments` hold no mask, causal attention is
+    right: under right padding a real position never sees the padding.
     """
     head = lm.model.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(lm.model).__name__} has no language-model head: load it with its head")
     rows, columns = (batch.rows[:1], batch.columns[:1]) if first else (batch.rows, batch.columns)
     wanted = torch.arange(times).repeat_interleave(len(rows)) * len(batch.ids) + rows.repeat(times)
+    columns, ids = columns.repeat(times), batch.ids.repeat(times, 1)
 
     def gather(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
-        places = wanted.to(hidden.device), columns.repeat(times).to(hidden.device)
+        places = wanted.to(hidden.device), columns.to(hidden.device)
         return (hidden[places].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        with unpacked():
-            output = lm.model(input_ids=batch.ids.repeat(times, 1).to(lm.device), **arguments)
+        with ExitStack() as stack:
+            stack.enter_context(unpacked())
+            if narrow:
+                stack.enter_context(narrowed(lm, len(lm.blocks) - 1, wanted, columns, ids.shape, batch.trunk))
+            output = lm.model(input_ids=ids.to(lm.device), **arguments)
     finally:
         handle.remove()
     logits: Tensor = output.logits

@@ -29,7 +29,7 @@ class TokenScores:
 
     sums: np.ndarray  # float64 [C, P], natural logarithm
     tokens: list[list[np.ndarray]]  # [C][P] float32, one entry a token of the continuation
-    greedy: np.ndarray  # bool [C, P]: every token of the continuation is the arg-max at its place
+    greedy: np.ndarray  # bool [C, P]: at every token's place of the continuation, no other scores higher
 
 
 def next_token(
@@ -59,9 +59,10 @@ def next_token(
     for members, batch, values in runs:
         watched = values.gather(2, ids[batch.texts].to(values.device).expand(len(members), -1, -1))
         place = np.ix_(members, batch.texts)
-        argmax[place] = values.argmax(dim=2).cpu().numpy()
+        best = values.argmax(dim=2, keepdim=True)
+        argmax[place] = best.squeeze(2).cpu().numpy()
         logits[place] = watched.cpu().numpy()
-        logprobs[place] = (watched - values.logsumexp(dim=2, keepdim=True)).cpu().numpy()
+        logprobs[place] = (watched - _logsumexp_(values, values.gather(2, best))).cpu().numpy()
     return NextToken(argmax, logits, logprobs)
 
 
@@ -105,7 +106,16 @@ def continuation_logprobs(
 
 
 def _score_targets(values: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """From logits `[C, N, V]`: each target's log-probability `[C, N]`, and whether it is the arg-max."""
-    chosen = values.gather(2, targets.expand(len(values), -1).unsqueeze(2)).squeeze(2)
-    scores = chosen - values.logsumexp(dim=2)
-    return scores.cpu().numpy(), (values.argmax(dim=2) == targets).cpu().numpy()
+    """From logits `[C, N, V]`: each target's log-probability `[C, N]`, and whether it scores highest."""
+    chosen = values.gather(2, targets.expand(len(values), -1).unsqueeze(2))
+    best = values.amax(dim=2, keepdim=True)
+    hits = (chosen >= best).squeeze(2).cpu().numpy()
+    return (chosen - _logsumexp_(values, best)).squeeze(2).cpu().numpy(), hits
+
+
+def _logsumexp_(values: Tensor, largest: Tensor) -> Tensor:
+    """log of the sum of exp over the last dimension, `[C, N, 1]`, given its largest; overwrites `values`.
+
+    In place, as a copy of a pass's logits costs more than the sum: tens of megabytes, new to the process.
+    """
+    return values.sub_(largest).exp_().sum(dim=2, keepdim=True).log_().add_(largest)
