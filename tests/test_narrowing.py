@@ -149,7 +149,7 @@ def test_a_block_that_keeps_no_keys_is_left_alone() -> None:
 
 def test_elsewhere_there_are_zeros() -> None:
     lm = language_model()
-    packed = pack([Row((0,), 0, 5), Row((1,), 0, 6)], IDS[:2], [[4], [2]])
+    packed = pack([Row((0,), 5), Row((1,), 6)], IDS[:2], [[4], [2]])
     states: list[torch.Tensor] = []
     handle = lm.blocks[2].register_forward_hook(lambda _m, _a, out: states.append(out))
     with torch.no_grad(), narrowed(lm, 2, packed.rows, packed.columns, packed.ids.shape):

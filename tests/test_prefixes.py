@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -72,30 +73,34 @@ def test_every_text_runs_once_with_its_own_tokens(
             assert len(batch) == 1 or sum(len(row.texts) for row in batch) <= 3
             assert batch[0].length == max(row.length for row in batch)
             for row in batch:
-                shared = len(trunk) + row.head
-                first = ids[row.texts[0]][:shared]
-                assert first[: len(trunk)] == trunk
-                assert all(ids[i][:shared] == first for i in row.texts)
-                assert not (trunk or row.head) or all(shared <= own_from[i] for i in row.texts)
-                assert row.length == row.head + sum(len(ids[i]) - shared for i in row.texts)
+                assert all(ids[i][: len(trunk)] == trunk for i in row.texts)
+                assert not trunk or all(len(trunk) <= own_from[i] for i in row.texts)
+                # Whatever any two of its texts begin with in common is there once.
+                beginnings = {tuple(ids[i][:end]) for i in row.texts for end in range(1, len(ids[i]) + 1)}
+                assert row.length == sum(len(beginning) > len(trunk) for beginning in beginnings)
                 assert bound is None or len(row.texts) == 1 or len(trunk) + row.length <= bound
 
 
 @settings(deadline=None, max_examples=200)
 @given(texts, st.integers(0, 4))
 def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> None:
-    def saved(depth: int, count: int, tokens: int) -> float:
-        return (count - 1) * depth - cost - tokens / 20
+    def saved(depth: int, count: int, tokens: int, shared: int) -> float:
+        return (count - 1) * depth - cost - tokens / 20 + shared / 7
 
     def best(prefix: tuple[int, ...]) -> float:
         """By hand: a prefix is shared by all texts that have it, or its continuations are looked at."""
-        having = [text for text in ids if tuple(text[: len(prefix)]) == prefix]
-        own = saved(len(prefix), len(having), sum(map(len, having))) if prefix and len(having) > 1 else 0.0
+        having = [tuple(text) for text in ids if tuple(text[: len(prefix)]) == prefix]
+        tokens, distinct = sum(map(len, having)), {text[:end] for text in having for end in range(1, 10)}
+        shared = tokens - len({each for each in distinct if each})
+        own = saved(len(prefix), len(having), tokens, shared) if prefix and len(having) > 1 else 0.0
         following = {tuple(text[: len(prefix) + 1]) for text in having if len(text) > len(prefix)}
         return max(own, 0.0, sum(best(longer) for longer in following))
 
     chosen = _antichain([tuple(text) for text in ids], [len(text) for text in ids], saved)
-    total = sum(saved(depth, len(m), sum(len(ids[i]) for i in m)) for depth, m in chosen)
+    total = 0.0
+    for depth, members_of in chosen:
+        same = [groups.common(ids[a], ids[b]) for a, b in pairwise(members_of)]
+        total += saved(depth, len(members_of), sum(len(ids[i]) for i in members_of), sum(same))
     assert total == pytest.approx(best(()))
     members = [i for _, each in chosen for i in each]
     assert len(members) == len(set(members))
@@ -114,18 +119,38 @@ def test_a_beginning_token_alone_is_not_worth_it(monkeypatch: pytest.MonkeyPatch
     assert not any(group.shares for group in plan_groups(ids, [30] * 500, 4096))
 
 
-def test_a_mask_shows_a_tail_its_trunk_its_head_and_itself() -> None:
+def test_a_mask_shows_a_text_its_trunk_and_its_own_tokens() -> None:
     ids = [[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 7]]
-    plan = pack([groups.Row((0, 1), 1, 4), groups.Row((2,), 0, 1)], ids, [[4], [3], [2]], trunk=2)
+    plan = pack([groups.Row((0, 1), 4), groups.Row((2,), 1)], ids, [[2, 4], [2, 3], [2]], trunk=2)
     assert plan.ids.tolist() == [[3, 4, 5, 6], [7, 0, 0, 0]]
     assert plan.positions is not None
     assert plan.positions[0].tolist() == [2, 3, 4, 3]
-    assert (plan.rows.tolist(), plan.columns.tolist(), plan.texts) == ([0, 0, 1], [2, 3, 0], [0, 1, 2])
+    assert (plan.rows.tolist(), plan.columns.tolist(), plan.texts) == ([0, 0, 0, 1], [0, 2, 3, 0], [0, 1, 2])
+    assert plan.index.tolist() == [0, 1, 0, 2, 3]
     mask = plan.mask(torch.float32)
     assert mask is not None
     seen = (mask[0, 0] == 0).int().tolist()
     assert seen == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1]]
     assert (mask[1, 0] == 0).any(dim=-1).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(texts, st.integers(1, 3))
+def test_each_token_sees_its_text_up_to_itself(ids: list[list[int]], trunk: int) -> None:
+    ids = [[9] * trunk + text for text in sorted(ids)]
+    length = len({tuple(text[:end]) for text in ids for end in range(trunk + 1, len(text) + 1)})
+    wanted = [range(trunk, len(text)) for text in ids]
+    plan = pack([groups.Row(tuple(range(len(ids))), length)], ids, wanted, trunk)
+    mask = plan.mask(torch.float32)
+    assert mask is not None
+    assert plan.ids.shape == (1, length)
+    ends = np.cumsum([len(each) for each in wanted])[:-1]
+    for text, index in zip(ids, np.split(plan.index.numpy(), ends), strict=True):
+        columns = plan.columns.numpy()[index]
+        for place, column in enumerate(columns, trunk):
+            seen = np.flatnonzero(mask[0, 0, column].numpy() == 0)
+            assert seen.tolist() == [*range(trunk), *(trunk + columns[: place - trunk + 1])]
+            assert plan.ids[0, columns[: place - trunk + 1]].tolist() == text[trunk : place + 1]
 
 
 # ---------------------------------------------------------------- harvesting

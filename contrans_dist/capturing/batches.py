@@ -21,7 +21,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, split_at: int | None
 
     A pure function of its arguments, so that a shard is computed the same way wherever it is.
     """
-    rows = [Row((i,), 0, length) for i, length in enumerate(lengths)]
+    rows = [Row((i,), length) for i, length in enumerate(lengths)]
     return [[row.texts[0] for row in batch] for batch in batch_rows(rows, batch_tokens, split_at=split_at)]
 
 

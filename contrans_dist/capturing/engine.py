@@ -76,7 +76,7 @@ def _smaller(batch: list[Row], ids: list[list[int]], trunk: int) -> list[list[Ro
         half = (len(batch) + 1) // 2
         return [batch[:half], batch[half:]]
     texts = batch[0].texts
-    return [[Row((i,), 0, len(ids[i]) - trunk)] for i in texts] if len(texts) > 1 else []
+    return [[Row((i,), len(ids[i]) - trunk)] for i in texts] if len(texts) > 1 else []
 
 
 def capture_ids(

@@ -61,11 +61,14 @@ class Gatherer:
 
     def run(self, batch: Packed, trunk: Trunk | None = None) -> tuple[torch.Tensor, torch.Event | None]:
         """Rows `[blocks, texts, d]` of one batch on the host, and the event after which they are there."""
-        self.rows, self.places = {}, {torch.device("cpu"): _pinned(torch.stack([batch.rows, batch.columns]))}
+        self.rows, self.places = (
+            {},
+            {torch.device("cpu"): _pinned(torch.stack([batch.rows, batch.columns])[:, batch.index])},
+        )
         arguments = as_arguments(batch.positions, batch.mask(self.lm.dtype), trunk, self.lm.device)
         top = self.blocks[-1]
         with ExitStack() as stack:
-            if (batch.segments is not None) in self.narrow:
+            if batch.shared in self.narrow:
                 places = batch.rows, batch.columns, batch.ids.shape, batch.trunk
                 stack.enter_context(narrowed(self.lm, top, *places))
             self._forward(batch.ids, arguments)

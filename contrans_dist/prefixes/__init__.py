@@ -1,9 +1,9 @@
 """Prompts that begin alike: their common beginnings are run once.
 
 Two ways, because prompts share at two scales. A *trunk* (an instruction, few-shot examples) begins so many
-texts that its keys and values are computed once and given to every batch of them. A *head* (a question) is
-shared by the few texts of one *row*: the row holds the head once, then each text's own *tail*, and a mask
-lets a tail see the trunk, its head and itself.
+texts that its keys and values are computed once and given to every batch of them. A *row* holds a few texts
+one after the other, in the order of their tokens, each from where it leaves the one before it (the choices of
+a question, say); a mask lets each see the trunk and its own tokens alone.
 
 And texts of which few positions are wanted: the highest block runs at those alone (`narrowed`).
 """

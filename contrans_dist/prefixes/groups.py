@@ -2,28 +2,24 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 TRUNK_TOKENS = 256
 """What a trunk costs beside its own tokens: a pass of its own, and batches that end with it."""
 SHARED_COST = 0.1
-"""What a mask and a cache cost, as a share of the tokens run with them: little sharing does not pay."""
+"""What a mask costs, as a share of the tokens run with it: little sharing does not pay."""
 ROW_TOKENS = 512
-"""Longest row of several texts: each token of it is looked at by each, though the mask hides most."""
-PACKED_TOKENS = 256
-"""Longest row of several texts that have nothing but the trunk in common."""
+"""Longest row of several texts, and twice the longest to which a text is added that shares little of it: each
+token of a row is looked at by each, though the mask hides most."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Texts that run as one row."""
+    """Texts that run as one row: what a text begins with in common with the one before it is there once."""
 
     texts: tuple[int, ...]
-    head: int
-    """Tokens after the trunk that all of them share; 0 for a single text."""
     length: int
-    """Tokens of the row: the head, and each text's tail."""
+    """Tokens of the row, the trunk left out."""
 
 
 @dataclass(frozen=True)
@@ -53,137 +49,112 @@ def plan_groups(
 ) -> list[Group]:
     """Every text in one row of one batch of one group; longest rows first.
 
-    A text's tokens from `own_from[i]` on are never shared; nothing is where a text has more than `bound`
-    tokens, and no row of several texts has more, its trunk included. Rows times longest row is at most
-    `batch_tokens` unless a batch is one row, and no batch holds both rows longer than `split_at` and others,
-    nor wants logits at more than `most_positions` positions, of which text i wants `positions[i]`. A pure
-    function of its arguments, so that a shard is computed the same way wherever it is.
+    A text's tokens from `own_from[i]` on are in no trunk; nothing is shared where a text has more than
+    `bound` tokens, and no row of several texts has more, its trunk included. Rows times longest row is at
+    most `batch_tokens` unless a batch is one row, and no batch holds both rows longer than `split_at` and
+    others, nor wants logits at more than `most_positions` positions, of which text i wants `positions[i]`. A
+    pure function of its arguments, so that a shard is computed the same way wherever it is.
     """
     lengths = [len(text) for text in ids]
     share = share and (bound is None or max(lengths, default=0) <= bound)
+    texts = [tuple(text) for text in ids]
     trunks = []
     if share:
-        keys = [tuple(text[:end]) for text, end in zip(ids, own_from, strict=True)]
-        trunks = _trunks(keys, lengths)
+        trunks = _trunks([text[:end] for text, end in zip(texts, own_from, strict=True)], lengths)
     grouped = {i for _, members in trunks for i in members}
     groups = []
     for depth, members in [*trunks, (0, [i for i in range(len(ids)) if i not in grouped])]:
         longest = min(ROW_TOKENS, (bound or ROW_TOKENS) - depth)
-        rows = _rows(ids, own_from, depth, members, longest) if share else []
-        packed = {i for row in rows for i in row.texts}
-        alone = [Row((i,), 0, lengths[i] - depth) for i in members if i not in packed]
+        rows: list[Row] = []
         if depth:
-            alone = _equal_rows(alone, min(PACKED_TOKENS, longest))
-        # Without a trunk, single texts need no mask: they stay among themselves.
-        kinds = [rows, alone] if depth == 0 else [rows + alone]
+            rows = _filled(texts, depth, sorted(members, key=lambda i: (texts[i], i)), longest)
+        elif share:
+            rows = _rows(texts, members, longest)
+        packed = {i for row in rows for i in row.texts}
+        alone = [Row((i,), lengths[i]) for i in members if i not in packed]
+        # Single texts need no mask: they stay among themselves.
         batches = [
             batch
-            for kind in kinds
+            for kind in (rows, alone)
             for batch in batch_rows(
-                kind,
-                batch_tokens,
-                split_at=split_at,
-                positions=positions,
-                most_positions=most_positions,
+                kind, batch_tokens, split_at=split_at, positions=positions, most_positions=most_positions
             )
         ]
         if batches:
-            groups.append(Group(tuple(ids[members[0]][:depth]), batches))
+            groups.append(Group(texts[members[0]][:depth], batches))
     return groups
 
 
 def _trunks(keys: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """(depth, texts) of the trunks that save the most."""
+    """(depth, texts) of the trunks that save the most over the same texts in rows."""
 
-    def saved(depth: int, count: int, tokens: int) -> float:
-        # What fits one row needs no trunk.
-        if depth + tokens - count * depth <= ROW_TOKENS:
-            return 0.0
-        return (count - 1) * depth - TRUNK_TOKENS - SHARED_COST * (tokens - (count - 1) * depth)
+    def saved(depth: int, count: int, tokens: int, shared: int) -> float:
+        # Without a trunk each row begins with it, and has the less room for what follows.
+        rows = min(count, (tokens - shared - depth) / max(1, ROW_TOKENS - depth))
+        return (rows - 1) * depth - TRUNK_TOKENS
 
-    return _antichain(keys, lengths, saved)
+    return [(depth, sorted(members)) for depth, members in _antichain(keys, lengths, saved)]
 
 
-def _rows(
-    ids: Sequence[Sequence[int]],
-    own_from: Sequence[int],
-    trunk: int,
-    members: Sequence[int],
-    longest_row: int,
-) -> list[Row]:
-    """Rows of two and more texts that save tokens beyond the trunk, none longer than `longest_row`."""
+def _rows(texts: Sequence[tuple[int, ...]], members: Sequence[int], longest: int) -> list[Row]:
+    """Rows of two and more texts that save tokens, none longer than `longest`."""
 
-    def saved(depth: int, count: int, tokens: int) -> float:
-        return (count - 1) * depth - SHARED_COST * (tokens - (count - 1) * depth)
+    def saved(_depth: int, _count: int, tokens: int, shared: int) -> float:
+        return shared - SHARED_COST * (tokens - shared)
 
-    keys = [tuple(ids[i][trunk : own_from[i]]) for i in members]
-    lengths = [len(ids[i]) - trunk for i in members]
-    rows = []
-    for head, chosen in _antichain(keys, lengths, saved):
-        row: list[int] = []
-        length = head
-        for i in (members[c] for c in chosen):
-            tail = len(ids[i]) - trunk - head
-            if row and length + tail > longest_row:
-                rows.append(Row(tuple(row), head, length))
-                row, length = [], head
-            row.append(i)
-            length += tail
-        rows.append(Row(tuple(row), head, length))
+    keys, lengths = [texts[i] for i in members], [len(texts[i]) for i in members]
+    chosen = [[members[c] for c in each] for _, each in _antichain(keys, lengths, saved)]
+    rows = [row for each in chosen for row in _filled(texts, 0, each, longest)]
     # A text that was left over alone, or that fills a row by itself, shares nothing.
     return [row for row in rows if len(row.texts) > 1]
 
 
-def _equal_rows(alone: Sequence[Row], longest_row: int) -> list[Row]:
-    """Single texts side by side, in the fewest rows of about the same length: nothing to pad, and a trunk's
-    keys once a row instead of once a text."""
-    fit = [row for row in alone if row.length <= longest_row]
-    rows = [row for row in alone if row.length > longest_row]
-    if not fit:
-        return rows
-    for count in range(-(-sum(row.length for row in fit) // longest_row), len(fit) + 1):
-        filled = _dealt(fit, count)
-        if max(length for length, _ in filled) <= longest_row:
-            break
-    return rows + [Row(tuple(texts), 0, length) for length, texts in filled]
-
-
-def _dealt(alone: Sequence[Row], count: int) -> list[tuple[int, list[int]]]:
-    """(length, texts) of so many rows: the longest text first, each to the row that is shortest yet."""
-    filled: list[tuple[int, int, list[int]]] = [(0, k, []) for k in range(count)]
-    heapify(filled)
-    for row in sorted(alone, key=lambda row: (-row.length, row.texts)):
-        length, k, texts = filled[0]
-        heapreplace(filled, (length + row.length, k, [*texts, *row.texts]))
-    return [(length, sorted(texts)) for length, _, texts in filled]
+def _filled(texts: Sequence[tuple[int, ...]], trunk: int, order: Sequence[int], longest: int) -> list[Row]:
+    """Texts in this order, as many to a row as go in; one that is longer than that has a row to itself."""
+    rows: list[Row] = []
+    row: list[int] = []
+    length = 0
+    for i in order:
+        shared = common(texts[row[-1]], texts[i]) - trunk if row else 0
+        more = len(texts[i]) - trunk - shared
+        if row and length + more > (longest if shared > more else longest // 2):
+            rows.append(Row(tuple(row), length))
+            row, length, more = [], 0, len(texts[i]) - trunk
+        row.append(i)
+        length += more
+    return [*rows, Row(tuple(row), length)] if row else rows
 
 
 def _antichain(
-    keys: Sequence[tuple[int, ...]], lengths: Sequence[int], saved: Callable[[int, int, int], float]
+    keys: Sequence[tuple[int, ...]], lengths: Sequence[int], saved: Callable[[int, int, int, int], float]
 ) -> list[tuple[int, list[int]]]:
-    """(depth, texts) of the nodes of the keys' prefix tree, none below another, that save the most together.
+    """(depth, texts in the keys' order) of the nodes of the keys' prefix tree, none below another, that save
+    the most together.
 
-    `saved(depth, count, tokens)`: what a node saves with so many texts of so many tokens together.
+    `saved(depth, count, tokens, shared)`: what a node saves with so many texts of so many tokens together, of
+    which `shared` are there already when each text follows the one before it in the keys' order.
     """
     order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
     tokens = [0, *accumulate(lengths[i] for i in order)]
+    same = [common(keys[a], keys[b]) for a, b in pairwise(order)]
+    shared = [0, *accumulate(same)]
     # Open nodes from the root down: depth, first leaf, the best that is saved below, and by which nodes.
     open_: list[tuple[int, int, float, list[tuple[int, int, int]]]] = [(0, 0, 0.0, [])]
     for end in range(1, len(order) + 1):
-        depth = common(keys[order[end - 1]], keys[order[end]]) if end < len(order) else 0
+        depth = same[end - 1] if end < len(order) else 0
         first, best = end - 1, 0.0
         chosen: list[tuple[int, int, int]] = []
         while open_[-1][0] > depth:
             node, first, below, nodes = open_.pop()
             best, chosen = best + below, nodes + chosen
-            own = saved(node, end - first, tokens[end] - tokens[first])
+            own = saved(node, end - first, tokens[end] - tokens[first], shared[end - 1] - shared[first])
             if own > best:
                 best, chosen = own, [(node, first, end)]
         if open_[-1][0] == depth:
             node, first, below, nodes = open_.pop()
             best, chosen = best + below, nodes + chosen
         open_.append((depth, first, best, chosen))
-    return [(depth, sorted(order[first:end])) for depth, first, end in open_[-1][3]]
+    return [(depth, order[first:end]) for depth, first, end in open_[-1][3]]
 
 
 def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:

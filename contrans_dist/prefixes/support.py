@@ -15,7 +15,7 @@ from contrans_dist.prefixes.trunks import Trunk, as_arguments, fresh_cache
 
 _TRUNK = (3, 4)
 _TEXTS = [[3, 4, 5, 6, 4], [3, 4, 5, 7, 8, 3], [3, 4, 6, 8]]
-_ROWS = [Row((0, 1), 1, 6), Row((2,), 0, 2)]
+_ROWS = [Row((0, 1), 6), Row((2,), 2)]
 _UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, StopIteration)
 """How models fail that compute in another way."""
 
@@ -62,7 +62,7 @@ def _agree(lm: LanguageModel, head: bool) -> bool:
     # each shows as an error or as other numbers.
     try:
         shared = _shared(lm, head)
-        alone = [Row((i,), 0, len(text)) for i, text in enumerate(_TEXTS)]
+        alone = [Row((i,), len(text)) for i, text in enumerate(_TEXTS)]
         plain = _states(lm, pack(alone, _TEXTS, _all_places(0)), head)
     except _UNABLE:
         return False
@@ -81,18 +81,14 @@ def _all_places(start: int) -> list[list[int]]:
 
 def _run_trunk(lm: LanguageModel, head: bool) -> Trunk:
     cache = fresh_cache()
-    _states(lm, pack([Row((0,), 0, len(_TRUNK))], [list(_TRUNK)], [[0]]), head, past_key_values=cache)
+    _states(lm, pack([Row((0,), len(_TRUNK))], [list(_TRUNK)], [[0]]), head, past_key_values=cache)
     return Trunk.of(cache)
 
 
 def _shared(lm: LanguageModel, head: bool) -> Tensor:
     """States of every token after the trunk, text by text."""
-    trunk = _run_trunk(lm, head)
-    packed = pack(_ROWS, _TEXTS, [[i for i in places if i >= 3] for places in _all_places(2)], len(_TRUNK))
-    states = _states(lm, packed, head, trunk)
-    head_token = states[0, :1]
-    parts = states[packed.rows, packed.columns].split([2, 3, 1])
-    return torch.cat([head_token, parts[0], head_token, parts[1], states[1, :1], parts[2]])
+    packed = pack(_ROWS, _TEXTS, _all_places(len(_TRUNK)), len(_TRUNK))
+    return _states(lm, packed, head, _run_trunk(lm, head))[packed.rows, packed.columns][packed.index]
 
 
 def _states(
@@ -117,7 +113,7 @@ def can_narrow(lm: LanguageModel, k: int, shared: bool) -> bool:
 
 def _narrows(lm: LanguageModel, k: int, shared: bool) -> bool:
     ends = [[len(text) - 1] for text in _TEXTS]
-    alone = [Row((i,), 0, len(text)) for i, text in enumerate(_TEXTS)]
+    alone = [Row((i,), len(text)) for i, text in enumerate(_TEXTS)]
     try:
         packed, trunk = pack(alone, _TEXTS, ends), None
         if shared:

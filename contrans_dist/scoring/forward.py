@@ -33,8 +33,8 @@ def run_all(
     batch_tokens: int,
     share_prefixes: bool = True,
 ) -> Iterator[tuple[list[int], Packed, Tensor]]:
-    """Every sequence under every intervention: (interventions, batch, float32 logits `[C, N, vocabulary]`) at
-    the last `wanted[i]` positions of sequence i.
+    """Every sequence under every intervention: (interventions, batch, float32 logits `[C, U, vocabulary]`) at
+    the last `wanted[i]` positions of sequence i, those of several sequences once (`Packed.index`).
 
     Each batch runs once up to the steered blocks, then once more from there for as many interventions as fit
     `batch_tokens` together. The logits stay on the device.
@@ -119,7 +119,7 @@ class _Runner:
             self.upper[k] = Trunk.of(cache)
 
     def run(self, batch: Packed) -> Iterator[tuple[list[int], Tensor]]:
-        """(interventions, logits `[C, N, vocabulary]`) of one batch, as many interventions at once as fit."""
+        """(interventions, logits `[C, U, vocabulary]`) of one batch, as many interventions at once as fit."""
         arguments = self._arguments(batch, self.lower)
         if not self.steered:
             logits = _logits(self.lm, batch, arguments, narrow=_can_narrow(self.lm, batch))
@@ -149,7 +149,7 @@ class _Runner:
 
 def _one_row(ids: Sequence[int]) -> Packed:
     """A trunk as a batch of its own; the logits of one position are computed, which nobody reads."""
-    return pack([Row((0,), 0, len(ids))], [list(ids)], [[0]])
+    return pack([Row((0,), len(ids))], [list(ids)], [[0]])
 
 
 def _lower_states(
@@ -186,7 +186,7 @@ def _upper_logits(
     offsets: Sequence[Offsets],
     arguments: dict[str, Any],
 ) -> Tensor:
-    """Logits `[C, N, V]` from block k's output on; each intervention's vectors are added to its own rows."""
+    """Logits `[C, U, V]` from block k's output on; each intervention's vectors are added to its own rows."""
     times, state = len(offsets), first_of(output)
     rows = {
         j: _stacked(offsets, j, lm.d, batch, state)
@@ -212,7 +212,7 @@ def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: T
 
 
 def _can_narrow(lm: LanguageModel, batch: Packed) -> bool:
-    return can_narrow(lm, len(lm.blocks) - 1, batch.segments is not None)
+    return can_narrow(lm, len(lm.blocks) - 1, batch.shared)
 
 
 def _logits(
@@ -223,7 +223,7 @@ def _logits(
     first: bool = False,
     narrow: bool = False,
 ) -> Tensor:
-    """Float32 logits `[times, N, vocabulary]` at the batch's wanted positions (or at its first alone), the
+    """Float32 logits `[times, U, vocabulary]` at the batch's wanted positions (or at its first alone), the
     batch being there so many times over.
 
     The head runs on those positions alone, inside the model's own forward, so that its soft-capping or scale

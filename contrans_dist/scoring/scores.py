@@ -57,12 +57,14 @@ def next_token(
     check_lengths(lm, prompts)
     runs = run_all(lm, prompts, [1] * len(prompts), offsets, batch_tokens, share_prefixes)
     for members, batch, values in runs:
-        watched = values.gather(2, ids[batch.texts].to(values.device).expand(len(members), -1, -1))
+        index, watch_here = (each.to(values.device) for each in (batch.index, ids[batch.texts]))
+        watched = values[:, index[:, None], watch_here]
         place = np.ix_(members, batch.texts)
         best = values.argmax(dim=2, keepdim=True)
-        argmax[place] = best.squeeze(2).cpu().numpy()
+        argmax[place] = best[:, index, 0].cpu().numpy()
         logits[place] = watched.cpu().numpy()
-        logprobs[place] = (watched - _logsumexp_(values, values.gather(2, best))).cpu().numpy()
+        total = _logsumexp_(values, values.gather(2, best))
+        logprobs[place] = (watched - total[:, index]).cpu().numpy()
     return NextToken(argmax, logits, logprobs)
 
 
@@ -94,7 +96,7 @@ def continuation_logprobs(
     check_lengths(lm, sequences)
     for members, batch, values in run_all(lm, sequences, lengths, offsets, batch_tokens, share_prefixes):
         targets = torch.tensor([t for p in batch.texts for t in continuations[p]], device=values.device)
-        scores, best = _score_targets(values, targets)
+        scores, best = _score_targets(values, batch.index.to(values.device), targets)
         ends = np.cumsum([lengths[p] for p in batch.texts])[:-1]
         for row, c in enumerate(members):
             for p, part, hit in zip(
@@ -105,16 +107,17 @@ def continuation_logprobs(
     return TokenScores(sums.reshape(greedy.shape), tokens, greedy)
 
 
-def _score_targets(values: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """From logits `[C, N, V]`: each target's log-probability `[C, N]`, and whether it scores highest."""
-    chosen = values.gather(2, targets.expand(len(values), -1).unsqueeze(2))
+def _score_targets(values: Tensor, index: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """From logits `[C, U, V]`: each target's log-probability `[C, N]` at the place `index` names for it, and
+    whether it scores highest there."""
+    chosen = values[:, index, targets]
     best = values.amax(dim=2, keepdim=True)
-    hits = (chosen >= best).squeeze(2).cpu().numpy()
-    return (chosen - _logsumexp_(values, best)).squeeze(2).cpu().numpy(), hits
+    hits = (chosen >= best[:, index, 0]).cpu().numpy()
+    return (chosen - _logsumexp_(values, best)[:, index, 0]).cpu().numpy(), hits
 
 
 def _logsumexp_(values: Tensor, largest: Tensor) -> Tensor:
-    """log of the sum of exp over the last dimension, `[C, N, 1]`, given its largest; overwrites `values`.
+    """log of the sum of exp over the last dimension, `[C, U, 1]`, given its largest; overwrites `values`.
 
     In place, as a copy of a pass's logits costs more than the sum: tens of megabytes, new to the process.
     """
