@@ -171,17 +171,21 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
     failures: dict[str, str] = {}
     with Progress(title, sum(unit.shard.rows for unit in units.values()), "texts") as progress:
 
+        def reached(besides: float = 0.0) -> None:
+            progress.reach(int(sum(report.rows for report in fresh.values()) + besides))
+
         def keep(task: Task, result: ShardReport | SweepReport) -> None:
             reports = result.reports if isinstance(result, SweepReport) else {task.name: result}
             for name, report in reports.items():
                 owner[name].reports[report.index] = report
                 fresh[name] = report
-                progress.advance(report.rows)
+            reached()
             if isinstance(result, SweepReport):
                 failures.update(result.failures)
 
         if placement.kind == "stream":
-            outcome = run_tasks(SweepActor, (model,), _sweeps(sets, units, size.actors), size, keep)
+            sweeps = _sweeps(sets, units, size.actors)
+            outcome = run_tasks(SweepActor, (model,), sweeps, size, keep, on_progress=reached)
         else:
             tasks = [Task(name, unit) for name, unit in units.items()]
             highest = max(max(each.spec.blocks) for each in sets)

@@ -40,9 +40,21 @@ class SweepActor:
 
     def __init__(self, model: ModelSettings) -> None:
         self.model = open_streamed(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+        self.through = 0.0
 
     def ready(self) -> str:
         return str(self.model.device)
 
     def run(self, task: SweepTask) -> SweepReport:
-        return run_sweep(self.model, task)
+        texts = sum(unit.shard.rows for unit in task.units)
+        blocks = 1 + max(max(unit.spec.blocks) for unit in task.units)
+
+        def told(k: int) -> None:
+            self.through = texts * (k + 1) / blocks
+
+        self.through = 0.0
+        return run_sweep(self.model, task, told=told)
+
+    def progress(self) -> float:
+        """Texts of the running sweep, each counted by the share of the blocks that it is through."""
+        return self.through

@@ -8,11 +8,12 @@ publish must not depend on who runs them.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from contrans_dist.cluster import Replicas, first_line
 from contrans_dist.errors import RunError, UserError
@@ -71,6 +72,7 @@ class _Pool:
     """Failures so far, by name of the task."""
     outcome: Outcome = field(default_factory=Outcome)
     dead: str = ""
+    on_progress: Callable[[float], None] | None = None
 
     def start(self, worker: _Worker) -> None:
         self.starting[worker.actor.ready.remote()] = worker
@@ -96,6 +98,18 @@ class _Pool:
             worker, task = min(room, key=lambda w: len(w.running)), queue.popleft()
             worker.running[worker.actor.run.remote(task.payload, *self.common)] = task
 
+    def ask(self) -> None:
+        """How far the running tasks are. An actor that cannot say so now is left out."""
+        if self.on_progress is None or not self.running:
+            return
+        asked = [worker.actor.progress.remote() for worker in self.workers if worker.running]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_RETRY_SECONDS)
+        total = 0.0
+        for reference in answered:
+            with suppress(RayError):
+                total += ray.get(reference)
+        self.on_progress(total)
+
     @property
     def running(self) -> dict[Any, _Worker]:
         return {reference: worker for worker in self.workers for reference in worker.running}
@@ -113,20 +127,26 @@ def run_tasks(
     on_result: Callable[[Task, Any], None],
     shared: Any = None,
     slots: int = 1,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Run every task on a pool of `actor_class` actors (methods `ready()` and `run(payload)`).
 
     With `shared`, which all tasks need and which is too large to travel with each, it is
     `run(payload, shared)`; the driver keeps the one copy, so no lost node can take it along. `slots`: tasks
-    that an actor has at a time, each in a thread of its own.
+    that an actor has at a time, each in a thread of its own. `on_progress`, for tasks that take long, is
+    called every second or so with the sum of what the actors' `progress()` says of their running tasks.
 
     `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
     when an actor's construction fails everywhere; UserError raised by a task is passed on.
     """
     remote = ray.remote(actor_class).options(
-        num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=0, max_concurrency=slots
+        num_cpus=size.cpus,
+        num_gpus=size.gpus,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=slots + (on_progress is not None),
     )
-    pool = _Pool(slots, common=() if shared is None else (ray.put(shared),))
+    pool = _Pool(slots, common=() if shared is None else (ray.put(shared),), on_progress=on_progress)
     pool.workers = [_Worker(remote.remote(*arguments)) for _ in range(min(size.actors, len(tasks)))]
     for worker in pool.workers:
         pool.start(worker)
@@ -150,6 +170,7 @@ def _drive(pool: _Pool, tasks: Sequence[Task], on_result: Callable[[Task, Any], 
         done, _ = ray.wait(waiting, timeout=_RETRY_SECONDS) if waiting else ([], [])
         if not done:
             time.sleep(0 if waiting else 0.1)
+            pool.ask()
             if not pool.running and time.monotonic() - last_event > _PATIENCE_SECONDS:
                 note("waiting for an actor to start: does the cluster have free GPUs or cores?")
                 last_event = time.monotonic()

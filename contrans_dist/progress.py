@@ -43,6 +43,11 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    def reach(self, done: int) -> None:
+        """So many items are finished altogether; fewer than were known of before change nothing."""
+        if done > self.done:
+            self.advance(done - self.done)
+
     def advance(self, items: int) -> None:
         """Count `items` more as finished."""
         self.done += items

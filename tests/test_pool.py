@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class Worker:
         if refuse:
             raise UserError("no such model: gone")
         self.folder = Path(folder)
+        self.steps = 0
+
+    def progress(self) -> float:
+        return float(self.steps)
 
     def ready(self) -> int:
         return os.getpid()
@@ -44,6 +48,9 @@ class Worker:
             raise UserError(f"{payload['name']}: too short")
         if runs < payload.get("errors", 0):
             raise ValueError(f"{payload['name']} went wrong\nwith a second line")
+        for step in range(payload.get("steps", 0)):
+            self.steps = step + 1
+            time.sleep(1.0)
         time.sleep(payload.get("seconds", 0))
         if "meets" in payload:
             # Ends only when the other task has begun.
@@ -60,7 +67,12 @@ def local() -> Iterator[None]:
 
 
 def go(
-    tasks: list[dict[str, Any]], folder: Path, *arguments: Any, slots: int = 1, size: Replicas = ONE_CORE
+    tasks: list[dict[str, Any]],
+    folder: Path,
+    *arguments: Any,
+    slots: int = 1,
+    size: Replicas = ONE_CORE,
+    on_progress: Callable[[float], None] | None = None,
 ) -> tuple[dict[str, int], Any]:
     results: dict[str, int] = {}
 
@@ -69,7 +81,19 @@ def go(
         results[task.name] = result
 
     named = [Task(task["name"], task) for task in tasks]
-    return results, run_tasks(Worker, (str(folder), *arguments), named, size, keep, slots=slots)
+    return results, run_tasks(
+        Worker, (str(folder), *arguments), named, size, keep, slots=slots, on_progress=on_progress
+    )
+
+
+def test_actors_say_how_far_their_tasks_are(local: None, tmp_path: Path) -> None:
+    said: list[float] = []
+    tasks = [{"name": f"t{i}", "value": i, "steps": 5} for i in range(2)]
+    results, _ = go(tasks, tmp_path, on_progress=said.append)
+    assert results == {"t0": 0, "t1": 1}
+    # Both are asked about while they run, and summed.
+    assert len(set(said)) >= 3
+    assert 5 < max(said) <= 10
 
 
 def test_every_task_once_and_its_result(local: None, tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ from truth import block_rows, read_all
 
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.errors import UserError
+from contrans_dist.harvesters import SweepActor
 from contrans_dist.manifest import identity_of
 from contrans_dist.models import load_model, model_facts, resolve_blocks
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, Unit, check_shard
 from contrans_dist.shards import compute_shard, plan_shards
 from contrans_dist.storage import Location
-from contrans_dist.streamed import SweepTask, _locked, clean, plan_sweeps, run_sweep
+from contrans_dist.streamed import SweepTask, _locked, _Record, clean, plan_sweeps, run_sweep
 from contrans_dist.texts import text_table
 
 N_BLOCKS, SHARD = 6, 4
@@ -71,6 +72,25 @@ def _assert_same(folder: Path, wanted: Path) -> None:
     np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     columns = [name for name in frame.columns if not name.startswith("block_")]
     assert found[columns].equals(frame[columns])
+
+
+def test_an_actor_knows_how_far_its_sweep_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool asks for it while the sweep runs; here it is asked each time that it saves."""
+    texts, capture = _texts(), CAPTURE.model_copy(update={"blocks": "0:4"})
+    actor, spec = SweepActor(ModelSettings(id=str(model))), _spec(model, texts, tmp_path / "out", capture)
+    said: list[float] = []
+    write = _Record.write
+
+    def writing(record: _Record, after: int) -> None:
+        said.append(actor.progress())
+        write(record, after)
+
+    monkeypatch.setattr(_Record, "write", writing)
+    actor.run(SweepTask("key", _units(spec, texts)))
+    assert said[-1] == actor.progress() == texts.num_rows
+    assert set(said) <= {texts.num_rows * blocks / 4 for blocks in range(1, 5)}
 
 
 @pytest.fixture(scope="module")
