@@ -67,9 +67,13 @@ def _starting() -> float:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    """Seconds of the better of two calls: a pause of the machine is not its speed."""
+    taken = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
 
 
 def _whole(side: Side) -> LanguageModel:

@@ -95,6 +95,11 @@ class Texts:
             total, before = total + len(piece) - common(piece, before), piece
         return self.scale * total
 
+    def distinct_by(self, rows: int) -> float:
+        """The same where so many consecutive texts run together, and share nothing with others."""
+        starts = range(0, len(self.pieces), rows)
+        return sum(Texts(self.pieces[start : start + rows], self.scale).distinct for start in starts)
+
 
 class Side:
     """One model of a recipe."""
@@ -164,8 +169,8 @@ def plan_recipe(recipe: Recipe, texts: RecipeTexts, nodes: Nodes, base_memory: i
         both = captures(recipe, name, side.n_blocks)
         blocks = resolve_blocks(both[0].blocks, side.n_blocks)
         described = side.described(False, max(blocks))
-        rows = rows_per_shard(max(corpus.num_rows, contrast.num_rows), len(blocks), side.d, None)
-        held = min(rows, piece_rows(len(blocks), side.d)) * len(blocks) * side.d * 4
+        rows = _together(max(corpus.num_rows, contrast.num_rows), blocks, side)
+        held = rows * len(blocks) * side.d * 4
         actors = _actors(recipe, side, described, "harvest", nodes, base_memory + _HELD * held)
         for what, table, capture in zip(("corpus", "contrast"), (corpus, contrast), both, strict=True):
             given = prompts(table, capture.template)
@@ -176,10 +181,16 @@ def plan_recipe(recipe: Recipe, texts: RecipeTexts, nodes: Nodes, base_memory: i
     return stages + _evaluations(recipe, texts, side, nodes, base_memory)
 
 
+def _together(texts: int, blocks: list[int], side: Side) -> int:
+    """Rows that an actor captures at a time."""
+    return min(rows_per_shard(texts, len(blocks), side.d, None), piece_rows(len(blocks), side.d))
+
+
 def _harvest_stage(
     name: str, side: Side, seen: Texts, blocks: list[int], capture: CaptureSettings, actors: Actors
 ) -> Stage:
-    tokens = seen.tokens if capture.position == "mean" else seen.distinct
+    together = _together(len(seen.pieces), blocks, side)
+    tokens = seen.tokens if capture.position == "mean" else seen.distinct_by(together)
     values = len(seen.pieces) * len(blocks) * side.d * 4
     return Stage(
         name=name,

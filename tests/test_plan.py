@@ -186,4 +186,8 @@ def test_common_beginnings_count_once() -> None:
     texts = [rng.integers(0, 3, rng.integers(1, 9)).tolist() for _ in range(200)]
     prefixes = {tuple(text[: n + 1]) for text in texts for n in range(len(text))}
     assert Texts([list(text) for text in texts]).distinct == len(prefixes)
+    by_two = [
+        {tuple(text[:end]) for text in texts[i : i + 2] for end in range(1, len(text) + 1)} for i in (0, 2)
+    ]
+    assert Texts([list(text) for text in texts[:4]]).distinct_by(2) == sum(map(len, by_two))
     assert Texts([list(text) for text in texts], 2.0).tokens == 2 * sum(map(len, texts))

@@ -16,6 +16,8 @@ from speed.common import REAL_TEXTS, SHAPES, Bench, Row, max_error
 
 _STRENGTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
 _QUESTIONS, _THEIR_PROMPTS, _THEIR_CHOICES = 100, 24, 60
+_COMPARED = 12
+"""Prompts, and choices, whose numbers are compared at every strength."""
 _GENERATED, _NEW_TOKENS = 32, 24
 
 
@@ -83,10 +85,17 @@ def _emotions(bench: Bench, lm: LanguageModel, steered: list[Intervention]) -> R
     def ours() -> Any:
         return next_token(lm, prompts, steered, watch=watch)
 
-    def theirs() -> np.ndarray:
-        return np.stack([_loop_logits(lm, ids, steered[1])[-1][watch].cpu().numpy() for ids in few])
+    def theirs() -> None:
+        for ids in few:
+            _loop_logits(lm, ids, steered[1])[-1][watch].cpu().numpy()
 
-    error = max_error([next_token(lm, few, steered, watch=watch).logits[1]], [theirs()])
+    found = next_token(lm, prompts, steered, watch=watch)
+    compared = range(0, len(prompts), max(1, len(prompts) // _COMPARED))[:_COMPARED]
+    loop = torch.stack(
+        [torch.stack([_loop_logits(lm, prompts[p], each)[-1].cpu() for p in compared]) for each in steered]
+    )
+    same = found.argmax[:, compared] == loop.argmax(-1).numpy()
+    error = max(max_error([found.logits[:, compared]], [loop[:, :, watch]]), 1.0 - float(same.mean()))
     taken = bench.compare({"ours": ours, "theirs": theirs}, min(bench.repeats, 3))
     whole = taken["theirs"] * len(prompts) / len(few) * len(steered)
     return Row(
@@ -98,7 +107,7 @@ def _emotions(bench: Bench, lm: LanguageModel, steered: list[Intervention]) -> R
         "seconds",
         error,
         f"{len(prompts)} prompts of {np.mean([len(ids) for ids in prompts]):.0f} tokens at {len(steered)} "
-        f"strengths; the loop measured on {len(few)} at one",
+        f"strengths; the loop measured on {len(few)} at one; {same.sum()} of {same.size} arg-max equal",
     )
 
 
@@ -134,16 +143,21 @@ def _mc1(bench: Bench, lm: LanguageModel, steered: list[Intervention]) -> Iterat
     prompts, choices = [list(part) for part in zip(*pairs, strict=True)]
     few = pairs[:: max(1, len(pairs) // _THEIR_CHOICES)][:_THEIR_CHOICES]
 
-    def theirs() -> np.ndarray:
+    def loop(some: Sequence[tuple[list[int], list[int]]], steering: Intervention) -> list[float]:
         found = []
-        for question, choice in few:
-            scores = _loop_logits(lm, [*question, *choice], steered[1]).log_softmax(-1)
+        for question, choice in some:
+            scores = _loop_logits(lm, [*question, *choice], steering).log_softmax(-1)
             places = torch.arange(len(question) - 1, len(question) + len(choice) - 1, device=scores.device)
             found.append(float(scores[places, torch.tensor(choice, device=scores.device)].sum()))
-        return np.array(found)
+        return found
 
-    some = continuation_logprobs(lm, [q for q, _ in few], [c for _, c in few], steered)
-    error = max_error([some.sums[1]], [theirs()])
+    def theirs() -> list[float]:
+        return loop(few, steered[1])
+
+    found = continuation_logprobs(lm, prompts, choices, steered)
+    compared = range(0, len(pairs), max(1, len(pairs) // _COMPARED))[:_COMPARED]
+    wanted = [loop([pairs[p] for p in compared], each) for each in steered]
+    error = max_error([found.sums[:, compared]], [wanted])
     for name, interventions in (("mc1", steered[1:2]), ("mc1-sweep", steered)):
 
         def ours(given: list[Intervention] = interventions) -> Any:

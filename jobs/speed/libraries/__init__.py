@@ -64,7 +64,7 @@ def compared(bench: Bench) -> Iterator[Row]:
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            print(f"harvest/{name}: left out, it failed: {last[:300]}")
+            bench.miss(f"harvest/{name}: left out, it failed: {last[:300]}")
             continue
         after = [bench.seconds(lambda: capture_ids(lm, ids)) for _ in range(2)]
         found = np.load(out)
