@@ -2,8 +2,8 @@
 
 A tensor on a pretend device has a shape but no values yet. An operation on it is queued on its device's
 worker thread and the host goes on, as after a kernel launch. Only when the host asks for values does it
-wait, and that is written down. Transfers wait where PyTorch's do: to a device or to the host unless
-`non_blocking`, between two devices never.
+wait, and that is written down. Transfers wait where PyTorch's do: the host for those to a device or to the
+host unless `non_blocking`, and two devices for each other.
 """
 
 import sys
@@ -145,10 +145,22 @@ class Devices(TorchDispatchMode):
             if waits:
                 self.wait(arrived, "copy to the device")
             return arrived
-        worker = tensor.device if to.type == "cpu" else to
         source = tensor.future
-        copy = Pretend(shape, to, self, self.submit(worker, lambda: source.result().to(dtype, copy=True)))
-        return self.wait(copy, "copy to the host") if to.type == "cpu" and waits else copy
+        if to.type == "cpu":
+            copy = Pretend(
+                shape, to, self, self.submit(tensor.device, lambda: source.result().to(dtype, copy=True))
+            )
+            return self.wait(copy, "copy to the host") if waits else copy
+        # As PyTorch does it: on the source's queue, once the target has done all that it was given before;
+        # and what the target is given next waits for it.
+        ready = self.submit(to, lambda: None)
+        copied = self.submit(tensor.device, lambda: (ready.result(), source.result().to(dtype, copy=True))[1])
+        return Pretend(shape, to, self, self.submit(to, copied.result))
+
+    def aside(self, tensor: Pretend, to: torch.device) -> Pretend:
+        """A copy to another device that only those wait for who use it."""
+        source = tensor.future
+        return Pretend(_shape_of(tensor), to, self, self.submit(to, lambda: source.result().clone()))
 
 
 class _Part:

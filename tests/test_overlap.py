@@ -7,29 +7,36 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import accelerate
 import numpy as np
 import pytest
 import torch
 from pretend import Devices, pretend_devices
-from tiny import tiny_model, tiny_tokenizer
+from tiny import save_tiny
 from torch import nn
 
 from contrans_dist.capturing import Activations, capture_ids, plan_batches
-from contrans_dist.models import LanguageModel, wrap_model
+from contrans_dist.models import LanguageModel, crossing, load_model
+from contrans_dist.models.loading import describe
+from contrans_dist.models.placement import _device_map, needs
 
 N_DEVICES = 4
-PATIENCE = 20.0  # seconds that the last device holds a batch back for the first device to begin the next one
+AHEAD = N_DEVICES - 1  # so many batches later the first device is, where all are busy
+PATIENCE = 20.0  # seconds that the last device holds a batch back for the first device to be so far
 N_BATCHES, PER_BATCH, TOKENS = 8, 4, 6
-BLOCKS = [1, 3]
+N_BLOCKS, BLOCKS = 8, [1, 4, 7]
 RNG = np.random.default_rng(5)
 # No two begin alike: nothing is shared.
 IDS = [[3 + i, *RNG.integers(3, 290, size=TOKENS - 1).tolist()] for i in range(N_BATCHES * PER_BATCH)]
 
 
-def language_model(architecture: str) -> LanguageModel:
-    return wrap_model(tiny_model(architecture, n_blocks=N_DEVICES), tiny_tokenizer())
+@pytest.fixture
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    architecture = given.get("architecture", "llama")
+    return save_tiny(tmp_path / "model", architecture, n_blocks=N_BLOCKS)
 
 
 def harvest(lm: LanguageModel, position: str = "last") -> Activations:
@@ -37,22 +44,25 @@ def harvest(lm: LanguageModel, position: str = "last") -> Activations:
 
 
 @contextmanager
-def cut(lm: LanguageModel) -> Iterator["Pipeline"]:
-    """The model with block k on pretend device k, everything below on the first, as accelerate cuts it."""
-    names = {id(module): name for name, module in lm.model.named_modules()}
-    places = {names[id(block)]: k for k, block in enumerate(lm.blocks)}
-    inside = tuple(f"{name}." for name in places)
-    for name, module in lm.model.named_modules():
-        if name and not list(module.children()) and not name.startswith(inside):
-            places[name] = 0
-    with pretend_devices(N_DEVICES) as devices:
+def cut(lm: LanguageModel, folder: Path, aside: bool = True) -> Iterator["Pipeline"]:
+    """The model over pretend devices as `contrans` has accelerate spread it. `aside`: as on GPUs, copies
+    between devices have queues of their own."""
+    described = describe(str(folder))
+    need = needs(described, "float32", None, 1, True)
+    room = round((need.activations + 1.1 * need.weights / N_DEVICES + need.largest_block) / 0.95)
+    places = _device_map(described, need, dict.fromkeys(range(N_DEVICES), room), "float32", None)
+    assert places is not None
+    with pretend_devices(N_DEVICES) as devices, pytest.MonkeyPatch.context() as patch:
+        if aside:
+            patch.setattr(crossing, "copied", lambda tensor, device: devices.aside(tensor, device))
         accelerate.dispatch_model(
             lm.model,
-            {name: devices.devices[k] for name, k in places.items()},
+            {name: devices.devices[int(k)] for name, k in places.items()},
             main_device=devices.devices[0],
             force_hooks=True,
         )
         pipeline = Pipeline(devices)
+        assert {next(block.parameters()).device for block in lm.blocks} == set(devices.devices)
         for k, block in enumerate(lm.blocks):
             block.register_forward_pre_hook(pipeline.on_begin(k))
             block.register_forward_hook(pipeline.on_end(k))
@@ -62,13 +72,13 @@ def cut(lm: LanguageModel) -> Iterator["Pipeline"]:
 
 class Pipeline:
     """What happens on the first and on the last device, which works slowly: a batch ends there only once the
-    next one has begun on the first device, or after PATIENCE, which is shown once."""
+    one AHEAD of it has begun on the first device, or after PATIENCE, which is shown once."""
 
     def __init__(self, devices: Devices) -> None:
         self.devices, self.batch = devices, -1
         self.begun = [threading.Event() for _ in range(N_BATCHES)]
         self.overlaps: list[bool] = []
-        """For each batch but the last: had the first device begun the next one when this one ended?"""
+        """For each batch but the last: had the first device begun the one AHEAD when this one ended?"""
 
     def on_begin(self, k: int) -> Callable[..., None]:
         def hook(*_: object) -> None:
@@ -80,13 +90,15 @@ class Pipeline:
 
     def on_end(self, k: int) -> Callable[..., None]:
         def hook(*_: object) -> None:
-            if k == N_DEVICES - 1 and self.batch + 1 < N_BATCHES:
-                self.devices.submit(self.devices.devices[k], partial(self._work, self.begun[self.batch + 1]))
+            if k == N_BLOCKS - 1 and self.batch + AHEAD < N_BATCHES:
+                self.devices.submit(
+                    self.devices.devices[-1], partial(self._work, self.begun[self.batch + AHEAD])
+                )
 
         return hook
 
-    def _work(self, next_one: threading.Event) -> None:
-        self.overlaps.append(next_one.wait(PATIENCE if all(self.overlaps) else 0.0))
+    def _work(self, later: threading.Event) -> None:
+        self.overlaps.append(later.wait(PATIENCE if all(self.overlaps) else 0.0))
 
 
 def test_the_batches_are_those_that_are_meant() -> None:
@@ -97,14 +109,16 @@ def test_the_batches_are_those_that_are_meant() -> None:
 
 @pytest.mark.parametrize("position", ["last", "mean"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bloom"])
-def test_the_first_device_goes_on_while_the_last_one_works(architecture: str, position: str) -> None:
-    lm = language_model(architecture)
+def test_the_first_device_goes_on_while_the_last_one_works(
+    folder: Path, architecture: str, position: str
+) -> None:
+    lm = load_model(str(folder), device="cpu")
     plain = harvest(lm, position)
-    with cut(lm) as pipeline:
+    with cut(lm, folder) as pipeline:
         rows = harvest(lm, position)
-    assert pipeline.overlaps == [True] * (N_BATCHES - 1)
+    assert pipeline.overlaps == [True] * (N_BATCHES - AHEAD)
     landed = [why for why in pipeline.devices.waits if why == "cpu numpy"]
-    assert len(landed) == N_BATCHES
+    assert len(landed) == N_BATCHES * len(BLOCKS)  # the wanted blocks are on as many devices
     assert set(pipeline.devices.waits) == {"cpu numpy"}
     for block in BLOCKS:
         np.testing.assert_allclose(rows[block], plain[block], rtol=0, atol=1e-5 * np.abs(plain[block]).max())
@@ -121,17 +135,29 @@ def test_the_first_device_goes_on_while_the_last_one_works(architecture: str, po
     ids=["item", "tolist", "cpu", "bool"],
 )
 def test_a_hook_that_asks_for_values_holds_the_first_device_back(
-    monkeypatch: pytest.MonkeyPatch, ask: Callable[[torch.Tensor], object]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[torch.Tensor], object]
 ) -> None:
     """So the test above can fail."""
     monkeypatch.setattr("test_overlap.PATIENCE", 0.5)
-    lm = language_model("llama")
+    lm = load_model(str(folder), device="cpu")
     harvest(lm)  # what the model can do is tried with its first texts
 
     def hook(_module: nn.Module, _args: object, output: object) -> None:
         ask(output if isinstance(output, torch.Tensor) else output[0])  # type: ignore[index]
 
-    with cut(lm) as pipeline:
+    with cut(lm, folder) as pipeline:
         lm.blocks[-1].register_forward_hook(hook)
         harvest(lm)
-    assert pipeline.overlaps == [False] * (N_BATCHES - 1)
+    assert pipeline.overlaps == [False] * (N_BATCHES - AHEAD)
+
+
+def test_plain_copies_between_devices_hold_the_first_one_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What every block is told comes from the first device, which then waits for the last."""
+    monkeypatch.setattr("test_overlap.PATIENCE", 0.5)
+    lm = load_model(str(folder), device="cpu")
+    harvest(lm)
+    with cut(lm, folder, aside=False) as pipeline:
+        harvest(lm)
+    assert pipeline.overlaps == [False] * (N_BATCHES - AHEAD)

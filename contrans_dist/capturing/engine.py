@@ -54,7 +54,7 @@ def _run(
                     continue
                 packed = pack(batch, ids, wanted, len(group.trunk))
                 try:
-                    landing.add(packed.texts, *gatherer.run(packed, trunk))
+                    landing.add(packed.texts, gatherer.run(packed, trunk))
                     continue
                 except torch.OutOfMemoryError as error:
                     if not smaller:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.crossing import Crossing
 from contrans_dist.models.passing import unpacked
 from contrans_dist.prefixes import Packed, Trunk, can_narrow, narrowed
-from contrans_dist.prefixes.trunks import as_arguments, fresh_cache
+from contrans_dist.prefixes.trunks import as_arguments, fresh_cache, pinned
 
 _IN_FLIGHT = 4
 """Batches whose rows may still be on their way to the host: enough to keep a device busy, little memory."""
@@ -29,12 +31,14 @@ class Gatherer:
         self.lm, self.blocks, self.mean = lm, blocks, mean
         self.narrow = {s for s in (False, True) if narrow and not mean and can_narrow(lm, blocks[-1], s)}
         """The kinds of rows, plain and shared, in which the highest block runs at the texts' places alone."""
+        self.crossing = Crossing(lm.blocks[: blocks[-1] + 1])
         self.handles: list[Any] = []
         self.rows: dict[int, torch.Tensor] = {}
         self.places: dict[torch.device, torch.Tensor] = {}
         """int64 [2, texts]: row and column of each text's token, on each device; empty while a trunk runs"""
 
     def __enter__(self) -> Self:
+        self.handles += self.crossing.register()
         for block in self.blocks:
             self.handles.append(self.lm.blocks[block].register_forward_hook(self._hook(block)))
         return self
@@ -59,11 +63,11 @@ class Gatherer:
             self.places[device] = self.places[torch.device("cpu")].to(device, non_blocking=True)
         return self.places[device]
 
-    def run(self, batch: Packed, trunk: Trunk | None = None) -> tuple[torch.Tensor, torch.Event | None]:
-        """Rows `[blocks, texts, d]` of one batch on the host, and the event after which they are there."""
+    def run(self, batch: Packed, trunk: Trunk | None = None) -> "list[Rows]":
+        """Rows of one batch on their way to the host, from each device those of its blocks."""
         self.rows, self.places = (
             {},
-            {torch.device("cpu"): _pinned(torch.stack([batch.rows, batch.columns])[:, batch.index])},
+            {torch.device("cpu"): pinned(torch.stack([batch.rows, batch.columns])[:, batch.index])},
         )
         arguments = as_arguments(batch.positions, batch.mask(self.lm.dtype), trunk, self.lm.device)
         top = self.blocks[-1]
@@ -75,11 +79,14 @@ class Gatherer:
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
             raise RunError(f"block {idle[0]} of {self.lm.name} does not run on text alone; leave it out")
-        device = self.rows[self.blocks[-1]].device
-        together = torch.stack([self.rows[block].to(device, non_blocking=True) for block in self.blocks])
-        self.rows = {}
-        host = together.to("cpu", non_blocking=True)
-        return host, torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        captured, self.rows = self.rows, {}
+        by_device: dict[torch.device, list[int]] = {}
+        for block in self.blocks:
+            by_device.setdefault(captured[block].device, []).append(block)
+        return [
+            Rows.leaving(blocks, torch.stack([captured[block] for block in blocks]))
+            for blocks in by_device.values()
+        ]
 
     def trunk(self, ids: Sequence[int]) -> Trunk:
         """Keys and values of a trunk, up to the highest wanted block."""
@@ -88,7 +95,8 @@ class Gatherer:
         return Trunk.of(cache)
 
     def _forward(self, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
-        placed = _pinned(ids).to(self.lm.device, non_blocking=True)
+        self.crossing.forget()
+        placed = pinned(ids).to(self.lm.device, non_blocking=True)
         with torch.no_grad(), unpacked(), suppress(_Stop):
             self.lm.decoder(input_ids=placed, **arguments)
 
@@ -102,9 +110,21 @@ def gather_rows(hidden: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor,
     return hidden.float().masked_fill(outside[:, :, None], 0).sum(1) / (columns[:, None] + 1)
 
 
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """Where there is a GPU, in memory from which it copies while the host goes on."""
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one batch at the blocks of one device, on their way to the host."""
+
+    blocks: list[int]
+    values: torch.Tensor
+    """`[blocks, texts, d]`, on the host"""
+    event: torch.Event | None
+    """After it they are there; None where they are already"""
+
+    @classmethod
+    def leaving(cls, blocks: list[int], values: torch.Tensor) -> "Rows":
+        device, host = values.device, values.to("cpu", non_blocking=True)
+        event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        return cls(blocks, host, event)
 
 
 class Landing:
@@ -112,18 +132,19 @@ class Landing:
 
     def __init__(self, blocks: list[int], n_texts: int, d: int) -> None:
         self.arrays = {block: np.empty((n_texts, d), dtype=np.float32) for block in blocks}
-        self.flying: deque[tuple[list[int], torch.Tensor, torch.Event | None]] = deque()
+        self.flying: deque[tuple[list[int], list[Rows]]] = deque()
 
-    def add(self, texts: list[int], rows: torch.Tensor, event: torch.Event | None) -> None:
-        """Rows `[blocks, texts, d]` of the texts of these numbers, there once `event` has happened."""
-        self.flying.append((texts, rows, event))
+    def add(self, texts: list[int], rows: list[Rows]) -> None:
+        """Rows of a batch of the texts of these numbers."""
+        self.flying.append((texts, rows))
         self.land(_IN_FLIGHT)
 
     def land(self, leave: int = 0) -> None:
         """Waits for all batches but the newest `leave`."""
         while len(self.flying) > leave:
-            texts, rows, event = self.flying.popleft()
-            if event is not None:
-                event.synchronize()
-            for block, values in zip(self.arrays, rows.float().numpy(), strict=True):
-                self.arrays[block][texts] = values
+            texts, rows = self.flying.popleft()
+            for part in rows:
+                if part.event is not None:
+                    part.event.synchronize()
+                for block, values in zip(part.blocks, part.values.float().numpy(), strict=True):
+                    self.arrays[block][texts] = values

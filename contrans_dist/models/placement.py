@@ -186,6 +186,12 @@ def _device_map(
         room = get_balanced_memory(model, room, **options)
         room["cpu"] = 0
     found = dict(infer_auto_device_map(model, max_memory=room, **options))
+    # What has no weights, as rotary tables, comes after the blocks and so lands on the last device; its
+    # inputs would go there and its outputs back before the first block could begin.
+    first = next(iter(found.values()))
+    for name, module in model.named_modules():
+        if name in found and not any(True for _ in module.parameters()):
+            found[name] = first
     if not spill and {"cpu", "disk"} & set(map(str, found.values())):
         return None
     return found

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.passing import first_of, like, replaced
+from contrans_dist.prefixes.trunks import pinned
 
 WORTH = 0.5
 """Largest share of the positions that is worth it: keys, values and queries are computed of all anyhow."""
@@ -89,7 +90,7 @@ class _Grid:
         # A row without wanted positions takes some column.
         taken = (starts[:, None] + places).clamp(max=len(rows) - 1)
         chosen = columns[order][taken]
-        return cls(chosen.pin_memory() if torch.cuda.is_available() else chosen, shape[1])
+        return cls(pinned(chosen), shape[1])
 
     def index(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
         columns = self.columns.to(tensor.device, non_blocking=True)

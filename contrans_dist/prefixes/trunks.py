@@ -78,15 +78,20 @@ def fresh_cache() -> Cache:
     return DynamicCache()
 
 
+def pinned(tensor: Tensor) -> Tensor:
+    """Where there is a GPU, in memory from which it copies while the host goes on."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
 def as_arguments(
     positions: Tensor | None, mask: Tensor | None, trunk: Trunk | None, device: torch.device
 ) -> dict[str, Any]:
     """What of these a forward pass has to be told."""
     named: dict[str, Any] = {"use_cache": trunk is not None}
     if positions is not None:
-        named["position_ids"] = positions.to(device, non_blocking=True)
+        named["position_ids"] = pinned(positions).to(device, non_blocking=True)
     if mask is not None:
-        named["attention_mask"] = mask.to(device, non_blocking=True)
+        named["attention_mask"] = pinned(mask).to(device, non_blocking=True)
     if trunk is not None:
         named["past_key_values"] = trunk.cache()
     return named
