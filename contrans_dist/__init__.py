@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from contrans_dist.capturing import Activations, capture
     from contrans_dist.concepts import concept_vector
     from contrans_dist.errors import RunError, UserError
+    from contrans_dist.leastsquares import map_vectors
     from contrans_dist.models import LanguageModel, load_model, wrap_model
     from contrans_dist.scoring import Intervention, generate, next_token
     from contrans_dist.steering import steer
@@ -42,6 +43,7 @@ _HOMES = {
     "fit_map": "affine",
     "generate": "scoring",
     "load_model": "models",
+    "map_vectors": "leastsquares",
     "next_token": "scoring",
     "steer": "steering",
     "transplant": "transplanting",
@@ -63,6 +65,7 @@ __all__ = [
     "fit_map",
     "generate",
     "load_model",
+    "map_vectors",
     "next_token",
     "steer",
     "transplant",

@@ -15,6 +15,7 @@ from contrans_dist.capturing import capture_ids
 from contrans_dist.config import Recipe
 from contrans_dist.models import LanguageModel, find_blocks, load_model, split_name, wrap_model
 from contrans_dist.models.loading import DTYPES
+from contrans_dist.models.placement import host_memory
 from contrans_dist.plan import Side, Stage, Texts
 from contrans_dist.scoring import BASE, Intervention, next_token
 
@@ -22,15 +23,16 @@ _SAMPLE_TEXTS = 200
 _SAMPLE_ITEMS = 24
 _SAMPLE_BLOCKS = 2
 _SAMPLE_TOKENS = 4096
-_RAY_SECONDS = 3.0
-"""That Ray takes to start an actor's process and to end it."""
+_READ_RATE = 1e9
+"""Bytes a second that a checkpoint is taken to be read at, where it is streamed."""
 
 
 def from_rate(stages: Sequence[Stage], flops: float) -> None:
     """Fills in the seconds, at so many operations a second of one actor: two for each parameter of a block,
     token and block."""
     for stage in stages:
-        stage.seconds = 2 * _block_parameters(stage.side) * stage.work / flops / stage.actors.count
+        computing = 2 * _block_parameters(stage.side) * stage.work / flops
+        stage.seconds = _with_reading(stage, computing) / stage.actors.count
 
 
 def calibrate(stages: Sequence[Stage], recipe: Recipe) -> None:
@@ -41,9 +43,10 @@ def calibrate(stages: Sequence[Stage], recipe: Recipe) -> None:
     starting = _starting()
     pools: set[tuple[str, str]] = set()
     for side in {id(stage.side): stage.side for stage in stages}.values():
-        here = any(Path(split_name(side.model.id)[0]).glob("*.safetensors"))
+        own = [stage for stage in stages if stage.side is side]
+        here = any(Path(split_name(side.model.id)[0]).glob("*.safetensors")) and all(_fits(s) for s in own)
         lm = _whole(side) if here else _part(side)
-        for stage in (each for each in stages if each.side is side):
+        for stage in own:
             torch.set_num_threads(stage.actors.threads)
             if stage.name.startswith("evaluate") and here:
                 ids = _sample(lm, stage.seen, _SAMPLE_ITEMS)
@@ -55,8 +58,21 @@ def calibrate(stages: Sequence[Stage], recipe: Recipe) -> None:
                 taken = _timed(partial(capture_ids, lm, ids))
                 seconds = taken * stage.work / (Texts([list(text) for text in ids]).distinct * len(lm.blocks))
             pool = (side.model.id, stage.actors.use)
-            stage.seconds = seconds / stage.actors.count + (0 if pool in pools else starting)
+            seconds = _with_reading(stage, seconds) / stage.actors.count
+            stage.seconds = seconds + (0 if pool in pools else starting)
             pools.add(pool)
+
+
+def _fits(stage: Stage) -> bool:
+    """Whether the stage's whole model can be loaded here."""
+    room = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else host_memory()
+    return stage.actors.placement == "resident" and stage.actors.weights + stage.actors.activations < room
+
+
+def _with_reading(stage: Stage, computing: float) -> float:
+    """Seconds of a stage that takes so long to compute: while a block computes, the next one is read."""
+    streamed = stage.actors.placement == "stream"
+    return max(computing, stage.actors.weights / _READ_RATE * stage.actors.count) if streamed else computing
 
 
 def _starting() -> float:

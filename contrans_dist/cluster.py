@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -61,6 +61,13 @@ class Replicas:
     actors: int
     gpus: float
     cpus: float
+    per_node: int = field(default=1, compare=False)
+    """At most so many on one node."""
+
+    @property
+    def share(self) -> float:
+        """Of the memory of its devices, what one actor may take."""
+        return min(self.gpus, 1.0) if self.gpus else 1.0 / self.per_node
 
 
 def replicas(cluster: ClusterSettings) -> Replicas:
@@ -77,9 +84,8 @@ def replicas(cluster: ClusterSettings) -> Replicas:
         _check_fit(cluster, sum(fitting), f"{gpus:g} GPUs", max(n.get("GPU", 0) for n in nodes))
         actors = cluster.actors or sum(fitting)
         shares = [node.get("CPU", 0) / fit for node, fit in zip(nodes, fitting, strict=True) if fit]
-        return Replicas(
-            actors, gpus, cluster.cpus_per_actor or max(1.0, float(int(min(shares, default=1.0))))
-        )
+        cpus = cluster.cpus_per_actor or max(1.0, float(int(min(shares, default=1.0))))
+        return Replicas(actors, gpus, cpus, max(1, min(actors, max(fitting))))
     cores = [node.get("CPU", 0) for node in nodes if node.get("CPU", 0) >= 1]
     if not cores:
         raise UserError("--cpus-per-actor: no node of the cluster lends a core")
@@ -87,7 +93,13 @@ def replicas(cluster: ClusterSettings) -> Replicas:
     cpus = cluster.cpus_per_actor or min(share, max(cores))
     fit = sum(int(node // cpus) for node in cores)
     _check_fit(cluster, fit, f"{cpus:g} cores", max(cores))
-    return Replicas(cluster.actors or max(fit, 1), 0.0, cpus)
+    actors = cluster.actors or max(fit, 1)
+    return Replicas(actors, 0.0, cpus, max(1, min(actors, int(max(cores) // cpus))))
+
+
+def most_gpus() -> float:
+    """GPUs of the node that has most of them."""
+    return max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
 
 
 def _check_fit(cluster: ClusterSettings, fit: int, wanted: str, largest: float) -> None:

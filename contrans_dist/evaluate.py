@@ -14,13 +14,12 @@ import pyarrow.parquet as pq
 from contrans_dist import schema
 from contrans_dist.benchmarks import Benchmark
 from contrans_dist.benchmarks.emotions import EmotionBenchmark
-from contrans_dist.cluster import connected, replicas
+from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering
 from contrans_dist.config import (
     ClusterSettings,
     EvaluationSettings,
     ModelSettings,
-    Placement,
     differing,
     fingerprint,
 )
@@ -28,7 +27,8 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.leak import leak_report, overlap
 from contrans_dist.manifest import model_identity
 from contrans_dist.models import load_model, model_facts
-from contrans_dist.models.placement import choose_placement
+from contrans_dist.models.placement import Placement
+from contrans_dist.placing import place
 from contrans_dist.pool import Task, run_tasks
 from contrans_dist.progress import Progress, note
 from contrans_dist.provenance import command_line, git_commit, now, versions
@@ -66,15 +66,8 @@ class EvaluationSpec:
 class EvaluationActor:
     """A loaded target model that scores splits under every condition."""
 
-    def __init__(self, model: ModelSettings, asked: Placement = "auto") -> None:
-        options: dict[str, Any] = model.model_dump(exclude={"id"})
-        placement = choose_placement(model.id, **options, asked=asked)
-        if placement.kind == "stream":
-            raise RunError(
-                f"{model.id}: {placement.reason.partition(':')[0]}; steering needs the whole model: give "
-                "--gpus-per-actor more GPUs, or --quantization"
-            )
-        self.lm = load_model(model.id, **options, device=placement.device_map)
+    def __init__(self, model: ModelSettings, placement: Placement) -> None:
+        self.lm = load_model(model.id, **model.model_dump(exclude={"id"}), device=placement.device_map)
 
     def ready(self) -> str:
         return str(self.lm.device)
@@ -256,9 +249,9 @@ def _score_missing(
             scored += rows
             progress.advance(items_of[task.name])
 
-        size = replicas(cluster)
+        size, placement = place(spec.model, cluster, head=True)
         tasks = [Task(split.name, split) for split in missing]
-        outcome = run_tasks(EvaluationActor, (spec.model, cluster.placement), tasks, size, keep, shared=spec)
+        outcome = run_tasks(EvaluationActor, (spec.model, placement), tasks, size, keep, shared=spec)
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(

@@ -3,21 +3,22 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
+import torch
 
 from contrans_dist import schema
 from contrans_dist.artifacts import ActivationSet
-from contrans_dist.cluster import Replicas, connected, on_a_node, replicas
+from contrans_dist.cluster import Replicas, connected, first_line, on_a_node, replicas
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings, differing
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvesters import SLOTS, HarvestActor, SweepActor
 from contrans_dist.manifest import identity_of, manifest_of, warn
 from contrans_dist.models import ModelFacts, model_facts, resolve_blocks
-from contrans_dist.models.placement import Placement, choose_placement
+from contrans_dist.models.placement import Placement
+from contrans_dist.placing import place
 from contrans_dist.pool import Outcome, Task, run_tasks
 from contrans_dist.progress import Progress, note
 from contrans_dist.quantized import quantization_check
@@ -68,8 +69,16 @@ def harvest_sets(
             _compute_missing(model, unfinished, cluster)
         if model.quantization is not None:
             for each in unfinished:
-                each.quantization = on_a_node(quantization_check, replicas(cluster), model, each.spec)
+                each.quantization = _checked(model, each.spec, cluster)
     return [each.finish(facts) for each in sets]
+
+
+def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) -> dict[str, Any]:
+    """What was measured of the quantised model; why not, where the unquantised one could not be run."""
+    try:
+        return dict(on_a_node(quantization_check, replicas(cluster), model, spec))
+    except (RunError, UserError, MemoryError, torch.OutOfMemoryError) as error:
+        return {"texts": 0, "reason": f"not measured: {first_line(error)}"}
 
 
 @dataclass
@@ -160,8 +169,14 @@ def _refuse_other(spec: HarvestSpec, manifest: dict[str, Any] | None) -> None:
 
 def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSettings) -> None:
     """Make every missing shard of every set over one pool. Raises RunError when some failed for good."""
-    size, began = replicas(cluster), time.monotonic()
-    placement = _place(model, sets, cluster, size)
+    began = time.monotonic()
+    size, placement = place(
+        model,
+        cluster,
+        head=False,
+        highest_block=max(max(each.spec.blocks) for each in sets),
+        batch_tokens=max(each.spec.capture.batch_tokens for each in sets),
+    )
     # Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
     owned = [(each, unit) for each in sets for unit in each.units()]
     units = {unit.name: unit for _, unit in owned}
@@ -175,6 +190,8 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
             progress.reach(int(sum(report.rows for report in fresh.values()) + besides))
 
         def keep(task: Task, result: ShardReport | SweepReport) -> None:
+            for line in result.notes:
+                progress.note(line)
             reports = result.reports if isinstance(result, SweepReport) else {task.name: result}
             for name, report in reports.items():
                 owner[name].reports[report.index] = report
@@ -202,25 +219,6 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
         clean(each.spec.out)
         own = sum(report.tokens for name, report in fresh.items() if owner[name] is each)
         each.throughput = {"tokens": own, **throughput}
-
-
-def _place(model: ModelSettings, sets: list[_Set], cluster: ClusterSettings, size: Replicas) -> Placement:
-    """How the model is placed, found out where an actor will be."""
-    choose = partial(
-        choose_placement,
-        model.id,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        highest_block=max(max(each.spec.blocks) for each in sets),
-        head=False,
-        asked=cluster.placement,
-        batch_tokens=max(each.spec.capture.batch_tokens for each in sets),
-        trust_remote_code=model.trust_remote_code,
-    )
-    placement: Placement = on_a_node(choose, size)
-    if placement.kind != "resident":
-        note(f"{model.id}: {placement.reason}")
-    return placement
 
 
 def _sweeps(sets: list[_Set], units: dict[str, Unit], actors: int) -> list[Task]:
@@ -257,4 +255,5 @@ def _throughput(
         "gpus_per_actor": size.gpus,
         "lost_actors": outcome.lost_actors,
         "placement": placement.kind,
+        "placement_reason": placement.reason,
     }

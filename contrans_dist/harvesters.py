@@ -1,6 +1,9 @@
 """The actors of a harvest: a resident model that makes shards one by one, a streamed one that makes many at
 a time."""
 
+import logging
+from dataclasses import replace
+
 from contrans_dist.config import ModelSettings
 from contrans_dist.models import load_model
 from contrans_dist.models.placement import Placement
@@ -11,6 +14,23 @@ from contrans_dist.streamed import SweepReport, SweepTask, run_sweep
 
 SLOTS = 2
 """Shards that a resident model's actor has at a time: one is written while the model computes the other."""
+
+
+class Notes(logging.Handler):
+    """Warnings of this process, to be taken along with a result: what an actor prints reaches nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        logging.getLogger("contrans_dist").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def taken(self) -> tuple[str, ...]:
+        """Those since the last call."""
+        lines, self.lines = self.lines, []
+        return tuple(lines)
 
 
 class HarvestActor:
@@ -27,12 +47,14 @@ class HarvestActor:
             trust_remote_code=model.trust_remote_code,
         )
         self.in_turn = InTurn()
+        self.notes = Notes()
 
     def ready(self) -> str:
         return str(self.lm.device)
 
     def run(self, unit: Unit) -> ShardReport:
-        return compute_shard(self.lm, unit.rows, unit.spec, unit.shard, self.in_turn)
+        report = compute_shard(self.lm, unit.rows, unit.spec, unit.shard, self.in_turn)
+        return replace(report, notes=self.notes.taken())
 
 
 class SweepActor:
@@ -41,6 +63,7 @@ class SweepActor:
     def __init__(self, model: ModelSettings) -> None:
         self.model = open_streamed(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
         self.through = 0.0
+        self.notes = Notes()
 
     def ready(self) -> str:
         return str(self.model.device)
@@ -53,7 +76,9 @@ class SweepActor:
             self.through = texts * (k + 1) / blocks
 
         self.through = 0.0
-        return run_sweep(self.model, task, told=told)
+        report = run_sweep(self.model, task, told=told)
+        report.notes = self.notes.taken()
+        return report
 
     def progress(self) -> float:
         """Texts of the running sweep, each counted by the share of the blocks that it is through."""

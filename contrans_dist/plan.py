@@ -1,5 +1,6 @@
 """What a recipe will take: memory, disk and hours, from its texts and the models' configurations alone."""
 
+import math
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,14 +10,21 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from contrans_dist.capturing.streamed import MEMORY
 from contrans_dist.config import CaptureSettings, ModelSettings, Recipe
-from contrans_dist.errors import UserError
 from contrans_dist.evaluate import load_benchmark
 from contrans_dist.harvesters import SLOTS
 from contrans_dist.models import CPU_TOKENS, encode_many, resolve_blocks, split_name
 from contrans_dist.models.facts import own_dtype
-from contrans_dist.models.loading import Described, describe, hub_errors
-from contrans_dist.models.placement import Needs, Placement, choose_placement, host_memory, needs
+from contrans_dist.models.loading import DTYPES, Described, describe, hub_errors
+from contrans_dist.models.placement import (
+    Placement,
+    choose_placement,
+    fewest_gpus,
+    gpu_counts,
+    host_memory,
+    needs,
+)
 from contrans_dist.prefixes.groups import common
 from contrans_dist.preparation import RecipeTexts, captures
 from contrans_dist.shards import piece_rows, rows_per_shard
@@ -33,7 +41,6 @@ _HELD = 2 * SLOTS
 _USUAL_MEMORY = 480 << 20
 _HEAD_TOKENS = 4096
 """Tokens of a batch in an evaluation."""
-_GPUS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Actors:
     activations: int
     memory: int
     """Of the node, by its process at the peak."""
-    gpus: int
+    gpus: float
     count: int
     threads: int
     """Of each, where it runs on the CPU."""
@@ -171,10 +178,14 @@ def plan_recipe(recipe: Recipe, texts: RecipeTexts, nodes: Nodes, base_memory: i
         described = side.described(False, max(blocks))
         rows = _together(max(corpus.num_rows, contrast.num_rows), blocks, side)
         held = rows * len(blocks) * side.d * 4
-        actors = _actors(recipe, side, described, "harvest", nodes, base_memory + _HELD * held)
-        for what, table, capture in zip(("corpus", "contrast"), (corpus, contrast), both, strict=True):
-            given = prompts(table, capture.template)
-            seen = side.texts(given, capture.chat)
+        tables = (corpus, contrast)
+        texts_seen = [
+            side.texts(prompts(table, capture.template), capture.chat)
+            for table, capture in zip(tables, both, strict=True)
+        ]
+        tokens = sum(seen.tokens for seen in texts_seen)
+        actors = _actors(recipe, side, described, "harvest", nodes, base_memory + _HELD * held, tokens)
+        for what, table, capture, seen in zip(("corpus", "contrast"), tables, both, texts_seen, strict=True):
             stage = _harvest_stage(f"harvest {what}-{name}", side, seen, blocks, capture, actors)
             stage.disk += sum(len(text.encode()) for text in table.column("text").to_pylist())
             stages.append(stage)
@@ -236,20 +247,25 @@ def _actors(
     use: str,
     nodes: Nodes,
     base_memory: int,
+    streamed_tokens: int = 0,
 ) -> Actors:
-    """The fewest GPUs that hold the model, as far as a node has them, and the actors that then fit."""
+    """The fewest GPUs that hold the model, as far as a node has them, and the actors that then fit.
+
+    `streamed_tokens`: those whose states a streamed model keeps.
+    """
     head, settings = use == "evaluate", side.model
     tokens = _HEAD_TOKENS if head else recipe.batch_tokens
     gpus, placement = _placed(recipe, side, described, nodes, head, tokens)
     need = needs(
         described, side.dtype, settings.quantization, tokens if gpus else min(tokens, CPU_TOKENS), head
     )
-    memory = base_memory + (0 if gpus else _resident(need, placement))
-    by_node = (
-        int(nodes.gpus // gpus)
-        if gpus
-        else int(max(1, nodes.cpus // (recipe.cluster.cpus_per_actor or nodes.cpus)))
-    )
+    memory = base_memory
+    if placement.kind == "stream":
+        states = min(MEMORY, streamed_tokens * side.d * DTYPES[side.dtype].itemsize)
+        memory += max(need.embedding, 2 * need.largest_block) + need.activations + states
+    elif not gpus:
+        memory += need.total
+    by_node = int(nodes.gpus // gpus) if gpus else _by_cores(recipe, nodes)
     fit = nodes.count * max(1, min(by_node, int(nodes.memory // memory) or 1))
     count = min(recipe.cluster.actors or fit, fit) if gpus else recipe.cluster.actors or fit
     return Actors(
@@ -266,43 +282,32 @@ def _actors(
     )
 
 
-def _resident(need: Needs, placement: Placement) -> int:
-    if placement.kind == "stream":
-        return 2 * need.largest_block + need.activations
-    return need.total
-
-
 def _placed(
     recipe: Recipe, side: Side, described: Described, nodes: Nodes, head: bool, tokens: int
-) -> tuple[int, Placement]:
-    """(GPUs of an actor, placement)."""
-    asked = recipe.cluster.gpus_per_actor
-    counts = [int(asked)] if asked else [g for g in _GPUS if g <= nodes.gpus] or [0]
-    placement: Placement | None = None
-    for gpus in counts:
-        memories: dict[Any, int] = dict.fromkeys(range(gpus), nodes.gpu_memory) | {"cpu": nodes.memory}
-        try:
-            placement = choose_placement(
-                side.model.id,
-                dtype=side.model.dtype,
-                quantization=side.model.quantization,
-                highest_block=described.highest,
-                head=head,
-                asked="auto" if head else recipe.cluster.placement,
-                memories=memories,
-                batch_tokens=tokens,
-                trust_remote_code=side.model.trust_remote_code,
-            )
-        except UserError:
-            if gpus == counts[-1]:
-                raise
-            continue
-        if placement.kind != "stream":
-            return gpus, placement
-    assert placement is not None
-    if head:
-        raise UserError(f"{side.model.id}: {placement.reason.partition(':')[0]}; steering needs all of it")
-    return counts[0], placement
+) -> tuple[float, Placement]:
+    """(GPUs of an actor, placement), as the run itself will choose them."""
+
+    def choose(gpus: float) -> Placement:
+        memories: dict[Any, int] = dict.fromkeys(range(math.ceil(gpus)), nodes.gpu_memory)
+        return choose_placement(
+            side.model.id,
+            **side.model.model_dump(exclude={"id"}),
+            highest_block=described.highest,
+            head=head,
+            asked="auto" if head else recipe.cluster.placement,
+            memories=memories | {"cpu": nodes.memory},
+            batch_tokens=tokens,
+            share=min(gpus, 1.0) if gpus else 1.0 / _by_cores(recipe, nodes),
+        )
+
+    return fewest_gpus(gpu_counts(recipe.cluster.gpus_per_actor, nodes.gpus), choose, side.model.id, head)
+
+
+def _by_cores(recipe: Recipe, nodes: Nodes) -> int:
+    """Actors without GPUs that a node's cores have room for."""
+    cluster = recipe.cluster
+    shared = max(1, nodes.cpus * nodes.count // cluster.actors) if cluster.actors else nodes.cpus
+    return max(1, int(nodes.cpus // (cluster.cpus_per_actor or min(shared, nodes.cpus))))
 
 
 def as_content(stages: list[Stage], nodes: Nodes, rate: str) -> dict[str, Any]:
@@ -345,6 +350,6 @@ def limits(stages: list[Stage], nodes: Nodes) -> list[str]:
             )
         elif actors.gpus and nodes.gpus % actors.gpus:
             found.append(
-                f"GPUs: {actors.model} takes {actors.gpus} of a node's {nodes.gpus}; the rest stay idle"
+                f"GPUs: {actors.model} takes {actors.gpus:g} of a node's {nodes.gpus}; the rest stay idle"
             )
     return list(dict.fromkeys(found))

@@ -99,6 +99,8 @@ class ShardReport:
     device: str = ""
     work: Work | None = None
     """None for a shard that was there."""
+    notes: tuple[str, ...] = ()
+    """What its actor has to say to the person who is watching."""
 
 
 @dataclass(frozen=True)

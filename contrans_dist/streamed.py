@@ -10,6 +10,7 @@ each block, but not so often that it takes more than a twentieth of the time.
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -28,7 +29,6 @@ from contrans_dist.capturing.streamed import MEMORY, Plan, plan_capture, states_
 from contrans_dist.errors import RunError
 from contrans_dist.models import encode_many
 from contrans_dist.models.streaming import StreamedModel
-from contrans_dist.progress import note
 from contrans_dist.shardfiles import (
     Counts,
     HarvestSpec,
@@ -41,6 +41,8 @@ from contrans_dist.shardfiles import (
 from contrans_dist.shards import canary_rows
 from contrans_dist.storage import Location, sync
 from contrans_dist.texts import prompts
+
+_log = logging.getLogger(__name__)
 
 _SAVE_SHARE = 20
 """Saving takes at most one part in so many of the time."""
@@ -67,6 +69,8 @@ class SweepReport:
     blocks_read: list[int] = field(default_factory=list)
     bytes_read: int = 0
     """Bytes of the checkpoint's tensors."""
+    notes: tuple[str, ...] = ()
+    """What its actor has to say to the person who is watching."""
 
 
 def plan_sweeps(sets: Sequence[tuple[HarvestSpec, Sequence[Shard]]], sweeps: int) -> dict[str, set[str]]:
@@ -188,9 +192,9 @@ def _sweep(
         if record.after is not None:
             try:
                 states.resume(record.after + 1)
-                note(f"{record.folder}: going on after block {record.after}")
+                _log.warning("%s: going on after block %d", record.folder, record.after)
             except RunError as error:
-                note(f"{error}; starting afresh")
+                _log.warning("%s; starting afresh", error)
                 record.after = None
 
         def finished(k: int) -> None:

@@ -24,6 +24,7 @@ from contrans_dist.artifacts import ActivationSet
 from contrans_dist.cli import main
 from contrans_dist.cluster import connected
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
+from contrans_dist.errors import RunError
 from contrans_dist.harvest import HarvestJob, harvest, harvest_sets
 from contrans_dist.harvesters import HarvestActor
 from contrans_dist.shardfiles import HarvestSpec, Unit
@@ -426,6 +427,21 @@ def test_a_streamed_harvest_is_that_of_the_whole_model(
     assert {name for name, stamp in stamps(out).items() if before[name] != stamp} == {"shard-00003.parquet"}
     np.testing.assert_array_equal(block_rows(read_all(out)), rows)
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_quantising_that_cannot_be_measured_leaves_the_set_whole(
+    local: None, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RunError("its weights cannot be loaded: no room")
+
+    monkeypatch.setattr("contrans_dist.harvest.quantization_check", fails)
+    folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=2, d=64))
+    table = read_texts(texts).slice(0, 8)
+    made = harvest(ModelSettings(id=folder, quantization="int8"), table, str(tmp_path / "set"), None, ONE)
+    reason = "not measured: its weights cannot be loaded: no room"
+    assert made.manifest["quantization_check"] == {"texts": 0, "reason": reason}
+    assert made.manifest["rows"] == 8
 
 
 def test_what_quantising_costs_is_measured(local: None, texts: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "config", "recipe", "schema", "storage", "provenance", "progress", "artifacts", "texts",
     "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
-    "streamed", "quantized", "harvesters", "manifest", "cluster", "pool", "harvest",
+    "streamed", "quantized", "harvesters", "manifest", "cluster", "pool", "placing", "harvest",
     "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "affine", "pairs",
     "transplanting", "vectors", "maps", "refining", "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "evaluate",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from contrans_dist.capturing import capture_ids
 from contrans_dist.errors import UserError
 from contrans_dist.models import CPU_TOKENS, load_model
 from contrans_dist.models.loading import describe
-from contrans_dist.models.placement import activation_bytes, choose_placement, host_memory, needs
+from contrans_dist.models.placement import (
+    Placement,
+    activation_bytes,
+    choose_placement,
+    fewest_gpus,
+    gpu_counts,
+    host_memory,
+    needs,
+)
 from contrans_dist.scoring import Intervention, next_token
 
 GB = 10**9
@@ -156,6 +165,49 @@ def test_a_model_cut_over_memory_and_disk_gives_the_same_rows_and_logits(tmp_pat
 def test_host_memory_is_within_this_machine() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < host_memory() <= total
+
+
+def test_what_a_group_holds_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of control groups; file cache would be given back."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        (tmp_path / limit).write_text("1000000\n")
+        (tmp_path / used).write_text("700000\n")
+        (tmp_path / "memory.stat").write_text(f"anon 600000\n{cached} 100000\n")
+        monkeypatch.setattr("contrans_dist.models.placement._LIMITS", (str(tmp_path / limit),))
+        assert host_memory() == 400_000
+
+
+def test_several_actors_share_the_memory(small: str) -> None:
+    memories = {"cpu": 32 * GB}
+    assert choose_placement(small, head=False, memories=memories, share=0.5).kind == "resident"
+    assert choose_placement(small, head=False, memories=memories, share=0.25).kind == "stream"
+    idle = choose_placement(small, head=False, memories=dict.fromkeys(range(4), 80 * GB) | memories)
+    assert idle.reason.endswith("; the actor's 3 other GPUs stay idle")
+
+
+def test_the_fewest_gpus_that_hold_it(small: str, large: str) -> None:
+    def chosen(name: str, counts: list[float], head: bool = False, **options: Any) -> tuple[float, str]:
+        def choose(gpus: float) -> Placement:
+            memories = dict.fromkeys(range(int(gpus)), 80 * GB) | {"cpu": 100 * GB}
+            return choose_placement(name, head=head, memories=memories, **options)
+
+        gpus, placement = fewest_gpus(counts, choose, name, head)
+        return gpus, placement.kind
+
+    assert gpu_counts(None, 8) == [1, 2, 4, 8]
+    assert (gpu_counts(None, 0), gpu_counts(0, 8), gpu_counts(0.5, 8)) == ([0], [0], [0.5])
+    assert chosen(small, gpu_counts(None, 8)) == (1, "resident")
+    assert chosen(large, gpu_counts(None, 8)) == (2, "device-map")
+    assert chosen(large, gpu_counts(4, 8)) == (4, "device-map")
+    assert chosen(large, gpu_counts(None, 1)) == (1, "stream")
+    assert chosen(large, gpu_counts(None, 8), asked="stream") == (1, "stream")
+    assert chosen(large, gpu_counts(None, 1), quantization="nf4") == (1, "resident")
+    assert chosen(large, gpu_counts(None, 8), dtype="float32", quantization="int8")[0] <= 2
+    with pytest.raises(UserError, match=r"138\.0 GB of weights .*; steering needs the whole model"):
+        chosen(large, [1.0], head=True)
 
 
 def test_activations_grow_with_tokens_and_experts(small: str) -> None:

@@ -149,7 +149,7 @@ def test_what_no_node_holds_is_streamed_or_refused(
     assert first["memory"] < 10 * GB
     assert any("is streamed: " in line for line in plan["limits"])
     said = _error(path, *flags[:-1], "8", capsys=capsys, monkeypatch=monkeypatch)
-    assert "steering needs all of it" in said
+    assert "steering needs the whole model" in said
     assert len(said.strip().splitlines()) == 1
 
 

@@ -14,7 +14,7 @@ from truth import block_states
 
 from contrans_dist.capturing import capture_ids
 from contrans_dist.models import LanguageModel, wrap_model
-from contrans_dist.prefixes import Group, can_share, groups, pack, plan_groups
+from contrans_dist.prefixes import Group, can_narrow, can_share, groups, pack, plan_groups
 from contrans_dist.prefixes.groups import _antichain
 
 NO_SHARING = {"bloom", "mpt"}  # positions by ALiBi, counted from the mask
@@ -213,6 +213,40 @@ def test_windows_and_contexts_bound_what_is_shared() -> None:
             shared = capture_ids(lm, ids)
             plain = capture_ids(lm, ids, share_prefixes=False)
             assert all(deviation(shared[block], plain[block]) < 1e-5 for block in plain)
+
+
+def test_a_trunk_that_does_not_fit_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    lm, ids = language_model(), alike()
+    expected = capture_ids(lm, ids, share_prefixes=False)
+    trunks: list[int] = []
+
+    def full(_module: object, args: tuple, named: dict) -> None:
+        hidden = args[0] if args else named["hidden_states"]
+        if hidden.shape[:2] == (1, 20):
+            trunks.append(1)
+            raise torch.OutOfMemoryError("pretended")
+
+    handle = lm.blocks[1].register_forward_pre_hook(full, with_kwargs=True)
+    rows = capture_ids(lm, ids, batch_tokens=60)
+    handle.remove()
+    assert trunks == [1]
+    assert len(caplog.records) == 1
+    assert all(deviation(rows[block], expected[block]) < 1e-5 for block in expected)
+
+
+def test_a_text_longer_than_a_window_does_not_keep_the_others_from_sharing() -> None:
+    ids = [*alike(), some(60)]
+    plan = plan_groups(ids, [len(text) - 1 for text in ids], 300, bound=50)
+    assert kinds(plan) == {"trunk row", "row", "alone"}
+    (row,) = [row for group in plan for batch in group.batches for row in batch if len(ids) - 1 in row.texts]
+    assert (row.texts, row.length) == ((len(ids) - 1,), 60)
+
+
+def test_attention_that_takes_no_masks_of_its_own_is_left_alone() -> None:
+    lm = language_model()
+    lm.config._attn_implementation = "flash_attention_2"
+    assert not can_share(lm, head=False)
+    assert not can_narrow(lm, 3, shared=False)
 
 
 def test_out_of_memory_cuts_shared_rows_too() -> None:

@@ -217,6 +217,21 @@ def alike() -> list[list[int]]:
     return [trunk + heads[i % 4] + RNG.integers(3, 290, size=2 + i % 4).tolist() for i in range(14)] + PROMPTS
 
 
+def test_a_trunk_runs_as_many_interventions_at_a_time_as_fit(monkeypatch):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 40)
+    lm, prompts = language_model(), [[*range(3, 33), 40 + i, 50 + i] for i in range(20)]
+    sweep = [Intervention(str(a), {1: vec(1)}, a / 4) for a in range(1, 12)]
+    sizes = []
+    expected = next_token(lm, prompts, sweep, watch=WATCH, share_prefixes=False)
+    handle = lm.blocks[2].mlp.register_forward_hook(lambda _m, _a, out: sizes.append(out[..., 0].numel()))
+    got = next_token(lm, prompts, sweep, watch=WATCH, batch_tokens=70)
+    handle.remove()
+    assert 60 in sizes  # two interventions over the trunk of 30 tokens
+    assert max(sizes) <= 70
+    np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_prompts_that_begin_alike_score_as_each_alone(architecture, monkeypatch):
     monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)

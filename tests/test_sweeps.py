@@ -18,7 +18,7 @@ from truth import block_rows, read_all
 
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.errors import UserError
-from contrans_dist.harvesters import SweepActor
+from contrans_dist.harvesters import HarvestActor, SweepActor
 from contrans_dist.manifest import identity_of
 from contrans_dist.models import load_model, model_facts, resolve_blocks
 from contrans_dist.models.streaming import open_streamed
@@ -72,6 +72,22 @@ def _assert_same(folder: Path, wanted: Path) -> None:
     np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     columns = [name for name in frame.columns if not name.startswith("block_")]
     assert found[columns].equals(frame[columns])
+
+
+def test_an_actor_passes_on_what_its_engine_warns_of(model: Path, tmp_path: Path) -> None:
+    texts = _texts()
+    actor = HarvestActor(ModelSettings(id=str(model)), N_BLOCKS - 1)
+
+    def full(_module: object, args: tuple, named: dict) -> None:
+        hidden = args[0] if args else named["hidden_states"]
+        if hidden.shape[0] > 1:
+            raise torch.OutOfMemoryError("pretended")
+
+    actor.lm.blocks[0].register_forward_pre_hook(full, with_kwargs=True)
+    reports = [actor.run(unit) for unit in _units(_spec(model, texts, tmp_path / "out"), texts)]
+    (line,) = [line for report in reports for line in report.notes]
+    assert "out of memory at" in line
+    _assert_same(tmp_path / "out", _resident(model, texts, tmp_path / "whole"))
 
 
 def test_an_actor_knows_how_far_its_sweep_is(

@@ -1,8 +1,8 @@
 """The loop over batches."""
 
-import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -10,11 +10,10 @@ import torch
 from contrans_dist.capturing.activations import Activations
 from contrans_dist.capturing.batches import Position, prepare
 from contrans_dist.capturing.gather import Gatherer, Landing
+from contrans_dist.capturing.memory import did_not_fit
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
-from contrans_dist.prefixes import Group, Row, pack, plan_for
-
-_log = logging.getLogger(__name__)
+from contrans_dist.prefixes import Group, Row, Trunk, pack, plan_for
 
 
 def _check_blocks(lm: LanguageModel, blocks: Sequence[int] | str | None) -> list[int]:
@@ -40,16 +39,15 @@ def _run(
 ) -> None:
     """Runs the batches in order; once one has not fitted into memory, those as large are cut first."""
     wanted = [[token] for token in tokens]
-    limit: float | None = None
     with Gatherer(lm, list(landing.arrays), mean, narrow) as gatherer:
         for group in groups:
-            trunk = gatherer.trunk(group.trunk) if group.trunk else None
+            group, trunk = _with_trunk(gatherer, group, ids)
             queue = deque(group.batches)
             while queue:
                 batch = queue.popleft()
                 size = len(batch) * batch[0].length
                 smaller = _smaller(batch, ids, len(group.trunk))
-                if limit is not None and size > limit and smaller:
+                if lm.fits is not None and size > lm.fits and smaller:
                     queue.extendleft(reversed(smaller))
                     continue
                 packed = pack(batch, ids, wanted, len(group.trunk))
@@ -62,12 +60,20 @@ def _run(
                             f"text {batch[0].texts[0]}: its {size} tokens alone do not fit into memory"
                         ) from error
                 # Only here, after the exception, has the failed batch let go of its memory.
-                torch.cuda.empty_cache()
-                if limit is None:
-                    _log.warning("out of memory at %d tokens a batch: going on with smaller batches", size)
-                limit = size // 2
+                did_not_fit(lm, size)
                 queue.appendleft(batch)
     landing.land()
+
+
+def _with_trunk(gatherer: Gatherer, group: Group, ids: list[list[int]]) -> tuple[Group, Trunk | None]:
+    """The group and its trunk, which has run; where that did not fit, each text by itself and no trunk."""
+    if not group.trunk:
+        return group, None
+    with suppress(torch.OutOfMemoryError):
+        return group, gatherer.trunk(group.trunk)
+    did_not_fit(gatherer.lm, len(group.trunk))
+    texts = [i for batch in group.batches for row in batch for i in row.texts]
+    return Group((), [[Row((i,), len(ids[i]))] for i in texts]), None
 
 
 def _smaller(batch: list[Row], ids: list[list[int]], trunk: int) -> list[list[Row]]:

@@ -1,11 +1,11 @@
 """Capturing from a model that is never whole in memory: all texts through one block, then the next."""
 
-import logging
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from contrans_dist.capturing.activations import Activations
 from contrans_dist.capturing.batches import Position, Prepared, plan_batches, prepare
 from contrans_dist.capturing.gather import gather_rows
+from contrans_dist.capturing.memory import did_not_fit
 from contrans_dist.capturing.states import States
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, resolve_blocks
@@ -26,8 +27,6 @@ MEMORY = 2 << 30
 """Bytes of states that are kept in memory unless asked otherwise."""
 _IN_FLIGHT = 2
 """Batches that may still be on their way from a GPU."""
-
-_log = logging.getLogger(__name__)
 
 
 class Rows(Protocol):
@@ -155,7 +154,8 @@ def sweep(
     if after is None:
         # The first block is not read yet: an embedding may be as large as several blocks.
         states.begin(0)
-        _pass(batches, (batch.ids.long() for batch in batches), model.embedded, states)
+        embedded = partial(_fitting, model.lm, model.embedded)
+        _pass(batches, (batch.ids.long() for batch in batches), embedded, states)
         states.end()
         model.forget_embedding()
     with ThreadPoolExecutor(1) as reader:
@@ -168,9 +168,10 @@ def sweep(
             with model.running(k, block) as run:
                 if k == first:
                     model.check_block(run)
-                _pass(batches, states.each(), run, states if k < highest else None, k, rows.get(k))
-            # Both hold on to the block, which must go before the next but one comes.
-            del block, run
+                fitting = partial(_fitting, model.lm, run)
+                _pass(batches, states.each(), fitting, states if k < highest else None, k, rows.get(k))
+            # All hold on to the block, which must go before the next but one comes.
+            del block, run, fitting
             states.end()
             finished(k)
 
@@ -200,7 +201,7 @@ def _pass(
         if k > max(batch.blocks):
             flying.append((i, state, None, None))
             continue
-        output = _fitting(run, state)
+        output = run(state)
         gathered = _to_host(batch.gather(output)) if k in batch.blocks else None
         on_gpu = output.device.type == "cuda"
         leaving = _to_host(output)
@@ -218,14 +219,15 @@ def _to_host(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-def _fitting(run: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+def _fitting(lm: LanguageModel, run: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
     """`run(state)`, in halves where a GPU has not the memory for all of it."""
-    try:
-        return run(state)
-    except torch.OutOfMemoryError as error:
-        if len(state) == 1:
-            raise RunError(f"a text of {state.shape[1]} tokens alone does not fit into memory") from error
-    torch.cuda.empty_cache()
-    _log.warning("out of memory at %d tokens a batch: it is run in halves", state.shape[0] * state.shape[1])
+    tokens = state.shape[0] * state.shape[1]
+    if lm.fits is None or tokens <= lm.fits or len(state) == 1:
+        try:
+            return run(state)
+        except torch.OutOfMemoryError as error:
+            if len(state) == 1:
+                raise RunError(f"a text of {state.shape[1]} tokens alone does not fit into memory") from error
+        did_not_fit(lm, tokens)
     half = len(state) // 2
-    return torch.cat([_fitting(run, state[:half]), _fitting(run, state[half:])])
+    return torch.cat([_fitting(lm, run, state[:half]), _fitting(lm, run, state[half:])])

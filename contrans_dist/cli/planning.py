@@ -76,7 +76,7 @@ def _print(content: dict[str, Any]) -> None:
     )
     for each in content["actors"]:
         sizes = [_size(each[name]) for name in ("weights", "activations", "memory")]
-        counts = [str(each["gpus"]), str(each["count"])]
+        counts = [f"{each['gpus']:g}", str(each["count"])]
         actors.add_row(each["model"], each["use"], each["placement"], *sizes, *counts)
     console.print(actors)
     console.print()

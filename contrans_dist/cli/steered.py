@@ -1,6 +1,6 @@
 """Commands that run a steered model: evaluate, generate."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,11 +108,20 @@ def generate(
     """Continue prompts with the unsteered and, given a vector, the steered model (greedy)."""
     from contrans_dist.conditions import row_of
     from contrans_dist.models import encode_many, load_model
+    from contrans_dist.models.placement import choose_placement
     from contrans_dist.scoring import BASE, Intervention
     from contrans_dist.scoring import generate as continue_prompts
     from contrans_dist.vectors import ConceptVector
 
-    lm = load_model(model, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "quantization": quantization,
+        "trust_remote_code": trust_remote_code,
+    }
+    placement = choose_placement(model, **options)
+    if placement.kind == "stream":
+        raise UserError(f"--model {model}: {placement.reason.partition(':')[0]}; try --quantization")
+    lm = load_model(model, **options, device=placement.device_map)
     interventions = [BASE]
     if vector is not None:
         at, row = row_of(ConceptVector.load(vector), block)

@@ -38,6 +38,8 @@ class LanguageModel:
     """Tokens that the tokenizer puts before every text (BOS)."""
     split_at: int | None = None
     """Texts longer than this change the rotary frequencies of a whole batch: none shorter belongs in it."""
+    fits: int | None = None
+    """Tokens of the largest batch that has a chance to fit into memory; None while all have fitted."""
     shares: dict[bool, bool] = field(default_factory=dict)
     """Whether common beginnings can be shared, without and with the head; see `prefixes.can_share`."""
     narrows: dict[tuple[int, bool], bool] = field(default_factory=dict)

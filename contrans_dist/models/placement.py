@@ -1,7 +1,7 @@
 """Where a model's weights go: on one device, over several GPUs, or block by block from the checkpoint."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ _SPARE = 0.95
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """A weight of a block: nf4 has a float32 scale for every 64."""
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Placement:
     reason: str
     device_map: dict[str, int | str] | None = None
     """For `device-map`: module name to GPU number, `cpu` or `disk`."""
+    asked: bool = False
+    """Whether the user wanted just this."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Needs:
     activations: int
     """Of one batch, on the device that runs it."""
     largest_block: int
+    embedding: int = 0
+    """Of the weights, the input embeddings."""
 
     @property
     def total(self) -> int:
@@ -64,6 +69,7 @@ def needs(described: Described, dtype: str, quantization: str | None, batch_toke
         weights,
         activation_bytes(text_config(described.config), batch_tokens, itemsize, head),
         itemsize * max(inner),
+        itemsize * model.get_input_embeddings().weight.numel(),  # type: ignore[operator, union-attr]
     )
 
 
@@ -83,17 +89,27 @@ def activation_bytes(config: PretrainedConfig, tokens: int, itemsize: int, head:
 
 
 def host_memory() -> int:
-    """Bytes of memory that a process may still take here: what is available, within the group's limit."""
+    """Bytes of memory that a process may still take here: what is free, and left of the group's limit."""
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = pages
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    for path in map(Path, _LIMITS):
-        text = path.read_text().strip() if path.exists() else "max"
+    for limit in map(Path, _LIMITS):
+        text = limit.read_text().strip() if limit.exists() else "max"
         if text.isdigit():
-            free = min(free, int(text))
-    return free
+            free = min(free, int(text) - _held(limit))
+    return max(free, 0)
+
+
+def _held(limit: Path) -> int:
+    """Bytes that the group of this limit holds and would not give back, as it does file cache."""
+    used = limit.with_name(_USED[limit.name])
+    held = int(used.read_text()) if used.exists() else 0
+    stat = limit.with_name("memory.stat")
+    lines = [line.split() for line in stat.read_text().splitlines()] if stat.exists() else []
+    counts = {name: int(count) for name, count in lines}
+    return held - counts.get("total_inactive_file", counts.get("inactive_file", 0))
 
 
 def free_memory() -> dict[int | str, int]:
@@ -114,9 +130,11 @@ def choose_placement(
     memories: Mapping[Any, int] | None = None,
     batch_tokens: int = 4096,
     trust_remote_code: bool = False,
+    share: float = 1.0,
 ) -> Placement:
     """Where the model that `load_model` would load fits, on the devices of `memories` (bytes free by GPU
-    number and `cpu`; None looks at this machine).
+    number and `cpu`; None looks at this machine). `share`: of each, what this process may take, as others
+    are there that will take as much.
 
     From the configuration alone. Raises UserError for a quantised model that would have to be streamed, and
     for a device map that nothing can hold.
@@ -124,10 +142,11 @@ def choose_placement(
     if asked == "stream":
         if quantization is not None:
             raise UserError("--placement stream: it reads plain weights; leave out --quantization")
-        return Placement("stream", "streamed from the checkpoint, as asked")
+        return Placement("stream", "streamed from the checkpoint, as asked", asked=True)
     described = describe(name, head=head, highest_block=highest_block, trust_remote_code=trust_remote_code)
     kind = dtype or own_dtype(described.config, described.source)
-    free = dict(free_memory() if memories is None else memories)
+    all_free = free_memory() if memories is None else memories
+    free = {device: int(size * share) for device, size in all_free.items()}
     gpus = {device: size for device, size in free.items() if device != "cpu"}
     need = needs(described, kind, quantization, batch_tokens if gpus else min(batch_tokens, CPU_TOKENS), head)
     if asked == "device-map":
@@ -136,7 +155,8 @@ def choose_placement(
     where = f"GPU {device}" if gpus else "memory"
     sizes = f"{_gb(need.weights)} of weights and {_gb(need.activations)} of activations"
     if need.total <= _SPARE * room:
-        return Placement("resident", f"{sizes} fit into the {_gb(room)} free of {where}")
+        idle = f"; the actor's {len(gpus) - 1} other GPUs stay idle" if len(gpus) > 1 else ""
+        return Placement("resident", f"{sizes} fit into the {_gb(room)} free of {where}{idle}")
     too_large = f"{sizes} are more than the {_gb(room)} free of {where}"
     if len(gpus) > 1:
         found = _device_map(described, need, gpus, kind, quantization)
@@ -147,6 +167,41 @@ def choose_placement(
         more = "give --gpus-per-actor more GPUs" if gpus else "use a node with more memory"
         raise UserError(f"--quantization {quantization}: {too_large}, and only plain weights stream; {more}")
     return Placement("stream", f"{too_large}: the blocks are streamed from the checkpoint, one at a time")
+
+
+def gpu_counts(asked: float | None, of_a_node: float) -> list[float]:
+    """The numbers of GPUs of an actor that come into question: the one asked for, or those a node has."""
+    if asked is not None:
+        return [asked]
+    return [float(count) for count in (1, 2, 4, 8, 16) if count <= of_a_node] or [0.0]
+
+
+def fewest_gpus(
+    counts: Sequence[float], choose: Callable[[float], Placement], name: str, head: bool
+) -> tuple[float, Placement]:
+    """The first of these numbers of GPUs with which the model need not be streamed, and its placement then;
+    the first of all where each would stream it.
+
+    Raises UserError where none holds a quantised model, or one that is to be steered (with `head`).
+    """
+    streamed: tuple[float, Placement] | None = None
+    for gpus in counts:
+        try:
+            placement = choose(gpus)
+        except UserError:
+            if gpus == counts[-1] and streamed is None:
+                raise
+            continue
+        if placement.kind != "stream" or placement.asked:
+            return gpus, placement
+        streamed = streamed or (gpus, placement)
+    assert streamed is not None
+    if head:
+        raise UserError(
+            f"{name}: {streamed[1].reason.partition(':')[0]}; steering needs the whole model: give "
+            "--gpus-per-actor more GPUs, or --quantization"
+        )
+    return streamed
 
 
 def _mapped(
@@ -163,7 +218,7 @@ def _mapped(
             f"and no block cut in two: that does not fit on {room}; --placement stream needs the least"
         )
     devices = sorted({str(device) for device in found.values()})
-    return Placement("device-map", f"spread over {', '.join(devices)}, as asked", found)
+    return Placement("device-map", f"spread over {', '.join(devices)}, as asked", found, asked=True)
 
 
 def _device_map(

@@ -49,18 +49,21 @@ def plan_groups(
 ) -> list[Group]:
     """Every text in one row of one batch of one group; longest rows first.
 
-    A text's tokens from `own_from[i]` on are in no trunk; nothing is shared where a text has more than
-    `bound` tokens, and no row of several texts has more, its trunk included. Rows times longest row is at
+    A text's tokens from `own_from[i]` on are in no trunk; a text of more than `bound` tokens shares nothing,
+    and no row of several texts has more, its trunk included. Rows times longest row is at
     most `batch_tokens` unless a batch is one row, and no batch holds both rows longer than `split_at` and
     others, nor wants logits at more than `most_positions` positions, of which text i wants `positions[i]`. A
     pure function of its arguments, so that a shard is computed the same way wherever it is.
     """
     lengths = [len(text) for text in ids]
-    share = share and (bound is None or max(lengths, default=0) <= bound)
     texts = [tuple(text) for text in ids]
-    trunks = []
-    if share:
-        trunks = _trunks([text[:end] for text, end in zip(texts, own_from, strict=True)], lengths)
+    sharing = [i for i, length in enumerate(lengths) if share and (bound is None or length <= bound)]
+    trunks = [
+        (depth, [sharing[c] for c in chosen])
+        for depth, chosen in _trunks(
+            [texts[i][: own_from[i]] for i in sharing], [lengths[i] for i in sharing]
+        )
+    ]
     grouped = {i for _, members in trunks for i in members}
     groups = []
     for depth, members in [*trunks, (0, [i for i in range(len(ids)) if i not in grouped])]:
@@ -68,8 +71,8 @@ def plan_groups(
         rows: list[Row] = []
         if depth:
             rows = _filled(texts, depth, sorted(members, key=lambda i: (texts[i], i)), longest)
-        elif share:
-            rows = _rows(texts, members, longest)
+        else:
+            rows = _rows(texts, sorted({*members} & {*sharing}), longest)
         packed = {i for row in rows for i in row.texts}
         alone = [Row((i,), lengths[i]) for i in members if i not in packed]
         # Single texts need no mask: they stay among themselves.

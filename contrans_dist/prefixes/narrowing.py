@@ -21,7 +21,7 @@ from contrans_dist.prefixes.trunks import pinned
 
 WORTH = 0.5
 """Largest share of the positions that is worth it: keys, values and queries are computed of all anyhow."""
-_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
+_WINDOWS = ("sliding_window", "sliding_window_size", "window_size", "attention_chunk_size")
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 _STREAM = "hidden_states"
 

@@ -53,8 +53,14 @@ def can_share(lm: LanguageModel, head: bool) -> bool:
     """Whether three short texts come out the same with their beginnings shared, through the decoder or, with
     `head`, through the whole model. Tried once a model and way."""
     if head not in lm.shares:
-        lm.shares[head] = _agree(lm, head)
+        lm.shares[head] = _takes_masks(lm) and _agree(lm, head)
     return lm.shares[head]
+
+
+def _takes_masks(lm: LanguageModel) -> bool:
+    """Not tried on others: given a mask for every pair of tokens, their kernels may fail in a way that takes
+    the whole process along."""
+    return getattr(lm.config, "_attn_implementation", "eager") in ("eager", "sdpa")
 
 
 def _agree(lm: LanguageModel, head: bool) -> bool:
@@ -107,7 +113,7 @@ def can_narrow(lm: LanguageModel, k: int, shared: bool) -> bool:
     """Whether block k comes out the same at wanted positions when it runs at them alone (`narrowed`), in
     plain rows or in such as share their beginnings. Tried once a model, block and kind of row."""
     if (k, shared) not in lm.narrows:
-        lm.narrows[k, shared] = _narrows(lm, k, shared)
+        lm.narrows[k, shared] = _takes_masks(lm) and _narrows(lm, k, shared)
     return lm.narrows[k, shared]
 
 

@@ -51,6 +51,16 @@ class Trunk:
             ]
         )
 
+    @classmethod
+    def of_all(cls, parts: "Sequence[Trunk]") -> "Trunk":
+        """The interventions of one part after those of the other."""
+        layers: list[tuple[Tensor, Tensor] | None] = []
+        for same in zip(*(part.layers for part in parts), strict=True):
+            there = [each for each in same if each is not None]
+            keys, values = zip(*there, strict=True) if there else ((), ())
+            layers.append((torch.cat(keys), torch.cat(values)) if there else None)
+        return cls(layers)
+
     def above(self, upper: "Trunk", start: int, stop: int) -> "Trunk":
         """The lower blocks of this trunk, and of the blocks that `upper` has run the rows of interventions
         `start` to `stop`."""

@@ -37,7 +37,8 @@ def run_all(
     the last `wanted[i]` positions of sequence i, those of several sequences once (`Packed.index`).
 
     Each batch runs once up to the steered blocks, then once more from there for as many interventions as fit
-    `batch_tokens` together. The logits stay on the device.
+    `batch_tokens` together. The logits stay on the device. To be consumed in inference mode: entered here, a
+    consumer's exception would leave it on.
     """
     if lm.model.training:
         raise ValueError("the model is in training mode: call model.eval(), else dropout makes scores random")
@@ -50,10 +51,9 @@ def run_all(
         for group in groups:
             runner = _Runner(lm, group, [offsets[i] for i in members], batch_tokens)
             for batch in group.batches:
-                with torch.inference_mode():
-                    packed = _packed(lm, group, batch, sequences, wanted)
-                    for chunk, logits in runner.run(packed):
-                        yield [members[c] for c in chunk], packed, logits
+                packed = _packed(lm, group, batch, sequences, wanted)
+                for chunk, logits in runner.run(packed):
+                    yield [members[c] for c in chunk], packed, logits
 
 
 def _plan(
@@ -100,8 +100,7 @@ class _Runner:
         self.lower: Trunk | None = None
         self.upper: dict[int, Trunk] = {}
         if self.group.trunk:
-            with torch.inference_mode():
-                self._run_trunk()
+            self._run_trunk()
 
     def _run_trunk(self) -> None:
         """Keys and values of the trunk: below the steered blocks, and above each for its interventions."""
@@ -112,11 +111,15 @@ class _Runner:
         else:
             _logits(self.lm, trunk, keeping)
         self.lower = Trunk.of(cache)
+        fit = max(1, self.batch_tokens // len(self.group.trunk))
         for k, members in self.steered.items():
-            cache = fresh_cache()
-            keeping = {"past_key_values": cache, "use_cache": True}
-            _upper_logits(self.lm, trunk, k, states[k], [self.offsets[i] for i in members], keeping)
-            self.upper[k] = Trunk.of(cache)
+            parts = []
+            for start in range(0, len(members), fit):
+                cache, offsets = fresh_cache(), [self.offsets[i] for i in members[start : start + fit]]
+                keeping = {"past_key_values": cache, "use_cache": True}
+                _upper_logits(self.lm, trunk, k, states[k], offsets, keeping)
+                parts.append(Trunk.of(cache))
+            self.upper[k] = Trunk.of_all(parts)
 
     def run(self, batch: Packed) -> Iterator[tuple[list[int], Tensor]]:
         """(interventions, logits `[C, U, vocabulary]`) of one batch, as many interventions at once as fit."""

@@ -32,6 +32,7 @@ class TokenScores:
     greedy: np.ndarray  # bool [C, P]: at every token's place of the continuation, no other scores higher
 
 
+@torch.inference_mode()
 def next_token(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -68,6 +69,7 @@ def next_token(
     return NextToken(argmax, logits, logprobs)
 
 
+@torch.inference_mode()
 def continuation_logprobs(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
