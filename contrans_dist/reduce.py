@@ -28,6 +28,8 @@ _RUN_ROWS = 512
 """Rows of the shuffled control that change places together: few for a control, many for a file to be read."""
 _FEWEST_RUNS = 64
 _SHUFFLED = "shuffled"
+_ROWS_READ = 65_536
+"""Ids and texts that are read at a time."""
 _TABLE_ROWS = 4_096
 """Rows that the table of all pairs is fitted on: it ranks pairs, it is not the map."""
 
@@ -56,25 +58,39 @@ def join(
 
     The default protocol holds rows out by a hash of the text, or of the text that a prefix was cut from.
     """
-    ids = [side.read_columns(["text_id"]).column("text_id").to_pylist() for side in (source, target)]
-    if ids[0] != ids[1]:
-        pairs = enumerate(zip(*ids, strict=False))
-        row = next((index for index, (a, b) in pairs if a != b), min(len(ids[0]), len(ids[1])))
+    row = _first_difference(source, target)
+    if row is not None:
         raise UserError(
             f"{source.location} and {target.location} differ in row {row}: harvest both on the same texts"
         )
-    keys: list[str] = ids[0]
-    if "source_row" in source.columns:
-        keys = [str(row) for row in source.read_columns(["source_row"]).column("source_row").to_pylist()]
-    if rows is not None:
-        keys = [keys[row] for row in rows]
+    n = source.n_rows if rows is None else len(rows)
     if protocol == "default":
-        split = split_of(keys)
+        name = "source_row" if "source_row" in source.columns else "text_id"
+        split = np.concatenate([split_of([]), *map(split_of, _values(source, name))])
+        split = split if rows is None else split[rows]
     elif protocol == "paper":
-        split = paper_split(len(keys))
+        split = paper_split(n)
     else:
-        split = np.full(len(keys), FIT)
+        split = np.full(n, FIT)
     return _Joined(source, target, split, rows)
+
+
+def _values(side: ActivationSet, name: str) -> Iterator[list[str]]:
+    """A column's values as text, some rows at a time: all of them at once may be large."""
+    for start in range(0, side.n_rows, _ROWS_READ):
+        column = side.read_columns([name], start, min(start + _ROWS_READ, side.n_rows)).column(name)
+        yield [str(value) for value in column.to_pylist()]
+
+
+def _first_difference(source: ActivationSet, target: ActivationSet) -> int | None:
+    """The first row in which the sets' text ids differ; None where they are the same."""
+    sides = (_values(side, "text_id") for side in (source, target))
+    for index, (a, b) in enumerate(zip(*sides, strict=False)):
+        if a != b:
+            pairs = enumerate(zip(a, b, strict=False))
+            within = next((row for row, (x, y) in pairs if x != y), min(len(a), len(b)))
+            return index * _ROWS_READ + within
+    return None if source.n_rows == target.n_rows else min(source.n_rows, target.n_rows)
 
 
 def choose_pairs(spec: str, joined: _Joined) -> tuple[list[Pair], R2Table | None]:
@@ -157,9 +173,8 @@ def _fit_streaming(
     task = ray.remote(_sums)
     n, length = len(joined.split), _rows_a_task(joined.source.d, joined.target.d)
     control = ray.put(_shuffled_rows(joined.split == FIT, seed)) if shuffled else None
-    sums = [
-        task.remote(joined, pair, start, min(start + length, n), control) for start in range(0, n, length)
-    ]
+    both = ray.put(joined)  # it names the part of every row: too much to travel with each task
+    sums = [task.remote(both, pair, start, min(start + length, n), control) for start in range(0, n, length)]
     merged = ray.get(_tree(sums))
     mapping = fit_moments(merged[FIT], merged[VALIDATION], merged[TEST], protocol=protocol)
     if not shuffled:
@@ -236,6 +251,13 @@ def _tree(references: list[ray.ObjectRef]) -> ray.ObjectRef:
     return references[0]
 
 
+def _hashes(source: ActivationSet, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Sorted hashes of the texts of the fit, for the leak check."""
+    if rows is not None:
+        return unit_hashes(source.read_columns(["text"]).column("text").take(rows).to_pylist())
+    return np.unique(np.concatenate([unit_hashes([]), *map(unit_hashes, _values(source, "text"))]))
+
+
 def fit(
     source: ActivationSet,
     target: ActivationSet,
@@ -265,7 +287,6 @@ def fit(
     for pair, (mapping, _) in fitted.items():
         for warning in mapping.warnings if not quiet else ():
             note(f"map {pair[0]}:{pair[1]}: {warning}")
-    texts = source.read_columns(["text"]).column("text")
     return MapSet(
         source_model=source.manifest["identity"]["model"],
         target_model=target.manifest["identity"]["model"],
@@ -275,6 +296,6 @@ def fit(
         source_norms=source.norms,
         target_norms=target.norms,
         shuffled={pair: control.weight for pair, (_, control) in fitted.items() if control is not None},
-        text_hashes=unit_hashes((texts if rows is None else texts.take(rows)).to_pylist()),
+        text_hashes=_hashes(source, rows),
         r2_table=table,
     )

@@ -127,9 +127,11 @@ def test_a_concept_without_difference_says_where(tmp_path: Path) -> None:
 # -- join ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("at_a_time", [reduce._ROWS_READ, 50])
 def test_sets_over_other_texts_are_refused_by_row(
-    sets: tuple[ActivationSet, ActivationSet], tmp_path: Path
+    sets: tuple[ActivationSet, ActivationSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
+    monkeypatch.setattr(reduce, "_ROWS_READ", at_a_time)
     texts = [f"text number {i} of the corpus" for i in range(N)]
     texts[123] = "another one"
     other = make_set(tmp_path / "other", target_rows(), 5, texts)
@@ -138,6 +140,27 @@ def test_sets_over_other_texts_are_refused_by_row(
     shorter = make_set(tmp_path / "shorter", target_rows(200), 5)
     with pytest.raises(UserError, match="differ in row 200: "):
         fit(sets[0], shorter, "2:2")
+
+
+def test_ids_and_texts_that_are_read_in_parts_make_the_same_map(
+    sets: tuple[ActivationSet, ActivationSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(*sets, "2:2")
+    read: list[int] = []
+    columns = ActivationSet.read_columns
+
+    def counted(self: ActivationSet, names: list[str], start: int = 0, stop: int | None = None) -> Any:
+        read.append((self.n_rows if stop is None else stop) - start)
+        return columns(self, names, start, stop)
+
+    monkeypatch.setattr(reduce, "_ROWS_READ", 50)
+    monkeypatch.setattr(ActivationSet, "read_columns", counted)
+    parts = fit(*sets, "2:2")
+    assert max(read) == 50
+    np.testing.assert_array_equal(parts.maps[2, 2].weight, whole.maps[2, 2].weight)
+    np.testing.assert_array_equal(parts.text_hashes, whole.text_hashes)
+    texts = sets[0].read_columns(["text"]).column("text").to_pylist()
+    np.testing.assert_array_equal(parts.text_hashes, unit_hashes(texts))
 
 
 def test_prefixes_of_one_text_stay_together(tmp_path: Path) -> None:
