@@ -39,12 +39,10 @@ class HarvestActor:
     def __init__(self, model: ModelSettings, highest_block: int, placement: Placement | None = None) -> None:
         self.lm = load_model(
             model.id,
-            dtype=model.dtype,
-            quantization=model.quantization,
+            **model.model_dump(exclude={"id"}),
             device=placement.device_map if placement else None,
             highest_block=highest_block,
             head=False,
-            trust_remote_code=model.trust_remote_code,
         )
         self.in_turn = InTurn()
         self.notes = Notes()

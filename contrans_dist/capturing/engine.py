@@ -100,8 +100,8 @@ def capture_ids(
     Out of memory on a GPU halves the batches from there on; on the CPU they are at most `CPU_TOKENS` large.
     `first_row`: the number that messages give the first text. `share_prefixes`: what texts begin with in
     common is run once, where the model can (see `prefixes`). `narrow`: the highest block runs at the wanted
-    positions alone, where it can. Raises UserError naming the row for a text
-    without tokens or too short for `position`, RunError where a single text does not fit into memory.
+    positions alone, where it can. Raises UserError naming the row for a text without tokens or too short for
+    `position`, RunError where a single text does not fit into memory.
     """
     chosen = _check_blocks(lm, blocks)
     texts = prepare(lm, ids, position, first_row)
@@ -114,7 +114,8 @@ def capture_ids(
     # A NaN reaches what is in the same row through the mask (0 times NaN): each of those again by itself.
     spoilt = captured.bad_rows() if sharing or narrow else []
     if spoilt:
-        alone = capture_ids(lm, [ids[i] for i in spoilt], chosen, position, batch_tokens, 0, False, False)
+        again = [ids[i] for i in spoilt]
+        alone = capture_ids(lm, again, chosen, position, batch_tokens, share_prefixes=False, narrow=False)
         for block, rows in alone.items():
             captured[block][spoilt] = rows
     return captured
@@ -154,7 +155,9 @@ def canary(
 ) -> float:
     """Worst deviation, max|a - b| / max|a| over the entries of a row, between the rows `reference`
     (`{block: [n_texts, d]}`) and the same texts run again, each alone."""
-    return deviation(capture_ids(lm, ids, sorted(reference), position, 1, 0, False, False), reference)
+    blocks = sorted(reference)
+    alone = capture_ids(lm, ids, blocks, position, batch_tokens=1, share_prefixes=False, narrow=False)
+    return deviation(alone, reference)
 
 
 def deviation(rows: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> float:

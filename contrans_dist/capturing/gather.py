@@ -12,7 +12,7 @@ import torch
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.crossing import Crossing
-from contrans_dist.models.passing import unpacked
+from contrans_dist.models.passing import first_of, unpacked
 from contrans_dist.prefixes import Packed, Trunk, can_narrow, narrowed
 from contrans_dist.prefixes.trunks import as_arguments, fresh_cache, pinned
 
@@ -49,7 +49,7 @@ class Gatherer:
 
     def _hook(self, block: int) -> Callable[..., None]:
         def hook(_module: Any, _args: Any, output: Any) -> None:
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            hidden = first_of(output)
             if self.places:
                 rows, columns = self._places_on(hidden.device)
                 self.rows[block] = gather_rows(hidden, rows, columns, self.mean)
@@ -65,16 +65,15 @@ class Gatherer:
 
     def run(self, batch: Packed, trunk: Trunk | None = None) -> "list[Rows]":
         """Rows of one batch on their way to the host, from each device those of its blocks."""
-        self.rows, self.places = (
-            {},
-            {torch.device("cpu"): pinned(torch.stack([batch.rows, batch.columns])[:, batch.index])},
-        )
+        self.rows = {}
+        places = torch.stack([batch.rows, batch.columns])[:, batch.index]
+        self.places = {torch.device("cpu"): pinned(places)}
         arguments = as_arguments(batch.positions, batch.mask(self.lm.dtype), trunk, self.lm.device)
         top = self.blocks[-1]
         with ExitStack() as stack:
             if batch.shared in self.narrow:
-                places = batch.rows, batch.columns, batch.ids.shape, batch.trunk
-                stack.enter_context(narrowed(self.lm, top, *places))
+                wanted = batch.rows, batch.columns, batch.ids.shape, batch.trunk
+                stack.enter_context(narrowed(self.lm, top, *wanted))
             self._forward(batch.ids, arguments)
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:

@@ -110,13 +110,10 @@ class _Grid:
     def mask(self, mask: Tensor | None, keys: Tensor, dtype: torch.dtype) -> Tensor:
         """`[B, 1 or heads, Q, S]`; where the block was given none, its attention is causal."""
         if mask is None:
-            columns = self.columns.to(keys.device, non_blocking=True)
-            first = keys.shape[2] - self.tokens
+            first, (_, columns) = keys.shape[2] - self.tokens, self.index(keys)
             later = torch.arange(keys.shape[2], device=keys.device) > first + columns[..., None]
-            least = torch.finfo(dtype).min
-            return torch.zeros(later.shape, dtype=dtype, device=keys.device).masked_fill(later, least)[
-                :, None
-            ]
+            causal = torch.zeros(later.shape, dtype=dtype, device=keys.device)
+            return causal.masked_fill(later, torch.finfo(dtype).min)[:, None]
         if mask.ndim != 4:
             raise TypeError(f"an attention mask of {mask.ndim} dimensions")
         rows, columns = self.index(mask)
