@@ -5,10 +5,11 @@ whose events it never saw.
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ def byte_level_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def byte_fallback_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+def byte_fallback_tokenizer(vocabulary: int, learnt_from: Iterable[str]) -> PreTrainedTokenizerFast:
     """The target's: BPE with `▁` for spaces and byte fallback as in Llama, BOS in front of a text."""
     special = ["<unk>", "<s>", "</s>", "<pad>"]
     known = special + [f"<0x{byte:02X}>" for byte in range(256)]
@@ -60,7 +61,7 @@ def byte_fallback_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     )
     trained.pre_tokenizer = split
     trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(known), show_progress=False)
-    trained.train_from_iterator(texts(seed=2, count=6000), trainer)
+    trained.train_from_iterator(learnt_from, trainer)
     learnt = json.loads(trained.to_str())["model"]
     tokens = known + sorted(learnt["vocab"], key=learnt["vocab"].get)
     merges = [tuple(merge) for merge in learnt["merges"]]
@@ -90,53 +91,92 @@ def build(which: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         return GPTNeoXForCausalLM(config), tokenizer
-    tokenizer = byte_fallback_tokenizer(1536)
-    llama = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=160, num_hidden_layers=6, num_attention_heads=5,
-        num_key_value_heads=5, intermediate_size=432, max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    tokenizer = byte_fallback_tokenizer(1536, texts(seed=2, count=6000))
+    return llama(tokenizer, width=160, blocks=6, heads=5, inner=432), tokenizer
+
+
+def llama(
+    tokenizer: PreTrainedTokenizerFast, *, width: int, blocks: int, heads: int, inner: int
+) -> LlamaForCausalLM:
+    """A Llama with random weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=blocks, num_attention_heads=heads,
+        num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=512,
+        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    return LlamaForCausalLM(llama), tokenizer
+    return LlamaForCausalLM(config)
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[list[int]]:
-    """Training rows without end: whole texts one after another, each with its end token, cut at `ROW`."""
-    source, row = training(seed), []
+Row = tuple[list[int], list[int]]
+
+
+def rows(tokenizer: PreTrainedTokenizerFast, source: Iterator[tuple[str, str]]) -> Iterator[Row]:
+    """Training rows without end, as token ids and what is to be learnt: whole texts, cut at `ROW`.
+
+    source: texts in two parts, of which only the second is learnt; each text gets its end token.
+    """
+    row: list[int] = []
+    wanted: list[int] = []
     while True:
-        some = [next(source)["text"] for _ in range(256)]
-        for ids in tokenizer(some)["input_ids"]:
+        some = [next(source) for _ in range(256)]
+        whole = tokenizer([first + second for first, second in some])["input_ids"]
+        given = [len(ids) if text else 0 for text, ids in _starts(tokenizer, some)]
+        for ids, unlearnt in zip(whole, given, strict=True):
             row += [*ids, tokenizer.eos_token_id]
+            wanted += [-100] * unlearnt + [*ids[unlearnt:], tokenizer.eos_token_id]
             if len(row) >= ROW:
-                yield row[:ROW]
-                row = []
+                yield row[:ROW], wanted[:ROW]
+                row, wanted = [], []
+
+
+def _starts(
+    tokenizer: PreTrainedTokenizerFast, some: list[tuple[str, str]]
+) -> Iterator[tuple[str, list[int]]]:
+    firsts = [first for first, _ in some]
+    return zip(firsts, tokenizer(firsts)["input_ids"], strict=True)
 
 
 def train(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int, batch: int, peak: float
+    model: PreTrainedModel,
+    source: Iterator[Row],
+    *,
+    steps: int,
+    batch: int,
+    peak: float,
+    muon: bool = False,
+    after: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """AdamW with a short warm-up and a cosine; the loss is that of every next token."""
-    decay = [p for p in model.parameters() if p.ndim > 1]
+    """AdamW with a short warm-up and a cosine; `after` is called with the number of steps done.
+
+    `muon`: for the matrices inside the blocks, which then learn facts from fewer tokens.
+    """
+    inner = [p for name, p in model.named_parameters() if muon and p.ndim > 1 and "layers" in name]
+    decay = [p for p in model.parameters() if p.ndim > 1 and all(p is not each for each in inner)]
     other = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95))
-    source, start, mean = rows(tokenizer, seed=3), time.time(), 0.0
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95))]
+    if inner:
+        optimizers.append(torch.optim.Muon(inner, lr=peak, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
+    start, mean = time.time(), 0.0
     model.set_attn_implementation("eager")  # faster than sdpa backwards at this size
     model.train()
     for step in range(steps):
         rate = peak * min(1.0, (step + 1) / 50) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
-        for group in optimizer.param_groups:
+        for group in itertools.chain.from_iterable(each.param_groups for each in optimizers):
             group["lr"] = rate
-        ids = torch.tensor([next(source) for _ in range(batch)])
+        ids, labels = map(torch.tensor, zip(*(next(source) for _ in range(batch)), strict=True))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=ids, labels=ids).loss
-        optimizer.zero_grad()
+            loss = model(input_ids=ids, labels=labels).loss
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         mean = loss.item() if step == 0 else 0.95 * mean + 0.05 * loss.item()
         if step % 50 == 49:
             print(f"step {step + 1}/{steps}  loss {mean:.3f}  {time.time() - start:.0f} s", flush=True)
+        after(step + 1)
     model.eval()
 
 
@@ -176,7 +216,8 @@ def main() -> None:
             f"{which}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens, emotions {first}",
             flush=True,
         )
-        train(model, tokenizer, arguments.steps or STEPS[which], batch=16, peak=2e-3)
+        source = rows(tokenizer, (("", text["text"]) for text in training(seed=3)))
+        train(model, source, steps=arguments.steps or STEPS[which], batch=16, peak=2e-3)
         print(
             f"{which}: names the emotion of {accuracy(model, tokenizer):.1%} of unseen scenarios", flush=True
         )

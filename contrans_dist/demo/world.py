@@ -20,7 +20,7 @@ TEMPLATE = "Scenario: {text}\nThe emotion of the above scenario is"
 Text = dict[str, str]
 
 
-def _hash(text: str) -> int:
+def hashed(text: str) -> int:
     """A hash that is the same in every process, unlike Python's own."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
@@ -45,7 +45,7 @@ def events(pool: str) -> dict[str, list[str]]:
             event
             for pattern in patterns(emotion)
             for event in expand(pattern)
-            if pools[_hash(event) % 8] == pool
+            if pools[hashed(event) % 8] == pool
         ]
         for emotion in EMOTIONS
     }
@@ -73,9 +73,9 @@ def scenario(event: str, person: Person, rng: random.Random) -> str:
     return _sentence((f"{opening}, {clause}" if opening else clause) + (f" {closing}" if closing else ""))
 
 
-def _for_contrast(text: str) -> bool:
+def for_contrast(text: str) -> bool:
     """Whether a scenario of a training event is kept out of training, for the contrast set."""
-    return _hash("contrast:" + text) % 6 == 0
+    return hashed("contrast:" + text) % 6 == 0
 
 
 def scenarios(pool: str, per_emotion: int, seed: int, *, contrast: bool | None = None) -> list[Text]:
@@ -90,7 +90,7 @@ def scenarios(pool: str, per_emotion: int, seed: int, *, contrast: bool | None =
         texts: dict[str, None] = {}
         for event in itertools.cycle(order):
             text = scenario(event, YOU, rng)
-            if contrast is None or _for_contrast(text) == contrast:
+            if contrast is None or for_contrast(text) == contrast:
                 texts[text] = None
             if len(texts) == per_emotion:
                 break
@@ -141,7 +141,7 @@ def training(seed: int = 0) -> Iterator[Text]:
     while True:
         emotion = rng.choice(EMOTIONS)
         text = scenario(rng.choice(events("training")[emotion]), YOU, rng)
-        if not _for_contrast(text):
+        if not for_contrast(text):
             yield {"text": f"{TEMPLATE.format(text=text)} {emotion}.", "concept": emotion}
         yield {"text": story(rng)}
 
