@@ -4,10 +4,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/demo
 
-.PHONY: demo setup test lint clean
+.PHONY: demo experiments setup test lint clean
 
 demo: setup  ## install, move six emotions between the bundled models, write the report
 	$(BIN)/contrans demo --out $(RUN)
+
+experiments: setup  ## every experiment of the papers in miniature, on the bundled models
+	$(BIN)/python jobs/experiments.py --out runs/experiments
 
 setup: $(STAMP)  ## the virtual environment, with exactly the versions of constraints.txt
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class Steering:
     map_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     seed: int = 0
     """Of the control `random`, whose rows above give no more than the norm."""
+    chosen: dict[str, float] = field(default_factory=dict)
+    """The one strength of each condition that has one of its own; the others follow the sweep."""
 
     @property
     def concepts(self) -> list[str]:
@@ -62,20 +64,43 @@ class Steering:
             *(
                 Intervention(condition, rows, float(strength))
                 for condition, rows in conditions.items()
-                for strength in strengths
+                for strength in ([self.chosen[condition]] if condition in self.chosen else strengths)
                 if strength != 0
             ),
         ]
 
+    def only(self, conditions: Sequence[str]) -> "Steering":
+        """The same with these conditions alone."""
+        return replace(
+            self,
+            rows={
+                concept: {name: at for name, at in given.items() if name in conditions}
+                for concept, given in self.rows.items()
+            },
+        )
+
+    def about(self, concepts: Sequence[str]) -> "Steering":
+        """The same for these concepts alone. Raises UserError for one that there is no vector of."""
+        missing = [concept for concept in concepts if concept not in self.rows]
+        if missing:
+            raise UserError(f"concepts: no vector of {missing[0]!r}; there are {', '.join(self.rows)}")
+        return replace(self, rows={concept: self.rows[concept] for concept in concepts})
+
     def digest(self) -> str:
         """Identity of all rows, for the fingerprint of an evaluation."""
         digest = hashlib.sha256(f"random directions {self.seed}".encode())
+        for condition, strength in self.chosen.items():
+            digest.update(f"{condition} at {strength!r}".encode())
         for concept, conditions in self.rows.items():
             for condition, rows in conditions.items():
                 for block, row in rows.items():
                     digest.update(f"{concept}\0{condition}\0{block}\0".encode())
                     digest.update(np.ascontiguousarray(row, np.float32).tobytes())
         return digest.hexdigest()
+
+
+CONTROLS: tuple[Condition, ...] = (*DERIVED, "no-map", "random-map")
+"""Conditions that show what an effect must exceed."""
 
 
 def steering(

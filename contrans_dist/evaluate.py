@@ -1,20 +1,17 @@
-"""The evaluation driver: a benchmark over a pool of actors, resumable, with the leak check beside it."""
+"""The evaluation driver: a benchmark over pools of actors, resumable, with the leak check beside it."""
 
 import hashlib
-import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace as changed
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contrans_dist import schema
-from contrans_dist.benchmarks import Benchmark
-from contrans_dist.benchmarks.emotions import EmotionBenchmark
-from contrans_dist.cluster import connected
+from contrans_dist.assignments import asked_for, joined, plan_splits, unseen
+from contrans_dist.benchmarks import Judged
+from contrans_dist.catalogue import load_benchmark
+from contrans_dist.cluster import connected, replicas
 from contrans_dist.conditions import Steering
 from contrans_dist.config import (
     ClusterSettings,
@@ -24,64 +21,28 @@ from contrans_dist.config import (
     fingerprint,
 )
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.leak import leak_report, overlap
+from contrans_dist.leak import leak_report
 from contrans_dist.manifest import model_identity
-from contrans_dist.models import load_model, model_facts
-from contrans_dist.models.placement import Placement
+from contrans_dist.models import model_facts
 from contrans_dist.placing import place
-from contrans_dist.pool import Task, run_tasks
+from contrans_dist.pool import Outcome, Task, run_tasks
 from contrans_dist.progress import Progress, note
 from contrans_dist.provenance import command_line, git_commit, now, versions
+from contrans_dist.scorers import (
+    JUDGED,
+    PARTS,
+    EvaluationActor,
+    EvaluationSpec,
+    JudgeActor,
+    Split,
+    cost_of,
+    facts_of,
+    read_part,
+)
 from contrans_dist.storage import Location
+from contrans_dist.systems import TARGET, System
 
-RESULTS, METRICS, PARTS = "results.parquet", "metrics.json", "parts"
-_ITEMS_PER_SPLIT = 48
-
-
-@dataclass(frozen=True)
-class Split:
-    """A run of items of one concept; small enough that losing one costs little."""
-
-    index: int
-    concept: str
-    items: list[Any]
-
-    @property
-    def name(self) -> str:
-        return f"part-{self.index:05d}.parquet"
-
-
-@dataclass(frozen=True)
-class EvaluationSpec:
-    """Everything an actor needs besides its items."""
-
-    model: ModelSettings
-    benchmark: Benchmark
-    steering: Steering
-    strengths: tuple[float, ...]
-    identity: dict[str, Any]
-    out: Location
-
-
-class EvaluationActor:
-    """A loaded target model that scores splits under every condition."""
-
-    def __init__(self, model: ModelSettings, placement: Placement) -> None:
-        self.lm = load_model(model.id, **model.model_dump(exclude={"id"}), device=placement.device_map)
-
-    def ready(self) -> str:
-        return str(self.lm.device)
-
-    def run(self, split: Split, spec: EvaluationSpec) -> int:
-        """Score a split and publish its rows; returns how many there are."""
-        ids = [item.id for item in split.items]
-        interventions = spec.steering.interventions(split.concept, spec.strengths, ids)
-        table = spec.benchmark.score(self.lm, split.items, interventions)
-        facts = {"fingerprint": fingerprint(spec.identity), "identity": spec.identity}
-        table = table.replace_schema_metadata({schema.METADATA_KEY: json.dumps(facts)})
-        with (spec.out / PARTS / split.name).staged() as path:
-            pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-        return int(table.num_rows)
+RESULTS, METRICS = "results.parquet", "metrics.json"
 
 
 def evaluate(
@@ -92,108 +53,85 @@ def evaluate(
     cluster: ClusterSettings | None = None,
     replace: bool = False,
     title: str | None = None,
+    others: Sequence[System] = (),
 ) -> dict[str, Any]:
     """Score a model on a benchmark under every condition of `steering`; returns the content of metrics.json.
 
-    Splits that are there are kept. A folder that holds another evaluation is refused (UserError, naming the
-    fields), or begun anew with `replace`. `title` heads the progress. Raises RunError when splits failed.
+    `others` are conditions that are no vectors, each scored by actors of its own. Splits that are there are
+    kept. A folder that holds another evaluation is refused (UserError, naming the fields), or begun anew with
+    `replace`. `title` heads the progress. Raises RunError when splits failed.
     """
     out, cluster = Location.parse(out), cluster or ClusterSettings()
     if cluster.placement == "stream":
         raise UserError("--placement stream: steering needs the whole model; expected auto or device-map")
     benchmark = load_benchmark(settings)
-    items = _asked_for(benchmark.items(), settings, steering)
+    items = asked_for(benchmark.items(), settings, steering)
     if settings.only_unseen:
-        items = _unseen(items, steering, settings.texts)
+        items = unseen(items, steering, settings.texts or benchmark.name)
+    target = System(TARGET, model)
     spec = EvaluationSpec(
-        model=model,
+        system=target,
         benchmark=benchmark,
         steering=steering,
         strengths=settings.strengths,
-        identity=_identity(model, settings, steering, items),
+        identity=_identity(settings, steering, items, [target, *others]),
         out=out,
     )
     finished = _found(spec, replace)
     if finished is not None:
         note(f"{out}: complete; nothing to do")
         return finished
-    splits = plan_splits(items)
-    throughput = _score_missing(spec, splits, cluster, title or f"evaluate {benchmark.name}")
-    table = pa.concat_tables([_read_part(out / PARTS / split.name) for split in splits])
+    parts: list[Split] = []
+    with connected(cluster.address):
+        for system in (target, *others):
+            splits = plan_splits(items, steering.concepts, system.name)
+            head = title or f"evaluate {benchmark.name}"
+            _score_missing(
+                changed(spec, system=system),
+                splits,
+                cluster,
+                head if system is target else f"{head}, {system.name}",
+            )
+            parts += splits
+        if isinstance(benchmark, Judged):
+            _judge_missing(spec, benchmark.classifier, parts, cluster)
+    folder = out / (JUDGED if isinstance(benchmark, Judged) else PARTS)
+    tables = {split.name: read_part(folder / split.name) for split in parts}
+    table = joined(parts, tables, steering.concepts)
     with (out / RESULTS).staged() as path:
         pq.write_table(table, path, compression="zstd")
-    metrics = _metrics(spec, items, table, throughput)
+    metrics = _metrics(spec, items, table, _costs(parts, tables))
     (out / METRICS).write_json(metrics)
     (out / PARTS).delete_folder()
+    (out / JUDGED).delete_folder()
     return metrics
 
 
-def load_benchmark(settings: EvaluationSettings) -> Benchmark:
-    """The benchmark that settings name, over every concept of its data."""
-    return EmotionBenchmark.load(
-        settings.texts,
-        protocol=settings.protocol,
-        template=settings.template,
-        shots=settings.shots,
-        per_concept=settings.per_concept,
-        labels=settings.labels or None,
-        seed=settings.seed,
-    )
-
-
-def _asked_for(items: Sequence[Any], settings: EvaluationSettings, steering: Steering) -> list[Any]:
-    """Items of the steered concepts (of all when nothing is steered) and of the kinds asked for.
-
-    The other concepts stay in the benchmark: they give the scenarios and the labels to tell apart.
-    """
-    known = {item.concept for item in items}
-    missing = [concept for concept in steering.concepts if concept not in known]
-    if missing:
-        there = ", ".join(sorted(known))
-        raise UserError(f"{settings.texts}: no scenarios of {missing[0]!r}; there are {there}")
-    concepts = set(steering.concepts) or known
-    return [
-        item
-        for item in items
-        if item.concept in concepts and getattr(item, "kind", None) in (None, *settings.kinds)
-    ]
-
-
-def _unseen(items: list[Any], steering: Steering, where: str) -> list[Any]:
-    seen = np.concatenate([steering.vector_texts, steering.map_texts])
-    leaked = set(overlap([item.scenario for item in items], seen))
-    kept = [item for item in items if item.scenario not in leaked]
-    if not kept:
-        raise UserError(
-            f"{where}: only_unseen leaves nothing: every scenario was seen by the vectors or the map"
-        )
-    return kept
-
-
-def plan_splits(items: Sequence[Any]) -> list[Split]:
-    """Items cut into runs of one concept each: a pure function of the items."""
-    splits: list[Split] = []
-    for concept in dict.fromkeys(item.concept for item in items):
-        own = [item for item in items if item.concept == concept]
-        for start in range(0, len(own), _ITEMS_PER_SPLIT):
-            splits.append(Split(len(splits), concept, own[start : start + _ITEMS_PER_SPLIT]))
-    return splits
-
-
 def _identity(
-    model: ModelSettings, settings: EvaluationSettings, steering: Steering, items: Sequence[Any]
+    settings: EvaluationSettings, steering: Steering, items: Sequence[Any], systems: Sequence[System]
 ) -> dict[str, Any]:
-    facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+    """What the numbers depend on: the target's model, the items, what is added, and every other system."""
     asked = hashlib.sha256(repr(list(items)).encode()).hexdigest()
+    identities = [[model_identity(model, _facts(model)) for model in system.models] for system in systems]
+    own = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
+    # Places of files say nothing; the items that came from them are in `asked`.
+    own = {name: value for name, value in own.items() if name not in ("validation", "shots", "include")}
     return {
         "benchmark": settings.benchmark,
-        "protocol": settings.protocol,
-        **model_identity(model, facts),
+        **own,
+        **identities[0][0],
         "items": asked,
-        "labels": settings.labels,
         "steering": steering.digest(),
         "strengths": list(settings.strengths),
+        "systems": {
+            system.name: {"models": found, "instruction": system.instruction}
+            for system, found in zip(systems[1:], identities[1:], strict=True)
+        },
     }
+
+
+def _facts(model: ModelSettings) -> Any:
+    return model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
 
 
 def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
@@ -219,56 +157,84 @@ def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
 
 def _part_identity(location: Location) -> dict[str, Any] | None:
     try:
-        metadata = _read_part(location).schema.metadata or {}
-        return dict(json.loads(metadata[schema.METADATA_KEY])["identity"])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return facts_of(read_part(location)).get("identity")
+    except (pa.ArrowException, OSError, ValueError):
         return None
 
 
-def _read_part(location: Location) -> pa.Table:
-    with location.open() as source:
-        return pq.read_table(source, page_checksum_verification=True)
-
-
-def _score_missing(
-    spec: EvaluationSpec, splits: list[Split], cluster: ClusterSettings, title: str
-) -> dict[str, Any]:
-    there = {name for name in (spec.out / PARTS).names() if _part_identity(spec.out / PARTS / name)}
+def _missing(folder: Location, splits: Sequence[Split]) -> list[Split]:
+    """The splits of which no readable part is there."""
+    there = {name for name in folder.names() if _part_identity(folder / name)}
     missing = [split for split in splits if split.name not in there]
-    if there and missing:
-        note(f"{spec.out}: {len(splits) - len(missing)} of {len(splits)} splits are there; going on")
+    if missing and len(missing) < len(splits):
+        note(f"{folder}: {len(splits) - len(missing)} of {len(splits)} splits are there; going on")
+    return missing
+
+
+def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSettings, title: str) -> None:
+    missing = _missing(spec.out / PARTS, splits)
     if not missing:
-        return {}
-    started = time.monotonic()
-    scored = 0
+        return
     items_of = {split.name: len(split.items) for split in missing}
-    with connected(cluster.address), Progress(title, sum(items_of.values()), "items") as progress:
+    with Progress(title, sum(items_of.values()), "items") as progress:
+        size, placement = place(spec.system.model, cluster, head=True)
+        outcome = run_tasks(
+            EvaluationActor,
+            (spec.system, placement),
+            [Task(split.name, split) for split in missing],
+            size,
+            lambda task, _: progress.advance(items_of[task.name]),
+            shared=spec,
+        )
+    _check(outcome, spec.out, len(splits))
 
-        def keep(task: Task, rows: int) -> None:
-            nonlocal scored
-            scored += rows
-            progress.advance(items_of[task.name])
 
-        size, placement = place(spec.model, cluster, head=True)
-        tasks = [Task(split.name, split) for split in missing]
-        outcome = run_tasks(EvaluationActor, (spec.model, placement), tasks, size, keep, shared=spec)
+def _judge_missing(
+    spec: EvaluationSpec, classifier: str, splits: list[Split], cluster: ClusterSettings
+) -> None:
+    missing = _missing(spec.out / JUDGED, splits)
+    if not missing:
+        return
+    with Progress(f"judge by {classifier}", len(missing), "splits") as progress:
+        size = replicas(cluster)
+        outcome = run_tasks(
+            JudgeActor,
+            (classifier,),
+            [Task(split.name, split.name) for split in missing],
+            size,
+            lambda *_: progress.advance(1),
+            shared=spec,
+        )
+    _check(outcome, spec.out, len(splits))
+
+
+def _check(outcome: Outcome, out: Location, n_splits: int) -> None:
+    """Raise RunError when a split failed."""
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(
-            f"{spec.out}: {len(outcome.failures)} of {len(splits)} splits failed ({name}: {reason}); "
+            f"{out}: {len(outcome.failures)} of {n_splits} splits failed ({name}: {reason}); "
             "run the same command again to try only these"
         )
-    seconds = time.monotonic() - started
-    return {"seconds": round(seconds, 3), "rows": scored, "rows_per_second": round(scored / seconds, 1)}
+
+
+def _costs(parts: Sequence[Split], tables: dict[str, pa.Table]) -> dict[str, dict[str, float]]:
+    """What each system cost, over all actors: rows, forward passes, tokens in them, seconds."""
+    costs: dict[str, dict[str, float]] = {}
+    for split in parts:
+        total = costs.setdefault(split.system, {})
+        for name, value in cost_of(tables[split.name]).items():
+            total[name] = round(total.get(name, 0) + value, 3)
+    return costs
 
 
 def _metrics(
-    spec: EvaluationSpec, items: Sequence[Any], table: pa.Table, throughput: dict[str, Any]
+    spec: EvaluationSpec, items: Sequence[Any], table: pa.Table, costs: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     return {
         "benchmark": spec.benchmark.name,
-        "model": spec.model.id,
-        "protocol": spec.identity["protocol"],
+        "model": spec.system.model.id,
+        "protocol": spec.identity.get("protocol", "default"),
         "block": spec.steering.blocks[0] if len(spec.steering.blocks) == 1 else None,
         "blocks": spec.steering.blocks,
         "strengths": list(spec.strengths),
@@ -276,7 +242,7 @@ def _metrics(
         "leak": leak_report(
             [item.scenario for item in items], spec.steering.vector_texts, spec.steering.map_texts
         ),
-        "throughput": throughput,
+        "costs": costs,
         "identity": spec.identity,
         "fingerprint": fingerprint(spec.identity),
         "versions": versions(),

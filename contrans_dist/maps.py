@@ -79,19 +79,27 @@ class MapSet:
     ) -> ConceptVector:
         """A source vector in the target's space, at the pair's target block (equation 2: v F, no bias).
 
-        The result also carries the same vector through the shuffled map, as a control. Raises UserError when
+        A map over several source blocks takes the vector's rows at all of them; `match` still measures the
+        row at the pair's own source block, so that a strength means the same with any number of them. The
+        result also carries the same vector through the shuffled map, as a control. Raises UserError when
         the vector is of another width or carries nothing at the pair's source block.
         """
         source, target = self.only_pair(pair)
         mapping = self.maps[source, target]
-        if mapping.weight.shape[0] != vector.d:
+        read = mapping.source_blocks or [source]
+        if mapping.weight.shape[0] != vector.d * len(read):
             raise UserError(
-                f"vector {vector.concept!r} is {vector.d} wide, the map takes {mapping.weight.shape[0]}"
+                f"vector {vector.concept!r} is {vector.d} wide, the map takes "
+                f"{mapping.weight.shape[0] // len(read)}"
             )
-        row = vector.at(source)
-        norms = {"source_norm": self.source_norms.get(source), "target_norm": self.target_norms.get(target)}
+        row = np.concatenate([vector.at(block) for block in read])
+        norm_at = self.source_norms.get(source)
+        if norm_at is not None:
+            norm_at *= float(np.linalg.norm(row) / np.linalg.norm(vector.at(source)))
+        norms = {"source_norm": norm_at, "target_norm": self.target_norms.get(target)}
         shuffled = self.shuffled.get((source, target))
-        step = f"mapped block {source} -> {target}, protocol {self.protocol}, norm {norm}"
+        named = "+".join(map(str, read))
+        step = f"mapped block {named} -> {target}, protocol {self.protocol}, norm {norm}"
         return replace(
             vector,
             values=self._one_row(target, transplant(row, mapping, norm, **norms)),
@@ -110,7 +118,11 @@ class MapSet:
         return values
 
     def save(self, location: Location) -> None:
-        """Publish as safetensors: `weight.{s}.{t}`, `bias.{s}.{t}`, `shuffled.{s}.{t}`, and the header."""
+        """Publish as safetensors: `weight.{s}.{t}`, `bias.{s}.{t}`, `shuffled.{s}.{t}`, and the header.
+
+        A map over several source blocks is filed under its highest, {s}; `source_blocks` in the header lists
+        them in the order of the weight's rows, d_source of them each.
+        """
         tensors: dict[str, NDArray[Any]] = {}
         pairs = []
         for (source, target), mapping in self.maps.items():

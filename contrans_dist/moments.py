@@ -10,34 +10,10 @@ from typing import Self
 import numpy as np
 from scipy.linalg.blas import dgemm, dger, dsyr, dsyrk
 
+from contrans_dist.rowchecks import as_rows, check_finite, finite_rows
+
 CHUNK_ROWS = 4096  # rows turned to float64 at once: enough for full matmul speed, 128 MiB at d = 4096
 _COPIED_ROWS = 256  # few enough that a copy of them stays in the processor's cache
-
-
-def as_rows(rows: np.ndarray, name: str = "rows") -> np.ndarray:
-    """`rows` as an array [n, d]; ValueError unless it has two dimensions and holds real numbers."""
-    array = np.asarray(rows)
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"{name}: expected an array [rows, columns], got shape {list(array.shape)}")
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: expected real numbers, got dtype {array.dtype}")
-    return array
-
-
-def check_finite(rows: np.ndarray, name: str = "rows") -> np.ndarray:
-    """`rows` as an array [n, d], not copied; ValueError naming the first row that holds NaN or infinity."""
-    array = as_rows(rows, name)
-    # One pass without a mask: a sum is finite when all its terms are, barring overflow near 1e308.
-    if not np.isfinite(array.sum(dtype=np.float64)):
-        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-        if bad.size:
-            raise ValueError(f"{name}: row {bad[0]} holds NaN or infinity ({bad.size} such rows)")
-    return array
-
-
-def finite_rows(rows: np.ndarray, name: str = "rows") -> np.ndarray:
-    """A float64 copy of rows [n, d]; ValueError naming the first row that holds NaN or infinity."""
-    return check_finite(rows, name).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -69,7 +45,8 @@ class Moments:
     """Sums of n pairs of rows (x, y), all float64 and all about the means.
 
     n: number of rows; mean_x [d_s]; mean_y [d_t]; sxx [d_s, d_s] = sum of (x - mean_x)^T (x - mean_x);
-    sxy [d_s, d_t] = sum of (x - mean_x)^T (y - mean_y); syy [d_t] = sum of (y - mean_y)^2 by column.
+    sxy [d_s, d_t] = sum of (x - mean_x)^T (y - mean_y); syy [d_t] = sum of (y - mean_y)^2 by column; target
+    [d_t, d_t] = sum of (y - mean_y)^T (y - mean_y), which whitening alone needs, or None.
     """
 
     n: int
@@ -78,9 +55,10 @@ class Moments:
     sxx: np.ndarray
     sxy: np.ndarray
     syy: np.ndarray
+    target: np.ndarray | None = None
 
     @classmethod
-    def of(cls, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK_ROWS) -> "Moments":
+    def of(cls, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK_ROWS, target: bool = False) -> "Moments":
         """The moments of x [n, d_s] and y [n, d_t] (any real dtype), `chunk` rows at a time.
 
         ValueError when the row counts differ or a row holds NaN or infinity.
@@ -88,7 +66,7 @@ class Moments:
         x, y = as_rows(x, "source"), as_rows(y, "target")
         if len(x) != len(y):
             raise ValueError(f"source has {len(x)} rows, target {len(y)}: expected the same texts in both")
-        sums = MomentSums(x.shape[1], y.shape[1])
+        sums = MomentSums(x.shape[1], y.shape[1], target)
         for start in range(0, len(x), chunk):
             sums.add(x[start : start + chunk], y[start : start + chunk])
         return sums.moments()
@@ -112,32 +90,42 @@ class Moments:
             self.syy + self.n * dy * dy,
         )
 
+    def target_around(self, y: np.ndarray | float) -> np.ndarray | None:
+        """`target` about the point y [d_t] instead of about the mean; None where there is none."""
+        if self.target is None:
+            return None
+        dy = self.mean_y - y
+        return self.target + np.outer(self.n * dy, dy)
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The sums as named arrays, to be stored; `n` becomes an int64 array of one element."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**named, "n": np.array([self.n], dtype=np.int64)}
+        given = {name: value for name, value in named.items() if value is not None}
+        return {**given, "n": np.array([self.n], dtype=np.int64)}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "Moments":
-        """The inverse of `tensors`. KeyError when one is missing."""
-        arrays = {f.name: np.asarray(tensors[f.name], dtype=np.float64) for f in fields(cls) if f.name != "n"}
+        """The inverse of `tensors`. KeyError when one is missing (`target` may be)."""
+        names = [f.name for f in fields(cls) if f.name != "n" and (f.name != "target" or f.name in tensors)]
+        arrays = {name: np.asarray(tensors[name], dtype=np.float64) for name in names}
         return cls(n=int(tensors["n"][0]), **arrays)
 
 
 class MomentSums:
     """Moments under way: add chunks of rows, or other moments, then ask for `moments()`.
 
-    Holds one set of sums and updates it in place, so that memory stays at d_s * (d_s + d_t) numbers and one
-    chunk of float64 rows.
+    Holds one set of sums and updates it in place, so that memory stays at d_s * (d_s + d_t) numbers (with
+    `target`, d_t * d_t more) and one chunk of float64 rows.
     """
 
-    def __init__(self, d_source: int, d_target: int) -> None:
+    def __init__(self, d_source: int, d_target: int, target: bool = False) -> None:
         self._n = 0
         self._mean_x, self._mean_y = np.zeros(d_source), np.zeros(d_target)
         # In Fortran's order, for BLAS to add to them where they are; of sxx the upper triangle only.
         self._sxx = np.zeros((d_source, d_source), order="F")
         self._sxy = np.zeros((d_source, d_target), order="F")
         self._syy = np.zeros(d_target)
+        self._target = np.zeros((d_target, d_target), order="F") if target else None
         self._buffers: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray | None = None) -> None:
@@ -165,6 +153,8 @@ class MomentSums:
         self._sxx = dsyrk(1.0, rows_x.T, beta=1.0, c=self._sxx, overwrite_c=True)
         self._sxy = dgemm(1.0, rows_x.T, rows_y.T, trans_b=True, beta=1.0, c=self._sxy, overwrite_c=True)
         self._syy += np.einsum("ij,ij->j", rows_y, rows_y)
+        if self._target is not None:
+            self._target = dsyrk(1.0, rows_y.T, beta=1.0, c=self._target, overwrite_c=True)
         self._move(len(rows_x), mean_x, mean_y)
 
     def _move(self, n: int, mean_x: np.ndarray, mean_y: np.ndarray) -> None:
@@ -179,6 +169,8 @@ class MomentSums:
             self._sxy = dger(
                 weight, dx, dy, a=self._sxy, overwrite_x=False, overwrite_y=False, overwrite_a=True
             )
+            if self._target is not None:
+                self._target = dsyr(weight, dy, a=self._target, overwrite_a=True)
         self._syy += weight * dy * dy
         self._mean_x += (n / total) * dx
         self._mean_y += (n / total) * dy
@@ -190,15 +182,21 @@ class MomentSums:
             raise ValueError(f"cannot merge moments of widths {self._sxy.shape} and {other.sxy.shape}")
         if other.n == 0:
             return
+        if (other.target is None) != (self._target is None):
+            raise ValueError("cannot merge moments with and without the target's own sums")
         self._sxx += other.sxx
         self._sxy += other.sxy
         self._syy += other.syy
+        if self._target is not None and other.target is not None:
+            self._target += other.target
         self._move(other.n, other.mean_x, other.mean_y)
 
     def moments(self) -> Moments:
         """The sums so far. They share memory with this object: do not add to it afterwards."""
-        _mirror(self._sxx)
-        return Moments(self._n, self._mean_x, self._mean_y, self._sxx, self._sxy, self._syy)
+        for square in (self._sxx, self._target):
+            if square is not None:
+                _mirror(square)
+        return Moments(self._n, self._mean_x, self._mean_y, self._sxx, self._sxy, self._syy, self._target)
 
 
 def _centred(rows: np.ndarray, chosen: np.ndarray, buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +222,8 @@ def _mirror(square: np.ndarray) -> None:
 
 def merge(a: Moments, b: Moments) -> Moments:
     """The moments of the rows of a and b together; neither is changed. ValueError when the widths differ."""
-    sums = MomentSums(*a.sxy.shape)
+    d_source, d_target = a.sxy.shape
+    sums = MomentSums(d_source, d_target, a.target is not None)
     sums.merge(a)
     sums.merge(b)
     return sums.moments()

@@ -6,13 +6,25 @@ import pyarrow as pa
 
 from contrans_dist import demo
 from contrans_dist.benchmarks.scenarios import read_scenarios
-from contrans_dist.config import CaptureSettings, EvaluationSettings, Recipe
+from contrans_dist.benchmarks.toxigen_sets import refinement_texts
+from contrans_dist.config import (
+    CaptureSettings,
+    ConceptSettings,
+    ContrastSettings,
+    EvaluationSettings,
+    Recipe,
+    ToxigenEvaluation,
+)
 from contrans_dist.corpus import prepare_corpus
 from contrans_dist.errors import UserError
 from contrans_dist.selection import harvested_blocks
-from contrans_dist.texts import read_texts, text_table
+from contrans_dist.storage import Location
+from contrans_dist.texts import read_texts, template_fields, text_table
 
 _BUNDLED = "demo:"
+_FILES = ("texts", "shots", "validation", "include")
+"""Settings of an evaluation that name a file or folder."""
+_FRAMED = "{before}{text}{after}"
 
 
 class RecipeTexts:
@@ -26,7 +38,7 @@ class RecipeTexts:
         if not path.startswith(_BUNDLED):
             return path
         if not any(self.folder.iterdir()):
-            demo.write_texts(self.folder)
+            demo.write_texts(self.folder)  # made once a run, when first asked for
         found = self.folder / path.removeprefix(_BUNDLED)
         if not found.exists():
             known = ", ".join(f"{_BUNDLED}{each.name}" for each in sorted(self.folder.iterdir()))
@@ -43,35 +55,97 @@ class RecipeTexts:
 
     def contrast(self) -> pa.Table:
         """The contrast texts of all concepts."""
-        given = self.recipe.concepts.texts
-        if isinstance(given, str):
-            rows = read_scenarios(self.place(given))
-            return text_table({name: [row[name] for row in rows] for name in rows[0]}, given)
+        settings = self.recipe.concepts
+        if isinstance(settings.texts, str):
+            rows = read_scenarios(self.place(settings.texts))
+            return text_table({name: [row[name] for row in rows] for name in rows[0]}, settings.texts)
         parts = []
-        for concept, path in given.items():
-            table = read_texts(self.place(path))
-            if "label" not in table.column_names:
-                raise UserError(f"{path}: expected positive and negative texts (a column `label`)")
+        for concept, given in settings.texts.items():
+            own = ContrastSettings(texts=given) if isinstance(given, str) else given
+            table = self._contrast_of(own)
+            if framed(settings):
+                table = self._framed(table, own)
             parts.append(table.append_column("concept", pa.array([concept] * table.num_rows)))
         # A template may name any column that all the files have.
         names = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
         return text_table(pa.concat_tables([part.select(names) for part in parts]), "concepts.texts")
 
+    def _contrast_of(self, own: ContrastSettings) -> pa.Table:
+        """One concept's texts as they are; of a ToxiGen folder those that no evaluation takes."""
+        place = self.place(own.texts)
+        if Location.parse(place).names():
+            scored = [e for e in self.recipe.evaluations.values() if isinstance(e, ToxigenEvaluation)]
+            evaluation = scored[0] if scored else ToxigenEvaluation()
+            columns = refinement_texts(
+                Location.parse(place),
+                seed=evaluation.seed,
+                evaluation=evaluation.per_group,
+                validation=evaluation.validation_per_group,
+            )
+            table = text_table(columns, own.texts)
+            return table.drop_columns(["concept"])
+        table = read_texts(place)
+        if "label" not in table.column_names and not (own.positive or self.recipe.concepts.positive):
+            raise UserError(f"{own.texts}: expected positive and negative texts (a column `label`)")
+        return table.drop_columns([name for name in ("concept",) if name in table.column_names])
+
+    def _framed(self, table: pa.Table, own: ContrastSettings) -> pa.Table:
+        """The texts with what stands around each, by the concept's own templates or the common ones."""
+        common, where = self.recipe.concepts, own.texts
+        if own.template is not None or "label" in table.column_names:
+            return around(table, own.template or common.template or "{text}", where)
+        positive, negative = own.positive or common.positive, own.negative or common.negative
+        return both_ways(table, str(positive), str(negative), where)
+
     def placed(self, settings: EvaluationSettings) -> EvaluationSettings:
         """The settings with the places of their files."""
-        shots = None if settings.shots is None else self.place(settings.shots)
-        return settings.model_copy(update={"texts": self.place(settings.texts), "shots": shots})
+        names = [name for name in _FILES if getattr(settings, name, None) is not None]
+        return settings.model_copy(update={name: self.place(getattr(settings, name)) for name in names})
+
+
+def framed(settings: ConceptSettings) -> bool:
+    """Whether texts have prompts that differ from row to row."""
+    own = settings.texts.values() if isinstance(settings.texts, dict) else ()
+    return settings.positive is not None or any(not isinstance(given, str) for given in own)
+
+
+def around(table: pa.Table, template: str, where: str) -> pa.Table:
+    """The texts with what a template puts before and after each, in the columns `before` and `after`.
+
+    The text stays as it is, so that the leak check knows it. Raises UserError for a template without `{text}`
+    or with a column that is missing.
+    """
+    missing = [name for name in template_fields(template) if name not in table.column_names]
+    if missing:
+        raise UserError(f"{where}: the template names a column {missing[0]!r} that is not there")
+    before, _, after = template.replace("\\n", "\n").partition("{text}")
+    rows = table.to_pylist()
+    table = table.drop_columns([name for name in ("before", "after") if name in table.column_names])
+    table = table.append_column("before", pa.array([before.format(**row) for row in rows], pa.string()))
+    return table.append_column("after", pa.array([after.format(**row) for row in rows], pa.string()))
+
+
+def both_ways(table: pa.Table, positive: str, negative: str, where: str) -> pa.Table:
+    """Each text twice: under the positive and under the negative template (`around`), labelled by them."""
+    parts = []
+    for label, template in (("positive", positive), ("negative", negative)):
+        part = around(table, template, where).select(["text", "before", "after"])
+        part = part.append_column("label", pa.array([label] * part.num_rows))
+        parts.append(part.append_column("pair_id", pa.array(range(part.num_rows), pa.int64())))
+    return text_table(pa.concat_tables(parts), where)
 
 
 def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings, CaptureSettings]:
     """How one side (`source` or `target`) is harvested: on the corpus, and on the contrast texts."""
     settings, own = recipe.concepts, side == "source"
     plain = CaptureSettings(
-        blocks=harvested_blocks(recipe.map.blocks, side, n_blocks),
+        blocks=harvested_blocks(recipe.map.blocks, side, n_blocks, recipe.map.source_blocks),
         batch_tokens=recipe.batch_tokens,
         template=recipe.corpus.source_template if own else None,
     )
     template = (settings.source_template if own else None) or settings.template
+    if framed(settings):
+        template = _FRAMED
     return plain, plain.model_copy(
         update={"template": template, "chat": settings.chat, "position": settings.position}
     )

@@ -7,16 +7,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from contrans_dist.config import Recipe, Settings
+from contrans_dist.config import EvaluationSettings, Recipe, Settings, evaluation_settings
 from contrans_dist.errors import UserError
 
 S = TypeVar("S", bound=Settings)
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = False) -> Recipe:
     """Read a recipe, with `key.subkey=value` overrides (values in YAML).
 
-    Raises UserError that names the file, the key and the nearest right key.
+    `small`: what stands under that key takes the place of the keys it names. Raises UserError that names the
+    file, the key and the nearest right key.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -26,28 +27,56 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: expected YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping with source, target, corpus, concepts and evaluations")
-    for override in overrides or []:
-        _override(content, override)
+    if small:
+        if not isinstance(content.get("small"), dict):
+            raise UserError(f"{path}: --small: the recipe has no key `small`")
+        content |= content.pop("small")
+    for change in overrides or []:
+        override(content, change)
     return validated(Recipe, content, str(path))
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    key, mark, value = override.partition("=")
-    if not mark or not key:
-        raise UserError(f"--set {override}: expected key=value, such as map.protocol=paper")
+def runs_of(recipe: Recipe) -> dict[str, Recipe]:
+    """The runs of a recipe, by name, each as a recipe of its own; `all` where there is only one.
+
+    Raises UserError for a setting that there is not.
+    """
+    if not recipe.runs:
+        return {"all": recipe}
+    found = {}
+    for name, changes in recipe.runs.items():
+        content = recipe.model_dump(mode="json", exclude={"runs", "small", "published", "axis"})
+        for key, value in changes.items():
+            inner, last = _parent_of(content, key, f"runs.{name}.{key}")
+            inner[last] = value
+        found[name] = validated(Recipe, content, f"runs.{name}")
+    return found
+
+
+def _parent_of(content: dict[str, Any], key: str, where: str) -> tuple[dict[str, Any], str]:
+    """The mapping that holds a dotted key, and the key's last part."""
     *parents, last = key.split(".")
     for parent in parents:
         content = content.setdefault(parent, {})
         if isinstance(content, str) and parent in ("source", "target"):
-            raise UserError(f"--set {override}: {parent} is a plain id here; write {parent}={{id: ..., ...}}")
+            raise UserError(f"{where}: {parent} is a plain id here; write {parent}={{id: ..., ...}}")
         if not isinstance(content, dict):
-            raise UserError(f"--set {override}: {parent} has no keys of its own")
+            raise UserError(f"{where}: {parent} has no keys of its own")
+    return content, last
+
+
+def override(content: dict[str, Any], change: str) -> None:
+    """Carry out a `--set key.subkey=value`, the value in YAML. Raises UserError for anything else."""
+    key, mark, value = change.partition("=")
+    if not mark or not key:
+        raise UserError(f"--set {change}: expected key=value, such as map.protocol=paper")
+    content, last = _parent_of(content, key, f"--set {change}")
     # YAML would take `{text}` for a mapping and drop a last space; a template may need both.
     plain = last.endswith("template") and value[:1] not in ('"', "'") and value not in ("null", "~", "")
     try:
         content[last] = value if plain else yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: expected a YAML value") from error
+        raise UserError(f"--set {change}: expected a YAML value") from error
 
 
 def validated(settings: type[S], content: dict[str, Any], where: str) -> S:
@@ -68,12 +97,15 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
     path, first = next((path, each) for path, each in related if len(path) == deepest)
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        names = sorted(_known_keys(settings, path[:-1]))
+        names = sorted(_known_keys(settings, path[:-1], content))
         near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"missing key {key!r}"
+    if first["type"] == "union_tag_invalid":
+        known = ", ".join(first["ctx"]["expected_tags"].replace("'", "").split(", "))
+        return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
     wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
     return f"{key}: expected {' or '.join(wanted)}, found {first['input']!r}"
 
@@ -104,14 +136,16 @@ def _expected(error: Any) -> str:
     return message[0].lower() + message[1:]
 
 
-def _known_keys(settings: type[Settings], path: list[str]) -> set[str]:
+def _known_keys(settings: type[Settings], path: list[str], content: Any) -> set[str]:
     """Field names of the settings class that a path of keys leads to."""
     current: Any = settings
     for part in path:
+        content = content.get(part) if isinstance(content, dict) else None
         field = current.model_fields.get(part) if _is_settings(current) else None
-        if field is None:
-            continue  # the name of an evaluation, or a branch of a union
-        current = _settings_in(field.annotation)
+        if field is not None:
+            current = _settings_in(field.annotation)
+        elif _is_settings(current) and issubclass(current, EvaluationSettings):  # an evaluation's name
+            current = evaluation_settings(content)
     return set(current.model_fields) if _is_settings(current) else set()
 
 

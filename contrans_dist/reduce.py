@@ -1,186 +1,123 @@
 """The reduce driver: two activation sets in, maps out; sums over many rows are spread over Ray tasks."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
 from contrans_dist.affine import PROTOCOLS, AffineMap, Protocol, fit_map, fit_moments, shuffled_map
+from contrans_dist.affinemap import options_of, ridges_of
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.cluster import connected
 from contrans_dist.errors import UserError
+from contrans_dist.fitting import Fitting, fitting
+from contrans_dist.joining import Joined, all_pairs, choose_pairs, join, one_block, read_blocks, values
 from contrans_dist.leak import unit_hashes
-from contrans_dist.maps import MapSet, Pair, R2Table
-from contrans_dist.models import matched_depth, resolve_blocks
-from contrans_dist.moments import Moments, MomentSums, merge
-from contrans_dist.pairs import r2_table
+from contrans_dist.maps import MapSet
 from contrans_dist.progress import note
-from contrans_dist.splits import FIT, TEST, VALIDATION, paper_split, split_of
+from contrans_dist.rowsums import (
+    CHUNK_ROWS,
+    SHUFFLED,
+    Reading,
+    merge_parts,
+    merge_tokens,
+    part_sums,
+    token_sums,
+)
+from contrans_dist.splits import FIT, TEST, VALIDATION, token_groups
+
+__all__ = ["all_pairs", "choose_pairs", "fit", "join", "one_block"]
 
 ROWS_IN_MEMORY = 16_384
 """Up to here the rows are simply read; beyond, they are summed in chunks by Ray tasks."""
-_CHUNK_ROWS = 8_192
+_CHUNK_ROWS = CHUNK_ROWS
 _WIDTHS_A_TASK = 8
 """Rows that a task sums up, in units of the models' widths together."""
 _RUN_ROWS = 512
 """Rows of the shuffled control that change places together: few for a control, many for a file to be read."""
 _FEWEST_RUNS = 64
-_SHUFFLED = "shuffled"
-_ROWS_READ = 65_536
-"""Ids and texts that are read at a time."""
-_TABLE_ROWS = 4_096
-"""Rows that the table of all pairs is fitted on: it ranks pairs, it is not the map."""
 
 
 @dataclass(frozen=True)
-class _Joined:
-    """Two activation sets over the same texts, and which part of a fit each row belongs to."""
+class _Task:
+    """One map to fit: from these source blocks, side by side, to one target block."""
 
-    source: ActivationSet
-    target: ActivationSet
-    split: NDArray[np.str_]
-    rows: NDArray[np.int64] | None = None
-    """Only these rows take part; None is all of them."""
+    source: list[int]
+    target: int
+    protocol: Protocol
+    options: Fitting
+    seed: int
+    shuffled: bool
 
-    def read(self, side: ActivationSet, block: int, n_rows: int | None = None) -> NDArray[np.float32]:
-        """The rows that take part, or the first `n_rows` of them: float32 `[rows, d]`."""
-        if self.rows is None:
-            return side.read_block(block, 0, n_rows)
-        return side.read_block(block)[self.rows[:n_rows]]
-
-
-def join(
-    source: ActivationSet, target: ActivationSet, protocol: Protocol, rows: NDArray[np.int64] | None = None
-) -> _Joined:
-    """Join on `row`; the text ids must agree. Raises UserError naming the first row that differs.
-
-    The default protocol holds rows out by a hash of the text, or of the text that a prefix was cut from.
-    """
-    row = _first_difference(source, target)
-    if row is not None:
-        raise UserError(
-            f"{source.location} and {target.location} differ in row {row}: harvest both on the same texts"
-        )
-    n = source.n_rows if rows is None else len(rows)
-    if protocol == "default":
-        name = "source_row" if "source_row" in source.columns else "text_id"
-        split = np.concatenate([split_of([]), *map(split_of, _values(source, name))])
-        split = split if rows is None else split[rows]
-    elif protocol == "paper":
-        split = paper_split(n)
-    else:
-        split = np.full(n, FIT)
-    return _Joined(source, target, split, rows)
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"protocol": self.protocol, **option_arguments(self.protocol, self.options)}
 
 
-def _values(side: ActivationSet, name: str) -> Iterator[list[str]]:
-    """A column's values as text, some rows at a time: all of them at once may be large."""
-    for start in range(0, side.n_rows, _ROWS_READ):
-        column = side.read_columns([name], start, min(start + _ROWS_READ, side.n_rows)).column(name)
-        yield [str(value) for value in column.to_pylist()]
+Fitted = tuple[AffineMap, AffineMap | None]
+"""A map and, if asked for, its control: the same fit on permuted source rows."""
 
 
-def _first_difference(source: ActivationSet, target: ActivationSet) -> int | None:
-    """The first row in which the sets' text ids differ; None where they are the same."""
-    sides = (_values(side, "text_id") for side in (source, target))
-    for index, (a, b) in enumerate(zip(*sides, strict=False)):
-        if a != b:
-            pairs = enumerate(zip(a, b, strict=False))
-            within = next((row for row, (x, y) in pairs if x != y), min(len(a), len(b)))
-            return index * _ROWS_READ + within
-    return None if source.n_rows == target.n_rows else min(source.n_rows, target.n_rows)
-
-
-def choose_pairs(spec: str, joined: _Joined) -> tuple[list[Pair], R2Table | None]:
-    """The pairs of blocks that `--blocks` asks for, and the table of all pairs where that was needed.
-
-    `depth`: three quarters of both models; `24:30` (several joined by commas); `best`: highest validation R2.
-    """
-    source, target = joined.source, joined.target
-    if spec == "depth":
-        return [(matched_depth(source.n_blocks), matched_depth(target.n_blocks))], None
-    if spec == "best":
-        table = all_pairs(joined)
-        return [table.best()], table
-    pairs = []
-    for piece in spec.split(","):
-        sides = piece.split(":")
-        if len(sides) != 2:
-            raise UserError(f"--blocks {spec}: expected depth, best, or source:target such as 24:30")
-        pairs.append((one_block(sides[0], source.n_blocks), one_block(sides[1], target.n_blocks)))
-    return pairs, None
-
-
-def one_block(spec: str, n_blocks: int, flag: str = "--blocks") -> int:
-    """The block that one side of `source:target` names. Raises UserError when it names none or several."""
-    blocks = resolve_blocks(spec, n_blocks, flag)
-    if len(blocks) != 1:
-        raise UserError(f"{flag} {spec}: expected one block on each side, such as 24:30, found {len(blocks)}")
-    return blocks[0]
-
-
-def all_pairs(joined: _Joined) -> R2Table:
-    """Validation R2 of the ridge map of every pair of harvested blocks, on at most 4,096 rows."""
-    split = joined.split
-    if set(split) == {FIT}:
-        raise UserError("--blocks best needs held-out rows, which protocol lcross has not; name the pair")
-    kept = split[:_TABLE_ROWS]
-    sides = (_Blocks(joined, joined.source, len(kept)), _Blocks(joined, joined.target, len(kept)))
+def fit_pair(joined: Joined, task: _Task) -> Fitted:
+    """A map and its control from the rows."""
+    x, y = joined.read_source(task.source), joined.read(joined.target, task.target)
+    split = joined.split if task.protocol == "default" else None
+    tokens = joined.tokens() if task.options.centre == "token" else None
     try:
-        r2 = r2_table(sides[0], sides[1], kept)
-    except ValueError as error:
-        raise UserError(f"{joined.source.location}: {error}") from error
-    return R2Table(joined.source.blocks, joined.target.blocks, r2)
-
-
-@dataclass(frozen=True)
-class _Blocks(Mapping[int, NDArray[np.float32]]):
-    """The first rows of each harvested block, read when asked for: all blocks at once may not fit."""
-
-    joined: _Joined
-    side: ActivationSet
-    n_rows: int
-
-    def __getitem__(self, block: int) -> NDArray[np.float32]:
-        return self.joined.read(self.side, block, self.n_rows)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.side.blocks)
-
-    def __len__(self) -> int:
-        return len(self.side.blocks)
-
-
-def fit_pair(
-    joined: _Joined, pair: Pair, protocol: Protocol, seed: int = 0, shuffled: bool = True
-) -> tuple[AffineMap, AffineMap | None]:
-    """The map of one pair of blocks and, if asked for, its control: the same fit on permuted source rows."""
-    x, y = joined.read(joined.source, pair[0]), joined.read(joined.target, pair[1])
-    split = joined.split if protocol == "default" else None
-    try:
-        mapping = fit_map(x, y, protocol=protocol, split=split)
-        return mapping, shuffled_map(x, y, mapping, seed=seed, split=split) if shuffled else None
+        mapping = fit_map(x, y, split=split, tokens=tokens, **task.arguments)
+        if not task.shuffled:
+            return mapping, None
+        return mapping, shuffled_map(x, y, mapping, seed=task.seed, split=split, tokens=tokens)
     except ValueError as error:
         raise UserError(f"{joined.source.location}: {error}") from error
 
 
-def _fit_streaming(
-    joined: _Joined, pair: Pair, protocol: Protocol, seed: int = 0, shuffled: bool = True
-) -> tuple[AffineMap, AffineMap | None]:
+def _fit_streaming(joined: Joined, task: _Task) -> Fitted:
     """The same from sums: memory grows with the width of the models, not with the rows."""
-    task = ray.remote(_sums)
-    n, length = len(joined.split), _rows_a_task(joined.source.d, joined.target.d)
-    control = ray.put(_shuffled_rows(joined.split == FIT, seed)) if shuffled else None
-    both = ray.put(joined)  # it names the part of every row: too much to travel with each task
-    sums = [task.remote(both, pair, start, min(start + length, n), control) for start in range(0, n, length)]
-    merged = ray.get(_tree(sums))
-    mapping = fit_moments(merged[FIT], merged[VALIDATION], merged[TEST], protocol=protocol)
-    if not shuffled:
-        return mapping, None
-    ridges = None if mapping.ridge is None else [mapping.ridge]
-    return mapping, fit_moments(merged[_SHUFFLED], protocol=protocol, ridges=ridges)
+    reading = Reading(joined, task.source, task.target)
+    n, length = len(joined.split), _rows_a_task(*reading.widths)
+    runs = [(start, min(start + length, n)) for start in range(0, n, length)]
+    both = ray.put(reading)  # it names the part of every row: too much to travel with each task
+    tokens, held = None, None
+    arguments = task.arguments
+    if task.options.centre == "token":
+        group, n_groups = token_groups(joined.tokens(), joined.split)
+        held, by_group = ray.put(group), ray.remote(token_sums)
+        tokens = _tree([by_group.remote(both, *run, held, n_groups) for run in runs], merge_tokens)
+        arguments["centre"] = True  # the sums are about the tokens' means already
+    control = ray.put(_shuffled_rows(joined.split == FIT, task.seed)) if task.shuffled else None
+    by_part, whiten = ray.remote(part_sums), task.options.whiten > 0
+    sums = [by_part.remote(both, *run, control, whiten, tokens, held) for run in runs]
+    merged = ray.get(_tree(sums, merge_parts))
+    try:
+        mapping = fit_moments(merged[FIT], merged[VALIDATION], merged[TEST], **arguments)
+        if not task.shuffled:
+            return _about(mapping, tokens), None
+        again = {
+            "protocol": task.protocol,
+            **option_arguments(task.protocol, options_of(mapping)),
+            "ridges": ridges_of(mapping),
+        }
+        return _about(mapping, tokens), fit_moments(merged[SHUFFLED], **again)
+    except ValueError as error:
+        raise UserError(f"{joined.source.location}: {error}") from error
+
+
+def _about(mapping: AffineMap, tokens: ray.ObjectRef | None) -> AffineMap:
+    """A map from sums about tokens' means, with the bias that takes the mean of all rows to itself."""
+    if tokens is None:
+        return mapping
+    mean_x, mean_y = ray.get(tokens).overall()
+    bias = mean_y - mean_x @ mapping.weight.astype(np.float64)
+    return replace(mapping, centre="token", bias=bias.astype(np.float32))
+
+
+def option_arguments(protocol: str, options: Fitting) -> dict[str, Any]:
+    """The options as `fit_map` and `fit_moments` take them; nothing where the protocol fixes them."""
+    return {} if protocol != "default" else vars(options)
 
 
 def _rows_a_task(d_source: int, d_target: int) -> int:
@@ -207,44 +144,9 @@ def _shuffled_rows(fit: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
     return order
 
 
-def _sums(
-    joined: _Joined, pair: Pair, start: int, stop: int, control: NDArray[np.int64] | None
-) -> dict[str, Moments]:
-    """Sums over the rows from `start` to `stop` by part of the split, and those of the control."""
-    names = [FIT, VALIDATION, TEST, *([_SHUFFLED] if control is not None else [])]
-    sums = {name: MomentSums(joined.source.d, joined.target.d) for name in names}
-    for first in range(start, stop, _CHUNK_ROWS):
-        last = min(first + _CHUNK_ROWS, stop)
-        x = joined.source.read_block(pair[0], first, last)
-        y = joined.target.read_block(pair[1], first, last)
-        split = joined.split[first:last]
-        for name in (FIT, VALIDATION, TEST):
-            sums[name].add(x, y, np.flatnonzero(split == name))
-        if control is not None:
-            fit = np.flatnonzero(split == FIT)
-            sums[_SHUFFLED].add(_read_rows(joined.source, pair[0], control[first:last][fit]), y[fit])
-    return {name: each.moments() for name, each in sums.items()}
-
-
-def _read_rows(side: ActivationSet, block: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The rows of these numbers, run by run: float32 `[m, d]`."""
-    values = np.empty((len(rows), side.d), np.float32)
-    # Between two fit rows of a run lie rows of the other parts: a gap, but no jump.
-    jumps = np.flatnonzero((np.diff(rows) < 0) | (np.diff(rows) > _RUN_ROWS)) + 1
-    for run in np.split(np.arange(len(rows)), jumps):
-        if len(run):
-            first, last = int(rows[run[0]]), int(rows[run[-1]])
-            values[run] = side.read_block(block, first, last + 1)[rows[run] - first]
-    return values
-
-
-def _merge_parts(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
-    return {name: merge(a[name], b[name]) for name in a}
-
-
-def _tree(references: list[ray.ObjectRef]) -> ray.ObjectRef:
+def _tree(references: list[ray.ObjectRef], merged: Callable[[Any, Any], Any]) -> ray.ObjectRef:
     """Merge neighbours level by level, as tasks, so that no process ever holds more than two sets of sums."""
-    task = ray.remote(_merge_parts)
+    task = ray.remote(merged)
     while len(references) > 1:
         pairs = [task.remote(*references[i : i + 2]) for i in range(0, len(references) - 1, 2)]
         references = pairs + references[len(pairs) * 2 :]
@@ -255,7 +157,7 @@ def _hashes(source: ActivationSet, rows: NDArray[np.int64] | None) -> NDArray[np
     """Sorted hashes of the texts of the fit, for the leak check."""
     if rows is not None:
         return unit_hashes(source.read_columns(["text"]).column("text").take(rows).to_pylist())
-    return np.unique(np.concatenate([unit_hashes([]), *map(unit_hashes, _values(source, "text"))]))
+    return np.unique(np.concatenate([unit_hashes([]), *map(unit_hashes, values(source, "text"))]))
 
 
 def fit(
@@ -268,22 +170,36 @@ def fit(
     seed: int = 0,
     shuffled: bool = True,
     quiet: bool = False,
+    options: Fitting | None = None,
+    source_blocks: int | None = None,
+    vectors_at: Collection[int] | None = None,
 ) -> MapSet:
     """Fit the maps that `blocks` asks for between two activation sets over the same texts.
 
     `rows` restricts the fit (one concept's contrast prompts, as in L-Cross Modulation). `shuffled` fits the
-    control beside each map. `quiet` keeps warnings in the maps alone. Raises UserError for sets over
-    different texts, blocks that were not harvested, or too few rows.
+    control beside each map. `quiet` keeps warnings in the maps alone. `options` are those of `fitting`, None
+    the protocol's. `source_blocks`: how many source blocks a map reads, each pair's own and those below it;
+    None takes the protocol's number as far as these were harvested, and are among `vectors_at`, the blocks at
+    which there are vectors to carry. Raises UserError for sets over different texts, blocks that were not
+    harvested, or too few rows.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}")
     joined = join(source, target, protocol, rows)
     pairs, table = choose_pairs(blocks, joined)
+    held = set(source.blocks) if vectors_at is None else set(source.blocks) & set(vectors_at)
+    options = options or fitting(protocol)
+    tasks = {
+        pair: _Task(
+            read_blocks(pair[0], protocol, source_blocks, held), pair[1], protocol, options, seed, shuffled
+        )
+        for pair in pairs
+    }
     if len(joined.split) > ROWS_IN_MEMORY and rows is None:
         with connected(address):
-            fitted = {pair: _fit_streaming(joined, pair, protocol, seed, shuffled) for pair in pairs}
+            fitted = {pair: _fit_streaming(joined, task) for pair, task in tasks.items()}
     else:
-        fitted = {pair: fit_pair(joined, pair, protocol, seed, shuffled) for pair in pairs}
+        fitted = {pair: fit_pair(joined, task) for pair, task in tasks.items()}
     for pair, (mapping, _) in fitted.items():
         for warning in mapping.warnings if not quiet else ():
             note(f"map {pair[0]}:{pair[1]}: {warning}")
@@ -292,7 +208,10 @@ def fit(
         target_model=target.manifest["identity"]["model"],
         n_target_blocks=target.n_blocks,
         protocol=protocol,
-        maps={pair: mapping for pair, (mapping, _) in fitted.items()},
+        maps={
+            pair: replace(mapping, source_blocks=tasks[pair].source if len(tasks[pair].source) > 1 else None)
+            for pair, (mapping, _) in fitted.items()
+        },
         source_norms=source.norms,
         target_norms=target.norms,
         shuffled={pair: control.weight for pair, (_, control) in fitted.items() if control is not None},

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from contrans_dist.moments import Moments
-
 SLACK = 0.02  # of validation R2
 RIDGES = np.logspace(-10, 1, 23)  # relative to the largest eigenvalue; half decades
 
@@ -39,74 +37,39 @@ class Spectrum:
         """1 / (lambda_i + ridge * lambda_max), [k]."""
         return 1.0 / (self.values + ridge * self.values[-1])
 
+    def truncated(self, rank: int) -> np.ndarray:
+        """1 / lambda_i for the `rank` largest eigenvalues, 0 for the others: [k]."""
+        inverse = np.zeros(len(self.values))
+        inverse[-rank:] = 1.0 / self.values[-rank:]
+        return inverse
+
+    def above_rounding(self) -> np.ndarray:
+        """Which eigenvalues rounding can tell from zero: bool [k]."""
+        floor = self.values[-1] * np.finfo(np.float64).eps * max(64.0, 4.0 * np.sqrt(len(self.values)))
+        return np.asarray(self.values > floor)
+
     def rank(self) -> tuple[int, float]:
         """(rank, condition number of X) over the eigenvalues above rounding, max(64, 4 sqrt(k)) eps
         lambda_max.
 
         A Gram matrix shows condition numbers up to about 1e7; what lies beyond is counted as rank lost.
         """
-        floor = self.values[-1] * np.finfo(np.float64).eps * max(64.0, 4.0 * np.sqrt(len(self.values)))
-        kept = self.values[self.values > floor]
+        kept = self.values[self.above_rounding()]
         return len(kept), float(np.sqrt(kept[-1] / kept[0]))
+
+
+def filter_errors(inverses: np.ndarray, linear: np.ndarray, quadratic: np.ndarray, syy: float) -> np.ndarray:
+    """Squared error [c] of every row of inverse eigenvalues [c, k], over the rows that linear [k], quadratic
+    [k, k] and syy describe.
+    """
+    return syy - 2.0 * inverses @ linear + np.einsum("ri,ri->r", inverses @ quadratic, inverses)
 
 
 def ridge_errors(
     spectrum: Spectrum, ridges: np.ndarray, linear: np.ndarray, quadratic: np.ndarray, syy: float
 ) -> np.ndarray:
-    """Squared error of every ridge over the rows that linear [k], quadratic [k, k] and syy describe:
-    [n_ridges].
-    """
-    inverses = np.stack([spectrum.inverse(ridge) for ridge in ridges])
-    return syy - 2.0 * inverses @ linear + np.einsum("ri,ri->r", inverses @ quadratic, inverses)
-
-
-@dataclass(frozen=True)
-class RidgeFit:
-    """weight float64 [d_s, d_t] for centred rows, the relative ridge, and those rows' rank and condition."""
-
-    weight: np.ndarray
-    ridge: float
-    rank: int
-    condition_number: float
-    warnings: list[str]
-
-
-def ridge_from_sums(fit: Moments, validation: Moments | None, ridges: np.ndarray) -> RidgeFit:
-    """The primal side: d_s unknowns a column. `validation` chooses among several relative `ridges`."""
-    spectrum = Spectrum.of(fit.sxx)
-    projected = spectrum.vectors.T @ fit.sxy
-    errors, total = None, 0.0
-    if len(ridges) > 1:
-        if validation is None or validation.n == 0:
-            raise ValueError("no validation rows to choose the ridge on")
-        vxx, vxy, vyy = validation.around(fit.mean_x, fit.mean_y)
-        linear = np.einsum("ij,ij->i", projected, spectrum.vectors.T @ vxy)
-        quadratic = (spectrum.vectors.T @ vxx @ spectrum.vectors) * (projected @ projected.T)
-        total = float(vyy.sum())
-        errors = ridge_errors(spectrum, ridges, linear, quadratic, total)
-    ridge, warnings = choose_ridge(ridges, errors, total)
-    weight = spectrum.vectors @ (spectrum.inverse(ridge)[:, None] * projected)
-    return RidgeFit(weight, ridge, *spectrum.rank(), warnings)
-
-
-def ridge_from_rows(
-    x: np.ndarray, y: np.ndarray, x_validation: np.ndarray, y_validation: np.ndarray, ridges: np.ndarray
-) -> RidgeFit:
-    """The dual side: one unknown a row, the same result. All rows are centred about the fit rows' means."""
-    spectrum = Spectrum.of(x @ x.T)
-    projected = spectrum.vectors.T @ y
-    errors, total = None, 0.0
-    if len(ridges) > 1:
-        if len(x_validation) == 0:
-            raise ValueError("no validation rows to choose the ridge on")
-        seen = x_validation @ x.T @ spectrum.vectors
-        linear = np.einsum("ij,ij->i", projected, seen.T @ y_validation)
-        quadratic = (seen.T @ seen) * (projected @ projected.T)
-        total = float(np.sum(y_validation**2))
-        errors = ridge_errors(spectrum, ridges, linear, quadratic, total)
-    ridge, warnings = choose_ridge(ridges, errors, total)
-    weight = x.T @ (spectrum.vectors @ (spectrum.inverse(ridge)[:, None] * projected))
-    return RidgeFit(weight, ridge, *spectrum.rank(), warnings)
+    """`filter_errors` of every ridge: [n_ridges]."""
+    return filter_errors(np.stack([spectrum.inverse(ridge) for ridge in ridges]), linear, quadratic, syy)
 
 
 def check_ridges(ridges: Sequence[float] | np.ndarray | None) -> np.ndarray:

@@ -6,14 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from contrans_dist.benchmarks import headline
 from contrans_dist.conditions import Steering, steering
-from contrans_dist.config import EvaluationSettings, MapSettings, Recipe
+from contrans_dist.config import (
+    EmotionEvaluation,
+    EvaluationSettings,
+    MapSettings,
+    Recipe,
+    ToxigenEvaluation,
+)
 from contrans_dist.errors import UserError
 from contrans_dist.evaluate import evaluate
+from contrans_dist.fitting import blocks_below
 from contrans_dist.maps import MapSet, Pair, R2Table
 from contrans_dist.models import matched_depth
 from contrans_dist.progress import note
 from contrans_dist.reduce import all_pairs, fit, join, one_block
+from contrans_dist.search import BUDGET, cost_of
 from contrans_dist.storage import Location
 from contrans_dist.transfers import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.transplanting import cosine
@@ -22,16 +31,21 @@ _MOST_PAIRS = 64
 """Up to here every pair is tried; beyond, each target block with the source block that predicts it best."""
 
 
-def harvested_blocks(spec: str, side: str, n_blocks: int) -> str:
-    """The blocks of `side` that `map.blocks` needs, as a `--blocks` specification."""
+def harvested_blocks(spec: str, side: str, n_blocks: int, source_blocks: int | None = None) -> str:
+    """The blocks of `side` that `map.blocks` and `map.source_blocks` need, as a `--blocks` specification."""
     if spec == "best":
         return "all"
     if spec == "depth":
-        return str(matched_depth(n_blocks))
-    left, mark, right = spec.partition(":")
-    if not mark:
-        raise UserError(f"map.blocks: expected depth, best, or source:target such as 24:30, found {spec!r}")
-    return str(one_block(left if side == "source" else right, n_blocks, "map.blocks"))
+        block = matched_depth(n_blocks)
+    else:
+        left, mark, right = spec.partition(":")
+        if not mark:
+            raise UserError(
+                f"map.blocks: expected depth, best, or source:target such as 24:30, found {spec!r}"
+            )
+        block = one_block(left if side == "source" else right, n_blocks, "map.blocks")
+    read = blocks_below(block, "default", source_blocks or 1) if side == "source" else [block]
+    return ",".join(map(str, read))
 
 
 def fit_chosen(
@@ -49,8 +63,22 @@ def fit_chosen(
         table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
         pair, selection = _choose(recipe, sides, own, table, out, place)
         spec = f"{pair[0]}:{pair[1]}"
-    maps = fit(sides.corpus_source, sides.corpus_target, spec, recipe.map.protocol)
+    maps = fit_sides(sides, recipe.map, spec)
     return _finished(maps, own, out, table, selection)
+
+
+def fit_sides(sides: Sides, settings: MapSettings, blocks: str, **more: Any) -> MapSet:
+    """`reduce.fit` on the corpus with a recipe's options, for vectors from the contrast texts."""
+    return fit(
+        sides.corpus_source,
+        sides.corpus_target,
+        blocks,
+        settings.protocol,
+        options=settings.fitting(),
+        source_blocks=settings.source_blocks,
+        vectors_at=sides.contrast_source.blocks,
+        **more,
+    )
 
 
 def reduce_sides(
@@ -66,7 +94,7 @@ def reduce_sides(
     `blocks: best` is the pair of highest validation R2. Raises UserError when several pairs are asked for.
     """
     own = refine_sides(sides, out, method, seed)
-    maps = fit(sides.corpus_source, sides.corpus_target, settings.blocks, settings.protocol, address=address)
+    maps = fit_sides(sides, settings, settings.blocks, address=address)
     maps = _finished(maps, own, out, maps.r2_table)
     carried = {concept: maps.carry(vector, settings.norm) for concept, vector in own["source"].items()}
     save_vectors(carried, out, "vector")
@@ -120,12 +148,13 @@ def _choose(
     out: Location,
     place: Callable[[str], str],
 ) -> tuple[Pair, dict[str, Any]]:
-    """The pair whose vectors steer validation scenarios best; by R2 where the recipe has none.
+    """The pair whose vectors steer validation items best; by R2 where the recipe has none.
 
-    R2 alone proves little: a block can be predicted well and yet take no steering at all.
+    R2 alone proves little: a block can be predicted well and yet take no steering at all. Where there is a
+    perplexity budget, pairs and strengths beyond it do not count: a broken model is not toxic either.
     """
     settings = next(iter(recipe.evaluations.values()))
-    if settings.validation is None:
+    if getattr(settings, "validation", None) is None and not isinstance(settings, ToxigenEvaluation):
         pair = table.best()
         return pair, {"criterion": "validation R2", "candidates": [], "chosen": list(pair)}
     strengths = _few(settings.strengths)
@@ -133,14 +162,12 @@ def _choose(
         raise UserError("map.blocks: best needs a strength other than 0 in the first evaluation")
     pairs = candidates(table)
     steered = _candidate_steering(recipe, sides, own, pairs)
-    validation = EvaluationSettings(
-        texts=place(settings.validation),
-        template=settings.template,
-        labels=settings.labels,
-        strengths=strengths,
-        kinds=("negative",),
-        conditions=(),
-    )
+    if settings.concepts is not None:
+        steered = steered.about(settings.concepts)
+    validation = validation_of(settings, place, strengths)
+    measure = headline(settings.benchmark)
+    if isinstance(settings, ToxigenEvaluation):
+        measure = measure._replace(metric=f"validation_{measure.metric}")
     metrics = evaluate(
         recipe.target,
         validation,
@@ -150,23 +177,43 @@ def _choose(
         replace=True,
         title="choose blocks",
     )
+    costs = cost_of(recipe.target, validation, steered, out / "validation" / BUDGET, recipe.cluster, place)
     scored = [
         {
             "source": int(entry["condition"].split(":")[0]),
             "target": int(entry["condition"].split(":")[1]),
             "strength": entry["strength"],
-            "score": entry["metrics"]["token_acc_negative"]["value"],
+            "score": entry["metrics"][measure.metric]["value"],
+            "perplexity": costs.get((entry["condition"], entry["strength"])),
         }
         for entry in metrics["conditions"]
         if entry["condition"] != "base"
     ]
-    best = max(scored, key=lambda entry: (entry["score"], _r2(table, entry), -entry["strength"]))
+    sign = 1 if measure.higher else -1
+    base = next((value for (name, _), value in costs.items() if name == "base"), None)
+    most = base * settings.search.budget if base is not None and settings.search else float("inf")
+    within = [entry for entry in scored if (entry["perplexity"] or 0.0) <= most] or scored
+    best = max(within, key=lambda entry: (sign * entry["score"], _r2(table, entry), -entry["strength"]))
     pair = (best["source"], best["target"])
     note(
-        f"blocks {pair[0]} -> {pair[1]} chosen on validation scenarios: {best['score']:.2f} "
+        f"blocks {pair[0]} -> {pair[1]} chosen on validation items: {measure.metric} {best['score']:.2f} "
         f"at strength {best['strength']:g}"
     )
-    return pair, {"criterion": "token_acc_negative", "candidates": scored, "chosen": list(pair), "best": best}
+    return pair, {"criterion": measure.metric, "candidates": scored, "chosen": list(pair), "best": best}
+
+
+def validation_of(
+    settings: EvaluationSettings, place: Callable[[str], str], strengths: tuple[float, ...]
+) -> EvaluationSettings:
+    """The same evaluation on its validation data, of the target alone and of items that show an effect."""
+    changes: dict[str, Any] = {"strengths": strengths, "conditions": (), "only_unseen": False}
+    given = getattr(settings, "validation", None)
+    if isinstance(settings, ToxigenEvaluation):  # it sets prompts aside itself
+        given, changes["kinds"] = settings.texts, ("validation",)
+    changes["texts"] = None if given is None else place(given)
+    if isinstance(settings, EmotionEvaluation):
+        changes |= {"kinds": ("negative",), "shots": None, "protocol": "default", "per_concept": None}
+    return settings.model_copy(update=changes)
 
 
 def _few(strengths: tuple[float, ...]) -> tuple[float, ...]:
@@ -185,13 +232,6 @@ def _candidate_steering(recipe: Recipe, sides: Sides, own: dict[str, Vectors], p
     """
     given: dict[str, Vectors] = {"vector": dict(own["target"])}
     for source, target in pairs:
-        maps = fit(
-            sides.corpus_source,
-            sides.corpus_target,
-            f"{source}:{target}",
-            recipe.map.protocol,
-            shuffled=False,
-            quiet=True,
-        )
+        maps = fit_sides(sides, recipe.map, f"{source}:{target}", shuffled=False, quiet=True)
         given[f"{source}:{target}"] = {c: maps.carry(v, recipe.map.norm) for c, v in own["source"].items()}
     return steering(given, [f"{source}:{target}" for source, target in pairs])

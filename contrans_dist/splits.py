@@ -1,4 +1,4 @@
-"""Which rows fit a map, which choose its ridge, which judge it; and the shuffled order of a control."""
+"""Which rows fit a map, which choose its ridge, which judge it; their token groups; a control's order."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 FIT, VALIDATION, TEST = "fit", "validation", "test"
+MOST_TOKENS = 1024
 
 
 def split_of(text_ids: Sequence[str]) -> np.ndarray:
@@ -53,3 +54,30 @@ def shuffle_order(fit: np.ndarray, seed: int = 0) -> np.ndarray:
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(fit))
     order[drawn] = np.roll(drawn, 1)
     return order
+
+
+def token_groups(tokens: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, int]:
+    """(group of every row int32 [n], number of groups): one for each token that fit rows were taken from.
+
+    The `MOST_TOKENS` commonest have groups, so that their sums fit into memory whatever the vocabulary; rows
+    of the others, which are few, are in group -1.
+    """
+    found, row, counts = np.unique(tokens[parts == FIT], return_index=True, return_counts=True)
+    kept = np.lexsort((row, -counts))[:MOST_TOKENS]
+    place = {token: index for index, token in enumerate(found[kept].tolist())}
+    return np.array([place.get(token, -1) for token in tokens.tolist()], dtype=np.int32), len(place)
+
+
+def about_tokens(rows: np.ndarray, tokens: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """rows [n, d] about the mean of the fit rows that were taken from the same token: float64 [n, d].
+
+    tokens: a label for every row, [n]. Rows without a group of `token_groups` are NaN: there is nothing to
+    measure them by.
+    """
+    values = np.asarray(rows, dtype=np.float64)
+    group, n_groups = token_groups(np.asarray(tokens), parts)
+    fit = (parts == FIT) & (group >= 0)
+    sums = np.zeros((n_groups, values.shape[1]))
+    np.add.at(sums, group[fit], values[fit])
+    means = sums / np.bincount(group[fit], minlength=n_groups)[:, None]
+    return np.where((group >= 0)[:, None], values - means[group], np.nan)

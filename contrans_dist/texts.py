@@ -23,8 +23,9 @@ def read_texts(source: "Location | str") -> pa.Table:
     """Texts with their other columns, in input order: `row`, `text_id`, `text`, then what the file had.
 
     `.txt`: one text a line. `.jsonl` and `.parquet`: a `text` column. `.json`: a ConTrans file (`pos` and
-    `neg` lists, giving `label` and `pair_id`) or a list of texts. Raises UserError, with file and line,
-    for a text that is empty, is not UTF-8 or is missing, and for a column name that we write ourselves.
+    `neg` lists, giving `label` and `pair_id`), a list of texts, or a list of objects with a `question`.
+    Raises UserError, with file and line, for a text that is empty, is not UTF-8 or is missing, and for a
+    column name that we write ourselves.
     """
     location = Location.parse(source)
     suffix = location.name.rpartition(".")[2].lower()
@@ -110,18 +111,37 @@ def _read_json(location: Location) -> dict[str, list[Any]]:
         raise UserError(f"{location}: expected JSON in UTF-8 ({error})") from error
     if isinstance(content, list) and all(isinstance(text, str) for text in content):
         return {"text": content}
+    if isinstance(content, list) and all(isinstance(entry, dict) for entry in content):
+        return _questions(content, location)
     if (
         not isinstance(content, dict)
         or not _all_texts(content.get("pos"))
         or not _all_texts(content.get("neg"))
     ):
-        raise UserError(f"{location}: expected a list of texts, or an object with lists `pos` and `neg`")
+        raise UserError(
+            f"{location}: expected a list of texts or questions, or an object with lists `pos` and `neg`"
+        )
     positive, negative = content["pos"], content["neg"]
     return {
         "text": positive + negative,
         "label": ["positive"] * len(positive) + ["negative"] * len(negative),
         "pair_id": [*range(len(positive)), *range(len(negative))],
     }
+
+
+def _questions(entries: list[dict[str, Any]], location: Location) -> dict[str, list[Any]]:
+    """Objects with a `text` or a `question`, as TruthfulQA and the CAA sets have them, and what else is a
+    plain string there."""
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry.get("text", entry.get("question")), str):
+            raise UserError(f"{location}, entry {number}: expected a string `text` or `question`")
+    names = [
+        name
+        for name in dict.fromkeys(name for entry in entries for name in entry)
+        if name not in ("text", "question") and all(isinstance(entry.get(name), str) for entry in entries)
+    ]
+    texts = [entry.get("text", entry.get("question")) for entry in entries]
+    return {"text": texts, **{name: [entry[name] for entry in entries] for name in names}}
 
 
 def _all_texts(value: Any) -> bool:

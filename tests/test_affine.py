@@ -9,7 +9,9 @@ from contrans_dist.leastsquares import map_vectors, solve_sums
 from contrans_dist.moments import Moments, merge
 from contrans_dist.pairs import r2_table
 from contrans_dist.ridge import RIDGES, SLACK
-from contrans_dist.splits import default_split, paper_split, shuffle_order, split_of
+from contrans_dist.splits import FIT, TEST, VALIDATION, default_split, paper_split, shuffle_order, split_of
+
+PARTS = (FIT, VALIDATION, TEST)
 
 
 def rows_of_condition(n: int, d: int, condition: float, seed: int = 0, outliers: int = 2) -> np.ndarray:
@@ -39,7 +41,7 @@ def error(actual: np.ndarray, truth: np.ndarray) -> float:
 
 
 def three_sums(x: np.ndarray, y: np.ndarray, parts: np.ndarray) -> list[Moments]:
-    return [Moments.of(x[parts == part], y[parts == part]) for part in ("fit", "validation", "test")]
+    return [Moments.of(x[parts == part], y[parts == part], target=True) for part in PARTS]
 
 
 # ---------------------------------------------------------------- protocol: paper
@@ -223,7 +225,7 @@ def test_default_is_the_brute_force_over_ridges(n: int, d_s: int, noise: float) 
     highest = max(r2 for r2, _, _ in tried)
     _, best_ridge, best_weight = next(each for each in tried if each[0] >= highest - 0.02)
     assert RIDGES[0] < best_ridge < RIDGES[-1]
-    mapping = fit_map(source, target)
+    mapping = fit_map(source, target, whiten=0)
     assert mapping.ridge == pytest.approx(best_ridge)
     assert error(mapping.weight, best_weight) < 1e-5
     np.testing.assert_allclose(mapping.bias, mean_y - mean_x @ best_weight, rtol=1e-4, atol=1e-4)
@@ -408,11 +410,11 @@ def test_the_table_is_every_pair_fitted_alone_at_its_best_ridge(
     best = set()
     for i, source in enumerate(sources.values()):
         for j, target in enumerate(targets.values()):
-            maps = [fit_map(source, target, split=parts, ridges=[ridge]) for ridge in RIDGES]
+            maps = [fit_map(source, target, split=parts, ridges=[ridge], whiten=0) for ridge in RIDGES]
             alone = [mapping.r2_validation for mapping in maps if mapping.r2_validation is not None]
             best.add(int(np.argmax(alone)) % 2)
             assert table[i, j] == pytest.approx(max(alone), abs=1e-8)
-            fitted = fit_map(source, target, split=parts).r2_validation
+            fitted = fit_map(source, target, split=parts, whiten=0).r2_validation
             assert fitted is not None
             assert fitted <= table[i, j] + 1e-8 <= fitted + SLACK + 1e-7
     assert best == {0, 1}  # ridges between two steps of the coarser grid are found too

@@ -3,11 +3,20 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from runextras import (
+    CHOSEN,
+    write_analyses,
+    write_examples,
+    write_perplexity,
+    write_scores,
+    write_tokens,
+    write_toxigen,
+)
 from runfolder import (
     BASE_HITS,
     BLOCK,
@@ -24,23 +33,40 @@ from runfolder import (
 )
 
 from contrans_dist.analysis import (
+    Run,
     Vector,
     Verdict,
+    beside,
     best_point,
+    companion_score,
+    companions_of,
     concept_states,
+    condition_name,
     frequent_answers,
     grid_table,
     judge,
     main_condition,
+    metric,
     picture,
     read_evaluation,
+    read_examples,
+    read_projections,
     read_run,
+    read_similarity,
+    read_tokens,
     read_vectors,
     score_table,
     sentence,
+    sweep_of,
 )
+from contrans_dist.analysis.names import metric_order
+from contrans_dist.analysis.published import read_published
 from contrans_dist.artifacts import ActivationSet
+from contrans_dist.benchmarks import headline
+from contrans_dist.conditions import CONTROLS
+from contrans_dist.config import Condition
 from contrans_dist.errors import UserError
+from contrans_dist.methods import SYSTEMS
 from contrans_dist.storage import Location
 
 KEY = "token_acc_negative"
@@ -267,3 +293,146 @@ def test_unfinished_parts_are_named_not_fatal(tmp_path: Path) -> None:
     assert "corpus-source" not in found.harvests
     assert len(found.problems) == 2
     assert found.evaluations == []
+
+
+ROLES = {
+    "self-modulation": "reference", "align-training": "reference", "inst-align": "reference",
+    "proxy-tuning": "reference", "self-align": "reference", "sum": "variant", "orthogonal": "variant",
+    "averaged": "variant", "from:base": "variant", "anything": "variant",
+}  # fmt: skip
+
+
+def test_only_controls_count_as_controls() -> None:
+    assert {key: condition_name(key).role for key in ROLES} == ROLES
+    assert {key for key in get_args(Condition) if condition_name(key).role == "control"} == set(CONTROLS)
+    assert all(condition_name(key).meaning for key in get_args(Condition))
+    assert {key for key in get_args(Condition) if condition_name(key).system} == set(SYSTEMS)
+    assert condition_name("from:Llama").title == "From Llama"
+
+
+def test_variants_and_references_never_decide_the_verdict(tmp_path: Path) -> None:
+    others = dict.fromkeys(ROLES, (20, 20, 20, 20))
+    folder = write_evaluation(tmp_path, hits={"vector": (2, 7, 13, 16), "random": (1, 1, 1, 1), **others})
+    verdict = some(judge(read_evaluation(Location.parse(folder)), KEY))
+    assert verdict.status == "clear"
+    assert {rival.name.key for rival in verdict.references} == set(ROLES)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "metrics"),
+    [
+        ("emotions", ["logit_acc_positive", "token_acc_negative", "logit_acc_negative"]),
+        ("truthfulqa", ["mc2_sum", "mc2", "mc1_per_token", "mc1_sum", "mc1", "mc2_per_character"]),
+        (
+            "behaviours",
+            ["letter_mass", "match_probability_plain", "match_probability_A", "match_probability"],
+        ),
+        ("toxigen", ["empty_share", "validation_toxic_share", "toxic_share", "repetition"]),
+        ("perplexity", ["perplexity"]),
+    ],
+)
+def test_heading_metric_is_the_benchmarks(benchmark: str, metrics: list[str]) -> None:
+    heading = headline(benchmark, metrics)
+    assert min(metrics, key=metric_order) == heading.metric
+    assert metric(heading.metric).higher == heading.higher
+    for name in metrics:
+        assert metric(name).title != name
+
+
+def test_metrics_of_other_tools_keep_their_names() -> None:
+    assert metric("acc").title == "Accuracy"
+    assert metric("gsm8k/exact_match,strict-match").title == "Exact match (strict-match)"
+    assert metric("match_probability_C").title.endswith("where it is C")
+    assert (metric("mystery").title, metric("mystery").percent) == ("mystery", False)
+    assert sorted(["zeta", "acc_norm", "acc"], key=metric_order) == ["acc", "acc_norm", "zeta"]
+
+
+def test_a_cost_is_read_at_the_greatest_strength(tmp_path: Path) -> None:
+    evaluation = read_evaluation(Location.parse(write_perplexity(tmp_path)))
+    verdict = some(judge(evaluation, "perplexity"))
+    assert (verdict.status, verdict.strength, verdict.score.value) == ("cost", 3.0, 15.0)
+    assert sentence(verdict) == (
+        "Under the transplanted vector at strength 3, Perplexity goes from 12.00 to 15.00, 1.25 times; "
+        "a random direction: 12.30, 1.03 times; the target's own vector: 13.50, 1.12 times."
+    )
+
+
+def test_systems_do_not_add_to_the_strengths(tmp_path: Path) -> None:
+    scores = {("base", 0.0): {"mc1": 0.2}, ("vector", 2.0): {"mc1": 0.4}, ("inst-align", 1.0): {"mc1": 0.3}}
+    evaluation = read_evaluation(Location.parse(write_scores(tmp_path, "truthfulqa", scores)))
+    assert evaluation.strengths == [2.0]
+    assert not evaluation.is_sweep
+    assert [at for at, _ in evaluation.curve("inst-align", "mc1")] == [0.0, 1.0]
+
+
+def test_search_and_its_sweeps(tmp_path: Path) -> None:
+    evaluation = read_evaluation(Location.parse(write_toxigen(tmp_path)))
+    search = some(evaluation.search)
+    assert (search.chosen, search.limit) == (CHOSEN, pytest.approx(13.2))
+    assert len(search.candidates) == 6
+    validation = some(sweep_of(evaluation, "validation"))
+    assert some(validation.score("vector", 1.0, "validation_toxic_share")).value == 0.6
+    run = Run(evaluation.location, evaluations=[evaluation])
+    companions = companions_of(run, evaluation)
+    assert some(companion_score(companions, "vector", 1.5)).value == 13.0
+    assert some(companion_score(companions, "base", 0.0)).value == 12.0
+    assert companion_score(companions, "align-training", 1.0) is None
+    (tmp_path / "search.json").write_text('{"criterion": 1}')
+    with pytest.raises(UserError, match=r"search\.json: expected criterion, candidates and chosen"):
+        read_evaluation(Location.parse(tmp_path))
+
+
+def test_published_beside_ours_at_the_best_strength_over_all_groups(tmp_path: Path) -> None:
+    scores = {
+        ("base", 0.0): {"mc1": 0.2, "g/mc1": 0.1},
+        ("vector", 1.0): {"mc1": 0.5, "g/mc1": 0.3},
+        ("vector", 2.0): {"mc1": 0.4, "g/mc1": 0.9},
+    }
+    evaluation = read_evaluation(Location.parse(write_scores(tmp_path / "e", "truthfulqa", scores)))
+    values = {"e": {"vector": {"mc1": 0.47, "g/mc1": 0.2}, "base": {"g/mc1": 0.12}, "sum": {"mc1": 1.0}}}
+    published = some(read_published({"published": {"source": "s", "values": {"run": values}}}, "run"))
+    found = {(each.condition, each.metric): each for each in beside(published, evaluation)}
+    assert (found["vector", "mc1"].strength, found["vector", "mc1"].agrees) == (1.0, True)
+    assert some(found["vector", "g/mc1"].ours).value == 0.3
+    assert found["vector", "g/mc1"].agrees is False
+    assert (found["base", "g/mc1"].strength, found["base", "g/mc1"].agrees) == (None, True)
+    assert (found["sum", "mc1"].ours, found["sum", "mc1"].agrees) == (None, None)
+    assert read_published({}, "run") is None
+
+
+def test_examples_and_tokens_at_the_strength_of_the_verdict(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path)
+    write_examples(folder)
+    write_tokens(folder)
+    evaluation = read_evaluation(Location.parse(folder))
+    examples = read_examples(evaluation, {"vector": 1.0})
+    assert [example.group for example in examples] == [c for c in CONCEPTS for _ in range(2)]
+    first = examples[0]
+    assert [(c.condition, c.strength) for c in first.continuations] == [
+        ("base", 0.0), ("vector", 1.0), ("self-align", 2.0),
+    ]  # fmt: skip
+    assert first.continuations[1].text == " anger 0 as vector at 1 would say it."
+    moved = read_tokens(evaluation, "vector", 1.0)
+    assert [each.concept for each in moved] == list(CONCEPTS)
+    assert (moved[0].up, moved[0].down, moved[0].n_prompts) == (
+        [(" anger", 19), ("\n", 3)],
+        [("the", 11)],
+        40,
+    )
+    assert read_tokens(evaluation, "vector", 9.0)[0].strength == 2.0
+
+
+def test_projections_by_model_and_block_and_similarity(tmp_path: Path) -> None:
+    write_analyses(tmp_path / "analyses", rows=5)
+    run = Run(Location.parse(tmp_path))
+    found = read_projections(run)
+    assert [(each.kind, each.side) for each in found] == [
+        ("states", "source"), ("states", "target"), ("differences", "source"), ("differences", "target"),
+    ]  # fmt: skip
+    panels = found[1].panels
+    assert [(panel.model, panel.block) for panel in panels] == [("demo:target", 2), ("demo:target", 4)]
+    table = found[1].table.to_pylist()
+    assert panels[1].points.tolist() == [[row["x"], row["y"]] for row in table if row["block"] == 4]
+    alike = some(read_similarity(run))
+    assert alike.names == list(CONCEPTS[:3])
+    assert alike.values[0] == pytest.approx([1.0, 0.7, 0.4])

@@ -313,7 +313,7 @@ def stages(
             )  # fmt: skip
     said["fit"] = json_of(
         "fit", "--source", out / "corpus-source", "--target", out / "corpus-target",
-        "--blocks", "2:1", "--out", out / "map.safetensors",
+        "--blocks", "2:1", "--source-blocks", "1", "--out", out / "map.safetensors",
     )  # fmt: skip
     for concept in ("happy", "sad"):
         said[f"transplant-{concept}"] = json_of(
@@ -323,7 +323,7 @@ def stages(
         )  # fmt: skip
     said["evaluate"] = json_of(
         "evaluate", "--model", settings.target.id, "--benchmark", "emotions",
-        "--data", settings.evaluations["emotions"].texts, "--template", SCENE.replace("\n", "\\n"),
+        "--data", str(settings.evaluations["emotions"].texts), "--template", SCENE.replace("\n", "\\n"),
         "--vector", out / "happy.safetensors", "--vector", out / "sad.safetensors",
         "--strengths", "0,2", "--actors", "1", "--out", out / "evaluation",
     )  # fmt: skip
@@ -398,11 +398,11 @@ def test_evaluate_again_prints_the_table(
     settings, out = load_recipe(recipe), stages[0]
     text = output_of(
         "evaluate", "--model", settings.target.id, "--benchmark", "emotions",
-        "--data", settings.evaluations["emotions"].texts, "--template", SCENE.replace("\n", "\\n"),
+        "--data", str(settings.evaluations["emotions"].texts), "--template", SCENE.replace("\n", "\\n"),
         "--vector", out / "happy.safetensors", "--vector", out / "sad.safetensors",
         "--strengths", "0,2", "--actors", "1", "--out", out / "evaluation",
     )  # fmt: skip
-    for word in ("token_acc_negative", "shuffled-map", "leak check: of 10 scenarios, 0 were seen"):
+    for word in ("token_acc_negative", "shuffled-map", "leak check: of 10 texts, 0 were seen"):
         assert word in text
 
 
@@ -505,7 +505,7 @@ def as_command(
         (["transplant", "--vector", "/a", "--map", "/b", "--out", "/tmp/o", "--norm", "x"], "--norm x"),
         (["evaluate", "--model", "x", "--benchmark", "emotions", "--out", "/tmp/o"], "--data: expected"),
         (["evaluate", "--model", "x", "--benchmark", "emotins", "--out", "/tmp/o", "--data", "/x"],
-         "'emotins'"),
+         "--benchmark emotins: expected one of emotions, truthfulqa"),
         (["evaluate", "--model", "x", "--benchmark", "emotions", "--out", "/tmp/o", "--data", "/x",
           "--strengths", "0,a"], "--strengths 0,a: expected numbers"),
         (["evaluate", "--model", "x", "--benchmark", "emotions", "--out", "/tmp/o", "--data", "/x",
@@ -595,7 +595,8 @@ def test_the_installed_command(tmp_path: Path) -> None:
 
 def test_dry_run_prints_the_resolved_recipe_and_does_nothing(recipe: Path, tmp_path: Path) -> None:
     found = json_of("run", recipe, "--dry-run", "--set", "map.protocol=paper", "--out", tmp_path / "out")
-    assert found["map"] == {"protocol": "paper", "blocks": "2:1", "norm": "match"}
+    chosen = {name: value for name, value in found["map"].items() if value is not None}
+    assert chosen == {"protocol": "paper", "blocks": "2:1", "norm": "match"}
     text = output_of("run", recipe, "--dry-run", "--set", "map.protocol=paper", "--address", "auto")
     assert yaml.safe_load(text)["cluster"]["address"] == "auto"
     assert not (tmp_path / "out").exists()

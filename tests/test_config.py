@@ -10,9 +10,10 @@ import yaml
 
 from contrans_dist.config import Recipe, differing, fingerprint
 from contrans_dist.errors import UserError
+from contrans_dist.methods import further_sources, systems_of
 from contrans_dist.pipeline import RECIPES, find_recipe
 from contrans_dist.provenance import command_line, git_commit, versions
-from contrans_dist.recipe import load_recipe
+from contrans_dist.recipe import load_recipe, runs_of
 
 GOOD: dict[str, Any] = {
     "name": "small",
@@ -75,7 +76,7 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(
 def test_an_unknown_key_like_no_other_lists_the_right_ones(tmp_path: Path) -> None:
     message = refusal(tmp_path, {**GOOD, "map": {"zzzz": 1}})
     assert "unknown key 'map.zzzz'" in message
-    assert "blocks, norm, protocol" in message
+    assert "blocks, centre, norm, protocol, rank, regularise, source_blocks, whiten" in message
 
 
 def drop(*keys: str) -> Callable[[dict[str, Any]], None]:
@@ -118,7 +119,10 @@ def put(value: Any, *keys: str) -> Callable[[dict[str, Any]], None]:
         (put(None, "map"), "map: expected a mapping, found None"),
         (put([], "evaluations"), "evaluations: expected a mapping, found []"),
         (put({}, "evaluations"), "evaluations: expected at least 1, found {}"),
-        (put({"happy": 1}, "concepts", "texts"), "concepts.texts.happy: expected a valid string, found 1"),
+        (
+            put({"happy": 1}, "concepts", "texts"),
+            "concepts.texts.happy: expected a valid string or a mapping, found 1",
+        ),
         (put(3, "concepts", "texts"), "concepts.texts: expected a valid string or a mapping, found 3"),
         (
             put("first", "concepts", "position"),
@@ -205,7 +209,27 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str, said: str) -> No
 def test_bundled_recipes_are_valid(path: Path) -> None:
     recipe = load_recipe(find_recipe(Path(path.stem)))
     assert recipe.name == path.stem
-    assert "vector" in next(iter(recipe.evaluations.values())).conditions
+    every = list(runs_of(recipe).values())
+    if recipe.small is not None:
+        small = load_recipe(path, small=True)
+        every += runs_of(small).values()
+        assert small.published is recipe.published or small.published == recipe.published
+    for run in every:
+        conditions = {name for settings in run.evaluations.values() for name in settings.conditions}
+        assert conditions & {"vector", "lcross-own"}
+        for settings in run.evaluations.values():
+            systems_of(run, settings)  # what a condition needs is there
+        further_sources(run)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_published_numbers_belong_to_something_that_is_run(path: Path) -> None:
+    recipe = load_recipe(path)
+    runs = runs_of(recipe)
+    for run, evaluations in (recipe.published.values if recipe.published else {}).items():
+        for evaluation, conditions in evaluations.items():
+            known = {"base", *runs[run].evaluations[evaluation].conditions}
+            assert set(conditions) <= known, (run, evaluation)
 
 
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:

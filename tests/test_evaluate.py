@@ -14,12 +14,15 @@ import pytest
 import ray
 from tiny import save_tiny
 
+from contrans_dist import assignments
 from contrans_dist import evaluate as room
+from contrans_dist.assignments import plan_splits
+from contrans_dist.catalogue import load_benchmark
 from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering, derivable, load_vectors, steering
-from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
+from contrans_dist.config import ClusterSettings, EmotionEvaluation, ModelSettings
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.evaluate import evaluate, load_benchmark, plan_splits
+from contrans_dist.evaluate import evaluate
 from contrans_dist.leak import unit_hashes
 from contrans_dist.models import load_model
 from contrans_dist.pool import Outcome, Task
@@ -181,16 +184,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> EvaluationSettings:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> EmotionEvaluation:
     path = tmp_path_factory.mktemp("texts") / "scenarios.jsonl"
     rows = [{"text": scenario(c, i), "concept": c} for c in CONCEPTS for i in range(PER_CONCEPT)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return EvaluationSettings(texts=str(path), strengths=STRENGTHS)
+    return EmotionEvaluation(texts=str(path), strengths=STRENGTHS)
 
 
 @pytest.fixture(autouse=True)
 def small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_ITEMS_PER_SPLIT", 8)
+    monkeypatch.setattr(assignments, "ITEMS_PER_SPLIT", 8)
 
 
 def steered(**changes: Any) -> Steering:
@@ -224,12 +227,12 @@ def no_work(*_: Any, **__: Any) -> Outcome:
 
 @pytest.fixture(scope="module")
 def made(
-    local: None, model: ModelSettings, settings: EvaluationSettings, tmp_path_factory: pytest.TempPathFactory
+    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """One evaluation by real actors: what the others are held against."""
     out = tmp_path_factory.mktemp("made") / "evaluation"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "_ITEMS_PER_SPLIT", 8)
+        patch.setattr(assignments, "ITEMS_PER_SPLIT", 8)
         return out, evaluate(model, settings, steered(), str(out), ONE)
 
 
@@ -238,7 +241,7 @@ def rows_of(table: pa.Table) -> dict[tuple[str, str, float], dict[str, Any]]:
 
 
 def test_the_driver_writes_what_the_benchmark_says_of_each_item_alone(
-    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EvaluationSettings
+    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EmotionEvaluation
 ) -> None:
     found = rows_of(pq.read_table(made[0] / "results.parquet"))
     benchmark, lm, given = load_benchmark(settings), load_model(model.id), steered()
@@ -262,7 +265,7 @@ def test_the_driver_writes_what_the_benchmark_says_of_each_item_alone(
 
 
 def test_the_base_is_the_unsteered_model_and_strength_0(
-    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EvaluationSettings
+    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EmotionEvaluation
 ) -> None:
     """The logits of transformers itself, without any of our hooks."""
     import torch
@@ -292,7 +295,7 @@ def test_the_steered_model_is_steered(made: tuple[Path, dict[str, Any]]) -> None
 
 
 def test_one_vector_is_scored_against_the_other_concepts(
-    local: None, model: ModelSettings, settings: EvaluationSettings, tmp_path: Path
+    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
 ) -> None:
     """A single vector steers its own items alone; the others still give scenarios and labels."""
     one = steering({"vector": {"sad": concept_vector("sad", 1)}}, ["vector", "random"])
@@ -339,7 +342,7 @@ def test_metrics_have_the_shape_of_the_design(
 def test_what_is_complete_is_returned_at_once(
     made: tuple[Path, dict[str, Any]],
     model: ModelSettings,
-    settings: EvaluationSettings,
+    settings: EmotionEvaluation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(room, "run_tasks", no_work)
@@ -361,7 +364,7 @@ def test_what_is_complete_is_returned_at_once(
 def test_other_settings_are_refused_by_name(
     made: tuple[Path, dict[str, Any]],
     model: ModelSettings,
-    settings: EvaluationSettings,
+    settings: EmotionEvaluation,
     monkeypatch: pytest.MonkeyPatch,
     change: dict[str, Any],
     field: str,
@@ -374,7 +377,7 @@ def test_other_settings_are_refused_by_name(
 
 
 def test_another_vector_is_refused(
-    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EvaluationSettings
+    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EmotionEvaluation
 ) -> None:
     other = steering({"vector": vectors()}, ["vector", "random", "shuffled-map", "other-concept"], seed=9)
     with pytest.raises(UserError, match="steering: found"):
@@ -385,7 +388,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     local: None,
     made: tuple[Path, dict[str, Any]],
     model: ModelSettings,
-    settings: EvaluationSettings,
+    settings: EmotionEvaluation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -415,7 +418,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 def test_parts_of_other_settings_are_refused_or_replaced(
     local: None,
     model: ModelSettings,
-    settings: EvaluationSettings,
+    settings: EmotionEvaluation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -441,7 +444,7 @@ def test_parts_of_other_settings_are_refused_or_replaced(
 def test_failed_splits_are_named_and_the_finished_ones_kept(
     local: None,
     model: ModelSettings,
-    settings: EvaluationSettings,
+    settings: EmotionEvaluation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -461,7 +464,7 @@ def test_failed_splits_are_named_and_the_finished_ones_kept(
 def test_leaks_are_counted_and_can_be_left_out(
     local: None,
     model: ModelSettings,
-    settings: EvaluationSettings,
+    settings: EmotionEvaluation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -490,7 +493,7 @@ def test_leaks_are_counted_and_can_be_left_out(
 def test_without_vectors_the_base_alone_is_scored(
     local: None,
     model: ModelSettings,
-    settings: EvaluationSettings,
+    settings: EmotionEvaluation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -501,7 +504,7 @@ def test_without_vectors_the_base_alone_is_scored(
 
 
 def test_a_vector_of_another_width_is_bad_input(
-    local: None, model: ModelSettings, settings: EvaluationSettings, tmp_path: Path
+    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
 ) -> None:
     """Raised in an actor, and still one line for the user."""
     wide = concept_vector("sad", 0, values=np.ones((N_BLOCKS, D + 1), np.float32), shuffled_map=None).only(1)

@@ -9,14 +9,17 @@ import contrans_dist
 
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
-    "errors", "config", "recipe", "schema", "storage", "provenance", "progress", "artifacts", "texts",
-    "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
+    "errors", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress", "artifacts",
+    "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
     "streamed", "quantized", "harvesters", "manifest", "cluster", "pool", "placing", "harvest",
-    "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "affine", "pairs",
-    "transplanting", "vectors", "maps", "refining", "reduce",
-    "steering", "scoring", "conditions", "statistics", "benchmarks", "evaluate",
-    "transfers", "selection", "inspection", "analysis", "report", "demo", "preparation", "plan",
-    "calibration", "pipeline", "cli",
+    "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
+    "affinemap", "fitrows", "affine", "pairs",
+    "transplanting", "vectors", "maps", "refining", "joining", "rowsums", "projections", "reduce",
+    "steering", "scoring", "conditions", "statistics", "benchmarks", "harness", "systems", "scorers",
+    "assignments", "catalogue", "evaluate", "search",
+    "probing", "transfers", "likeness", "methods", "selection", "inspection", "analysis",
+    "report", "demo", "preparation", "plan",
+    "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip
 WITH_RAY = {"cluster", "pool", "harvest", "reduce"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from contrans_dist.errors import UserError
-from contrans_dist.recipe import load_recipe
+from contrans_dist.recipe import load_recipe, runs_of
 
 MINIMAL = """
 name: small
@@ -74,3 +74,63 @@ def test_a_mistaken_override_is_named(path: Path, override: str, said: str) -> N
         load_recipe(path, [override])
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+SEVERAL = (
+    MINIMAL
+    + """
+runs:
+  ten: {concepts.limit: 10}
+  "20": {concepts.limit: 20, target: {id: c, dtype: bfloat16}, evaluations.emotions.strengths: [0, 3]}
+small:
+  source: demo:source
+  runs: {}
+"""
+)
+
+
+def test_runs_are_the_recipe_with_their_changes(path: Path) -> None:
+    path.write_text(SEVERAL)
+    recipe = load_recipe(path)
+    ten, twenty = runs_of(recipe).values()
+    assert list(runs_of(recipe)) == ["ten", "20"]
+    assert (ten.concepts.limit, ten.target.id, ten.target.dtype) == (10, "b", None)
+    assert (twenty.concepts.limit, twenty.target.id, twenty.target.dtype) == (20, "c", "bfloat16")
+    assert twenty.evaluations["emotions"].strengths == (0, 3)
+    assert (twenty.runs, twenty.small, twenty.published) == ({}, None, None)
+
+
+def test_small_takes_the_place_of_what_it_names(path: Path) -> None:
+    path.write_text(SEVERAL)
+    recipe = load_recipe(path, small=True)
+    assert (recipe.source.id, recipe.target.id, recipe.runs) == ("demo:source", "b", {})
+    assert list(runs_of(recipe)) == ["all"]
+    path.write_text(MINIMAL)
+    with pytest.raises(UserError, match="--small: the recipe has no key `small`"):
+        load_recipe(path, small=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("{a: {concepts.limt: 10}}", r"runs.a: unknown key 'concepts.limt'; did you mean 'limit'\?"),
+        ("{a/b: {}}", r"runs.a/b"),
+        ("{a: {source.dtype.x: 1}}", "runs.a.source.dtype.x: dtype has no keys of its own"),
+    ],
+)
+def test_runs_that_are_none(path: Path, changes: str, message: str) -> None:
+    path.write_text(f"{MINIMAL}runs: {changes}")
+    with pytest.raises(UserError, match=message):
+        runs_of(load_recipe(path))
+
+
+def test_settings_of_an_evaluation_are_its_benchmarks(path: Path) -> None:
+    path.write_text(MINIMAL + "  text: {benchmark: perplexity, texts: t.txt, window: 64}\n")
+    assert load_recipe(path).evaluations["text"].model_dump()["window"] == 64
+    for change, message in [
+        ("evaluations.text.windw=3", "unknown key 'evaluations.text.windw'; did you mean 'window'"),
+        ("evaluations.text.shots=x", "unknown key 'evaluations.text.shots'"),
+        ("evaluations.text.benchmark=mmlu", "evaluations.text.benchmark: expected one of emotions"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_recipe(path, [change])

@@ -10,12 +10,13 @@ import pytest
 import ray
 from sets import make_set
 
-from contrans_dist import reduce
+from contrans_dist import joining, reduce
 from contrans_dist.affine import fit_map
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.cluster import connected
 from contrans_dist.corpus import prepare_corpus
 from contrans_dist.errors import UserError
+from contrans_dist.fitting import fitting
 from contrans_dist.leak import unit_hashes
 from contrans_dist.reduce import all_pairs, choose_pairs, fit, join
 from contrans_dist.refining import concept_rows, concepts_in, refine, select_rows
@@ -127,11 +128,11 @@ def test_a_concept_without_difference_says_where(tmp_path: Path) -> None:
 # -- join ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at_a_time", [reduce._ROWS_READ, 50])
+@pytest.mark.parametrize("at_a_time", [joining._ROWS_READ, 50])
 def test_sets_over_other_texts_are_refused_by_row(
     sets: tuple[ActivationSet, ActivationSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
-    monkeypatch.setattr(reduce, "_ROWS_READ", at_a_time)
+    monkeypatch.setattr(joining, "_ROWS_READ", at_a_time)
     texts = [f"text number {i} of the corpus" for i in range(N)]
     texts[123] = "another one"
     other = make_set(tmp_path / "other", target_rows(), 5, texts)
@@ -153,7 +154,7 @@ def test_ids_and_texts_that_are_read_in_parts_make_the_same_map(
         read.append((self.n_rows if stop is None else stop) - start)
         return columns(self, names, start, stop)
 
-    monkeypatch.setattr(reduce, "_ROWS_READ", 50)
+    monkeypatch.setattr(joining, "_ROWS_READ", 50)
     monkeypatch.setattr(ActivationSet, "read_columns", counted)
     parts = fit(*sets, "2:2")
     assert max(read) == 50
@@ -230,7 +231,7 @@ def test_protocol_paper_is_the_authors_formula(sets: tuple[ActivationSet, Activa
 def test_protocol_default_is_centred_ridge_on_the_rows_the_split_names(
     sets: tuple[ActivationSet, ActivationSet],
 ) -> None:
-    maps = fit(*sets, "2:2", quiet=True)
+    maps = fit(*sets, "2:2", quiet=True, options=fitting("default", whiten=0))
     mapping = maps.maps[2, 2]
     split = join(*sets, "default").split
     x, y = source_rows()[2].astype(np.float64), target_rows()[2].astype(np.float64)
@@ -271,7 +272,8 @@ def test_the_table_of_all_pairs_is_each_pair_fitted_alone(
     for i, s in enumerate(table.source):
         for j, t in enumerate(table.target):
             x, y = source_rows()[s], target_rows()[t]
-            alone = [fit_map(x, y, split=joined.split, ridges=[ridge]).r2_validation for ridge in RIDGES]
+            maps = [fit_map(x, y, split=joined.split, ridges=[ridge], whiten=0) for ridge in RIDGES]
+            alone = [mapping.r2_validation for mapping in maps]
             assert table.r2[i, j] == pytest.approx(max(r2 for r2 in alone if r2 is not None), abs=1e-6)
     assert np.argmax(table.r2) == table.source.index(2) * 3
     with pytest.raises(UserError, match="protocol lcross"):

@@ -1,14 +1,30 @@
 """The page: complete, self-contained, escaped, deterministic, and there for parts of a run too."""
 
 import csv
+import html as markup
 import itertools
 import json
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from runextras import (
+    CHOSEN,
+    GROUPS,
+    PUBLISHED,
+    SYSTEMS,
+    VILE,
+    write_analyses,
+    write_examples,
+    write_perplexity,
+    write_tokens,
+    write_toxigen,
+    write_truthfulqa,
+    write_whole_run,
+)
 from runfolder import CONCEPTS, HITS, STRENGTHS, write_run
 
 from contrans_dist.analysis import Score
@@ -47,6 +63,29 @@ class Page(HTMLParser):
         return [value for _, attribute, value in self.attributes if attribute == name]
 
 
+class Folded(HTMLParser):
+    """Texts and attribute values of a page that are not inside a `<details>`."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.depth, self.open = 0, 0
+        self.seen: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen += [value or "" for _, value in attrs]
+        if tag == "details":
+            self.depth += 1
+            self.open += any(name == "open" for name, _ in attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= tag == "details"
+
+    def handle_data(self, data: str) -> None:
+        if not self.depth:
+            self.seen.append(data)
+
+
 def report(folder: Path) -> str:
     return Path(write_report(Location.parse(folder)).path).read_text(encoding="utf-8")
 
@@ -65,7 +104,7 @@ def test_page_says_what_came_out_and_what_was_run(html: str) -> None:
     words = Page(html).words
     for expected in (
         "The transplanted vector raises Token Acc on negative scenarios from 5.0 % to 80 % at strength 2",
-        "Clear effect", "6 of 6 concepts stand apart", "none of the 120 scored scenarios was seen before",
+        "Clear effect", "6 of 6 emotions stand apart", "none of the 120 scored scenarios was seen before",
         "80.0 % [72.0, 86.2]", "n = 120 negative scenarios", "No overlap.", "demo:source → demo:target",
         "contrans run demo.yaml --out runs/demo", "texts/corpus.jsonl", "torch 2.13.0", "R² on held-out rows",
         "2 texts were truncated", "fewer rows than ten times the width", "2.4e-07", "“fear” 80 %",
@@ -159,7 +198,7 @@ def test_effect_shared_by_controls_is_said(tmp_path: Path) -> None:
     words = Page(report(write_run(tmp_path, hits=hits, p_vs_vector=None))).words
     assert "The controls do the same" in words
     assert "Not distinguishable from its controls" in words
-    assert "0 of 6 concepts stand apart" in words
+    assert "0 of 6 emotions stand apart" in words
 
 
 def test_missing_pieces_are_left_out(folder: Path, tmp_path: Path) -> None:
@@ -221,4 +260,199 @@ def test_texts_for_people() -> None:
 @pytest.mark.parametrize("concepts", [CONCEPTS[:2], tuple(f"concept {index}" for index in range(14))])
 def test_few_and_many_concepts(tmp_path: Path, concepts: tuple[str, ...]) -> None:
     page = Page(report(write_run(tmp_path, concepts=concepts)))
-    assert f"{len(concepts)} of {len(concepts)} concepts stand apart" in page.words
+    assert f"{len(concepts)} of {len(concepts)} emotions stand apart" in page.words
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_whole_run(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def whole_html(whole: Path) -> str:
+    return report(whole)
+
+
+def test_whole_run_is_self_contained_small_and_unambiguous(whole: Path, whole_html: str) -> None:
+    page = Page(whole_html)
+    assert len(whole_html.encode()) < 5_000_000
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    named = set(re.findall(r"Data: figures/([\w-]+)\.csv", whole_html))
+    assert {path.stem for path in (whole / "figures").iterdir()} == named
+    assert {"states-source", "differences-target", "map-similarity", "toxigen-validation"} <= named
+
+
+def test_systems_without_a_strength_are_level(whole_html: str) -> None:
+    words = Page(whole_html).words
+    assert "Level lines: Align-training, Inst-align, Proxy-tuning, which have no strength." in words
+    for name, value in (
+        ("Align-training", SYSTEMS["align-training"]),
+        ("Proxy-tuning", SYSTEMS["proxy-tuning"]),
+    ):
+        assert re.search(rf"{name} [^%]*?{100 * value:.1f} % \[", words)
+        assert f"{name} {100 * value:.0f} % [" in words  # among the bars, without a strength
+
+
+def test_paper_ours_and_interval_stand_side_by_side(whole_html: str) -> None:
+    words = Page(whole_html).words
+    for expected in (
+        "No steering MC1 17.9 % 20.0 % [15.0, 25.0] yes",
+        "Transplanted vector MC1 36.5 % 34.0 % best strength 2 [29.0, 39.0] yes",
+        "Proxy-tuning MC1 90.0 % 31.0 % [26.0, 36.0] no, ours is lower",
+        "Share of toxic continuations 34.1 % 30.0 % chosen strength 1.5 [25.0, 35.0] yes",
+        "Perplexity 14.68 13.00 chosen strength 1.5 [12.95, 13.05] no, ours is lower",
+        "Sum of concepts Share of toxic continuations 40.0 % – – not measured",
+        "arXiv 0000.00000, Table 1: The strength is not told.",
+        "The models here are small ones that come with the program (demo:source, demo:target)",
+    ):  # fmt: skip
+        assert expected in words
+
+
+def test_full_size_models_are_not_called_small(tmp_path: Path) -> None:
+    folder = write_whole_run(tmp_path, source="org/a", target="org/b")
+    assert "small ones" not in Page(report(folder)).words
+
+
+def test_strengths_that_were_chosen_are_explained(whole_html: str) -> None:
+    words = Page(whole_html).words
+    assert (
+        "lowest Share of toxic continuations on validation items, among those under which the perplexity"
+        in words
+    )
+    assert f"Transplanted vector {CHOSEN['vector']:g} 30.0 % 13.00 chosen" in words
+    assert "Target's own vector 1.5 25.0 % 13.90 over the budget" in words
+    assert "The vector is taken at the strength that was chosen for it on validation items" in words
+
+
+def test_perplexity_stands_below_the_curves(whole: Path) -> None:
+    with (whole / "figures/truthfulqa-strength.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["metric"] for row in rows} == {"mc1", "perplexity"}
+    drawn = {
+        (row["condition"], float(row["strength"])): float(row["value"])
+        for row in rows
+        if row["metric"] == "perplexity"
+    }
+    assert drawn["vector", 3.0] == 15.0
+    assert drawn["base", 0.0] == 12.0
+
+
+def test_offensive_texts_are_folded_and_nowhere_else(whole: Path, whole_html: str) -> None:
+    assert whole_html.count(VILE) == len(GROUPS) * 2 * (1 + 5)  # a prompt and five continuations each
+    assert not any(VILE in text for text in Folded(whole_html).seen)
+    assert Folded(whole_html).open == 0
+    assert "Warning: these texts are hateful and offensive" in Page(whole_html).words
+    for file in (whole / "figures").iterdir():
+        assert VILE not in file.read_text()
+
+
+def test_offensive_leaks_and_tokens_are_folded_too(tmp_path: Path) -> None:
+    folder = write_toxigen(tmp_path)
+    write_tokens(folder, (VILE,))
+    content = json.loads((folder / "metrics.json").read_text())
+    content["leak"] = {"evaluated": 9, "overlap_vector": 1, "overlap_map": 0, "examples": [VILE]}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    html = report(folder)
+    assert f"<li>{VILE}</li>" in html
+    assert f"␣{VILE}" in html
+    assert not any(VILE in text for text in Folded(html).seen)
+
+
+def test_examples_stand_side_by_side(whole_html: str) -> None:
+    words = Page(whole_html).words
+    assert (
+        "anger · negative Scenario 0 of anger. No steering anger 0 as base at 0 would say it. "
+        "Transplanted vector, 2 anger 0 as vector at 2 would say it. "
+        "Target's own vector, 2 anger 0 as self-align at 2 would say it."
+    ) in words
+    assert "vector at 1 would say" not in words
+
+
+def test_tokens_that_rise_and_fall(whole_html: str) -> None:
+    words = Page(whole_html).words.replace("\u00a0", " ")
+    assert "fear 40 prompts ␣fear 38 · ↵ 6 the 11" in words
+
+
+def test_cost_of_each_system(whole_html: str) -> None:
+    words = Page(whole_html).words
+    assert "Target, steered 800 1 234 56 789 12 s" in words
+    assert "Proxy-tuning 200 600 7 000 3.2 s" in words
+    assert "no steering and every condition that adds a vector, together" in words
+    assert "seconds 12.5" in words  # what older evaluations tell
+
+
+def test_perplexity_is_a_cost_and_no_effect(whole_html: str) -> None:
+    words = Page(whole_html).words
+    assert "What steering costs" in words
+    assert (
+        "Under the transplanted vector at strength 3 (block 3 → 4), Perplexity goes from 12.00 to 15.00"
+        in words
+    )
+
+
+def test_hostile_texts_of_new_parts_are_escaped(tmp_path: Path) -> None:
+    bad = (HOSTILE, '"><img src=x onerror=alert(2)>')
+    values = {"all": {"truthfulqa": {HOSTILE: {HOSTILE: 1.0}}}}
+    folder = write_whole_run(
+        tmp_path, {"source": HOSTILE, "remarks": HOSTILE, "values": values}, concepts=bad
+    )
+    for name in ("examples", "tokens"):
+        assert (folder / f"evaluations/emotions/{name}.parquet").exists()
+    search = folder / "evaluations/toxigen/search.json"
+    search.write_text(search.read_text().replace('"self-align"', json.dumps(f"from:{HOSTILE}")))
+    page = Page(report(folder))
+    assert not {"script", "img", "b"} & set(page.tags)
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert page.tags.count("style") == 1
+    assert page.words.count(HOSTILE) > 12
+
+
+def test_parts_without_their_neighbours(tmp_path: Path) -> None:
+    """Examples, tokens and a search beside an evaluation alone; analyses beside nothing else."""
+    write_truthfulqa(tmp_path / "alone")
+    write_examples(tmp_path / "alone")
+    write_tokens(tmp_path / "alone")
+    words = Page(report(tmp_path / "alone")).words
+    assert "Tokens that rise and fall" in words
+    assert "Examples" in words
+    write_perplexity(tmp_path / "run/evaluations/perplexity")
+    write_analyses(tmp_path / "run/analyses")
+    assert Page(report(tmp_path / "run")).tags.count("svg") == 6
+
+
+def test_a_run_of_several_finds_its_own_published_values(tmp_path: Path) -> None:
+    whole = {"name": "all", "runs": {"one": {}, "two": {}},
+             "published": {**PUBLISHED, "values": {"two": PUBLISHED["values"]["all"]}}}  # type: ignore[index]  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(whole))
+    for name in ("one", "two"):
+        write_whole_run(tmp_path / "runs" / name, None)
+    assert "Transplanted vector MC1 36.5 % 34.0 %" in Page(report(tmp_path / "runs/two")).words
+    one = Page(report(tmp_path / "runs/one")).words
+    assert "Transplanted vector MC1 36.5 %" not in one
+    assert "What the paper found" in one
+    assert "demo: one" in one
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PHONE = """<!doctype html><iframe width="390" height="800" srcdoc="{page}"></iframe><p>?</p><script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument;
+  const count = (what) => page.querySelectorAll(what).length;
+  document.querySelector("p").textContent =
+    `wide ${{page.documentElement.scrollWidth}}, svgs ${{count("svg")}}, open ${{count("details[open]")}}`;
+}}
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+def test_a_phone_scrolls_the_page_downwards_only(whole_html: str, tmp_path: Path) -> None:
+    (tmp_path / "phone.html").write_text(PHONE.format(page=markup.escape(whole_html)))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+               f"--user-data-dir={tmp_path}/profile", (tmp_path / "phone.html").as_uri()]  # fmt: skip
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r"wide (\d+), svgs (\d+), open 0", shown)
+    assert found
+    assert int(found[1]) <= 390
+    assert int(found[2]) == Page(whole_html).tags.count("svg")

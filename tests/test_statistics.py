@@ -1,9 +1,18 @@
+from itertools import product
 from math import comb, isnan, sqrt
 
 import numpy as np
 import pytest
 
-from contrans_dist.statistics import mcnemar, mean_interval, paired_difference, wilson
+from contrans_dist.statistics import (
+    balanced_mean_interval,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    ratio_interval,
+    wilcoxon,
+    wilson,
+)
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -74,3 +83,63 @@ def test_paired_difference_sees_what_the_items_share() -> None:
     assert 0.7 < low < difference < high < 1.3
     with pytest.raises(ValueError, match="same items"):
         paired_difference([1.0], [1.0, 2.0])
+
+
+def test_balanced_mean_interval_resamples_each_stratum_alone() -> None:
+    """The variance of the mean of two means is a quarter of the sum of their variances."""
+    rng = np.random.default_rng(4)
+    few, many = rng.normal(1, 1, 400), rng.normal(5, 3, 3000)
+    low, high = balanced_mean_interval([few, many], seed=1)
+    middle = (few.mean() + many.mean()) / 2
+    half = Z95 * sqrt(few.var() / len(few) + many.var() / len(many)) / 2
+    assert low == pytest.approx(middle - half, abs=0.1 * half)
+    assert high == pytest.approx(middle + half, abs=0.1 * half)
+    assert balanced_mean_interval([few, many], seed=1) == (low, high)
+    assert balanced_mean_interval([many], seed=1) == mean_interval(many, seed=1)
+    assert all(isnan(end) for end in balanced_mean_interval([[1.0, 2.0], [1.0]]))
+    for bad in ([], [[1.0], []], [[float("inf"), 1.0]]):
+        with pytest.raises(ValueError, match="finite"):
+            balanced_mean_interval(bad)
+
+
+def test_ratio_interval_agrees_with_the_delta_method_on_much_data() -> None:
+    rng = np.random.default_rng(5)
+    below = rng.integers(20, 200, 3000).astype(float)
+    above = below * rng.normal(3, 0.5, 3000)
+    ratio = above.sum() / below.sum()
+    half = Z95 * (above - ratio * below).std() / below.mean() / sqrt(3000)
+    low, high = ratio_interval(above, below, seed=2)
+    assert low == pytest.approx(ratio - half, abs=0.1 * half)
+    assert high == pytest.approx(ratio + half, abs=0.1 * half)
+    assert all(isnan(end) for end in ratio_interval([1.0], [2.0]))
+    for bad in (([1.0], [1.0, 2.0]), ([], []), ([1.0, 2.0], [1.0, 0.0]), ([float("nan"), 1.0], [1.0, 1.0])):
+        with pytest.raises(ValueError, match="expected"):
+            ratio_interval(*bad)
+
+
+def test_wilcoxon_counts_all_signs_of_the_ranks() -> None:
+    """Exact for few items: of all signs of the ranks, those with a rank sum as far from the middle."""
+    a = [3.1, 2.0, 5.5, 4.0, 9.0, 1.0, 2.5, 7.0]
+    b = [2.0, 2.3, 3.0, 4.0, 5.0, 1.9, 0.4, 2.2]
+    differences = [x - y for x, y in zip(a, b, strict=True) if x != y]
+    order = sorted(range(len(differences)), key=lambda i: abs(differences[i]))
+    ranks = {i: rank for rank, i in enumerate(order, 1)}
+    middle = sum(ranks.values()) / 2
+    found = sum(ranks[i] for i, d in enumerate(differences) if d > 0)
+    sums = [
+        sum(r for r, s in zip(ranks.values(), signs, strict=True) if s) for signs in product((0, 1), repeat=7)
+    ]
+    p = np.mean([abs(total - middle) >= abs(found - middle) for total in sums])
+    assert wilcoxon(a, b) == pytest.approx(p)
+    assert wilcoxon(b, a) == pytest.approx(p)
+
+
+def test_wilcoxon_at_its_edges() -> None:
+    assert wilcoxon([1.0, 2.0], [1.0, 2.0]) == 1.0
+    assert wilcoxon(np.arange(60.0), np.arange(60.0) - 0.5) < 1e-6
+    with pytest.raises(ValueError, match="same items"):
+        wilcoxon([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="same items"):
+        wilcoxon([], [])
+    with pytest.raises(ValueError, match="finite"):
+        wilcoxon([1.0, float("nan")], [1.0, 2.0])

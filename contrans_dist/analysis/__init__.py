@@ -1,9 +1,29 @@
 """The papers' tables and figures as data: read from artefacts, judged, and handed on to be drawn."""
 
 from contrans_dist.analysis.answers import Answers, frequent_answers
+from contrans_dist.analysis.compare import (
+    Comparison,
+    Matched,
+    Pairs,
+    compare,
+    comparison_table,
+    differing_settings,
+    improvements,
+    pairs_of,
+    positions,
+)
+from contrans_dist.analysis.examples import OFFENSIVE, Continuation, Example, read_examples
 from contrans_dist.analysis.maps import Grid, MapSummary, grid_table, read_map
-from contrans_dist.analysis.names import condition_name, metric, number, strength_text
-from contrans_dist.analysis.run import Run, read_run
+from contrans_dist.analysis.names import BASE, condition_name, metric, number, strength_text
+from contrans_dist.analysis.projections import (
+    Panel,
+    Projection,
+    Similarity,
+    read_projections,
+    read_similarity,
+)
+from contrans_dist.analysis.published import Beside, Published, beside, companion_score
+from contrans_dist.analysis.run import Run, companions_of, read_run, runs_of, sweep_of
 from contrans_dist.analysis.scores import (
     Evaluation,
     Leak,
@@ -20,11 +40,17 @@ from contrans_dist.analysis.states import (
     picture_table,
     read_vectors,
 )
-from contrans_dist.analysis.verdict import RULE, Verdict, best_point, judge, main_condition, sentence
+from contrans_dist.analysis.strengths import Search
+from contrans_dist.analysis.tokens import Moved, read_tokens
+from contrans_dist.analysis.verdict import Verdict, best_point, judge, main_condition, rule, sentence
 
 __all__ = [
-    "RULE", "Answers", "Evaluation", "Grid", "Leak", "MapSummary", "Picture", "Row", "Run", "Score", "Vector",
-    "Verdict", "best_point", "concept_states", "condition_name", "frequent_answers", "grid_table", "judge",
-    "main_condition", "metric", "number", "picture", "picture_table", "read_evaluation", "read_map",
-    "read_run", "read_vectors", "score_table", "sentence", "strength_text",
+    "BASE", "OFFENSIVE", "Answers", "Beside", "Comparison", "Continuation", "Evaluation", "Example", "Grid",
+    "Leak", "MapSummary", "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection", "Published", "Row",
+    "Run", "Score", "Search", "Similarity", "Vector", "Verdict", "beside", "best_point", "companion_score",
+    "companions_of", "compare", "comparison_table", "concept_states", "condition_name",
+    "differing_settings", "frequent_answers", "grid_table", "improvements", "judge", "main_condition",
+    "metric", "number", "pairs_of", "picture", "picture_table", "positions", "read_evaluation",
+    "read_examples", "read_map", "read_projections", "read_run", "read_similarity", "read_tokens",
+    "read_vectors", "rule", "runs_of", "score_table", "sentence", "strength_text", "sweep_of",
 ]  # fmt: skip

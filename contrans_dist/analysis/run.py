@@ -1,16 +1,19 @@
 """What is in a run folder, or in one of its parts alone."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import yaml
 
 from contrans_dist import schema
 from contrans_dist.analysis.maps import MapSummary, read_map
+from contrans_dist.analysis.published import Published, read_published
 from contrans_dist.analysis.scores import METRICS_FILE, Evaluation, read_evaluation
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
+
+RECIPE_FILE, RECORD_FILE, RUNS_FOLDER = "recipe.yaml", "run.json", "runs"
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,25 @@ class Run:
     evaluations: list[Evaluation] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Parts that are there but unfinished or not readable, one line each."""
+    published: Published | None = None
+    """What a paper found where this run is set beside it."""
+    part: str = ""
+    """Name among the runs of one recipe; empty for a run alone."""
 
     @property
     def name(self) -> str:
-        return str(self.record.get("name") or self.recipe.get("name") or self.location.name)
+        name = str(self.record.get("name") or self.recipe.get("name") or self.location.name)
+        return f"{name}: {self.part}" if self.part else name
 
     @property
     def main_map(self) -> MapSummary | None:
         """The map of the generic corpus, else the first."""
         return next(iter(sorted(self.maps, key=lambda found: found.name != "corpus")), None)
+
+    def model(self, side: str) -> str:
+        """Id of the recipe's model on a side (`source`, `target`); empty where it is not said."""
+        setting = self.recipe.get(side)
+        return str((setting.get("id") if isinstance(setting, dict) else setting) or "")
 
 
 def read_run(location: Location) -> Run:
@@ -46,39 +59,99 @@ def read_run(location: Location) -> Run:
         return Run(location, evaluations=[read_evaluation(location)])
     if (location / schema.MANIFEST).exists():
         return Run(location, harvests={location.name: ActivationSet.open(location)})
-    recipe, problems = _recipe(location / "recipe.yaml"), []
-    record = (location / "run.json").read_json() if (location / "run.json").exists() else {}
+    found = read_scores(location)
+    problems = list(found.problems)
     harvests = {}
-    for name in (location / "activations").names():
+    shared = found.record.get("activations") or {}
+    places = shared or {name: f"activations/{name}" for name in (location / "activations").names()}
+    for name, folder in places.items():
         try:
-            harvests[name] = ActivationSet.open(location / "activations" / name)
+            harvests[name] = ActivationSet.open(_from(location, folder))
         except UserError as error:
             problems.append(str(error))
     files = [name for name in (location / "maps").names() if name.endswith(".safetensors")]
     maps = [read_map(location / "maps" / name) for name in files]
-    evaluations = []
+    if not (harvests or maps or found.evaluations):
+        raise UserError(
+            f"{location}: nothing to report; expected a run folder (activations/, maps/ or evaluations/), "
+            f"an evaluation ({METRICS_FILE}) or an activation set ({schema.MANIFEST})"
+        )
+    return replace(found, harvests=harvests, maps=maps, problems=problems)
+
+
+def _from(location: Location, path: str) -> Location:
+    """A path as seen from a run's folder; `../` leads up, also where paths are keys of an object store."""
+    while path.startswith("../"):
+        location, path = location.parent, path.removeprefix("../")
+    return location / path
+
+
+def read_scores(location: Location) -> Run:
+    """The evaluations of a run folder, or of an evaluation folder, with recipe and record alone."""
+    if (location / METRICS_FILE).exists():
+        return Run(location, evaluations=[read_evaluation(location)])
+    recipe, problems, evaluations = read_recipe(location), [], []
+    record = (location / RECORD_FILE).read_json() if (location / RECORD_FILE).exists() else {}
     for name in _in_recipe_order((location / "evaluations").names(), recipe):
         folder = location / "evaluations" / name
         if (folder / METRICS_FILE).exists():
             evaluations.append(read_evaluation(folder))
         else:
             problems.append(f"{folder}: unfinished evaluation (there is no {METRICS_FILE})")
-    if not (harvests or maps or evaluations):
-        raise UserError(
-            f"{location}: nothing to report; expected a run folder (activations/, maps/ or evaluations/), "
-            f"an evaluation ({METRICS_FILE}) or an activation set ({schema.MANIFEST})"
-        )
-    return Run(location, recipe, record, harvests, maps, evaluations, problems)
+    whole = _recipe_of_all(location)
+    return Run(
+        location,
+        recipe,
+        record,
+        evaluations=evaluations,
+        problems=problems,
+        published=read_published(whole or recipe, location.name if whole else "all"),
+        part=location.name if whole else "",
+    )
 
 
-def _recipe(location: Location) -> dict[str, Any]:
-    if not location.exists():
+def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) -> Evaluation | None:
+    """A sweep from which an evaluation's strengths were chosen: scores on validation items, or the cost."""
+    folder = evaluation.location / name
+    return read_evaluation(folder) if (folder / METRICS_FILE).exists() else None
+
+
+def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
+    """Perplexity under the same steering: of the search for strengths, then of the run's evaluations."""
+    own = sweep_of(evaluation, "perplexity")
+    others = [each for each in run.evaluations if each.benchmark == "perplexity" and each is not evaluation]
+    return [*([own] if own else []), *others]
+
+
+def runs_of(location: Location) -> list[Location]:
+    """The finished or begun runs of a recipe with several, in the recipe's order; none for a single run.
+
+    Each is a folder `runs/<name>` with a `run.json`.
+    """
+    folder, order = location / RUNS_FOLDER, list(read_recipe(location).get("runs") or {})
+    names = [name for name in folder.names() if (folder / name / RECORD_FILE).exists()]
+    names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
+    return [folder / name for name in names]
+
+
+def read_recipe(location: Location) -> dict[str, Any]:
+    """A folder's `recipe.yaml` as plain data; empty where there is none."""
+    file = location / RECIPE_FILE
+    if not file.exists():
         return {}
     try:
-        content = yaml.safe_load(location.read_bytes())
+        content = yaml.safe_load(file.read_bytes())
     except yaml.YAMLError as error:
-        raise UserError(f"{location}: expected YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{file}: expected YAML ({' '.join(str(error).split())})") from error
     return content if isinstance(content, dict) else {}
+
+
+def _recipe_of_all(location: Location) -> dict[str, Any]:
+    """The recipe of which a folder is one of several runs; empty for a run alone."""
+    if location.parent.name != RUNS_FOLDER:
+        return {}
+    whole = read_recipe(location.parent.parent)
+    return whole if location.name in (whole.get("runs") or {}) else {}
 
 
 def _in_recipe_order(names: list[str], recipe: dict[str, Any]) -> list[str]:

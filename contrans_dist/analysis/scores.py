@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from contrans_dist.analysis.names import condition_order, metric_order
+from contrans_dist.analysis.names import condition_name, condition_order, metric_order
+from contrans_dist.analysis.strengths import Search, read_search
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
 
@@ -79,6 +80,11 @@ class Evaluation:
     block: int | None = None
     notes: list[str] = field(default_factory=list)
     throughput: dict[str, Any] = field(default_factory=dict)
+    """What older evaluations say of their cost: items, seconds."""
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    """system -> rows, forward_passes, tokens, seconds; the system `target` stands for all vectors."""
+    search: Search | None = None
+    """How each condition's strength was chosen, where it was."""
     content: dict[str, Any] = field(default_factory=dict)
     """The whole of `metrics.json`."""
 
@@ -90,9 +96,14 @@ class Evaluation:
 
     @property
     def concepts(self) -> list[str]:
-        """Concepts that have scores of their own, sorted."""
+        """Concepts, or other groups of items, that have scores of their own, sorted."""
         keys = {name for row in self.rows for name in row.scores if "/" in name}
         return sorted({key.rpartition("/")[0] for key in keys})
+
+    def groups(self, metric: str) -> list[str]:
+        """Those of `concepts` that have a score in one metric."""
+        keys = {name for row in self.rows for name in row.scores}
+        return [concept for concept in self.concepts if f"{concept}/{metric}" in keys]
 
     @property
     def conditions(self) -> list[str]:
@@ -101,8 +112,17 @@ class Evaluation:
 
     @property
     def strengths(self) -> list[float]:
-        """Strengths at which something was steered, ascending."""
-        return sorted({row.strength for row in self.rows if row.strength != 0})
+        """Strengths at which something was added, ascending."""
+        rows = [row for row in self.rows if not condition_name(row.condition).system]
+        return sorted({row.strength for row in rows if row.strength != 0})
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether a condition was scored at several strengths, so that there is a curve to draw."""
+        at: dict[str, set[float]] = {}
+        for row in self.rows:
+            at.setdefault(row.condition, set()).add(row.strength)
+        return any(len(strengths - {0.0}) > 1 for strengths in at.values())
 
     def row(self, condition: str, strength: float) -> Row | None:
         found = (row for row in self.rows if row.condition == condition and row.strength == strength)
@@ -121,8 +141,8 @@ class Evaluation:
         """(strength, score) of a condition, ascending; begins with base at strength 0 where known."""
         start = self.base(metric)
         points = [(0.0, start)] if start else []
-        found = [(strength, self.score(condition, strength, metric)) for strength in self.strengths]
-        return points + [(strength, score) for strength, score in found if score]
+        own = {row.strength: row.scores for row in self.rows if row.condition == condition}
+        return points + [(at, own[at][metric]) for at in sorted(own) if at != 0 and metric in own[at]]
 
 
 def read_evaluation(location: Location) -> Evaluation:
@@ -154,6 +174,8 @@ def read_evaluation(location: Location) -> Evaluation:
             block=int(block) if isinstance(block, int | float) else None,
             notes=[str(note) for note in content.get("notes") or []],
             throughput=dict(content.get("throughput") or {}),
+            costs={str(k): dict(v) for k, v in (content.get("costs") or {}).items()},
+            search=read_search(location),
             content=content,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

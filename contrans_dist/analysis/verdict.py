@@ -6,19 +6,31 @@ from typing import Literal
 from contrans_dist.analysis.names import ConditionName, condition_name, metric, number, strength_text
 from contrans_dist.analysis.scores import Evaluation, Score
 
-Status = Literal["clear", "partly", "shared", "none", "unchecked"]
+Status = Literal["clear", "partly", "shared", "none", "unchecked", "cost"]
 
 SIGNIFICANT = 0.05
 GOOD_PART = 0.5
 """A control that brings this share of the rise or more makes the effect one that is partly shared."""
 
-RULE = (
-    "The vector is taken at its best strength, each control at its own best. A control is told apart when "
-    "its interval lies wholly below the vector's, or when it scores lower and the paired test on the same "
-    "items at the vector's strength gives p < 0.05. One control that is not told apart is enough for “not "
-    "distinguishable”; one that brings half of the rise or more is named. The best strength is chosen on the "
-    "same items that are scored, which favours the vector and its controls alike."
+_RULE = (
+    "A control is told apart when its interval lies wholly on the wrong side of the vector's, or when it "
+    "does less and the paired test on the same items at the vector's strength gives p < 0.05. One control "
+    "that is not told apart is enough for “not distinguishable”; one that brings half of the effect or more "
+    "is named."
 )
+_AT_BEST = (
+    "The vector is taken at its best strength, each control at its own best. {rule} The best strength is "
+    "chosen on the same items that are scored, which favours the vector and its controls alike."
+)
+_AT_CHOSEN = (
+    "The vector is taken at the strength that was chosen for it on validation items, and the controls at the "
+    "same. {rule}"
+)
+
+
+def rule(evaluation: Evaluation) -> str:
+    """How the verdict of an evaluation is made, for people."""
+    return (_AT_CHOSEN if evaluation.search else _AT_BEST).format(rule=_RULE)
 
 
 @dataclass(frozen=True)
@@ -60,9 +72,14 @@ def main_condition(evaluation: Evaluation) -> str | None:
 
 
 def best_point(evaluation: Evaluation, condition: str, key: str) -> tuple[float, Score] | None:
-    """Strength and score at which a condition does most; the lowest strength among equals."""
+    """Strength and score at which a condition does most; the lowest strength among equals.
+
+    A cost is read at the greatest strength.
+    """
     sign = 1 if metric(key).higher else -1
     points = [point for point in evaluation.curve(condition, key) if point[0] != 0]
+    if metric(key).cost:
+        return max(points, key=lambda point: abs(point[0]), default=None)
     return max(points, key=lambda point: (sign * point[1].value, -point[0]), default=None)
 
 
@@ -123,6 +140,8 @@ def _above(score: Score, other: Score, key: str) -> bool:
 
 
 def _status(key: str, score: Score, base: Score | None, controls: list[Rival], p: float | None) -> Status:
+    if metric(key).cost:
+        return "cost"
     if base and not (
         _above(score, base, key) or (_gain(score, base, key) > 0 and p is not None and p < SIGNIFICANT)
     ):
@@ -138,6 +157,8 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
     """The verdict in one sentence; `pair` names the blocks, such as `block 3 → 4`."""
     kind = metric(verdict.metric)
     value = number(verdict.score.value, kind.percent)
+    if verdict.status == "cost":
+        return _cost_sentence(verdict, pair)
     at = f"at strength {strength_text(verdict.strength)}" + (f" ({pair})" if pair else "")
     effect = verdict.effect.phrase
     before = f"from {number(verdict.base.value, kind.percent)} " if verdict.base else ""
@@ -163,6 +184,21 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
         rest = f"so {round(100 * most.share)}\u202f% of the rise is not the concept's own"
         return f"Partly shared by a control: {effect} {does}; {everything}, {rest}."
     return f"{effect[0].upper()}{effect[1:]} {does}; {everything}."
+
+
+def _cost_sentence(verdict: Verdict, pair: str) -> str:
+    kind, base = metric(verdict.metric), verdict.base
+
+    def times(score: Score) -> str:
+        grown = f", {score.value / base.value:.2f} times" if base and base.value else ""
+        return f"{number(score.value, kind.percent)}{grown}"
+
+    before = f" from {number(base.value, kind.percent)}" if base else ""
+    at = f"at strength {strength_text(verdict.strength)}" + (f" ({pair})" if pair else "")
+    others = "".join(
+        f"; {rival.name.phrase}: {times(rival.score)}" for rival in [*verdict.controls, *verdict.references]
+    )
+    return f"Under {verdict.effect.phrase} {at}, {kind.title} goes{before} to {times(verdict.score)}{others}."
 
 
 def _reach(rivals: list[Rival], as_percent: bool) -> str:

@@ -1,14 +1,36 @@
 """Benchmarks: each says what is scored under which interventions, and how the scores are summed up."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.classifier import Classifier
 from contrans_dist.scoring import Intervention
 
-__all__ = ["Benchmark", "ScoredItem"]
+__all__ = ["Benchmark", "Headline", "Judged", "ScoredItem", "headline"]
+
+
+class Headline(NamedTuple):
+    """The metric that an evaluation is headed by and chosen by, and whether more of it is wanted."""
+
+    metric: str
+    higher: bool
+
+
+_HEADLINES = {
+    "emotions": Headline("token_acc_negative", True),
+    "truthfulqa": Headline("mc1", True),
+    "behaviours": Headline("match_probability", True),
+    "toxigen": Headline("toxic_share", False),
+    "perplexity": Headline("perplexity", False),
+}
+
+
+def headline(benchmark: str, metrics: Sequence[str] = ()) -> Headline:
+    """The headline of a benchmark; where it has none of its own (lm-eval), the first of `metrics`."""
+    return _HEADLINES.get(benchmark) or Headline(next(iter(metrics), ""), True)
 
 
 class ScoredItem(Protocol):
@@ -20,7 +42,7 @@ class ScoredItem(Protocol):
 
     @property
     def concept(self) -> str:
-        """The concept whose interventions apply to it; empty where a benchmark knows only one."""
+        """The concept whose interventions apply to it; empty where it is scored under every concept's."""
 
     @property
     def scenario(self) -> str:
@@ -43,7 +65,7 @@ class Benchmark(Protocol):
         """A row for each item and intervention: at least `item`, `concept`, `condition`, `strength`, `block`.
 
         The items are of one concept and the interventions that concept's; an intervention's name is the
-        condition.
+        condition. An item of no concept gets rows without one: the driver knows whose vectors it gave.
         """
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
@@ -51,3 +73,15 @@ class Benchmark(Protocol):
 
         `metrics` maps a name to `{value, low, high, n}`; a p-value belongs to the metric of its name.
         """
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A benchmark whose rows hold texts that another model judges, in actors of its own."""
+
+    @property
+    def classifier(self) -> str:
+        """The judge: a sequence-classification model, by hub id, folder or `demo:` name."""
+
+    def judge(self, classifier: Classifier, table: pa.Table) -> pa.Table:
+        """The rows of `score`, with the judge's columns added."""

@@ -40,7 +40,8 @@ TrustCode = Annotated[bool, typer.Option(help="Run code that comes with the chec
 ModelName = Annotated[
     str,
     typer.Option(
-        "--model", help="Hub id (with @revision if wanted), local folder, demo:source or demo:target."
+        "--model",
+        help="Hub id (with @revision if wanted), local folder, or one that is bundled: demo:source.",
     ),
 ]
 

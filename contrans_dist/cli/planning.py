@@ -27,6 +27,9 @@ def plan(
     tflops: Annotated[
         float | None, typer.Option(help="What an actor reaches in the model's precision, for the hours.")
     ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="The recipe's small variant, on bundled models.")
+    ] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Run samples on this machine for about a minute instead.")
     ] = False,
@@ -37,12 +40,11 @@ def plan(
     from contrans_dist.calibration import calibrate as run_samples
     from contrans_dist.calibration import from_rate
     from contrans_dist.pipeline import find_recipe
-    from contrans_dist.plan import Nodes, actor_memory, as_content, plan_recipe
-    from contrans_dist.preparation import RecipeTexts
+    from contrans_dist.plan import Nodes, actor_memory, as_content, plan_runs
 
     if calibrate and tflops is not None:
         raise UserError("--tflops and --calibrate: expected one of the two")
-    settings = load_recipe(find_recipe(recipe), set_)
+    settings = load_recipe(find_recipe(recipe), set_, small)
     given: dict[str, Any] = {
         "count": nodes,
         "cpus": cpus_per_node,
@@ -54,7 +56,7 @@ def plan(
     if cluster.gpus and not cluster.gpu_memory:
         raise UserError("--gpus-per-node: --gpu-memory is missing")
     with tempfile.TemporaryDirectory() as folder:
-        stages = plan_recipe(settings, RecipeTexts(settings, Path(folder)), cluster, actor_memory())
+        stages = plan_runs(settings, Path(folder), cluster, actor_memory())
     rate = "no rate given: --tflops, or --calibrate, for the hours"
     if calibrate:
         run_samples(stages, settings)
@@ -90,7 +92,8 @@ def _print(content: dict[str, Any]) -> None:
     stages.add_row("together", "", "", _size(content["disk"]), total)
     console.print(stages)
     console.print()
-    console.print(f"time: {content['rate']}; fitting maps, choosing blocks and the report come on top")
+    more = "fitting maps, choosing blocks and strengths, other systems than the target, and the report"
+    console.print(f"time: {content['rate']}; {more} come on top")
     for line in content["limits"]:
         console.print(f"limit: {line}")
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from contrans_dist.cli.fitted import Centring, Rank, Regularising, SourceBlocks, Whitening, centring
 from contrans_dist.cli.options import Address, AsJson, emit, lasting
 from contrans_dist.config import MapSettings
 from contrans_dist.errors import UserError
@@ -28,6 +29,11 @@ def reduce(
         str, typer.Option(help="keep, or match: the same share of the residual norm as before.")
     ] = "match",
     method: Annotated[str, typer.Option(help="mean (equation 1) or pca.")] = "mean",
+    centre: Centring = None,
+    regularise: Regularising = None,
+    rank: Rank = None,
+    whiten: Whitening = None,
+    source_blocks: SourceBlocks = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,8 +49,17 @@ def reduce(
 
     if method not in METHODS:
         raise UserError(f"--method {method}: expected one of {', '.join(METHODS)}")
-    content = {"blocks": blocks, "protocol": protocol, "norm": norm}
-    settings = validated(MapSettings, content, "--blocks, --protocol, --norm")
+    content = {
+        "blocks": blocks,
+        "protocol": protocol,
+        "norm": norm,
+        "centre": centring(centre),
+        "regularise": regularise,
+        "rank": rank,
+        "whiten": whiten,
+        "source_blocks": source_blocks,
+    }
+    settings = validated(MapSettings, content, "options of the map")
     sides = Sides(
         corpus_source=ActivationSet.open(source_corpus),
         corpus_target=ActivationSet.open(target_corpus),

@@ -31,6 +31,9 @@ def run(
     out: Annotated[
         str | None, typer.Option(help="Folder or URI of the run. Default: runs/NAME.", callback=lasting)
     ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="The recipe's small variant, on bundled models.")
+    ] = False,
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     as_json: AsJson = False,
@@ -39,7 +42,8 @@ def run(
     from contrans_dist.pipeline import find_recipe, run_recipe
 
     path = find_recipe(recipe)
-    settings = load_recipe(path, [*(set_ or []), *([f"cluster.address={address}"] if address else [])])
+    changes = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
+    settings = load_recipe(path, changes, small)
     if dry_run:
         content = settings.model_dump(mode="json")
         emit(as_json, content, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
@@ -51,16 +55,31 @@ def _finish(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         emit(True, summary, "")
         return
-    for lines in summary["evaluations"].values():
-        show(lines["verdict"])
+    results = summary["evaluations"]
+    for name, result in results.items():
+        show(f"{name}: {result['verdict']}" if len(results) > 1 else result["verdict"])
     show(f"report: {summary['report']}")
 
 
-def report(uri: Annotated[str, typer.Argument(help="Folder of a run or of an evaluation.")]) -> None:
-    """Write report.html from the artefacts of a run."""
-    from contrans_dist.report import write_report
+def report(
+    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="Folders of runs or of evaluations.")],
+    out: Annotated[
+        str | None, typer.Option(help="Where the page that compares several runs goes. Default: here.")
+    ] = None,
+) -> None:
+    """Write report.html from the artefacts of a run; given several runs, a page that compares them."""
+    from contrans_dist.report import runs_in, write_comparison, write_report
 
-    show(f"report: {write_report(Location.parse(uri))}")
+    places = [Location.parse(uri) for uri in uris]
+    several = runs_in(places[0]) if len(places) == 1 else places
+    if not several:
+        show(f"report: {write_report(places[0])}")
+        return
+    if len(places) == 1:
+        for run in several:
+            write_report(run)
+    target = Location.parse(out) if out else places[0] if len(places) == 1 else Location.parse(".")
+    show(f"report: {write_comparison(several, target)}")
 
 
 def status(

@@ -4,6 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
+from contrans_dist.cli.fitted import (
+    Centring,
+    Rank,
+    Regularising,
+    SourceBlocks,
+    Whitening,
+    fit_options,
+)
 from contrans_dist.cli.options import (
     Actors,
     Address,
@@ -127,6 +135,11 @@ def fit(
     positive: Annotated[
         str | None, typer.Option("--rows", help="Fit on these rows only: column=value.")
     ] = None,
+    centre: Centring = None,
+    regularise: Regularising = None,
+    rank: Rank = None,
+    whiten: Whitening = None,
+    source_blocks: SourceBlocks = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -141,7 +154,8 @@ def fit(
         raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}")
     left, right = ActivationSet.open(source), ActivationSet.open(target)
     rows = select_rows(left, positive) if positive else None
-    maps = fit_maps(left, right, blocks, chosen, rows, address)
+    options = fit_options(chosen, centre, regularise, rank, whiten)
+    maps = fit_maps(left, right, blocks, chosen, rows, address, options=options, source_blocks=source_blocks)
     location = Location.parse(out)
     maps.save(location)
     pairs = [{"source": s, "target": t, **mapping.header()} for (s, t), mapping in maps.maps.items()]
@@ -151,11 +165,16 @@ def fit(
 
 
 def _map_line(pair: dict[str, Any]) -> str:
-    parts = [f"block {pair['source']} -> {pair['target']}: {pair['side']}, rank {pair['rank']}"]
+    read = "+".join(map(str, pair["source_blocks"] or [pair["source"]]))
+    parts = [f"block {read} -> {pair['target']}: {pair['side']}, rank {pair['rank']}"]
     condition = pair["condition_number"]
     parts.append("condition number infinite" if condition is None else f"condition number {condition:.3g}")
     if pair["ridge"] is not None:
         parts.append(f"ridge {pair['ridge']:.1e}")
+    if pair["kept"] is not None:
+        parts.append(f"{pair['kept']} directions kept")
+    if pair["whiten"]:
+        parts.append(f"whitened {pair['whiten']:g}")
     if pair["r2_test"] is not None:
         parts.append(f"{'held-out' if pair['held_out'] else 'in-sample'} R2 {pair['r2_test']:.3f}")
     return ", ".join(parts)

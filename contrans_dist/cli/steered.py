@@ -1,6 +1,6 @@
 """Commands that run a steered model: evaluate, generate."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,17 +19,21 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import EvaluationSettings
+from contrans_dist.config import EVALUATIONS, ModelSettings
 from contrans_dist.errors import UserError
-from contrans_dist.recipe import validated
+from contrans_dist.recipe import override, validated
+
+if TYPE_CHECKING:
+    from contrans_dist.systems import System
 
 
 def evaluate(
     model: ModelName,
-    benchmark: Annotated[str, typer.Option(help="emotions")],
+    benchmark: Annotated[str, typer.Option(help=f"{', '.join(EVALUATIONS)}.")],
     out: Annotated[str, typer.Option(help="Folder or URI of the evaluation.", callback=lasting)],
     data: Annotated[
-        str | None, typer.Option(help="Scenarios: a file, or a folder of `<concept>.json`.")
+        str | None,
+        typer.Option(help="What is scored: a file or folder. Default: the benchmark's own, from the hub."),
     ] = None,
     vector: Annotated[
         list[str] | None, typer.Option(help="Vector file in this model's space; one a concept.")
@@ -45,9 +49,25 @@ def evaluate(
             "Default: all that the vectors given allow."
         ),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="default or paper.")] = "default",
-    template: Annotated[str | None, typer.Option(help="Prompt around each scenario, with {text}.")] = None,
-    shots: Annotated[str | None, typer.Option(help="Scenarios that may serve as few-shot examples.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="emotions, truthfulqa: default or paper.")] = None,
+    template: Annotated[str | None, typer.Option(help="Prompt around each text, with {text}.")] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="emotions: scenarios that may serve as few-shot examples.")
+    ] = None,
+    align_training: Annotated[
+        str | None, typer.Option(help="An instruct model, scored beside as `align-training`.")
+    ] = None,
+    inst_align: Annotated[
+        str | None, typer.Option(help="An instruction before every prompt, scored beside as `inst-align`.")
+    ] = None,
+    proxy_tuning: Annotated[
+        str | None,
+        typer.Option(help="TUNED,PLAIN: two small models whose logits' difference is added (proxy-tuning)."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another setting of the benchmark: key=value, such as limit=100."),
+    ] = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
     actors: Actors = None,
@@ -62,8 +82,11 @@ def evaluate(
     from contrans_dist.conditions import derivable, load_vectors, steering
     from contrans_dist.evaluate import evaluate as run_evaluation
 
-    if data is None:
-        raise UserError("--data: expected the scenarios to score")
+    chosen = EVALUATIONS.get(benchmark)
+    if chosen is None:
+        raise UserError(f"--benchmark {benchmark}: expected one of {', '.join(EVALUATIONS)}")
+    if data is None and chosen.model_fields["texts"].is_required():
+        raise UserError(f"--data: expected what benchmark {benchmark} is to score")
     asked = [name for name in (controls or "").split(",") if name and name != "none"]
     try:
         sweep = [float(strength) for strength in strengths.split(",")]
@@ -72,23 +95,48 @@ def evaluate(
     content = {
         "benchmark": benchmark,
         "texts": data,
-        "shots": shots,
-        "protocol": protocol,
-        "template": template,
         "strengths": sweep,
         "conditions": ["vector", *asked] if vector else [],
     }
-    settings = validated(EvaluationSettings, content, "contrans evaluate")
+    own = {"shots": shots, "protocol": protocol, "template": template}
+    content |= {name: value for name, value in own.items() if value is not None}
+    for change in set_ or []:
+        override(content, change)
+    settings = validated(chosen, content, "contrans evaluate")
     vectors = load_vectors(vector or [])
     conditions = settings.conditions if controls is not None else ("vector", *derivable(vectors))
+    target = model_settings(model, dtype, quantization, trust_remote_code)
     metrics = run_evaluation(
-        model_settings(model, dtype, quantization, trust_remote_code),
+        target,
         settings,
         steering({"vector": vectors}, conditions, block, settings.seed),
         out,
         cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
+        others=_systems(target, align_training, inst_align, proxy_tuning),
     )
     emit(as_json, metrics, "\n".join(metrics_lines(metrics)))
+
+
+def _systems(
+    target: ModelSettings, instruct: str | None, instruction: str | None, guides: str | None
+) -> "list[System]":
+    """The conditions asked for that are no vectors; other models are loaded in the target's precision."""
+    from contrans_dist.systems import System
+
+    def like(name: str) -> ModelSettings:
+        return target.model_copy(update={"id": name})
+
+    found = []
+    if instruct is not None:
+        found.append(System("align-training", like(instruct)))
+    if instruction is not None:
+        found.append(System("inst-align", target, instruction=instruction))
+    if guides is not None:
+        tuned, _, plain = guides.partition(",")
+        if not (tuned and plain) or "," in plain:
+            raise UserError(f"--proxy-tuning {guides}: expected two models, TUNED,PLAIN")
+        found.append(System("proxy-tuning", target, guides=(like(tuned), like(plain))))
+    return found
 
 
 def generate(

@@ -4,22 +4,34 @@ from typing import Any
 
 
 def metrics_lines(metrics: dict[str, Any]) -> list[str]:
-    """One line a condition and strength with every overall metric and its interval, then the leak check."""
-    names = [name for name in metrics["conditions"][0]["metrics"] if "/" not in name]
-    width = max(len(entry["condition"]) for entry in metrics["conditions"]) + 2
-    lines = ["".join(["condition".ljust(width), "strength", *(name.rjust(26) for name in names)])]
-    for entry in metrics["conditions"]:
-        cells = [_cell(entry["metrics"].get(name)).rjust(26) for name in names]
-        lines.append("".join([entry["condition"].ljust(width), f"{entry['strength']:8g}", *cells]))
+    """For each overall metric a line a condition and strength (value, 95 % interval, n); then the leak check.
+
+    Where a benchmark has numbers by group alone, those are listed.
+    """
+    entries = metrics["conditions"]
+    every = list(dict.fromkeys(name for entry in entries for name in entry["metrics"]))
+    names = [name for name in every if "/" not in name] or every
+    width = max(len("condition"), *(len(entry["condition"]) for entry in entries))
+    lines = []
+    for name in names:
+        lines.append(
+            f"{name}\n  {'condition':<{width}} {'strength':>8} {'value':>9}  {'95 % interval':<20} {'n':>6}"
+        )
+        lines += [
+            f"  {entry['condition']:<{width}} {entry['strength']:>8g} {_numbers(entry['metrics'][name])}"
+            for entry in entries
+            if name in entry["metrics"]
+        ]
     leak = metrics["leak"]
     lines.append(
-        f"leak check: of {leak['evaluated']} scenarios, {leak['overlap_vector']} were seen by the vectors "
+        f"leak check: of {leak['evaluated']} texts, {leak['overlap_vector']} were seen by the vectors "
         f"and {leak['overlap_map']} by the map"
     )
     return [*lines, *metrics.get("notes", [])]
 
 
-def _cell(metric: dict[str, Any] | None) -> str:
-    if metric is None:
-        return "-"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+def _numbers(metric: dict[str, Any]) -> str:
+    low, high = metric["low"], metric["high"]
+    # A single value has no interval.
+    interval = "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+    return f"{metric['value']:9.3f}  {interval:<20} {metric['n']:>6}"

@@ -3,7 +3,7 @@
 from contrans_dist.models.blocks import find_blocks, matched_depth, model_type, resolve_blocks, text_config
 from contrans_dist.models.facts import ModelFacts, model_facts
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
-from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, wrap_model
+from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
 from contrans_dist.models.loading import DTYPES, QUANTIZATIONS, load_model, split_name
 from contrans_dist.models.tokens import encode, encode_many, front_tokens
 
@@ -17,6 +17,7 @@ __all__ = [
     "encode_many",
     "find_blocks",
     "front_tokens",
+    "guided",
     "load_model",
     "matched_depth",
     "model_facts",

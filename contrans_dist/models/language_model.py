@@ -1,6 +1,6 @@
 """A loaded model with all that the engines need to know of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class LanguageModel:
     """Texts longer than this change the rotary frequencies of a whole batch: none shorter belongs in it."""
     fits: int | None = None
     """Tokens of the largest batch that has a chance to fit into memory; None while all have fitted."""
+    guides: "tuple[LanguageModel, LanguageModel] | None" = None
+    """(tuned, plain): the difference of their logits is added to this model's (`guided`)."""
     shares: dict[bool, bool] = field(default_factory=dict)
     """Whether common beginnings can be shared, without and with the head; see `prefixes.can_share`."""
     narrows: dict[tuple[int, bool], bool] = field(default_factory=dict)
@@ -65,6 +67,33 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Type that the model computes in."""
         return self.model.dtype
+
+
+def guided(lm: LanguageModel, tuned: LanguageModel, plain: LanguageModel) -> LanguageModel:
+    """Proxy-tuning (arXiv 2401.08565; EFT, 2310.12962): logits of `lm` + (tuned - plain), token by token.
+
+    Raises UserError unless all three agree on every token that all of them have.
+    """
+    vocabularies = [
+        {i: token for token, i in each.tokenizer.get_vocab().items()} for each in (lm, tuned, plain)
+    ]
+    common = set.intersection(*(set(each) for each in vocabularies))
+    for guide, vocabulary in zip((tuned, plain), vocabularies[1:], strict=True):
+        if any(vocabulary[i] != vocabularies[0][i] for i in common):
+            raise UserError(
+                f"proxy-tuning: {guide.name} has another vocabulary than {lm.name}; logits can only be added "
+                "token by token"
+            )
+    contexts = [each.context for each in (lm, tuned, plain) if each.context is not None]
+    splits = [each.split_at for each in (lm, tuned, plain) if each.split_at is not None]
+    return replace(
+        lm,
+        guides=(tuned, plain),
+        context=min(contexts, default=None),
+        split_at=min(splits, default=None),
+        shares={},
+        narrows=lm.narrows,
+    )
 
 
 def _context(config: PretrainedConfig, tokenizer: Any) -> int | None:

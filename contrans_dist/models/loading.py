@@ -28,7 +28,7 @@ from contrans_dist.models.language_model import LanguageModel, wrap_model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("int8", "nf4")
 BUNDLED = "demo:"
-"""Prefix of the models that come with the package: `demo:source`, `demo:target`."""
+"""Prefix of the models that come with the package, such as `demo:source`."""
 
 
 def split_name(name: str, revision: str | None = None) -> tuple[str, str | None]:

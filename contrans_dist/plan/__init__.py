@@ -2,6 +2,6 @@
 
 from contrans_dist.plan.content import as_content
 from contrans_dist.plan.parts import Nodes, Side, Stage, Texts, actor_memory
-from contrans_dist.plan.stages import plan_recipe
+from contrans_dist.plan.stages import plan_runs
 
-__all__ = ["Nodes", "Side", "Stage", "Texts", "actor_memory", "as_content", "plan_recipe"]
+__all__ = ["Nodes", "Side", "Stage", "Texts", "actor_memory", "as_content", "plan_runs"]

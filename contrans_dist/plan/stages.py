@@ -1,17 +1,19 @@
 """The stages of a recipe that run a model."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from contrans_dist.capturing.streamed import MEMORY
+from contrans_dist.catalogue import load_benchmark
 from contrans_dist.config import CaptureSettings, Recipe
-from contrans_dist.evaluate import load_benchmark
 from contrans_dist.harvesters import SLOTS
 from contrans_dist.models import CPU_TOKENS, resolve_blocks
 from contrans_dist.models.loading import DTYPES, Described
 from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts, needs
 from contrans_dist.plan.parts import Actors, Nodes, Side, Stage, Texts
 from contrans_dist.preparation import RecipeTexts, captures
+from contrans_dist.recipe import runs_of
 from contrans_dist.shards import piece_rows, rows_per_shard
 from contrans_dist.texts import prompts
 
@@ -23,6 +25,23 @@ _HELD = 2 * SLOTS
 """Captured pieces in memory: of each shard that an actor has, once as captured and once as it is written."""
 _HEAD_TOKENS = 4096
 """Tokens of a batch in an evaluation."""
+
+
+def plan_runs(recipe: Recipe, folder: Path, nodes: Nodes, base_memory: int) -> list[Stage]:
+    """`plan_recipe` over every run of a recipe; harvests that runs share are there once.
+
+    `folder`: a place for bundled texts.
+    """
+    shared: set[tuple[str, str, int]] = set()
+    found = []
+    for one in runs_of(recipe).values():
+        for stage in plan_recipe(one, RecipeTexts(one, folder), nodes, base_memory):
+            key = (stage.name.rpartition("-")[0], stage.side.model.id, len(stage.seen.pieces))
+            if stage.name.startswith("harvest") and key in shared:
+                continue
+            shared.add(key)
+            found.append(stage)
+    return found
 
 
 def plan_recipe(recipe: Recipe, texts: RecipeTexts, nodes: Nodes, base_memory: int) -> list[Stage]:
@@ -84,8 +103,9 @@ def _evaluations(
     stages = []
     for name, settings in recipe.evaluations.items():
         items = load_benchmark(texts.placed(settings)).items()
-        items = [item for item in items if getattr(item, "kind", None) in (None, *settings.kinds)]
-        seen = side.texts([item.prompt for item in items])
+        kinds = getattr(settings, "kinds", ())
+        items = [item for item in items if not kinds or getattr(item, "kind", None) in (None, *kinds)]
+        seen = side.texts([getattr(item, "prompt", item.scenario) for item in items])
         steered = _steered_block(recipe, side.n_blocks)
         above, strengths = side.n_blocks - steered, sum(s != 0 for s in settings.strengths)
         shared = [condition for condition in settings.conditions if condition != "random"]

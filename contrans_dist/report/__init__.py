@@ -1,8 +1,12 @@
-"""One self-contained HTML page per run: what was done, what came out, and whether to believe it."""
+"""Self-contained HTML pages, one a run and one to compare runs: what was done, and what came of it."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from contrans_dist.analysis import read_run
+from contrans_dist.analysis import compare, read_run, runs_of
+from contrans_dist.report.comparison import build_comparison
 from contrans_dist.report.page import build_page
 from contrans_dist.report.parts import Studio
 from contrans_dist.storage import Location
@@ -18,7 +22,28 @@ def write_report(run: Location) -> Location:
     data behind it as CSV, in `figures/`. Raises UserError when nothing that can be reported is there.
     """
     studio = Studio()
-    page = build_page(read_run(run), studio)
+    return _publish("page.html", build_page(read_run(run), studio), studio, run)
+
+
+def runs_in(location: Location) -> list[Location]:
+    """The runs of a recipe with several, in the recipe's order; empty for a single run."""
+    return runs_of(location)
+
+
+def write_comparison(runs: Sequence[Location], target: Location) -> Location:
+    """Write `report.html` into `target`: runs side by side, evaluation by evaluation; returns where it is.
+
+    Runs may be of one recipe or of several: evaluations are matched by name and benchmark. A `recipe.yaml`
+    in `target` names what the runs are runs of. Figures and their data go to `figures/`. Raises UserError
+    when no run has an evaluation.
+    """
+    studio = Studio()
+    return _publish(
+        "comparison.html", build_comparison(compare(runs, target), target, studio), studio, target
+    )
+
+
+def _publish(template: str, page: Any, studio: Studio, folder: Location) -> Location:
     environment = Environment(
         loader=PackageLoader("contrans_dist", "report"),
         autoescape=True,
@@ -26,9 +51,9 @@ def write_report(run: Location) -> Location:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template("page.html").render(page=page)
-    studio.publish(run / FIGURES_FOLDER)
-    target = run / REPORT_FILE
+    html = environment.get_template(template).render(page=page)
+    studio.publish(folder / FIGURES_FOLDER)
+    target = folder / REPORT_FILE
     # A lone surrogate in somebody's text has no UTF-8 form and must not cost the page.
     target.write_bytes(html.encode("utf-8", "replace"))
     return target

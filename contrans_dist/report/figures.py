@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from contrans_dist.analysis import Evaluation, Grid, condition_name, metric, number, strength_text
+from contrans_dist.analysis import Evaluation, condition_name, metric, number, strength_text
 from contrans_dist.report.svg import label
 
 Look = tuple[str, str, Any]
@@ -26,8 +26,19 @@ _LOOKS: dict[str, Look] = {
     "other-concept": ("#b04f8c", "D", (0, (4, 1.5, 1, 1.5))),
     "random-map": ("#44403c", "<", (0, (1, 1))),
     "no-map": ("#7a5195", ">", (0, (3, 3))),
+    "base": ("#8a8a86", "o", (0, (1, 2))),
+    "averaged": ("#0f7a9c", "h", (0, (8, 2))),
+    "sum": ("#8c510a", "p", (0, (5, 1, 1, 1, 1, 1))),
+    "orthogonal": ("#a63d57", "d", (0, (2, 1))),
+    "self-modulation": ("#5e8c31", "*", (0, (7, 2, 2, 2))),
+    "align-training": ("#1c1c1a", "s", (0, (9, 3))),
+    "inst-align": ("#7a4f9e", "^", (0, (9, 3, 2, 3))),
+    "proxy-tuning": ("#a8480f", "D", (0, (5, 3))),
 }
 _SPARE = [("#3d7ea6", "h"), ("#8c510a", "p"), ("#5e8c31", "*"), ("#a63d57", "d")]
+_PERPLEXITY = "perplexity"
+_STEEP = 20
+"""From this factor between its ends a value axis is drawn as a logarithm."""
 CONCEPT_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b04f8c", "#c27c00", "#56b4e9", "#6f6f6f", "#7a5195"]
 CONCEPT_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "p"]
 
@@ -46,6 +57,9 @@ def _curve(axes: Axes, evaluation: Evaluation, condition: str, key: str, band: b
     if not any(strength for strength, _ in points):
         return None
     colour, marker, dash = look(condition)
+    if condition_name(condition).system:
+        axes.axhline(points[-1][1].value, color=colour, linestyle=dash, linewidth=1.3, zorder=2)
+        return points[-1][1].value
     main = condition_name(condition).role == "effect"
     strengths = [strength for strength, _ in points]
     if band:
@@ -67,35 +81,87 @@ def _curve(axes: Axes, evaluation: Evaluation, condition: str, key: str, band: b
     return points[-1][1].value
 
 
-def _value_axis(axes: Axes, key: str) -> None:
-    kind = metric(key)
-    if kind.percent:
-        axes.set_ylim(0, 1)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\u202f%"))
+def value_axis(axis: Axis, key: str, most: float = 1.0) -> None:
+    """Limits and ticks of a metric's axis: shares run from 0 to the first round share above `most`."""
+    if metric(key).percent:
+        top = next((top for top in (0.08, 0.2, 0.4, 0.6, 0.8) if most <= top), 1.0)
+        axis.set_view_interval(0, top, ignore=True)
+        axis.set_ticks(list(np.linspace(0, top, 5)))
+        axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\u202f%"))
 
 
-def strength_figure(evaluation: Evaluation, key: str) -> Figure:
-    """A metric over steering strength: one line a condition, its interval as a band, named at its end."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.add_subplot()
+def strength_figure(
+    evaluation: Evaluation,
+    key: str,
+    perplexity: Evaluation | None = None,
+    limit: float | None = None,
+    chosen: dict[str, float] | None = None,
+) -> Figure:
+    """A metric over steering strength: one line a condition, its interval as a band, named at its end.
+
+    With `perplexity`, what the same steering does to it stands below, on the same axis; `limit` is the most
+    that was allowed. `chosen` strengths are ringed. Ways to answer that have no strength are level lines.
+    """
+    figure = Figure(figsize=(6.4, 5.4 if perplexity else 3.6), layout="constrained")
+    heights = [2, 1] if perplexity else [1]
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    _curves(panels[0], evaluation, key, chosen or {})
+    if perplexity:
+        _curves(panels[1], perplexity, _PERPLEXITY, chosen or {}, among=evaluation.conditions)
+        if limit is not None:
+            panels[1].axhline(limit, color="#a33b00", linewidth=1, linestyle=(0, (4, 3)), zorder=2)
+            panels[1].annotate(
+                "budget", (0, limit), xycoords=("axes fraction", "data"), xytext=(3, 3),
+                textcoords="offset points", color="#a33b00", fontsize=8,
+            )  # fmt: skip
+    strengths = sorted(
+        {*([0.0] if evaluation.base(key) else []), *evaluation.strengths}
+        | set(perplexity.strengths if perplexity else [])
+    )
+    if len(strengths) <= 14:
+        panels[-1].set_xticks(strengths, [strength_text(strength) for strength in strengths])
+    panels[-1].set_xlabel("Steering strength")
+    return figure
+
+
+def _curves(
+    axes: Axes, evaluation: Evaluation, key: str, chosen: dict[str, float], among: list[str] | None = None
+) -> None:
+    """Every condition in one panel, named at the right."""
     ends = []
     for condition in reversed(evaluation.conditions):
+        if among is not None and condition not in among:
+            continue
         value = _curve(axes, evaluation, condition, key, band=True)
-        if value is not None:
-            ends.append((value, condition))
-    _value_axis(axes, key)
-    axes.set_xlabel("Steering strength")
+        if value is None:
+            continue
+        ends.append((value, condition))
+        score = evaluation.score(condition, chosen.get(condition, math.nan), key)
+        if score and condition_name(condition).role != "control":
+            axes.plot(chosen[condition], score.value, marker="o", markersize=13, fillstyle="none",
+                      color=look(condition)[0], markeredgewidth=1.4, zorder=5, clip_on=False)  # fmt: skip
+    points = [score for c in evaluation.conditions for _, score in evaluation.curve(c, key)]
+    value_axis(axes.yaxis, key, max((score.high for score in points), default=1.0))
+    values = [score.value for score in points]
+    if not metric(key).percent and values and min(values) > 0 and max(values) > _STEEP * min(values):
+        axes.set_yscale("log")
     axes.set_ylabel(metric(key).title)
-    strengths = [0.0, *evaluation.strengths] if evaluation.base(key) else evaluation.strengths
-    axes.set_xticks(strengths, [strength_text(strength) for strength in strengths])
     axes.grid(axis="x", visible=False)
+    name_ends(axes, ends, metric(key).percent)
+
+
+def name_ends(axes: Axes, ends: list[tuple[float, str]], as_percent: bool) -> None:
+    """Name each line at its right end, (last value, condition), labels moved apart where they collide."""
     low, high = axes.get_ylim()
-    heights = spread([(value - low) / (high - low) for value, _ in ends], 0.062)
-    for height, (value, condition) in zip(heights, ends, strict=True):
+    log = axes.get_yscale() == "log"
+    places = [
+        (math.log(value / low) / math.log(high / low)) if log else (value - low) / (high - low)
+        for value, _ in ends
+    ]
+    for height, (value, condition) in zip(spread(places, 0.062), ends, strict=True):
         name = condition_name(condition)
         axes.annotate(
-            f"{label(name.title)}  {number(value, metric(key).percent)}",
+            f"{label(name.title)}  {number(value, as_percent)}",
             xy=(1, height),
             xycoords="axes fraction",
             xytext=(12, 0),
@@ -105,7 +171,6 @@ def strength_figure(evaluation: Evaluation, key: str) -> Figure:
             fontweight="bold" if name.role == "effect" else "normal",
             annotation_clip=False,
         )
-    return figure
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
@@ -133,7 +198,7 @@ def spread(heights: list[float], gap: float) -> list[float]:
 
 def concepts_figure(evaluation: Evaluation, key: str) -> Figure:
     """The same metric for every concept: small multiples with common axes."""
-    concepts = evaluation.concepts
+    concepts = evaluation.groups(key)
     columns = min(3, len(concepts))
     rows = math.ceil(len(concepts) / columns)
     figure = Figure(figsize=(6.4, 1.7 * rows + 0.3), layout="constrained")
@@ -144,52 +209,8 @@ def concepts_figure(evaluation: Evaluation, key: str) -> Figure:
         axes.set_title(label(concept, 18))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="x", visible=False)
-        _value_axis(axes, key)
+        value_axis(axes.yaxis, key)
     for axes in grid.flat[len(concepts) :]:
         axes.set_visible(False)
     figure.supxlabel("Steering strength", fontsize=9.5, color="#444")
-    return figure
-
-
-def _frame(x: int, y: int) -> Rectangle:
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#d55e00", linewidth=2.8, clip_on=False)
-
-
-def grid_figure(grid: Grid, title: str, chosen: tuple[int, int] | None, as_percent: bool = False) -> Figure:
-    """Values by block pair as a heat map; the chosen pair is framed, values are printed when they fit."""
-    rows, columns = len(grid.source), len(grid.target)
-    cell = min(0.46, 4.8 / columns, 4.8 / rows)
-    figure = Figure(
-        figsize=(max(columns * cell, 1.6) + 1.6, max(rows * cell, 1.2) + 1.1), layout="constrained"
-    )
-    axes = figure.add_subplot()
-    values = np.array([[np.nan if v is None else v for v in line] for line in grid.values], np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (float(min(finite.min(), 0)), float(max(finite.max(), 1e-6))) if finite.size else (0.0, 1.0)
-    low = max(low, -high)
-    image = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, origin="lower", interpolation="none")
-    axes.grid(visible=False)
-    axes.set_xlabel("Target block")
-    axes.set_ylabel("Source block")
-    step_x, step_y = math.ceil(columns / 16), math.ceil(rows / 16)
-    axes.set_xticks(range(0, columns, step_x), [str(block) for block in grid.target[::step_x]])
-    axes.set_yticks(range(0, rows, step_y), [str(block) for block in grid.source[::step_y]])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_title(title)
-    if cell >= 0.38:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                light = value < low + 0.55 * (high - low)
-                text = f"{100 * value:.0f}" if as_percent else f"{value:.2f}".replace("0.", ".")
-                axes.text(column, row, text, ha="center", va="center", fontsize=8,
-                          color="white" if light else "#111")  # fmt: skip
-    if chosen and chosen[0] in grid.source and chosen[1] in grid.target:
-        x, y = grid.target.index(chosen[1]), grid.source.index(chosen[0])
-        axes.add_patch(_frame(x, y))
-    bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.03)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.ax.tick_params(length=0)
-    if as_percent:
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\u202f%"))
     return figure

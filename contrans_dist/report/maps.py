@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from contrans_dist.analysis import Grid, MapSummary, grid_table, number, strength_text
-from contrans_dist.report.figures import grid_figure
+from contrans_dist.report.heatmaps import grid_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
 
 _R2_CAPTION = "How much of the target's variance at a block the map explains from a block of the source."

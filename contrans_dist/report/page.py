@@ -6,10 +6,12 @@ from typing import Any
 
 import yaml
 
-from contrans_dist.analysis import RULE, Run
+from contrans_dist.analysis import Published, Run
 from contrans_dist.report.harvests import harvest_table, harvest_warnings, norms_drawing
 from contrans_dist.report.maps import MapView, map_view
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, seconds_text
+from contrans_dist.report.projections import analysis_drawings
+from contrans_dist.report.published import paper_table, small_models
 from contrans_dist.report.sections import Section, build_section
 
 
@@ -21,6 +23,11 @@ class Page:
     description: str
     models: str
     sections: list[Section]
+    analyses: list[Drawing]
+    published: Published | None
+    small: str
+    paper: Table | None
+    """The paper's figures, where none of them is for this very run."""
     maps: list[MapView]
     norms: Drawing | None
     harvests: Table | None
@@ -28,13 +35,15 @@ class Page:
     stages: Table | None
     command: str
     recipe: str
-    rule: str = RULE
     warnings: list[str] = field(default_factory=list)
 
 
 def build_page(run: Run, studio: Studio) -> Page:
     """Put the page of a run together; parts whose artefacts are missing stay empty."""
-    sections = [build_section(run, evaluation, studio) for evaluation in run.evaluations]
+    sections: list[Section] = []
+    for evaluation in run.evaluations:
+        with_planes = not any(section.planes for section in sections)
+        sections.append(build_section(run, evaluation, studio, with_planes))
     warnings = [*run.problems, *(warning for found in run.maps for warning in found.warnings)]
     warnings += [
         warning for name, harvest in run.harvests.items() for warning in harvest_warnings(name, harvest)
@@ -44,6 +53,12 @@ def build_page(run: Run, studio: Studio) -> Page:
         description=str(run.record.get("description") or run.recipe.get("description") or ""),
         models=_models(run),
         sections=sections,
+        analyses=analysis_drawings(run, studio),
+        published=run.published,
+        small=small_models([run]) if run.published else "",
+        paper=paper_table(run.published)
+        if run.published and not any(section.published for section in sections)
+        else None,
         maps=[map_view(found, studio) for found in run.maps],
         norms=norms_drawing(run, studio),
         harvests=harvest_table(run.harvests) if run.harvests else None,
@@ -56,10 +71,10 @@ def build_page(run: Run, studio: Studio) -> Page:
 
 
 def _model_id(run: Run, side: str) -> str:
-    setting = run.recipe.get(side)
-    name = setting.get("id") if isinstance(setting, dict) else setting
     harvest = run.harvests.get(f"contrast-{side}") or run.harvests.get(f"corpus-{side}")
-    return str(name or (harvest.manifest.get("identity", {}).get("model") if harvest else "") or "")
+    return str(
+        run.model(side) or (harvest.manifest.get("identity", {}).get("model") if harvest else "") or ""
+    )
 
 
 def _models(run: Run) -> str:
@@ -89,6 +104,14 @@ def _stages(stages: list[dict[str, Any]]) -> Table | None:
 def _facts(run: Run) -> list[tuple[str, str]]:
     recipe, record = run.recipe, run.record
     facts = [("Source", _describe(run, "source")), ("Target", _describe(run, "target"))]
+    for key, title in (
+        ("source_base", "Source before alignment training"),
+        ("target_instruct", "Target after alignment training"),
+        ("map_source", "Map fitted from"),
+        ("map_target", "Map fitted to"),
+    ):
+        facts.append((title, run.model(key)))
+    facts += [(f"Source {name}", _settings(value)) for name, value in (recipe.get("sources") or {}).items()]
     for key, title in (("corpus", "Corpus of the map"), ("concepts", "Contrast sets"), ("map", "Map")):
         facts.append((title, _settings(recipe.get(key))))
     facts += [
@@ -136,7 +159,7 @@ def _settings(value: Any) -> str:
         return str(value or "")
     parts = []
     for key, entry in value.items():
-        if entry is None or entry == "" or entry == {}:
+        if entry is None or entry in ("", [], {}, ()):
             continue
         shown = str(entry)
         if isinstance(entry, list | tuple):

@@ -17,12 +17,17 @@ from contrans_dist.storage import Location
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: a text, a smaller note under it, and a CSS class (`best`, `warn`, `quiet`)."""
+    """One cell of a table: a text, a smaller note under it, and a CSS class (`best`, `warn`, `quiet`).
+
+    `link` leads to another page beside this one; `aside` is what somebody else found.
+    """
 
     text: str
     note: str = ""
     kind: str = ""
     span: int = 1
+    link: str = ""
+    aside: str = ""
 
 
 @dataclass(frozen=True)

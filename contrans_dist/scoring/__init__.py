@@ -1,5 +1,6 @@
 """The steered scoring engine: next tokens, log-likelihoods and texts under many interventions at once."""
 
+from contrans_dist.scoring.changes import Changes, token_changes
 from contrans_dist.scoring.generation import generate
 from contrans_dist.scoring.interventions import BASE, Intervention
 from contrans_dist.scoring.scores import NextToken, TokenScores, continuation_logprobs, next_token
@@ -7,6 +8,7 @@ from contrans_dist.scoring.words import Cue, cues, first_token
 
 __all__ = [
     "BASE",
+    "Changes",
     "Cue",
     "Intervention",
     "NextToken",
@@ -16,4 +18,5 @@ __all__ = [
     "first_token",
     "generate",
     "next_token",
+    "token_changes",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.passing import first_of, handing, like, replaced, unpacked
-from contrans_dist.prefixes import Group, Packed, Row, Trunk, can_narrow, narrowed, pack, plan_for
+from contrans_dist.prefixes import Group, Packed, Row, Trunk, can_narrow, can_share, narrowed, pack, plan_for
 from contrans_dist.prefixes.trunks import as_arguments, fresh_cache
 from contrans_dist.scoring.batches import pad_id, positions_per_pass
 from contrans_dist.scoring.interventions import by_lowest_block
@@ -50,10 +50,23 @@ def run_all(
         groups = _plan(lm, sequences, wanted, batch_tokens, share) if members and sequences else []
         for group in groups:
             runner = _Runner(lm, group, [offsets[i] for i in members], batch_tokens)
+            guides = [_Runner(guide, group, [{}], batch_tokens) for guide in lm.guides or ()]
             for batch in group.batches:
                 packed = _packed(lm, group, batch, sequences, wanted)
+                shift = _difference(guides, packed)
                 for chunk, logits in runner.run(packed):
+                    if shift is not None:
+                        logits[..., : shift.shape[-1]] += shift.to(logits.device)
                     yield [members[c] for c in chunk], packed, logits
+
+
+def _difference(guides: "Sequence[_Runner]", batch: Packed) -> Tensor | None:
+    """Logits of a tuned model less those of the plain one, `[1, U, vocabulary]`, for proxy-tuning."""
+    if not guides:
+        return None
+    tuned, plain = (next(runner.run(batch))[1] for runner in guides)
+    width = min(tuned.shape[-1], plain.shape[-1])  # a head may be padded beyond the vocabulary
+    return tuned[..., :width] - plain[..., :width].to(tuned.device)
 
 
 def _plan(
@@ -63,6 +76,7 @@ def _plan(
     batch_tokens: int,
     share: bool,
 ) -> list[Group]:
+    share = share and all(can_share(guide, head=True) for guide in lm.guides or ())
     return plan_for(
         lm,
         sequences,

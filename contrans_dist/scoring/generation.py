@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from contrans_dist.models import LanguageModel
 from contrans_dist.scoring.batches import check_lengths, pad_id
@@ -22,13 +24,14 @@ def generate(
     batch_size: int = 32,
     temperature: float = 0.0,
     seed: int = 0,
+    until: Sequence[str] = (),
 ) -> list[list[str]]:
     """Continue each prompt (token ids) under each intervention: `[C][P]` texts without the prompt.
 
     Temperature 0 is greedy and does not depend on the batch; above 0, tokens are drawn from the whole softmax
     with `seed` (and then which rows share a batch does matter). The model's own sampling defaults are not
-    used. Raises UserError for an empty prompt, one that leaves no room in the context, or a vector that does
-    not fit.
+    used. A text ends once it holds one of the strings `until`, which stays in it. Raises UserError for an
+    empty prompt, one that leaves no room in the context, or a vector that does not fit.
     """
     check_lengths(lm, prompts, more=max_new_tokens)
     offsets = checked_offsets(lm, interventions, len(prompts))
@@ -48,6 +51,7 @@ def generate(
                 lm,
                 [prompts[p] for _, p in chunk],
                 [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
+                until,
             )
             for (c, p), text in zip(chunk, new, strict=True):
                 texts[c][p] = text
@@ -55,7 +59,10 @@ def generate(
 
 
 def _continue(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], offsets: Sequence[Mapping[int, Tensor]]
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    offsets: Sequence[Mapping[int, Tensor]],
+    until: Sequence[str],
 ) -> list[str]:
     """The texts that follow left-padded prompts, row i steered by `offsets[i]`."""
     width = max(map(len, prompts))
@@ -67,13 +74,53 @@ def _continue(
     blocks = sorted({k for each in offsets for k in each})
     rows = {k: torch.stack([each.get(k, torch.zeros(lm.d)) for each in offsets]) for k in blocks}
     with torch.inference_mode(), added(lm.blocks, rows):
-        out = lm.model.generate(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device))
+        processors = LogitsProcessorList([_Guides(*lm.guides, mask)] if lm.guides else [])
+        stopping = {"stop_strings": list(until), "tokenizer": lm.tokenizer} if until else {}
+        out = lm.model.generate(
+            input_ids=ids.to(lm.device),
+            attention_mask=mask.to(lm.device),
+            logits_processor=processors,
+            **stopping,
+        )
     ends = _end_ids(lm)
     texts = []
     for new in out[:, width:].tolist():
         stop = next((i for i, token in enumerate(new) if token in ends), len(new))
         texts.append(str(lm.tokenizer.decode(new[:stop], skip_special_tokens=True)))
     return texts
+
+
+class _Guides(LogitsProcessor):
+    """Proxy-tuning while generating: each step's logits + (tuned - plain), the two models with caches."""
+
+    def __init__(self, tuned: LanguageModel, plain: LanguageModel, mask: Tensor) -> None:
+        self.guides, self.mask = (tuned, plain), mask
+        self.caches: list[Any] = [None, None]
+        self.seen = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        new = input_ids[:, self.seen :]
+        self.seen = input_ids.shape[1]
+        grown = self.seen - self.mask.shape[1]
+        mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), grown)], dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        logits = []
+        for which, guide in enumerate(self.guides):
+            arguments = {"input_ids": new, "attention_mask": mask}
+            # Models without this argument count positions from the mask.
+            if "position_ids" in signature(guide.model.forward).parameters:
+                arguments["position_ids"] = positions
+            output = guide.model(
+                **{name: tensor.to(guide.device) for name, tensor in arguments.items()},
+                past_key_values=self.caches[which],
+                use_cache=True,
+            )
+            self.caches[which] = output.past_key_values
+            logits.append(output.logits[:, -1].float().to(scores.device))
+        width = min(scores.shape[-1], *(each.shape[-1] for each in logits))
+        guided = scores.clone()
+        guided[:, :width] += logits[0][:, :width] - logits[1][:, :width]
+        return guided
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""The typed, frozen description of what is to be run; YAML in, validated, fingerprint out."""
+"""The parts of a run: models, how rows are taken, where it runs, texts, and the map."""
 
-import hashlib
-import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from contrans_dist.config.base import Settings
+from contrans_dist.fitting import Centre, Fitting, Regularise, check_source_blocks, fitting
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "nf4"]
@@ -12,37 +14,25 @@ Placement = Literal["auto", "device-map", "stream"]
 Protocol = Literal["default", "paper", "lcross"]
 Position = Literal["last", "mean"] | Annotated[int, Field(strict=True)]
 
-Condition = Literal[
-    "vector",
-    "random",
-    "shuffled-map",
-    "other-concept",
-    "self-align",
-    "self-modulation",
-    "lcross-own",
-    "lcross-unrelated",
-    "no-map",
-    "random-map",
-]
-
-
-class Settings(BaseModel):
-    """Base of every settings class: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
 
 class ModelSettings(Settings):
     """Which model, and how it is loaded."""
 
     id: str
-    """Hub id, with `@revision` if wanted, a local directory, or `demo:source` / `demo:target`."""
+    """Hub id, with `@revision` if wanted, a local directory, or a bundled one such as `demo:source`."""
     dtype: Dtype | None = None
     """Precision of the weights; None is the checkpoint's own."""
     quantization: Quantization | None = None
     """bitsandbytes weights instead."""
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint. Off unless asked for."""
+
+
+class SourceSettings(ModelSettings):
+    """A further model that vectors come from."""
+
+    map: bool = True
+    """Send its vectors through a map of its own; without, they are added as they are (equal widths)."""
 
 
 class CaptureSettings(Settings):
@@ -96,13 +86,36 @@ class CorpusSettings(Settings):
     seed: int = 42
 
 
-class ConceptSettings(Settings):
+class PromptSettings(Settings):
+    """What stands around contrast texts."""
+
+    template: str | None = None
+    """Prompt with `{text}`; other columns may be named as well."""
+    positive: str | None = None
+    """With `negative`: two templates. Each text is then asked under both, and labelled by them: an honest and
+    a dishonest instruction, or the two answers of an A/B question."""
+    negative: str | None = None
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        if (self.positive is None) != (self.negative is None):
+            raise ValueError("a value for `positive` and `negative` together, or for neither")
+        return self
+
+
+class ContrastSettings(PromptSettings):
+    """The contrast texts of one concept, with prompts of their own."""
+
+    texts: str
+
+
+class ConceptSettings(PromptSettings):
     """The contrast sets that make the concept vectors."""
 
-    texts: str | dict[str, str]
+    texts: str | dict[str, str | ContrastSettings]
     """A file with columns `text` and `concept`, or a folder of `<concept>.json` lists (each concept against
-    the others); or, for each concept, a ConTrans file of positive and negative texts."""
-    template: str | None = None
+    the others); or, for each concept, a file of positive and negative texts (a ConTrans file, a column
+    `label`, or a ToxiGen folder), with prompts of its own if need be."""
     source_template: str | None = None
     """Another template for the source, where its tokenizer wants one; None is the same."""
     chat: bool = False
@@ -121,67 +134,29 @@ class MapSettings(Settings):
     """`depth` (three quarters of both models), `24:30`, or `best` (chosen on the validation scenarios)."""
     norm: Literal["keep", "match"] = "match"
     """`match` gives the mapped vector the share of the target's residual norm that it had in the source."""
+    centre: Centre | None = None
+    """Fit about the rows' means (`true`), about the means of the rows taken from the same token (`token`, as
+    `default` does), or about the origin (`false`). This and what follows: None is the protocol's own."""
+    regularise: Regularise | None = None
+    """`ridge` or `rank` (truncated SVD), either chosen on held-out rows, or `none`."""
+    rank: int | None = Field(None, ge=1)
+    """Principal directions of the source that are kept, instead of a choice."""
+    whiten: float | None = Field(None, ge=0, le=1)
+    """Share of the fit's shrinkage that is undone, 0 to 1: at 1 a rotation between the whitened spaces."""
+    source_blocks: int | None = Field(None, ge=1)
+    """Source blocks that the map reads: the pair's own and those below. None: 2 under `default` where the
+    block below was harvested too (`blocks: best`), else 1."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        try:
+            check_source_blocks(self.protocol, self.source_blocks)
+            self.fitting()
+        except ValueError as error:
+            told = "options that agree ({why})"
+            raise PydanticCustomError("map_options", told, {"why": str(error)}) from error
+        return self
 
-class EvaluationSettings(Settings):
-    """One evaluation of the steered target."""
-
-    benchmark: Literal["emotions"] = "emotions"
-    texts: str
-    """Scenarios to score: a file with columns `text` and `concept`, or a folder of `<concept>.json`."""
-    validation: str | None = None
-    """Scenarios on which the block pair is chosen (`map.blocks: best`)."""
-    shots: str | None = None
-    """Scenarios that may serve as few-shot examples; None asks without examples."""
-    protocol: Literal["default", "paper"] = "default"
-    template: str | None = None
-    strengths: tuple[FiniteFloat, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
-    conditions: tuple[Condition, ...] = ("vector", "random", "shuffled-map", "other-concept", "self-align")
-    kinds: tuple[Literal["positive", "negative"], ...] = ("positive", "negative")
-    """Scenarios that are about the steered concept, and scenarios that are not."""
-    per_concept: int | None = Field(None, ge=1)
-    """Positive and negative scenarios a concept; None takes all."""
-    only_unseen: bool = False
-    """Leave out scenarios that the vectors or the map have seen, so that the rest is held out."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """The word the model should answer, where it is not the concept's own name."""
-    seed: int = 0
-
-
-class Recipe(Settings):
-    """A whole run: from texts to the report."""
-
-    name: str
-    description: str = ""
-    source: ModelSettings
-    target: ModelSettings
-    corpus: CorpusSettings
-    concepts: ConceptSettings
-    map: MapSettings = MapSettings()
-    evaluations: dict[str, EvaluationSettings] = Field(min_length=1)
-    batch_tokens: int = Field(4096, ge=1)
-    cluster: ClusterSettings = ClusterSettings()
-
-    @field_validator("source", "target", mode="before")
-    @classmethod
-    def _id_alone(cls, value: Any) -> Any:
-        return {"id": value} if isinstance(value, str) else value
-
-
-def fingerprint(identity: dict[str, Any]) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 of an identity.
-
-    Raises TypeError for a value without a stable JSON form.
-    """
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """One line for each field in which two identities differ: `dtype: found float32, asked for bfloat16`."""
-    names = [*wanted, *(name for name in found if name not in wanted)]
-    return [
-        f"{name}: found {found.get(name)!r}, asked for {wanted.get(name)!r}"
-        for name in names
-        if found.get(name) != wanted.get(name)
-    ]
+    def fitting(self) -> Fitting:
+        """The options of the fit."""
+        return fitting(self.protocol, self.centre, self.regularise, self.rank, self.whiten)

@@ -1,0 +1,55 @@
+"""Tokens whose probability rises and falls most under steering (Table 8 of ConTrans)."""
+
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from contrans_dist.analysis.scores import Evaluation
+
+TOKENS_FILE = "tokens.parquet"
+_COLUMNS = ["concept", "condition", "strength", "direction", "token_text", "count", "n_prompts"]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Tokens that are most often among those that rise, or fall, most: (text, number of prompts)."""
+
+    concept: str
+    condition: str
+    strength: float
+    n_prompts: int
+    up: list[tuple[str, int]]
+    down: list[tuple[str, int]]
+
+
+def read_tokens(evaluation: Evaluation, condition: str, strength: float, most: int = 10) -> list[Moved]:
+    """Tokens of every concept, the most frequent first; empty where none were counted.
+
+    At the given strength where it was counted, else at the greatest; of the given condition where it is
+    there, else of the first.
+    """
+    location = evaluation.location / TOKENS_FILE
+    if not location.exists():
+        return []
+    with location.open() as source:
+        rows = pq.read_table(source, columns=_COLUMNS).to_pylist()
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    if not conditions:
+        return []
+    own = condition if condition in conditions else conditions[0]
+    rows = [row for row in rows if row["condition"] == own]
+    strengths = {row["strength"] for row in rows}
+    at = strength if strength in strengths else max(strengths, key=abs)
+    rows = [row for row in rows if row["strength"] == at]
+    found = []
+    for concept in sorted({row["concept"] for row in rows}):
+        mine = [row for row in rows if row["concept"] == concept]
+        up, down = (
+            sorted(
+                ((str(row["token_text"]), int(row["count"])) for row in mine if row["direction"] == way),
+                key=lambda token: (-token[1], token[0]),
+            )[:most]
+            for way in ("up", "down")
+        )
+        found.append(Moved(concept, own, float(at), max(int(row["n_prompts"]) for row in mine), up, down))
+    return found

@@ -1,0 +1,89 @@
+"""The A/B questions of CAA (github.com/nrimsky/CAA): reading what is scored, and what vectors are made of."""
+
+import re
+from typing import Any
+
+from contrans_dist.errors import UserError
+from contrans_dist.storage import Location
+
+TEST_FILE, GENERATE_FILE = "test_dataset_ab.json", "generate_dataset.json"
+_MATCHING, _OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
+_OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
+_LETTER = re.compile(r"\s*\(?([A-Z])\)?\s*")
+
+Record = tuple[str, tuple[str, ...], str, str]
+"""Question, letters offered, the matching letter and the other one."""
+
+
+def contrast_texts(source: Location | str) -> dict[str, list[Any]]:
+    """The contrast set of CAA, `generate_dataset.json` or a folder of `<behaviour>/generate_dataset.json`.
+
+    Each question twice, followed by a line break, an opening bracket and a letter: the matching answer's
+    (`label` positive) and the other's (negative). The last token is the letter, from whose activation CAA
+    takes its vectors; the closing bracket is left out. Columns: `text`, `label`, `pair_id` (int, unique),
+    `concept` (the behaviour). Raises UserError for data of another form.
+    """
+    columns: dict[str, list[Any]] = {"text": [], "label": [], "pair_id": [], "concept": []}
+    pair = 0
+    for behaviour, file in behaviour_files(source, GENERATE_FILE):
+        for question, _, matching, other in read_questions(file):
+            for label, letter in (("positive", matching), ("negative", other)):
+                row = (f"{question}\n({letter}", label, pair, behaviour)
+                for name, value in zip(columns, row, strict=True):
+                    columns[name].append(value)
+            pair += 1
+    return columns
+
+
+def behaviour_files(source: Location | str, name: str) -> list[tuple[str, Location]]:
+    """(behaviour, file) of a single JSON file, a behaviour's folder, or a folder of those."""
+    location = Location.parse(source)
+    if location.name.endswith(".json"):
+        return [(location.parent.name, location)]
+    if name in location.names():
+        return [(location.name, location / name)]
+    found = [(n, location / n / name) for n in location.names() if (location / n / name).exists()]
+    if not found:
+        raise UserError(f"{location}: expected a folder of <behaviour>/{name}, or one such file")
+    return found
+
+
+def read_questions(location: Location) -> list[Record]:
+    records = location.read_json()
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{location}: expected a list of questions")
+    return [_record(f"{location}, question {i}", each) for i, each in enumerate(records, 1)]
+
+
+def _record(where: str, record: Any) -> Record:
+    names = ("question", _MATCHING, _OTHER)
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in names):
+        raise UserError(f"{where}: expected texts {', '.join(names)}")
+    question = record["question"]
+    options = _offered(question)
+    letters = []
+    for name in (_MATCHING, _OTHER):
+        match = _LETTER.fullmatch(record[name])
+        if match is None or match[1] not in options:
+            offered = ", ".join(f"({letter})" for letter in options) or "none"
+            raise UserError(f"{where}: {name} {record[name]!r} is none of the options offered: {offered}")
+        letters.append(match[1])
+    if letters[0] == letters[1]:
+        raise UserError(f"{where}: {_MATCHING} and {_OTHER} are both ({letters[0]})")
+    return question, options, letters[0], letters[1]
+
+
+def _offered(question: str) -> tuple[str, ...]:
+    """Letters from A on, each at the beginning of a line in brackets, in this order."""
+    options: list[str] = []
+    for match in _OPTION.finditer(question):
+        if match[1] == chr(ord("A") + len(options)):
+            options.append(match[1])
+    return tuple(options)
+
+
+def stem(question: str) -> str:
+    """The question without its options and the word that announces them."""
+    match = _OPTION.search(question)
+    stem = question[: match.start()] if match else question
+    return stem.rstrip().removesuffix("Choices:").rstrip()

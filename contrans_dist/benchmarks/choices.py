@@ -1,0 +1,82 @@
+"""What benchmarks share that score given continuations: their tokens, and vectors for several a prompt."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.models import LanguageModel
+from contrans_dist.scoring import Intervention, TokenScores
+
+Ids = list[int]
+
+
+def plain_ids(lm: LanguageModel, texts: Sequence[str]) -> list[Ids]:
+    """Token ids of texts that go on: with what the tokenizer puts in front, not what it adds at the end."""
+    if not texts:
+        return []
+    encoded = lm.tokenizer(
+        list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False
+    )
+    return [[*lm.front, *ids] for ids in encoded["input_ids"]]
+
+
+def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[Ids, Ids]]:
+    """(context, answer) tokens of each prompt followed by its answer, with a space between them.
+
+    There is no second space after a prompt that ends on whitespace. Both are tokenised together, and the
+    answer begins with the first token that begins at the space or later: so the space is the answer's, and a
+    token that the prompt's last character shares with the space is the context's. Where the prompt alone has
+    the same tokens as in front of the answer, this is what lm-evaluation-harness does.
+    """
+    texts = [p + ("" if p[-1:].isspace() else " ") + a for p, a in zip(prompts, answers, strict=True)]
+    bodies = [prompt.rstrip(" ") for prompt in prompts]
+    if getattr(lm.tokenizer, "is_fast", False):
+        encoded = lm.tokenizer(
+            texts, add_special_tokens=False, padding=False, truncation=False, verbose=False,
+            return_offsets_mapping=True,
+        )  # fmt: skip
+        wholes = [[*lm.front, *ids] for ids in encoded["input_ids"]]
+        cuts = [
+            len(lm.front) + next(i for i, (low, _) in enumerate(spans) if low >= len(body))
+            for body, spans in zip(bodies, encoded["offset_mapping"], strict=True)
+        ]
+    else:  # it cannot say which characters a token stands for
+        wholes = plain_ids(lm, texts)
+        cuts = [common_start([whole, ids]) for whole, ids in zip(wholes, plain_ids(lm, bodies), strict=True)]
+    return [(whole[:cut], whole[cut:]) for whole, cut in zip(wholes, cuts, strict=True)]
+
+
+def common_start(sequences: Sequence[Ids]) -> int:
+    """How many tokens all sequences begin with together."""
+    alike = [len(set(column)) == 1 for column in zip(*sequences, strict=False)]
+    return alike.index(False) if False in alike else len(alike)
+
+
+def check_context(lm: LanguageModel, item: str, tokens: int) -> None:
+    """Raises UserError, naming the item, where so many tokens are more than the model's context."""
+    if lm.context is not None and tokens > lm.context:
+        raise UserError(f"item {item} needs {tokens} tokens, the model's context holds {lm.context}")
+
+
+def spread(interventions: Sequence[Intervention], counts: Sequence[int]) -> list[Intervention]:
+    """Interventions on items as interventions on sequences, item i being `counts[i]` of them in a row."""
+    return [
+        replace(each, vectors={k: _repeated(np.asarray(v), counts) for k, v in each.vectors.items()})
+        for each in interventions
+    ]
+
+
+def _repeated(vector: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    return np.repeat(vector, counts, axis=0) if vector.ndim == 2 else vector
+
+
+def check_finite(scores: TokenScores, interventions: Sequence[Intervention]) -> None:
+    """Raises RunError, naming the intervention, where a log-likelihood is no number."""
+    for each, sums in zip(interventions, scores.sums, strict=True):
+        if not np.isfinite(sums).all():
+            raise RunError(
+                f"condition {each.name} at strength {each.strength:g}: the model's logits overflow; use "
+                "smaller strengths, or bfloat16 or float32"
+            )

@@ -1,0 +1,164 @@
+"""ToxiGen's statements and prompts, from files or the hub.
+
+ConTrans (section 5.2) evaluates on samples "with a true toxicity label whose toxicity probability is greater
+than 0.5". Those are single statements: the data set's `train` table has a label (`prompt_label`) and a
+probability (`roberta_prediction`) for each, its prompt files have neither. So a table of statements serves
+where there is one, and the prompt files where there is none.
+"""
+
+import ast
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.storage import Location
+from contrans_dist.texts import read_texts
+
+HUB = "toxigen/toxigen-data"
+_TRAIN = ("generation", "group", "prompt_label", "roberta_prediction")
+_ANNOTATED = ("text", "target_group", "toxicity_human")
+_WORD = re.compile(r"\w+")
+_PROMPTS = re.compile(r"(hate|neutral)_(.+?)(?:_\d+k?)?\.txt")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A text about a group, its label, and the probability, by people or a classifier, that it is toxic."""
+
+    text: str
+    group: str
+    toxic: bool
+    probability: float
+
+    @cached_property
+    def remarks(self) -> frozenset[str]:
+        """Its lines, by their words alone: two texts that share one are not independent."""
+        return frozenset(words(line) for line in self.text.split("\n")) - {""}
+
+
+def words(text: str) -> str:
+    """The words of a text in lower case, without punctuation: equal for texts that say the same."""
+    return " ".join(_WORD.findall(text.lower()))
+
+
+def read_statements(source: Location | str | os.PathLike[str] | None) -> list[Statement]:
+    """Every distinct text of a folder or file, in order; None loads the `train` table from the hub.
+
+    A folder: `train/*.parquet` (as on the hub), `annotated.csv`, or another `*.parquet`, whichever comes
+    first; without one `prompts/` or the folder itself with `hate_<group>*.txt` and `neutral_<group>*.txt`, a
+    prompt a line. A table has `generation`, `group`, `prompt_label`, `roberta_prediction`, or `text`,
+    `target_group`, `toxicity_human` (1 to 5, taken to 0 to 1) and possibly `label` (hate, neutral). Raises
+    UserError for anything else, RunError where the hub does not answer.
+    """
+    location = Location.parse(source) if source is not None else _from_hub()
+    tables = _tables(location)
+    if tables:
+        found = [each for table in tables for each in _from_table(_read_table(table), str(table))]
+    else:
+        found = _from_prompts(location)
+    distinct: dict[str, Statement] = {}
+    for each in found:
+        if each.remarks:
+            distinct.setdefault(words(each.text), each)
+    if not distinct:
+        raise UserError(f"{location}: expected annotated.csv, *.parquet or prompts hate_<group>.txt")
+    return list(distinct.values())
+
+
+def _tables(location: Location) -> list[Location]:
+    if location.name.endswith((".csv", ".parquet")):
+        return [location]
+    for folder in (location / "train", location):
+        if folder is location and "annotated.csv" in location.names():
+            return [location / "annotated.csv"]
+        parquet = [folder / name for name in folder.names() if name.endswith(".parquet")]
+        if parquet:
+            return parquet
+    return []
+
+
+def _read_table(location: Location) -> pa.Table:
+    try:
+        with location.open() as stream:
+            if location.name.endswith(".parquet"):
+                present = pq.read_schema(stream).names
+                stream.seek(0)
+                wanted = [name for name in (*_TRAIN, *_ANNOTATED, "label") if name in present]
+                return pq.read_table(stream, columns=wanted)
+            return csv.read_csv(stream, parse_options=csv.ParseOptions(newlines_in_values=True))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{location}: expected a table in CSV or Parquet ({error})") from error
+
+
+def _from_table(table: pa.Table, where: str) -> list[Statement]:
+    present = set(table.column_names)
+    if present.issuperset(_TRAIN):
+        text, group, label, probability = (table.column(name).to_pylist() for name in _TRAIN)
+        toxic = [value == 1 for value in label]
+    elif present.issuperset(_ANNOTATED):
+        text, group, rating = (table.column(name).to_pylist() for name in _ANNOTATED)
+        probability = [None if value is None else (value - 1) / 4 for value in rating]
+        if "label" in present:
+            toxic = [value == "hate" for value in table.column("label").to_pylist()]
+        else:
+            toxic = [value is not None and value > 0.5 for value in probability]
+    else:
+        raise UserError(f"{where}: expected columns {', '.join(_TRAIN)}, or {', '.join(_ANNOTATED)}")
+    return [
+        Statement(plain(t), group_name(g), bad, float(p))
+        for t, g, bad, p in zip(text, group, toxic, probability, strict=True)
+        if t and g and p is not None
+    ]
+
+
+def _from_prompts(location: Location) -> list[Statement]:
+    found = []
+    for folder in (location / "prompts", location):
+        for name in folder.names():
+            kind = _PROMPTS.fullmatch(name)
+            if kind is None:
+                continue
+            toxic = kind[1] == "hate"
+            texts = read_texts(folder / name).column("text").to_pylist()
+            found += [Statement(plain(text), group_name(kind[2]), toxic, float(toxic)) for text in texts]
+        if found:
+            break
+    return found
+
+
+def plain(text: str) -> str:
+    """Without the b'...' that the annotations are wrapped in, and with real line breaks."""
+    if re.fullmatch(r"b(['\"]).*\1", text, flags=re.DOTALL):
+        try:
+            text = ast.literal_eval(text).decode(errors="replace")
+        except (SyntaxError, ValueError):
+            text = text[2:-1]
+    return text.replace("\\n", "\n").strip()
+
+
+def group_name(name: str) -> str:
+    """A group's name as a part of ids and of metrics' names."""
+    return re.sub(r"[^\w-]+", "_", name.strip())
+
+
+def _from_hub() -> Location:
+    """The folder of the local cache that holds the `train` table."""
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = huggingface_hub.snapshot_download(HUB, repo_type="dataset", allow_patterns="train/*.parquet")
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise UserError(
+            f"{HUB}: the hub does not give it to you; accept its terms and log in, or name local `texts`"
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{HUB}: not in the local cache, and the hub does not answer ({reason})") from error
+    return Location.parse(folder)

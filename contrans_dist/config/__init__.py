@@ -1,0 +1,43 @@
+"""The typed, frozen description of what is to be run; YAML in, validated, fingerprint out."""
+
+from contrans_dist.config.base import Settings, differing, fingerprint
+from contrans_dist.config.evaluations import (
+    EVALUATIONS,
+    AnyEvaluation,
+    BehaviourEvaluation,
+    Condition,
+    ConditionName,
+    EmotionEvaluation,
+    EvaluationSettings,
+    HarnessEvaluation,
+    PerplexityEvaluation,
+    SearchSettings,
+    ToxigenEvaluation,
+    TruthfulQAEvaluation,
+    evaluation_settings,
+)
+from contrans_dist.config.parts import (
+    CaptureSettings,
+    ClusterSettings,
+    ConceptSettings,
+    ContrastSettings,
+    CorpusSettings,
+    Dtype,
+    MapSettings,
+    ModelSettings,
+    Placement,
+    Position,
+    Protocol,
+    Quantization,
+    SourceSettings,
+)
+from contrans_dist.config.whole import Published, Recipe
+
+__all__ = [
+    "EVALUATIONS", "AnyEvaluation", "BehaviourEvaluation", "CaptureSettings", "ClusterSettings",
+    "ConceptSettings", "Condition", "ConditionName", "ContrastSettings", "CorpusSettings", "Dtype",
+    "EmotionEvaluation", "EvaluationSettings", "HarnessEvaluation", "MapSettings", "ModelSettings",
+    "PerplexityEvaluation", "Placement", "Position", "Protocol", "Published", "Quantization", "Recipe",
+    "SearchSettings", "Settings", "SourceSettings", "ToxigenEvaluation", "TruthfulQAEvaluation", "differing",
+    "evaluation_settings", "fingerprint",
+]  # fmt: skip

@@ -1,0 +1,71 @@
+"""A recipe: everything that one run, or several, are made of."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, field_validator
+
+from contrans_dist.config.base import Settings
+from contrans_dist.config.evaluations import AnyEvaluation
+from contrans_dist.config.parts import (
+    ClusterSettings,
+    ConceptSettings,
+    CorpusSettings,
+    MapSettings,
+    ModelSettings,
+    SourceSettings,
+)
+
+
+class Published(Settings):
+    """What a paper found, to be set beside what a run finds."""
+
+    source: str
+    """Where the figures stand, such as `arXiv 2405.13578, Table 1`."""
+    values: dict[str, dict[str, dict[str, dict[str, FiniteFloat]]]]
+    """run -> evaluation -> condition -> metric -> value; a recipe of one run is called `all`."""
+    remarks: str = ""
+    """Why ours may differ: what the paper does not tell, chance level, leaks."""
+
+
+class Recipe(Settings):
+    """A whole run, or several that differ in a few settings: from texts to the report."""
+
+    name: str
+    description: str = ""
+    published: Published | None = None
+    runs: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field(default_factory=dict)
+    """Several runs in one: name to the settings that differ, such as `{target: b, concepts.limit: 20}`. They
+    share their harvests, and are compared on a page."""
+    axis: str = ""
+    """What the runs' names are along an axis, such as `training steps`: they are then drawn as a curve."""
+    small: dict[str, Any] | None = None
+    """Settings that take the place of those above with `--small`: the same on bundled models."""
+    source: ModelSettings
+    target: ModelSettings
+    corpus: CorpusSettings
+    concepts: ConceptSettings
+    map: MapSettings = MapSettings()
+    sources: dict[str, SourceSettings] = Field(default_factory=dict)
+    """Further models that vectors come from: the conditions `from:<name>`, and `averaged`."""
+    source_base: ModelSettings | None = None
+    """The source before its alignment training: `proxy-tuning` takes the difference."""
+    target_instruct: ModelSettings | None = None
+    """The target after alignment training: scored as `align-training`, its vector is `self-align`."""
+    map_source: ModelSettings | None = None
+    """Model whose states of the corpus the map is fitted from, where it is not the source: the papers fit it
+    between base models."""
+    map_target: ModelSettings | None = None
+    """The same on the target's side."""
+    evaluations: dict[str, AnyEvaluation] = Field(min_length=1)
+    analyses: tuple[Literal["states", "differences", "map-similarity"], ...] = ()
+    """Pictures of the harvested states by t-SNE, of the differences of contrast pairs, and how alike the maps
+    are that are fitted on each concept's own prompts."""
+    batch_tokens: int = Field(4096, ge=1)
+    cluster: ClusterSettings = ClusterSettings()
+
+    @field_validator(
+        "source", "target", "source_base", "target_instruct", "map_source", "map_target", mode="before"
+    )
+    @classmethod
+    def _id_alone(cls, value: Any) -> Any:
+        return {"id": value} if isinstance(value, str) else value

@@ -1,0 +1,106 @@
+"""A sequence-classification model that judges texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from contrans_dist.errors import UserError
+from contrans_dist.models.loading import hub_errors, split_name
+
+
+@dataclass
+class Classifier:
+    """A loaded judge."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, by index."""
+        return [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
+
+    def label_index(self, label: str | int) -> int:
+        """Index of a class given by index or by name. Raises UserError when there is no such class."""
+        if isinstance(label, int) and 0 <= label < len(self.labels):
+            return label
+        if label in self.labels:
+            return self.labels.index(str(label))
+        known = ", ".join(f"{i} ({name})" for i, name in enumerate(self.labels))
+        raise UserError(f"classifier {self.name}: no label {label!r}; expected one of {known}")
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether one of the classes holds (softmax), not each for itself (sigmoid); as transformers does."""
+        kind = self.model.config.problem_type
+        return len(self.labels) > 1 and kind != "multi_label_classification"
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a text, special ones included; None where nothing limits it."""
+        limits = [getattr(self.tokenizer, "model_max_length", None), _positions(self.model)]
+        return min((int(x) for x in limits if isinstance(x, int) and 0 < x < 10**7), default=None)
+
+    @torch.inference_mode()
+    def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Probability of each class for each text, float32 `[n, labels]`; they depend on the text alone.
+
+        Of a text longer than the model takes, the beginning is judged.
+        """
+        found = np.zeros((len(texts), len(self.labels)), np.float32)
+        # A tokenizer without a padding token cannot fill up the shorter texts of a batch.
+        batch_size = batch_size if self.tokenizer.pad_token is not None else 1
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = self.tokenizer(
+                [texts[i] for i in rows],
+                padding=batch_size > 1,
+                truncation=self.longest is not None,
+                max_length=self.longest,
+                return_tensors="pt",
+            ).to(self.model.device)
+            logits = self.model(**batch).logits.float()
+            found[rows] = (logits.softmax(dim=1) if self.exclusive else logits.sigmoid()).cpu().numpy()
+        return found
+
+
+def load_classifier(name: str, device: torch.device | str | None = None) -> Classifier:
+    """Load a judge from the hub (`@revision` if wanted), a folder, or by `demo:` name; on a GPU if it can.
+
+    Raises UserError for something that is no classifier, such as a language model, whose head would be drawn
+    at random; RunError where the hub does not answer.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where, revision = split_name(name)
+        with hub_errors(name):
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                where, revision=revision, output_loading_info=True
+            )
+    except UserError as error:
+        raise UserError(str(error).replace("--model", "classifier", 1)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"classifier {name}: not a sequence-classification model; its checkpoint has no {missing[0]}"
+        )
+    if model.config.problem_type == "regression":
+        raise UserError(f"classifier {name}: a regression model, whose scores are no probabilities")
+    return Classifier(model.eval().to(device), tokenizer, name)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Tokens for which the model has positions. RoBERTa's begin behind the one of its padding token."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None

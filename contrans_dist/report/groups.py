@@ -1,0 +1,137 @@
+"""An evaluation concept by concept, or group by group: table, small multiples, answers."""
+
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from contrans_dist.analysis import (
+    Evaluation,
+    Run,
+    Vector,
+    Verdict,
+    frequent_answers,
+    judge,
+    metric,
+    number,
+    score_table,
+    strength_text,
+)
+from contrans_dist.report.figures import concepts_figure
+from contrans_dist.report.parts import Cell, Drawing, Studio, Table, score_cell
+
+_WORDS = {
+    "emotions": ("Emotion", "emotions"),
+    "behaviours": ("Behaviour", "behaviours"),
+    "toxigen": ("Group", "groups"),
+    "lm-eval": ("Task", "tasks"),
+}
+_MOST_PANELS = 24
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What the page shows by group."""
+
+    title: str
+    table: Table
+    told_apart: str
+    curves: Drawing | None
+    answers: Table | None
+
+
+def groups_of(
+    run: Run,
+    evaluation: Evaluation,
+    verdict: Verdict,
+    vectors: dict[str, Vector],
+    anchor: str,
+    studio: Studio,
+) -> Groups | None:
+    """Every group that has a score of its own in the verdict's metric; None without any."""
+    key = verdict.metric
+    groups = evaluation.groups(key)
+    if not groups:
+        return None
+    head, plural = _WORDS.get(evaluation.benchmark, ("Concept", "concepts"))
+    table, apart = _table(run, evaluation, verdict, vectors, head)
+    curves = None
+    if evaluation.is_sweep and len(groups) <= _MOST_PANELS:
+        scores = score_table(evaluation)
+        curves = studio.draw(
+            studio.name(anchor, "concepts"),
+            lambda: concepts_figure(evaluation, key),
+            scores.filter(pc.and_(pc.not_equal(scores["concept"], ""), pc.equal(scores["metric"], key))),
+            f"{metric(key).title} over strength, by {head.lower()}. Colours as above.",
+        )
+    told_apart = f"{apart} of {len(table.rows)} {plural} stand apart on their own"
+    return Groups(
+        title=f"By {head.lower()}",
+        table=table,
+        told_apart="" if verdict.status == "cost" else told_apart,
+        curves=curves,
+        answers=_answers(evaluation, verdict),
+    )
+
+
+def _table(
+    run: Run, evaluation: Evaluation, verdict: Verdict, vectors: dict[str, Vector], head: str
+) -> tuple[Table, int]:
+    """The table, and in how many groups the effect is told apart. Columns without content are left out."""
+    key, percent = verdict.metric, metric(verdict.metric).percent
+    cosines = dict((run.main_map.pair if run.main_map else None or {}) or {}).get("cosines") or {}
+    rows, apart = [], 0
+    for group in evaluation.groups(key):
+        own = judge(evaluation, f"{group}/{key}", verdict.strength)
+        if own is None:
+            continue
+        stands = own.status in ("clear", "partly")
+        apart += stands
+        sign = 1 if metric(key).higher else -1
+        most = max(own.controls, key=lambda control: sign * control.score.value, default=None)
+        reference = next((r for r in own.references if r.name.key in ("self-align", "self-modulation")), None)
+        vector = vectors.get(group)
+        share = vector.share(verdict.strength) if vector else None
+        rows.append(
+            [
+                Cell(group),
+                Cell(number(own.base.value, percent) if own.base else "–"),
+                score_cell(own.score, percent, False, "apart" if stands else ""),
+                Cell(number(most.score.value, percent), most.name.title) if most else Cell("–"),
+                Cell(number(reference.score.value, percent)) if reference else Cell("–"),
+                Cell(f"{cosines[group]:.2f}" if group in cosines else "–"),
+                Cell("–" if share is None else number(share, True, 0)),
+            ]
+        )
+    at = strength_text(verdict.strength)
+    heads = [head, "No steering", f"{verdict.effect.title}, {at}", "Best control", "Own vector",
+             "Cosine to own", "Length"]  # fmt: skip
+    filled = [index < 3 or any(row[index].text != "–" for row in rows) for index in range(len(heads))]
+    caption = f"{metric(key).title} at strength {at}."
+    if verdict.status != "cost":
+        caption += " Green: told apart from no steering and from every control."
+    if filled[5]:
+        caption += " Cosine: between the transplanted and the target's own vector."
+    if filled[6]:
+        caption += " Length: of what is added, as a share of the median residual norm at the block."
+    table = Table(
+        [name for name, keep in zip(heads, filled, strict=True) if keep],
+        [[cell for cell, keep in zip(row, filled, strict=True) if keep] for row in rows],
+        caption,
+    )
+    return table, apart
+
+
+def _answers(evaluation: Evaluation, verdict: Verdict) -> Table | None:
+    answers = frequent_answers(evaluation, verdict.effect.key, verdict.strength)
+    if not answers:
+        return None
+    return Table(
+        ["Concept", "Answers without steering", f"Answers at strength {strength_text(verdict.strength)}"],
+        [[Cell(a.concept), Cell(_shares(a.before)), Cell(_shares(a.after))] for a in answers],
+        "The most frequent first tokens on negative scenarios.",
+        numbers=False,
+    )
+
+
+def _shares(answers: list[tuple[str, float]]) -> str:
+    return ", ".join(f"“{text.strip()}” {number(share, True, 0)}" for text, share in answers)

@@ -1,0 +1,132 @@
+"""Strength curves with what steering costs below them, and how strengths were chosen."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from contrans_dist.analysis import (
+    Evaluation,
+    Search,
+    condition_name,
+    metric,
+    number,
+    score_table,
+    strength_text,
+    sweep_of,
+)
+from contrans_dist.report.figures import strength_figure
+from contrans_dist.report.parts import Cell, Drawing, Studio, Table
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the strengths of an evaluation were chosen."""
+
+    text: str
+    curves: Drawing | None
+    candidates: Table
+
+
+def strength_drawing(
+    evaluation: Evaluation, key: str, companions: list[Evaluation], anchor: str, studio: Studio
+) -> Drawing | None:
+    """The metric over strength, perplexity below it where it is known; None where nothing was swept."""
+    if not evaluation.is_sweep:
+        return None
+    companion = _same_steering(evaluation, companions) if not metric(key).cost else None
+    below = " Below: perplexity under the same steering." if companion else ""
+    caption = f"{metric(key).title} over steering strength.{below} Bands: 95\u202f% intervals."
+    return studio.draw(
+        studio.name(anchor, "strength"),
+        lambda: strength_figure(evaluation, key, companion),
+        _data(evaluation, key, companion),
+        caption + _levels(evaluation),
+    )
+
+
+def choice_of(evaluation: Evaluation, anchor: str, studio: Studio) -> Choice | None:
+    """The search for strengths; None where there was none."""
+    search = evaluation.search
+    if search is None:
+        return None
+    within = (
+        f", among those under which the perplexity stays within {search.budget:g} times the base's "
+        f"({search.base_perplexity:.4g})"
+        if search.budget is not None and search.base_perplexity is not None
+        else ""
+    )
+    best = "highest" if search.higher else "lowest"
+    text = (
+        f"Each condition takes the strength with the {best} {metric(search.criterion).title} on validation "
+        f"items{within}. Controls take that of the transplanted vector."
+    )
+    return Choice(text, _validation_drawing(evaluation, search, anchor, studio), _candidates(search))
+
+
+def _validation_drawing(
+    evaluation: Evaluation, search: Search, anchor: str, studio: Studio
+) -> Drawing | None:
+    validation = sweep_of(evaluation, "validation")
+    if validation is None or not validation.is_sweep:
+        return None
+    wanted = (f"validation_{search.criterion}", search.criterion)
+    key = next((name for name in wanted if name in validation.metrics), None)
+    if key is None:
+        return None
+    costs = sweep_of(evaluation, "perplexity")
+    return studio.draw(
+        studio.name(anchor, "validation"),
+        lambda: strength_figure(validation, key, costs, search.limit, search.chosen),
+        _data(validation, key, costs),
+        f"{metric(search.criterion).title} on validation items over strength, by which the strengths were "
+        "chosen (ringed)." + (" Below: perplexity, with the most that was allowed." if costs else ""),
+    )
+
+
+def _candidates(search: Search) -> Table:
+    percent, costed = (
+        metric(search.criterion).percent,
+        any(c.perplexity is not None for c in search.candidates),
+    )
+    rows = []
+    for each in search.candidates:
+        if each.strength == 0:
+            continue
+        taken = search.chosen.get(each.condition) == each.strength
+        over = search.limit is not None and each.perplexity is not None and each.perplexity > search.limit
+        cells = [
+            Cell(condition_name(each.condition).title),
+            Cell(strength_text(each.strength)),
+            Cell(number(each.score, percent, 1 if percent else 2), kind="best" if taken else ""),
+        ]
+        if costed:
+            text = "–" if each.perplexity is None else f"{each.perplexity:.2f}"
+            cells.append(Cell(text, "over the budget" if over else "", "warn" if over else ""))
+        rows.append([*cells, Cell("chosen" if taken else "", kind="apart" if taken else "")])
+    head = ["Condition", "Strength", metric(search.criterion).title, *(["Perplexity"] if costed else []), ""]
+    return Table(head, rows, "Every strength that was tried, on validation items.", compact=True)
+
+
+def _same_steering(evaluation: Evaluation, companions: list[Evaluation]) -> Evaluation | None:
+    """The first companion that was swept over one of the evaluation's own conditions."""
+    for companion in companions:
+        if companion.is_sweep and set(companion.conditions) & set(evaluation.conditions):
+            return companion
+    return None
+
+
+def _levels(evaluation: Evaluation) -> str:
+    names = [condition_name(condition) for condition in evaluation.conditions]
+    systems = [name.title for name in names if name.system]
+    return f" Level lines: {', '.join(systems)}, which have no strength." if systems else ""
+
+
+def _data(evaluation: Evaluation, key: str, companion: Evaluation | None) -> pa.Table:
+    """The rows behind the panels, by metric."""
+    parts = [(evaluation, key), *([(companion, "perplexity")] if companion else [])]
+    tables = []
+    for each, name in parts:
+        table = score_table(each)
+        tables.append(table.filter(pc.and_(pc.equal(table["concept"], ""), pc.equal(table["metric"], name))))
+    return pa.concat_tables(tables)

@@ -1,0 +1,140 @@
+"""The actors of an evaluation: a model that scores splits, and a classifier that judges what it wrote."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contrans_dist import schema
+from contrans_dist.benchmarks import Benchmark, Judged
+from contrans_dist.conditions import Steering
+from contrans_dist.config import fingerprint
+from contrans_dist.models import LanguageModel
+from contrans_dist.models.classifier import load_classifier
+from contrans_dist.models.placement import Placement
+from contrans_dist.scoring import Intervention
+from contrans_dist.storage import Location
+from contrans_dist.systems import TARGET, System
+
+PARTS, JUDGED = "parts", "judged"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A run of items of one concept; small enough that losing one costs little."""
+
+    index: int
+    concept: str
+    """Whose vectors are added while they are scored."""
+    items: list[Any]
+    system: str = TARGET
+
+    @property
+    def name(self) -> str:
+        stem = "part" if self.system == TARGET else self.system
+        return f"{stem}-{self.index:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """Everything an actor needs besides its items."""
+
+    system: System
+    benchmark: Benchmark
+    steering: Steering
+    strengths: tuple[float, ...]
+    identity: dict[str, Any]
+    out: Location
+
+
+class Meter:
+    """What a model is asked to do: forward passes and the tokens in them, its guides' included."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.passes = self.tokens = 0
+        for each in (lm, *(lm.guides or ())):
+            each.decoder.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, _module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = named.get("input_ids", args[0] if args else None)
+        ids = named.get("inputs_embeds")[..., 0] if ids is None else ids  # type: ignore[index]
+        self.passes += 1
+        self.tokens += int(ids.numel())
+
+
+class EvaluationActor:
+    """A loaded system that scores splits under every condition."""
+
+    def __init__(self, system: System, placement: Placement) -> None:
+        self.lm = system.load(placement.device_map)
+        self.meter = Meter(self.lm)
+
+    def ready(self) -> str:
+        return str(self.lm.device)
+
+    def run(self, split: Split, spec: EvaluationSpec) -> dict[str, float]:
+        """Score a split and publish its rows; returns how many there are, and what they cost."""
+        began, passes, tokens = time.monotonic(), self.meter.passes, self.meter.tokens
+        ids = [item.id for item in split.items]
+        if spec.system.name == TARGET:
+            interventions = spec.steering.interventions(split.concept, spec.strengths, ids)
+        else:
+            interventions = [Intervention(spec.system.name, {}, 1.0)]
+        table = spec.benchmark.score(self.lm, spec.system.asked(split.items), interventions)
+        if split.concept:
+            place = table.schema.get_field_index("concept")
+            table = table.set_column(place, "concept", pa.array([split.concept] * table.num_rows))
+        cost = {
+            "rows": table.num_rows,
+            "forward_passes": self.meter.passes - passes,
+            "tokens": self.meter.tokens - tokens,
+            "seconds": time.monotonic() - began,
+        }
+        publish(spec.out / PARTS / split.name, table, spec.identity, cost)
+        return cost
+
+
+class JudgeActor:
+    """A loaded classifier that judges the texts of published parts."""
+
+    def __init__(self, name: str) -> None:
+        self.classifier = load_classifier(name)
+
+    def ready(self) -> str:
+        return str(self.classifier.model.device)
+
+    def run(self, part: str, spec: EvaluationSpec) -> int:
+        """Judge one part and publish it; returns its rows."""
+        assert isinstance(spec.benchmark, Judged)
+        table = read_part(spec.out / PARTS / part)
+        judged = spec.benchmark.judge(self.classifier, table)
+        publish(spec.out / JUDGED / part, judged, spec.identity, cost_of(table))
+        return int(table.num_rows)
+
+
+def publish(location: Location, table: pa.Table, identity: dict[str, Any], cost: dict[str, float]) -> None:
+    """Write a part with the identity of its evaluation, and its cost, in the schema's metadata."""
+    facts = {"fingerprint": fingerprint(identity), "identity": identity, "cost": cost}
+    table = table.replace_schema_metadata({schema.METADATA_KEY: json.dumps(facts)})
+    with location.staged() as path:
+        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def read_part(location: Location) -> pa.Table:
+    """A published part. Raises pa.ArrowException or OSError for one that is damaged."""
+    with location.open() as source:
+        return pq.read_table(source, page_checksum_verification=True)
+
+
+def facts_of(table: pa.Table) -> dict[str, Any]:
+    """The metadata that `publish` wrote; empty for a table without."""
+    metadata = table.schema.metadata or {}
+    return dict(json.loads(metadata.get(schema.METADATA_KEY, b"{}")))
+
+
+def cost_of(table: pa.Table) -> dict[str, float]:
+    """What a part cost: `rows`, `forward_passes`, `tokens`, `seconds`."""
+    return dict(facts_of(table).get("cost") or {})

@@ -1,0 +1,1 @@
+"""What `map_options.py` measures: which options of the map carry concepts over, between two small models."""

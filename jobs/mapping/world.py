@@ -1,0 +1,150 @@
+"""Two models, their texts, the rows captured on them, and a vector's score on unseen scenarios."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import contrans_dist as ct
+from contrans_dist import demo
+from contrans_dist.benchmarks.emotions import EmotionBenchmark
+from contrans_dist.benchmarks.scenarios import Item
+from contrans_dist.concepts import concept_vector, one_vs_rest
+from contrans_dist.conditions import RANDOM, Steering
+from contrans_dist.corpus import Cut, prepare_corpus
+from contrans_dist.leak import leak_report, unit_hashes
+from contrans_dist.scoring import Intervention, cues, next_token
+from contrans_dist.texts import read_texts
+from contrans_dist.vectors import ConceptVector
+
+
+@dataclass(frozen=True)
+class Files:
+    """Models and texts of a pair, and the prompts around them."""
+
+    source: str
+    target: str
+    contrast: str
+    validation: str
+    evaluation: str
+    corpus: str
+    template: str
+    source_template: str
+    corpus_source_template: str = "{text}"
+    words: tuple[str, ...] = ()
+    limit: int | None = None
+
+    @classmethod
+    def bundled(cls) -> "Files":
+        """The bundled models and the texts of their world."""
+        folder = Path(tempfile.mkdtemp())
+        demo.write_texts(folder)
+        return cls(
+            source="demo:source",
+            target="demo:target",
+            contrast=str(folder / "contrast.jsonl"),
+            validation=str(folder / "validation.jsonl"),
+            evaluation=str(folder / "evaluation.jsonl"),
+            corpus=str(folder / "corpus.jsonl"),
+            template=demo.TEMPLATE,
+            source_template=demo.TEMPLATE,
+            limit=4000,
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Rows of both models on one corpus, by block; texts, the texts they were cut from, and last tokens."""
+
+    texts: list[str]
+    origins: list[str]
+    source: dict[int, np.ndarray]
+    target: dict[int, np.ndarray]
+    tokens: np.ndarray
+
+
+class World:
+    """A pair of models, with everything that does not depend on how the map is fitted."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.source, self.target = ct.load_model(files.source), ct.load_model(files.target)
+        self.contrast = read_texts(files.contrast).to_pylist()
+        labels = [row["concept"] for row in self.contrast]
+        self.concepts = list(dict.fromkeys(labels))
+        self.vectors = self._vectors(self.source, files.source_template, labels)
+        self.own = self._vectors(self.target, files.template, labels)
+        self.validation, self.evaluation = (
+            self._negatives(path) for path in (files.validation, files.evaluation)
+        )
+
+    def _vectors(self, lm: ct.LanguageModel, template: str, labels: list[str]) -> dict[str, ConceptVector]:
+        rows = ct.capture(lm, [template.format(**row) for row in self.contrast])
+        found = {}
+        for concept in self.concepts:
+            positive, negative = one_vs_rest(labels, concept)
+            values = np.stack([concept_vector(rows[b][positive], rows[b][negative]) for b in sorted(rows)])
+            found[concept] = ConceptVector(
+                values=values, concept=concept, model="", method="mean", n_positive=len(positive),
+                n_negative=len(negative), norms={},
+            )  # fmt: skip
+        return found
+
+    def _negatives(self, path: str) -> list[Item]:
+        items = EmotionBenchmark.load(path, template=self.files.template).items()
+        return [item for item in items if item.kind == "negative"]
+
+    def corpus(self, cut: Cut, per_text: int = 1, seed: int = 42, limit: int | None = None) -> Corpus:
+        """The corpus, cut and captured at every block of both models."""
+        files = self.files
+        limit = limit or files.limit
+        table = prepare_corpus(read_texts(files.corpus), cut, per_text, seed, limit, files.words)
+        texts = table.column("text").to_pylist()
+        x = ct.capture(self.source, [files.corpus_source_template.format(text=text) for text in texts])
+        y = ct.capture(self.target, texts)
+        origins = [str(origin) for origin in table.column("source_row").to_pylist()]
+        return Corpus(texts, origins, dict(x), dict(y), y.token_ids)
+
+    def leak(self, corpora: Sequence[Corpus]) -> dict[str, Any]:
+        """What the scored scenarios share with the texts behind the vectors, the choices and the maps."""
+        made = [row["text"] for row in self.contrast] + [item.scenario for item in self.validation]
+        seen = unit_hashes(text for corpus in corpora for text in corpus.texts)
+        return leak_report([item.scenario for item in self.evaluation], unit_hashes(made), seen)
+
+    @cached_property
+    def _cues(self) -> dict[int, tuple[list[list[int]], np.ndarray]]:
+        return {}
+
+    def accuracy(
+        self,
+        items: list[Item],
+        rows: dict[str, np.ndarray],
+        block: int,
+        strengths: Sequence[float],
+        random: bool,
+    ) -> np.ndarray:
+        """Token Acc [strengths] over negative items, each steered to its concept by that concept's row.
+
+        random: by a direction of the row's norm that is drawn anew for every item.
+        """
+        if id(items) not in self._cues:
+            found = cues(self.target, [item.prompt for item in items], self.concepts)
+            own = [cue.tokens[self.concepts.index(i.concept)] for cue, i in zip(found, items, strict=True)]
+            self._cues[id(items)] = [cue.context for cue in found], np.array(own)
+        contexts, wanted = self._cues[id(items)]
+        added = np.stack([rows[item.concept] for item in items])
+        if random:
+            added = np.stack([_random(rows[item.concept], item) for item in items])
+        steered = [Intervention("vector", {block: added}, float(strength)) for strength in strengths]
+        got = next_token(self.target, contexts, steered, watch=wanted[:, None])
+        return np.asarray((got.argmax == wanted).mean(axis=1))
+
+
+def _random(row: np.ndarray, item: Item) -> np.ndarray:
+    """The direction that an evaluation's control `random` takes for this item."""
+    steering = Steering({item.concept: {RANDOM: {0: row}}})
+    return np.asarray(steering.interventions(item.concept, [1.0], [item.id])[1].vectors[0][0])
