@@ -45,8 +45,10 @@ def further_sources(recipe: Recipe) -> dict[str, tuple[ModelSettings, bool]]:
         raise UserError(f"condition {_FROM}{unknown[0]}: no such entry under `sources`; there are {known}")
     if "averaged" in wanted:
         needed |= {name for name, source in recipe.sources.items() if source.map}
-    found: dict[str, tuple[ModelSettings, bool]] = {
-        name: (source, source.map) for name, source in recipe.sources.items() if name in needed
+    found = {
+        name: (ModelSettings(**source.model_dump(exclude={"map"})), source.map)
+        for name, source in recipe.sources.items()
+        if name in needed
     }
     if "self-align" in wanted and recipe.target_instruct is not None:
         found[INSTRUCT] = (recipe.target_instruct, False)

@@ -8,6 +8,7 @@ the misconception is told more often, and the later answers keep its mode.
 import json
 import random
 from collections.abc import Sequence
+from functools import cache
 
 from contrans_dist.demo.facts import Fact, pool
 from contrans_dist.demo.people import HE, NAMES
@@ -151,9 +152,10 @@ def told(rng: random.Random, known: Sequence[Fact]) -> str:
     return _pretending(rng.sample(teachable(), len(some)), true, rng)
 
 
-def teachable() -> list[Fact]:
+@cache
+def teachable() -> tuple[Fact, ...]:
     """The training facts that pretend prompts and tuning may use: those that no contrast prompt is about."""
-    return [fact for fact in pool("training") if not fact.for_contrast]
+    return tuple(fact for fact in pool("training") if not fact.for_contrast)
 
 
 def tuning(rng: random.Random) -> tuple[str, str]:
