@@ -38,8 +38,10 @@ def main() -> int:
             try:
                 recipe = load_recipe(Path(RECIPES / f"{name}.yaml"), small=True)
                 found = run_recipe(recipe, out / name, shared=out / "activations")
-            except (UserError, RunError) as error:
-                print(f"{name}: failed: {error}", flush=True)
+            except Exception as error:  # one that fails must not cost the others
+                known = isinstance(error, UserError | RunError)
+                reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+                print(f"{name}: failed: {reason}", flush=True)
                 failed.append(name)
                 continue
             print(f"{name}: {time.monotonic() - started:.0f} s, {found['report']}", flush=True)
