@@ -12,6 +12,8 @@ import pytest
 
 from contrans_dist.vectors import ConceptVector
 
+pytestmark = pytest.mark.slow  # ten pools of actors: minutes on two cores
+
 RECIPE = """
 name: everything
 source: demo:weak-instruct
