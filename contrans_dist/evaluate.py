@@ -152,6 +152,7 @@ def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
     note(f"{spec.out}: settings have changed; it is evaluated anew")
     metrics.delete()
     parts.delete_folder()
+    (spec.out / JUDGED).delete_folder()
     return None
 
 
@@ -162,9 +163,9 @@ def _part_identity(location: Location) -> dict[str, Any] | None:
         return None
 
 
-def _missing(folder: Location, splits: Sequence[Split]) -> list[Split]:
-    """The splits of which no readable part is there."""
-    there = {name for name in folder.names() if _part_identity(folder / name)}
+def _missing(folder: Location, splits: Sequence[Split], identity: dict[str, Any]) -> list[Split]:
+    """The splits of which no readable part of this evaluation is there."""
+    there = {name for name in folder.names() if _part_identity(folder / name) == identity}
     missing = [split for split in splits if split.name not in there]
     if missing and len(missing) < len(splits):
         note(f"{folder}: {len(splits) - len(missing)} of {len(splits)} splits are there; going on")
@@ -172,7 +173,7 @@ def _missing(folder: Location, splits: Sequence[Split]) -> list[Split]:
 
 
 def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSettings, title: str) -> None:
-    missing = _missing(spec.out / PARTS, splits)
+    missing = _missing(spec.out / PARTS, splits, spec.identity)
     if not missing:
         return
     items_of = {split.name: len(split.items) for split in missing}
@@ -192,7 +193,7 @@ def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSe
 def _judge_missing(
     spec: EvaluationSpec, classifier: str, splits: list[Split], cluster: ClusterSettings
 ) -> None:
-    missing = _missing(spec.out / JUDGED, splits)
+    missing = _missing(spec.out / JUDGED, splits, spec.identity)
     if not missing:
         return
     with Progress(f"judge by {classifier}", len(missing), "splits") as progress:

@@ -1,5 +1,6 @@
 """What an artefact is, where it comes from, and how far a run is: from headers and manifests alone."""
 
+from contextlib import suppress
 from typing import Any
 
 from contrans_dist import schema
@@ -56,6 +57,10 @@ def status_of(location: Location) -> dict[str, str]:
         count = sum(len((location / folder / name).names()) or 1 for name in (location / folder).names())
         if count:
             found[folder] = f"{count} files"
+    for run in (location / "runs").names():
+        with suppress(UserError):  # one that has not begun
+            parts = status_of(location / "runs" / run)
+            found |= {f"runs/{run}/{part}": state for part, state in parts.items()}
     if not found:
         raise UserError(f"{location}: expected a harvest, an evaluation or a run")
     found["report"] = "written" if (location / "report.html").exists() else "not yet"

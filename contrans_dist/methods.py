@@ -127,7 +127,12 @@ def combined_vectors(given: dict[str, Vectors], conditions: Sequence[str]) -> di
     main = given["vector"]
     for condition in conditions:
         if condition == "averaged":
-            families = [main, *(vectors for name, vectors in given.items() if name.startswith(_FROM))]
+            through = [
+                vectors
+                for name, vectors in given.items()
+                if name.startswith(_FROM) and all(v.map_text_hashes.size for v in vectors.values())
+            ]
+            families = [main, *through]
             made[condition] = {
                 c: _joined([family[c] for family in families], 1 / len(families), "mean over sources")
                 for c in main

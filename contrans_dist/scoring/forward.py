@@ -56,7 +56,8 @@ def run_all(
                 shift = _difference(guides, packed)
                 for chunk, logits in runner.run(packed):
                     if shift is not None:
-                        logits[..., : shift.shape[-1]] += shift.to(logits.device)
+                        width = min(logits.shape[-1], shift.shape[-1])
+                        logits[..., :width] += shift[..., :width].to(logits.device)
                     yield [members[c] for c in chunk], packed, logits
 
 
