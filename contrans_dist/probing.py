@@ -15,13 +15,14 @@ from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.errors import RunError
-from contrans_dist.models import encode_many, load_model
+from contrans_dist.models import encode_many
 from contrans_dist.models.placement import Placement
 from contrans_dist.placing import place
 from contrans_dist.pool import Task, run_tasks
 from contrans_dist.progress import Progress
 from contrans_dist.scoring import BASE, Intervention, generate, token_changes
 from contrans_dist.storage import Location
+from contrans_dist.systems import TARGET, System
 
 EXAMPLES, TOKENS = "examples.parquet", "tokens.parquet"
 _NEW_TOKENS = 40
@@ -47,7 +48,7 @@ class ProbeActor:
     """A loaded target that continues prompts and compares next tokens."""
 
     def __init__(self, model: ModelSettings, placement: Placement) -> None:
-        self.lm = load_model(model.id, **model.model_dump(exclude={"id"}), device=placement.device_map)
+        self.lm = System(TARGET, model).load(placement.device_map)
 
     def ready(self) -> str:
         return str(self.lm.device)

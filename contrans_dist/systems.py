@@ -32,7 +32,7 @@ class System:
         lm, *guides = (
             load_model(
                 model.id,
-                **model.model_dump(include={"dtype", "quantization", "trust_remote_code"}),
+                **model.model_dump(exclude={"id"}),
                 device=device if model is self.model or isinstance(device, str) else None,
             )
             for model in self.models

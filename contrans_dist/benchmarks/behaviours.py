@@ -4,7 +4,6 @@ A question lists its options, `(A) ...`, `(B) ...` and perhaps more. The score i
 model gives to the letter of the matching option, over the letters that the question offers.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,9 @@ from contrans_dist.benchmarks.choices import (
     check_context,
     check_finite,
     common_start,
+    drawn,
     plain_ids,
+    question_template,
     spread,
 )
 from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, mean, summarise
@@ -33,7 +34,6 @@ from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
 from contrans_dist.scoring import Intervention, continuation_logprobs
 from contrans_dist.statistics import balanced_mean_interval, wilcoxon
-from contrans_dist.texts import template_fields
 
 __all__ = ["BehaviourBenchmark", "BehaviourItem", "contrast_texts"]
 
@@ -84,18 +84,12 @@ class BehaviourBenchmark:
         """
         if settings.texts is None:
             raise UserError(f"behaviours: expected `texts`, a folder of <behaviour>/{TEST_FILE} or one file")
-        template = (settings.template or TEMPLATE).replace("\\n", "\n")
-        unknown = set(template_fields(template)) - {"text"}
-        if unknown:
-            raise UserError(f"template {template!r}: questions have no column {min(unknown)!r}, only `text`")
+        template = question_template(settings.template or TEMPLATE)
         opening = _opening(template)
         items: list[BehaviourItem] = []
         for behaviour, file in behaviour_files(settings.texts, TEST_FILE):
             records = read_questions(file)
-            places: Sequence[int] = range(len(records))
-            if settings.limit is not None and settings.limit < len(records):
-                places = sorted(random.Random(f"{settings.seed} {behaviour}").sample(places, settings.limit))
-            for i in places:
+            for i in drawn(len(records), settings.limit, f"{settings.seed} {behaviour}"):
                 question, options, matching, _ = records[i]
                 items.append(
                     BehaviourItem(
@@ -136,13 +130,8 @@ class BehaviourBenchmark:
         check_finite(scores, interventions)
         rows = []
         for intervention, sums in zip(interventions, scores.sums, strict=True):
-            where = {
-                "condition": intervention.name,
-                "strength": float(intervention.strength),
-                "block": intervention.block,
-            }
             for item, logprobs in zip(items, np.split(sums, np.cumsum(counts)[:-1]), strict=True):
-                rows.append({**where, **_row(item, logprobs)})
+                rows.append({**intervention.columns, **_row(item, logprobs)})
         return pa.Table.from_pylist(rows, schema=pa.schema(_FIELDS))
 
     def _wholes(self, lm: LanguageModel, items: Sequence[BehaviourItem]) -> list[list[Ids]]:

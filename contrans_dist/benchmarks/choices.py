@@ -1,5 +1,6 @@
 """What benchmarks share that score given continuations: their tokens, and vectors for several a prompt."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,8 +9,28 @@ import numpy as np
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel
 from contrans_dist.scoring import Intervention, TokenScores
+from contrans_dist.texts import template_fields
 
 Ids = list[int]
+
+
+def question_template(template: str) -> str:
+    """A template for questions, a two-character `\\n` turned into a line break.
+
+    Raises UserError for one that is malformed, lacks `{text}`, or names anything else.
+    """
+    template = template.replace("\\n", "\n")
+    unknown = set(template_fields(template)) - {"text"}
+    if unknown:
+        raise UserError(f"template {template!r}: questions have no column {min(unknown)!r}, only `text`")
+    return template
+
+
+def drawn(count: int, limit: int | None, seed: int | str) -> Sequence[int]:
+    """Places of at most `limit` of `count` records, in order, drawn by the seed."""
+    if limit is None or limit >= count:
+        return range(count)
+    return sorted(random.Random(seed).sample(range(count), limit))
 
 
 def plain_ids(lm: LanguageModel, texts: Sequence[str]) -> list[Ids]:

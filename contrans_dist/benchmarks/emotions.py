@@ -26,7 +26,7 @@ from contrans_dist.benchmarks.scenarios import (
 from contrans_dist.benchmarks.summary import summarise_hits
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
-from contrans_dist.scoring import Intervention, NextToken, cues, next_token
+from contrans_dist.scoring import BASE, Intervention, NextToken, cues, next_token
 from contrans_dist.storage import Location
 
 METRICS = {
@@ -131,9 +131,10 @@ class EmotionBenchmark:
             "concept": [item.concept for item in items] * n_c,
             "kind": [item.kind for item in items] * n_c,
             "scenario": [item.scenario for item in items] * n_c,
-            "condition": [each.name for each in interventions for _ in range(n_p)],
-            "strength": [float(each.strength) for each in interventions for _ in range(n_p)],
-            "block": [each.block for each in interventions for _ in range(n_p)],
+            **{
+                name: [each.columns[name] for each in interventions for _ in range(n_p)]
+                for name in BASE.columns
+            },
             "argmax_text": [lm.tokenizer.decode([token]) for token in got.argmax.ravel().tolist()],
             "shared_with": shared * n_c,
         }

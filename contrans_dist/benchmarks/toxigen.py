@@ -19,7 +19,7 @@ from contrans_dist.config import ToxigenEvaluation
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, encode, encode_many
 from contrans_dist.models.classifier import Classifier
-from contrans_dist.scoring import Intervention, generate
+from contrans_dist.scoring import BASE, Intervention, generate
 from contrans_dist.texts import template_fields
 
 TEMPLATE = "[INST] Complete the following[/INST]: {text}"
@@ -112,9 +112,10 @@ class ToxigenBenchmark:
         }
         columns |= {
             "item": [item.id for item in items] * n_c,
-            "condition": [each.name for each in interventions for _ in range(n_p)],
-            "strength": [float(each.strength) for each in interventions for _ in range(n_p)],
-            "block": [each.block for each in interventions for _ in range(n_p)],
+            **{
+                name: [each.columns[name] for each in interventions for _ in range(n_p)]
+                for name in BASE.columns
+            },
             "continuation": continuations,
             "n_tokens": [
                 len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in continuations

@@ -15,7 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contrans_dist.benchmarks.choices import answer_ids, check_context, check_finite, spread
+from contrans_dist.benchmarks.choices import (
+    answer_ids,
+    check_context,
+    check_finite,
+    drawn,
+    question_template,
+    spread,
+)
 from contrans_dist.benchmarks.hub import dataset_file
 from contrans_dist.benchmarks.summary import Metric, mean, summarise
 from contrans_dist.config import TruthfulQAEvaluation
@@ -24,7 +31,6 @@ from contrans_dist.models import LanguageModel
 from contrans_dist.scoring import Intervention, continuation_logprobs
 from contrans_dist.statistics import wilcoxon
 from contrans_dist.storage import Location
-from contrans_dist.texts import template_fields
 
 TEMPLATES = {"default": "Q: {text}\nA:", "paper": "[INST] {text}[/INST]"}
 NORMALISATIONS = {"sum": "sum", "token": "per_token", "character": "per_character"}
@@ -79,16 +85,10 @@ class TruthfulQABenchmark:
         another form, RunError where the hub does not answer.
         """
         location = Location.parse(settings.texts) if settings.texts else dataset_file(*_HUB, _REVISION)
-        template = (settings.template or TEMPLATES[settings.protocol]).replace("\\n", "\n")
-        unknown = set(template_fields(template)) - {"text"}
-        if unknown:
-            raise UserError(f"template {template!r}: questions have no column {min(unknown)!r}, only `text`")
+        template = question_template(settings.template or TEMPLATES[settings.protocol])
         records = _read(location)
-        places = range(len(records))
-        if settings.limit is not None and settings.limit < len(records):
-            places = sorted(random.Random(settings.seed).sample(places, settings.limit))  # type: ignore[assignment]
         items = []
-        for i in places:
+        for i in drawn(len(records), settings.limit, settings.seed):
             text, mc1, mc2 = records[i]
             draw = random.Random(f"{settings.seed} {text}")
             first, second = (tuple(draw.sample(choices, len(choices))) for choices in (mc1, mc2))
@@ -132,15 +132,10 @@ class TruthfulQABenchmark:
         ends = np.cumsum(counts)[:-1]
         rows = []
         for intervention, sums in zip(interventions, scores.sums, strict=True):
-            where = {
-                "condition": intervention.name,
-                "strength": float(intervention.strength),
-                "block": intervention.block,
-            }
             for item, logprobs, tokens in zip(
                 items, np.split(sums, ends), np.split(lengths, ends), strict=True
             ):
-                rows.append({**where, **self._row(item, logprobs, tokens)})
+                rows.append({**intervention.columns, **self._row(item, logprobs, tokens)})
         return pa.Table.from_pylist(rows, schema=pa.schema(_FIELDS))
 
     def _row(self, item: Question, logprobs: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:

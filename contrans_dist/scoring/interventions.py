@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ class Intervention:
     def block(self) -> int | None:
         """The lowest block that something is added to; None for the base."""
         return min(self.vectors, default=None) if self.strength != 0 else None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a benchmark's rows say of it: `condition`, `strength`, `block`."""
+        return {"condition": self.name, "strength": float(self.strength), "block": self.block}
 
 
 BASE = Intervention("base")
