@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from contrans_dist.benchmarks import Benchmark
 from contrans_dist.conditions import Steering
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.errors import UserError
@@ -16,11 +17,18 @@ from contrans_dist.systems import TARGET
 ITEMS_PER_SPLIT = 48
 
 
-def asked_for(items: Sequence[Any], settings: EvaluationSettings, steering: Steering) -> list[Any]:
-    """Items of the steered concepts (of all when nothing is steered) and of the kinds asked for.
+def scored_items(benchmark: Benchmark, settings: EvaluationSettings, steering: Steering) -> list[Any]:
+    """The items that an evaluation scores, in the benchmark's order.
 
-    The other concepts stay in the benchmark: they give the scenarios and the labels to tell apart.
+    Those of the steered concepts (of all when nothing is steered), of the kinds asked for and, with
+    `only_unseen`, not seen before. Raises UserError when none is left.
     """
+    items = _asked_for(benchmark.items(), settings, steering)
+    return _unseen(items, steering, settings.texts or benchmark.name) if settings.only_unseen else items
+
+
+def _asked_for(items: Sequence[Any], settings: EvaluationSettings, steering: Steering) -> list[Any]:
+    # The other concepts stay in the benchmark: they give the scenarios and the labels to tell apart.
     known = {item.concept for item in items}
     missing = [concept for concept in steering.concepts if concept not in known]
     if missing and "" not in known:
@@ -35,8 +43,8 @@ def asked_for(items: Sequence[Any], settings: EvaluationSettings, steering: Stee
     ]
 
 
-def unseen(items: list[Any], steering: Steering, where: str) -> list[Any]:
-    """The items whose texts neither vectors nor map have seen. Raises UserError when none is left."""
+def _unseen(items: list[Any], steering: Steering, where: str) -> list[Any]:
+    """The items whose texts neither vectors nor map have seen."""
     seen = np.concatenate([steering.vector_texts, steering.map_texts])
     leaked = set(overlap([item.scenario for item in items], seen))
     kept = [item for item in items if item.scenario not in leaked]

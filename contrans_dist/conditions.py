@@ -101,6 +101,8 @@ class Steering:
 
 CONTROLS: tuple[Condition, ...] = (*DERIVED, "no-map", "random-map")
 """Conditions that show what an effect must exceed."""
+SYSTEMS: tuple[Condition, ...] = ("align-training", "inst-align", "proxy-tuning")
+"""Conditions that are no vectors."""
 
 
 def steering(

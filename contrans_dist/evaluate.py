@@ -1,14 +1,14 @@
 """The evaluation driver: a benchmark over pools of actors, resumable, with the leak check beside it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contrans_dist.assignments import asked_for, joined, plan_splits, unseen
+from contrans_dist.assignments import joined, plan_splits, scored_items
 from contrans_dist.benchmarks import Judged
 from contrans_dist.catalogue import load_benchmark
 from contrans_dist.cluster import connected, replicas
@@ -24,20 +24,19 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.leak import leak_report
 from contrans_dist.manifest import model_identity
 from contrans_dist.models import model_facts
-from contrans_dist.placing import place
 from contrans_dist.pool import Outcome, Task, run_tasks
 from contrans_dist.progress import Progress, note
 from contrans_dist.provenance import command_line, git_commit, now, versions
 from contrans_dist.scorers import (
     JUDGED,
     PARTS,
-    EvaluationActor,
     EvaluationSpec,
     JudgeActor,
     Split,
     cost_of,
     facts_of,
     read_part,
+    run_on,
 )
 from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System
@@ -65,9 +64,7 @@ def evaluate(
     if cluster.placement == "stream":
         raise UserError("--placement stream: steering needs the whole model; expected auto or device-map")
     benchmark = load_benchmark(settings)
-    items = asked_for(benchmark.items(), settings, steering)
-    if settings.only_unseen:
-        items = unseen(items, steering, settings.texts or benchmark.name)
+    items = scored_items(benchmark, settings, steering)
     target = System(TARGET, model)
     spec = EvaluationSpec(
         system=target,
@@ -83,7 +80,8 @@ def evaluate(
         return finished
     parts: list[Split] = []
     with connected(cluster.address):
-        for system in (target, *others):
+        # Those that answer with the target's own model come right after it, while that is loaded.
+        for system in (target, *sorted(others, key=lambda other: other.models != target.models)):
             splits = plan_splits(items, steering.concepts, system.name)
             head = title or f"evaluate {benchmark.name}"
             _score_missing(
@@ -174,39 +172,31 @@ def _missing(folder: Location, splits: Sequence[Split], identity: dict[str, Any]
 
 def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSettings, title: str) -> None:
     missing = _missing(spec.out / PARTS, splits, spec.identity)
-    if not missing:
-        return
-    items_of = {split.name: len(split.items) for split in missing}
-    with Progress(title, sum(items_of.values()), "items") as progress:
-        size, placement = place(spec.system.model, cluster, head=True)
-        outcome = run_tasks(
-            EvaluationActor,
-            (spec.system, placement),
-            [Task(split.name, split) for split in missing],
-            size,
-            lambda task, _: progress.advance(items_of[task.name]),
-            shared=spec,
-        )
-    _check(outcome, spec.out, len(splits))
+    if missing:
+        with Progress(title, sum(len(split.items) for split in missing), "items") as progress:
+            outcome = run_on(spec.system, cluster, _tasks(missing), _advancing(progress), spec)
+        _check(outcome, spec.out, len(splits))
 
 
 def _judge_missing(
     spec: EvaluationSpec, classifier: str, splits: list[Split], cluster: ClusterSettings
 ) -> None:
     missing = _missing(spec.out / JUDGED, splits, spec.identity)
-    if not missing:
-        return
-    with Progress(f"judge by {classifier}", len(missing), "splits") as progress:
-        size = replicas(cluster)
-        outcome = run_tasks(
-            JudgeActor,
-            (classifier,),
-            [Task(split.name, split.name) for split in missing],
-            size,
-            lambda *_: progress.advance(1),
-            shared=spec,
-        )
-    _check(outcome, spec.out, len(splits))
+    if missing:
+        title = f"judge by {classifier}"
+        with Progress(title, sum(len(split.items) for split in missing), "items") as progress:
+            outcome = run_tasks(
+                JudgeActor, (classifier,), _tasks(missing), replicas(cluster), _advancing(progress), spec
+            )
+        _check(outcome, spec.out, len(splits))
+
+
+def _tasks(splits: Sequence[Split]) -> list[Task]:
+    return [Task(split.name, split) for split in splits]
+
+
+def _advancing(progress: Progress) -> Callable[[Task, Any], None]:
+    return lambda task, _: progress.advance(len(task.payload.items))
 
 
 def _check(outcome: Outcome, out: Location, n_splits: int) -> None:

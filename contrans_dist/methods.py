@@ -18,8 +18,6 @@ from contrans_dist.vectors import ConceptVector
 INSTRUCT = "target-instruct"
 """Name of the further source that is the target after alignment training; its vectors need no map."""
 _FROM = "from:"
-SYSTEMS = ("align-training", "inst-align", "proxy-tuning")
-"""Conditions that are no vectors."""
 COMBINED = ("sum", "orthogonal", "averaged")
 """Conditions that are made of other conditions' vectors."""
 
@@ -89,7 +87,7 @@ def _refined(recipe: Recipe, sides: Sides, contrast: ActivationSet) -> Vectors:
 def _map_of(recipe: Recipe, sides: Sides, given: Further, corpus: ActivationSet, maps: MapSet) -> MapSet:
     """The map from a further source to the block that the recipe steers, from its best or matched block."""
     _, target = maps.only_pair()
-    if recipe.map.blocks != "best":
+    if recipe.blocks != "best":
         source = corpus.blocks[-1]  # the pair's own; those below it are read beside it
     else:
         table = all_pairs(join(corpus, sides.corpus_target, "default"))

@@ -10,6 +10,7 @@ from typing import Any
 from contrans_dist.cluster import connected
 from contrans_dist.config import Recipe
 from contrans_dist.errors import UserError
+from contrans_dist.pool import kept_actors
 from contrans_dist.preparation import RecipeTexts
 from contrans_dist.progress import note
 from contrans_dist.recipe import load_recipe, runs_of
@@ -48,6 +49,7 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(connected(recipe.cluster.address))
+        stack.enter_context(kept_actors())
         if not recipe.runs:
             return Run(recipe, out, RecipeTexts(recipe, folder), shared).all()
         return _several(recipe, out, folder, shared or out / "activations")

@@ -1,5 +1,6 @@
 """What an actor gets and how it holds its model: found out where an actor will be."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from contrans_dist.cluster import Replicas, most_gpus, on_a_node, replicas
@@ -15,10 +16,12 @@ def place(
     head: bool,
     highest_block: int | None = None,
     batch_tokens: int = 4096,
+    beside: Sequence[ModelSettings] = (),
 ) -> tuple[Replicas, Placement]:
     """The actors of a stage, each with the fewest GPUs that hold the model unless their number was asked for.
 
-    Says what was chosen, and why. Raises UserError for a model that cannot be held (see `fewest_gpus`).
+    `beside`: models that each actor loads as well. Says what was chosen, and why. Raises UserError for a
+    model that cannot be held (see `fewest_gpus`).
     """
 
     def choose(gpus: float) -> Placement:
@@ -32,6 +35,7 @@ def place(
             asked=cluster.placement,
             batch_tokens=batch_tokens,
             share=size.share,
+            beside=tuple(beside),
         )
         found: Placement = on_a_node(choice, size)
         return found

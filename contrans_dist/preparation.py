@@ -1,6 +1,7 @@
 """What a recipe harvests: its texts, and how rows are taken from them."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -74,8 +75,7 @@ class RecipeTexts:
         """One concept's texts as they are; of a ToxiGen folder those that no evaluation takes."""
         place = self.place(own.texts)
         if Location.parse(place).names():
-            scored = [e for e in self.recipe.evaluations.values() if isinstance(e, ToxigenEvaluation)]
-            evaluation = scored[0] if scored else ToxigenEvaluation()
+            evaluation = self._drawn_from(own.texts)
             columns = refinement_texts(
                 Location.parse(place),
                 seed=evaluation.seed,
@@ -89,6 +89,21 @@ class RecipeTexts:
             raise UserError(f"{own.texts}: expected positive and negative texts (a column `label`)")
         return table.drop_columns([name for name in ("concept",) if name in table.column_names])
 
+    def _drawn_from(self, texts: str) -> ToxigenEvaluation:
+        """The evaluation whose prompts are drawn from the same folder as a concept's texts."""
+        scored = {
+            name: (settings.seed, settings.per_group, settings.validation_per_group)
+            for name, settings in self.recipe.evaluations.items()
+            if isinstance(settings, ToxigenEvaluation) and settings.texts == texts
+        }
+        if len(set(scored.values())) > 1:
+            raise UserError(
+                f"evaluations {', '.join(scored)}: expected the same seed, per_group and "
+                f"validation_per_group, since what they leave of {texts} refines the concept"
+            )
+        found = next((self.recipe.evaluations[name] for name in scored), None)
+        return found if isinstance(found, ToxigenEvaluation) else ToxigenEvaluation()
+
     def _framed(self, table: pa.Table, own: ContrastSettings) -> pa.Table:
         """The texts with what stands around each, by the concept's own templates or the common ones."""
         common, where = self.recipe.concepts, own.texts
@@ -100,7 +115,16 @@ class RecipeTexts:
     def placed(self, settings: EvaluationSettings) -> EvaluationSettings:
         """The settings with the places of their files."""
         names = [name for name in _FILES if getattr(settings, name, None) is not None]
-        return settings.model_copy(update={name: self.place(getattr(settings, name)) for name in names})
+        changes: dict[str, Any] = {name: self.place(getattr(settings, name)) for name in names}
+        if settings.search is not None and settings.search.perplexity is not None:
+            text = self.place(settings.search.perplexity)
+            changes["search"] = settings.search.model_copy(update={"perplexity": text})
+        return settings.model_copy(update=changes)
+
+    def placed_recipe(self) -> Recipe:
+        """The recipe with the places of its evaluations' files."""
+        evaluations = {name: self.placed(settings) for name, settings in self.recipe.evaluations.items()}
+        return self.recipe.model_copy(update={"evaluations": evaluations})
 
 
 def framed(settings: ConceptSettings) -> bool:
@@ -139,7 +163,7 @@ def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings,
     """How one side (`source` or `target`) is harvested: on the corpus, and on the contrast texts."""
     settings, own = recipe.concepts, side == "source"
     plain = CaptureSettings(
-        blocks=harvested_blocks(recipe.map.blocks, side, n_blocks, recipe.map.source_blocks),
+        blocks=harvested_blocks(recipe, side, n_blocks),
         batch_tokens=recipe.batch_tokens,
         template=recipe.corpus.source_template if own else None,
     )

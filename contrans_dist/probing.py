@@ -1,5 +1,6 @@
 """What steering does to single prompts: continuations before and after, and tokens that rise and fall."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from contrans_dist import schema
+from contrans_dist.assignments import scored_items
 from contrans_dist.catalogue import load_benchmark
 from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.errors import RunError
-from contrans_dist.models import encode_many
-from contrans_dist.models.placement import Placement
-from contrans_dist.placing import place
-from contrans_dist.pool import Task, run_tasks
+from contrans_dist.models import LanguageModel, cut_to, encode_many
+from contrans_dist.pool import Task
 from contrans_dist.progress import Progress
+from contrans_dist.scorers import SystemActor, facts_of, read_part, run_on
 from contrans_dist.scoring import BASE, Intervention, generate, token_changes
 from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System
 
 EXAMPLES, TOKENS = "examples.parquet", "tokens.parquet"
-_NEW_TOKENS = 40
+NEW_TOKENS = 40
 _MOST_TOKENS = 20
 """Tokens kept a concept and direction; the papers print ten."""
 
@@ -43,30 +45,20 @@ class Probe:
     prompts: list[str]
     """Prompts whose next tokens are compared."""
 
-
-class ProbeActor:
-    """A loaded target that continues prompts and compares next tokens."""
-
-    def __init__(self, model: ModelSettings, placement: Placement) -> None:
-        self.lm = System(TARGET, model).load(placement.device_map)
-
-    def ready(self) -> str:
-        return str(self.lm.device)
-
-    def run(self, probe: Probe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def on(self, actor: SystemActor, _: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Rows of `examples.parquet` and of `tokens.parquet` for one concept."""
-        steered = Intervention(probe.condition, probe.rows, probe.strength)
-        return self._examples(probe, steered), self._tokens(probe, steered)
+        steered = Intervention(self.condition, self.rows, self.strength)
+        return self._examples(actor.lm, steered), self._tokens(actor.lm, steered)
 
-    def _examples(self, probe: Probe, steered: Intervention) -> list[dict[str, Any]]:
-        if not probe.examples:
+    def _examples(self, lm: LanguageModel, steered: Intervention) -> list[dict[str, Any]]:
+        if not self.examples:
             return []
-        prompts = encode_many(self.lm, [item.prompt for item in probe.examples])
+        prompts = _prompts(lm, [item.prompt for item in self.examples], NEW_TOKENS)
         both = [BASE, steered]
-        texts = generate(self.lm, prompts, both, max_new_tokens=_NEW_TOKENS)
+        texts = generate(lm, prompts, both, max_new_tokens=NEW_TOKENS)
         return [
             {
-                "concept": probe.concept,
+                "concept": self.concept,
                 "item": item.id,
                 "kind": getattr(item, "kind", ""),
                 "prompt": item.prompt,
@@ -74,30 +66,34 @@ class ProbeActor:
                 "strength": each.strength,
                 "continuation": texts[c][p],
             }
-            for p, item in enumerate(probe.examples)
+            for p, item in enumerate(self.examples)
             for c, each in enumerate(both)
         ]
 
-    def _tokens(self, probe: Probe, steered: Intervention) -> list[dict[str, Any]]:
-        if not probe.prompts:
+    def _tokens(self, lm: LanguageModel, steered: Intervention) -> list[dict[str, Any]]:
+        if not self.prompts:
             return []
-        found = token_changes(self.lm, encode_many(self.lm, probe.prompts), steered)
+        found = token_changes(lm, _prompts(lm, self.prompts), steered)
         rows = []
         for direction, tokens in (("up", found.up), ("down", found.down)):
             for token, count in Counter(tokens.ravel().tolist()).most_common(_MOST_TOKENS):
                 rows.append(
                     {
-                        "concept": probe.concept,
-                        "condition": probe.condition,
-                        "strength": probe.strength,
+                        "concept": self.concept,
+                        "condition": self.condition,
+                        "strength": self.strength,
                         "direction": direction,
                         "token_id": token,
-                        "token_text": self.lm.tokenizer.decode([token]),
+                        "token_text": lm.tokenizer.decode([token]),
                         "count": count,
-                        "n_prompts": len(probe.prompts),
+                        "n_prompts": len(self.prompts),
                     }
                 )
         return rows
+
+
+def _prompts(lm: LanguageModel, texts: list[str], new_tokens: int = 0) -> list[list[int]]:
+    return [cut_to(lm, ids, new_tokens) for ids in encode_many(lm, texts)]
 
 
 def probe(
@@ -108,43 +104,54 @@ def probe(
     strength: float,
     out: Location,
     cluster: ClusterSettings,
+    fingerprint: str,
 ) -> None:
     """Write `examples.parquet` and `tokens.parquet` into an evaluation's folder, as its settings ask.
 
-    Read under one condition at one strength, on each concept's negative items where items have a kind. Raises
-    RunError when a concept failed.
+    Read under one condition at one strength, on each concept's negative items where items have a kind; a
+    prompt that the context has no room for loses its first tokens. `fingerprint`: of the evaluation; files
+    that already stand for it are kept, and those not asked for are taken away. Raises RunError when a
+    concept failed.
     """
-    items = load_benchmark(settings).items()
+    asked = {EXAMPLES: settings.examples, TOKENS: settings.token_changes}
+    facts = {"evaluation": fingerprint, "condition": condition, "strength": strength}
+    wanted = {name: {**facts, "prompts": count} for name, count in asked.items() if count}
+    for name in asked:
+        if name not in wanted:
+            (out / name).delete()
+    if all((out / name).exists() and facts_of(read_part(out / name)) == wanted[name] for name in wanted):
+        return
+    items = scored_items(load_benchmark(settings), settings, steering)
     probes = [
-        _probe(settings, items, concept, condition, strength, rows[condition])
+        probe_of(settings, items, concept, condition, strength, rows[condition])
         for concept, rows in steering.rows.items()
         if condition in rows
     ]
-    examples: list[dict[str, Any]] = []
-    tokens: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {EXAMPLES: [], TOKENS: []}
 
     with connected(cluster.address), Progress("probe", len(probes), "concepts") as progress:
 
-        def keep(_: Task, found: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
-            examples.extend(found[0])
-            tokens.extend(found[1])
+        def keep(_: Task, rows: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+            found[EXAMPLES].extend(rows[0])
+            found[TOKENS].extend(rows[1])
             progress.advance(1)
 
-        size, placement = place(model, cluster, head=True)
         tasks = [Task(each.concept, each) for each in probes]
-        outcome = run_tasks(ProbeActor, (model, placement), tasks, size, keep)
+        outcome = run_on(System(TARGET, model), cluster, tasks, keep)
     if outcome.failures:
         concept, reason = next(iter(outcome.failures.items()))
         raise RunError(f"{out}: prompts of {concept!r} were not read ({reason}); run the same command again")
     order = {each.concept: place for place, each in enumerate(probes)}
-    for name, rows in ((EXAMPLES, examples), (TOKENS, tokens)):
-        if rows:
-            rows.sort(key=lambda row: order[row["concept"]])
-            with (out / name).staged() as path:
-                pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    for name in wanted:
+        rows = sorted(found[name], key=lambda row: order[row["concept"]])
+        table = pa.Table.from_pylist(rows).replace_schema_metadata(
+            {schema.METADATA_KEY: json.dumps(wanted[name])}
+        )
+        with (out / name).staged() as path:
+            pq.write_table(table, path, compression="zstd")
 
 
-def _probe(
+def probe_of(
     settings: EvaluationSettings,
     items: Sequence[Any],
     concept: str,
@@ -152,6 +159,7 @@ def _probe(
     strength: float,
     rows: dict[int, NDArray[np.float32]],
 ) -> Probe:
+    """What is read for one concept: its negative items where items have a kind, spread over all of them."""
     own = [
         item
         for item in items

@@ -33,6 +33,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = Fa
         content |= content.pop("small")
     for change in overrides or []:
         override(content, change)
+        _override_runs(content, change)
     return validated(Recipe, content, str(path))
 
 
@@ -71,12 +72,27 @@ def override(content: dict[str, Any], change: str) -> None:
     if not mark or not key:
         raise UserError(f"--set {change}: expected key=value, such as map.protocol=paper")
     content, last = _parent_of(content, key, f"--set {change}")
-    # YAML would take `{text}` for a mapping and drop a last space; a template may need both.
-    plain = last.endswith("template") and value[:1] not in ('"', "'") and value not in ("null", "~", "")
+    # YAML would take `{text}` for a mapping and drop a last space, and 24:30 for a number.
+    text = last.endswith("template") or (last == "blocks" and ":" in value)
+    plain = text and value[:1] not in ('"', "'") and value not in ("null", "~", "")
     try:
         content[last] = value if plain else yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {change}: expected a YAML value") from error
+
+
+def _override_runs(content: dict[str, Any], change: str) -> None:
+    """Carry a `--set` into the runs that would change the same key, or one that holds it."""
+    key = change.partition("=")[0]
+    runs = content.get("runs")
+    for changes in runs.values() if isinstance(runs, dict) and not key.startswith("runs.") else ():
+        if not isinstance(changes, dict):
+            continue
+        if any(key == own or key.startswith(f"{own}.") for own in changes):
+            changes.pop(key, None)
+            flat: dict[str, Any] = {}
+            override(flat, f"{key.rpartition('.')[2]}={change.partition('=')[2]}")
+            changes[key] = next(iter(flat.values()))  # last, so that nothing of the run comes after it
 
 
 def validated(settings: type[S], content: dict[str, Any], where: str) -> S:

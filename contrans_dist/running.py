@@ -4,26 +4,23 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from contrans_dist.analysis import Verdict, judge, read_evaluation, sentence
+from contrans_dist.analysis import sentence
 from contrans_dist.artifacts import ActivationSet
-from contrans_dist.benchmarks import headline
-from contrans_dist.conditions import DERIVED, steering
+from contrans_dist.assess import assess, judged
+from contrans_dist.conditions import DERIVED, SYSTEMS, steering
 from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe, fingerprint
 from contrans_dist.errors import UserError
-from contrans_dist.evaluate import evaluate
 from contrans_dist.harvest import HarvestJob, harvest_sets
 from contrans_dist.likeness import map_similarity
 from contrans_dist.maps import MapSet
 from contrans_dist.methods import (
     COMBINED,
-    SYSTEMS,
     Further,
     combined_vectors,
     further_sources,
@@ -32,12 +29,10 @@ from contrans_dist.methods import (
 )
 from contrans_dist.models import model_facts
 from contrans_dist.preparation import RecipeTexts, captures
-from contrans_dist.probing import probe
 from contrans_dist.progress import note
 from contrans_dist.projections import differences_table, states_table
 from contrans_dist.provenance import command_line, git_commit, now, versions, without_credentials
 from contrans_dist.report import write_report
-from contrans_dist.search import search
 from contrans_dist.selection import fit_chosen
 from contrans_dist.storage import Location
 from contrans_dist.texts import table_hash
@@ -82,7 +77,7 @@ class Run:
         keep_recipe(self.recipe, self.out)
         sides, further = self._stage("harvest", self._harvest)
         own = self._stage("refine", lambda: self._refine(sides))
-        maps = self._stage("fit", lambda: fit_chosen(self.recipe, sides, own, self.out, self.texts.place))
+        maps = self._stage("fit", lambda: fit_chosen(self.texts.placed_recipe(), sides, own, self.out))
         self._stage("evaluate", lambda: self._evaluate(sides, further, own, maps))
         if self.recipe.analyses:
             self._stage("analyse", lambda: self._analyse(sides, maps))
@@ -99,16 +94,11 @@ class Run:
 
     def _result(self, name: str) -> dict[str, Any]:
         folder = self.out / "evaluations" / name
-        judged = self._judged(folder)
+        verdict = judged(folder)
         return {
-            "verdict": sentence(judged) if judged else "nothing was steered",
+            "verdict": sentence(verdict) if verdict else "nothing was steered",
             "metrics": str(folder / "metrics.json"),
         }
-
-    def _judged(self, folder: Location) -> Verdict | None:
-        """What an evaluation shows by its headline metric; None where nothing was steered."""
-        found = read_evaluation(folder)
-        return judge(found, headline(found.benchmark, found.metrics).metric)
 
     def _stage(self, name: str, work: Callable[[], T]) -> T:
         began = time.monotonic()
@@ -206,21 +196,17 @@ class Run:
             self._evaluate_one(name, settings, given)
 
     def _evaluate_one(self, name: str, settings: AnyEvaluation, given: dict[str, Vectors]) -> None:
-        cluster, out = self.recipe.cluster, self.out / "evaluations" / name
         conditions = [c for c in settings.conditions if c in DERIVED or c in given]
         steered = steering(given, conditions, seed=settings.seed)
-        if settings.concepts is not None:
-            steered = steered.about(settings.concepts)
-        placed = self.texts.placed(settings)
-        if settings.search is not None:
-            chosen = search(self.recipe.target, placed, steered, out, cluster, self.texts.place)
-            steered = replace(steered, chosen=chosen)
-        others = systems_of(self.recipe, settings)
-        evaluate(self.recipe.target, placed, steered, out, cluster, replace=True, others=others)
-        if settings.examples or settings.token_changes:
-            judged = self._judged(out)
-            if judged is not None:
-                probe(self.recipe.target, placed, steered, judged.effect.key, judged.strength, out, cluster)
+        assess(
+            self.recipe.target,
+            self.texts.placed(settings),
+            steered,
+            self.out / "evaluations" / name,
+            self.recipe.cluster,
+            systems_of(self.recipe, settings),
+            replace=True,
+        )
 
     def _analyse(self, sides: Sides, maps: MapSet) -> None:
         """Tables of the pictures that the recipe asks for, in `analyses/`."""

@@ -2,8 +2,9 @@
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +12,12 @@ import pyarrow.parquet as pq
 from contrans_dist import schema
 from contrans_dist.benchmarks import Benchmark, Judged
 from contrans_dist.conditions import Steering
-from contrans_dist.config import fingerprint
+from contrans_dist.config import ClusterSettings, fingerprint
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.classifier import load_classifier
 from contrans_dist.models.placement import Placement
+from contrans_dist.placing import place
+from contrans_dist.pool import Actors, Outcome, Task, run_kept
 from contrans_dist.scoring import Intervention
 from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System
@@ -36,6 +39,28 @@ class Split:
     def name(self) -> str:
         stem = "part" if self.system == TARGET else self.system
         return f"{stem}-{self.index:05d}.parquet"
+
+    def on(self, actor: "SystemActor", spec: "EvaluationSpec") -> dict[str, float]:
+        """Score the items and publish their rows; returns how many there are, and what they cost."""
+        meter = actor.meter
+        began, passes, tokens = time.monotonic(), meter.passes, meter.tokens
+        if spec.system.name == TARGET:
+            ids = [item.id for item in self.items]
+            interventions = spec.steering.interventions(self.concept, spec.strengths, ids)
+        else:
+            interventions = [Intervention(spec.system.name, {}, 1.0)]
+        table = spec.benchmark.score(actor.lm, spec.system.asked(self.items), interventions)
+        if self.concept:
+            at = table.schema.get_field_index("concept")
+            table = table.set_column(at, "concept", pa.array([self.concept] * table.num_rows))
+        cost = {
+            "rows": table.num_rows,
+            "forward_passes": meter.passes - passes,
+            "tokens": meter.tokens - tokens,
+            "seconds": time.monotonic() - began,
+        }
+        publish(spec.out / PARTS / self.name, table, spec.identity, cost)
+        return cost
 
 
 @dataclass(frozen=True)
@@ -65,36 +90,43 @@ class Meter:
         self.tokens += int(ids.numel())
 
 
-class EvaluationActor:
-    """A loaded system that scores splits under every condition."""
+class Work(Protocol):
+    """What an actor that has loaded a system can be given; the result goes back to the driver."""
+
+    def on(self, actor: "SystemActor", shared: Any) -> Any: ...
+
+
+class SystemActor:
+    """A loaded system, for whatever is asked of it."""
 
     def __init__(self, system: System, placement: Placement) -> None:
-        self.lm = system.load(placement.device_map)
+        self.lm = system.load(placement)
         self.meter = Meter(self.lm)
 
     def ready(self) -> str:
         return str(self.lm.device)
 
-    def run(self, split: Split, spec: EvaluationSpec) -> dict[str, float]:
-        """Score a split and publish its rows; returns how many there are, and what they cost."""
-        began, passes, tokens = time.monotonic(), self.meter.passes, self.meter.tokens
-        ids = [item.id for item in split.items]
-        if spec.system.name == TARGET:
-            interventions = spec.steering.interventions(split.concept, spec.strengths, ids)
-        else:
-            interventions = [Intervention(spec.system.name, {}, 1.0)]
-        table = spec.benchmark.score(self.lm, spec.system.asked(split.items), interventions)
-        if split.concept:
-            place = table.schema.get_field_index("concept")
-            table = table.set_column(place, "concept", pa.array([split.concept] * table.num_rows))
-        cost = {
-            "rows": table.num_rows,
-            "forward_passes": self.meter.passes - passes,
-            "tokens": self.meter.tokens - tokens,
-            "seconds": time.monotonic() - began,
-        }
-        publish(spec.out / PARTS / split.name, table, spec.identity, cost)
-        return cost
+    def run(self, work: Work, shared: Any = None) -> Any:
+        return work.on(self, shared)
+
+
+def run_on(
+    system: System,
+    cluster: ClusterSettings,
+    tasks: Sequence[Task],
+    on_result: Callable[[Task, Any], None],
+    shared: Any = None,
+) -> Outcome:
+    """Every task (its payload a `Work`) on actors that have loaded the system's models; see `pool.run_kept`.
+
+    Raises UserError for a model that the cluster cannot hold.
+    """
+
+    def start() -> Actors:
+        size, placement = place(system.model, cluster, head=True, beside=system.guides)
+        return Actors(SystemActor, (system, placement), size)
+
+    return run_kept((system.models, cluster), start, tasks, on_result, shared)
 
 
 class JudgeActor:
@@ -106,12 +138,12 @@ class JudgeActor:
     def ready(self) -> str:
         return str(self.classifier.model.device)
 
-    def run(self, part: str, spec: EvaluationSpec) -> int:
-        """Judge one part and publish it; returns its rows."""
+    def run(self, split: Split, spec: EvaluationSpec) -> int:
+        """Judge the published rows of a split and publish them; returns how many there are."""
         assert isinstance(spec.benchmark, Judged)
-        table = read_part(spec.out / PARTS / part)
+        table = read_part(spec.out / PARTS / split.name)
         judged = spec.benchmark.judge(self.classifier, table)
-        publish(spec.out / JUDGED / part, judged, spec.identity, cost_of(table))
+        publish(spec.out / JUDGED / split.name, judged, spec.identity, cost_of(table))
         return int(table.num_rows)
 
 

@@ -1,38 +1,30 @@
 """Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by validation."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from contrans_dist.benchmarks import headline
 from contrans_dist.conditions import Steering, steering
-from contrans_dist.config import (
-    EmotionEvaluation,
-    EvaluationSettings,
-    MapSettings,
-    Recipe,
-    ToxigenEvaluation,
-)
+from contrans_dist.config import MapSettings, Recipe
 from contrans_dist.errors import UserError
-from contrans_dist.evaluate import evaluate
 from contrans_dist.fitting import blocks_below
 from contrans_dist.maps import MapSet, Pair, R2Table
 from contrans_dist.models import matched_depth
 from contrans_dist.progress import note
 from contrans_dist.reduce import all_pairs, fit, join, one_block
-from contrans_dist.search import BUDGET, cost_of
 from contrans_dist.storage import Location
 from contrans_dist.transfers import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.transplanting import cosine
+from contrans_dist.trials import Trial, try_out
 
 _MOST_PAIRS = 64
 """Up to here every pair is tried; beyond, each target block with the source block that predicts it best."""
 
 
-def harvested_blocks(spec: str, side: str, n_blocks: int, source_blocks: int | None = None) -> str:
-    """The blocks of `side` that `map.blocks` and `map.source_blocks` need, as a `--blocks` specification."""
+def harvested_blocks(recipe: Recipe, side: str, n_blocks: int) -> str:
+    """The blocks of `side` that the recipe's map needs, as a `--blocks` specification."""
+    spec = recipe.blocks
     if spec == "best":
         return "all"
     if spec == "depth":
@@ -44,24 +36,19 @@ def harvested_blocks(spec: str, side: str, n_blocks: int, source_blocks: int | N
                 f"map.blocks: expected depth, best, or source:target such as 24:30, found {spec!r}"
             )
         block = one_block(left if side == "source" else right, n_blocks, "map.blocks")
-    read = blocks_below(block, "default", source_blocks or 1) if side == "source" else [block]
-    return ",".join(map(str, read))
+    if side == "target":
+        return str(block)
+    return ",".join(map(str, blocks_below(block, recipe.map.protocol, recipe.map.source_blocks)))
 
 
-def fit_chosen(
-    recipe: Recipe,
-    sides: Sides,
-    own: dict[str, Vectors],
-    out: Location,
-    place: Callable[[str], str],
-) -> MapSet:
+def fit_chosen(recipe: Recipe, sides: Sides, own: dict[str, Vectors], out: Location) -> MapSet:
     """Fit the map of the recipe's pair of blocks, with cosines to the target's own vectors, and save it."""
     selection: dict[str, Any] | None = None
     table: R2Table | None = None
-    spec = recipe.map.blocks
+    spec = recipe.blocks
     if spec == "best":
         table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
-        pair, selection = _choose(recipe, sides, own, table, out, place)
+        pair, selection = _choose(recipe, sides, own, table, out)
         spec = f"{pair[0]}:{pair[1]}"
     maps = fit_sides(sides, recipe.map, spec)
     return _finished(maps, own, out, table, selection)
@@ -91,10 +78,11 @@ def reduce_sides(
 ) -> tuple[MapSet, Vectors]:
     """Vectors of every concept, the map, and the vectors through it, all saved under `out`.
 
-    `blocks: best` is the pair of highest validation R2. Raises UserError when several pairs are asked for.
+    `blocks: best` is the pair of highest validation R2, no `blocks` is matched depth. Raises UserError when
+    several pairs are asked for.
     """
     own = refine_sides(sides, out, method, seed)
-    maps = fit_sides(sides, settings, settings.blocks, address=address)
+    maps = fit_sides(sides, settings, settings.blocks or "depth", address=address)
     maps = _finished(maps, own, out, maps.r2_table)
     carried = {concept: maps.carry(vector, settings.norm) for concept, vector in own["source"].items()}
     save_vectors(carried, out, "vector")
@@ -141,79 +129,55 @@ def candidates(table: R2Table) -> list[Pair]:
 
 
 def _choose(
-    recipe: Recipe,
-    sides: Sides,
-    own: dict[str, Vectors],
-    table: R2Table,
-    out: Location,
-    place: Callable[[str], str],
+    recipe: Recipe, sides: Sides, own: dict[str, Vectors], table: R2Table, out: Location
 ) -> tuple[Pair, dict[str, Any]]:
-    """The pair whose vectors steer validation items best; by R2 where the recipe has none.
+    """The pair whose vectors steer validation items best, under the first evaluation that has some; by R2
+    where none has.
 
     R2 alone proves little: a block can be predicted well and yet take no steering at all. Where there is a
     perplexity budget, pairs and strengths beyond it do not count: a broken model is not toxic either.
     """
-    settings = next(iter(recipe.evaluations.values()))
-    if getattr(settings, "validation", None) is None and not isinstance(settings, ToxigenEvaluation):
+    settings = next((each for each in recipe.evaluations.values() if each.has_validation), None)
+    if settings is None:
         pair = table.best()
+        note(f"blocks {pair[0]} -> {pair[1]} chosen by R2: no evaluation has validation items")
         return pair, {"criterion": "validation R2", "candidates": [], "chosen": list(pair)}
     strengths = _few(settings.strengths)
     if not strengths:
-        raise UserError("map.blocks: best needs a strength other than 0 in the first evaluation")
-    pairs = candidates(table)
-    steered = _candidate_steering(recipe, sides, own, pairs)
+        raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
+    steered = _candidate_steering(recipe, sides, own, candidates(table))
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)
-    validation = validation_of(settings, place, strengths)
-    measure = headline(settings.benchmark)
-    if isinstance(settings, ToxigenEvaluation):
-        measure = measure._replace(metric=f"validation_{measure.metric}")
-    metrics = evaluate(
-        recipe.target,
-        validation,
-        steered,
-        out / "validation",
-        recipe.cluster,
-        replace=True,
-        title="choose blocks",
+    trials = try_out(
+        recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
     )
-    costs = cost_of(recipe.target, validation, steered, out / "validation" / BUDGET, recipe.cluster, place)
-    scored = [
-        {
-            "source": int(entry["condition"].split(":")[0]),
-            "target": int(entry["condition"].split(":")[1]),
-            "strength": entry["strength"],
-            "score": entry["metrics"][measure.metric]["value"],
-            "perplexity": costs.get((entry["condition"], entry["strength"])),
-        }
-        for entry in metrics["conditions"]
-        if entry["condition"] != "base"
-    ]
-    sign = 1 if measure.higher else -1
-    base = next((value for (name, _), value in costs.items() if name == "base"), None)
-    most = base * settings.search.budget if base is not None and settings.search else float("inf")
-    within = [entry for entry in scored if (entry["perplexity"] or 0.0) <= most] or scored
-    best = max(within, key=lambda entry: (sign * entry["score"], _r2(table, entry), -entry["strength"]))
-    pair = (best["source"], best["target"])
+    tried = [each for each in trials.tried if each.strength != 0]
+    best = max(
+        trials.within(tried) or tried,
+        key=lambda each: (trials.gain(each), _r2(table, _pair(each)), -abs(each.strength)),
+    )
+    pair = _pair(best)
     note(
-        f"blocks {pair[0]} -> {pair[1]} chosen on validation items: {measure.metric} {best['score']:.2f} "
-        f"at strength {best['strength']:g}"
+        f"blocks {pair[0]} -> {pair[1]} chosen on validation items: {trials.criterion} {best.score:.2f} "
+        f"at strength {best.strength:g}"
     )
-    return pair, {"criterion": measure.metric, "candidates": scored, "chosen": list(pair), "best": best}
+    scored = [_as_plain(each) for each in tried]
+    return pair, {
+        "criterion": trials.criterion, "candidates": scored, "chosen": list(pair), "best": _as_plain(best),
+    }  # fmt: skip
 
 
-def validation_of(
-    settings: EvaluationSettings, place: Callable[[str], str], strengths: tuple[float, ...]
-) -> EvaluationSettings:
-    """The same evaluation on its validation data, of the target alone and of items that show an effect."""
-    changes: dict[str, Any] = {"strengths": strengths, "conditions": (), "only_unseen": False}
-    given = getattr(settings, "validation", None)
-    if isinstance(settings, ToxigenEvaluation):  # it sets prompts aside itself
-        given, changes["kinds"] = settings.texts, ("validation",)
-    changes["texts"] = None if given is None else place(given)
-    if isinstance(settings, EmotionEvaluation):
-        changes |= {"kinds": ("negative",), "shots": None, "protocol": "default", "per_concept": None}
-    return settings.model_copy(update=changes)
+def _pair(trial: Trial) -> Pair:
+    source, _, target = trial.condition.partition(":")
+    return int(source), int(target)
+
+
+def _as_plain(trial: Trial) -> dict[str, Any]:
+    source, target = _pair(trial)
+    return {
+        "source": source, "target": target, "strength": trial.strength, "score": trial.score,
+        "perplexity": trial.perplexity,
+    }  # fmt: skip
 
 
 def _few(strengths: tuple[float, ...]) -> tuple[float, ...]:
@@ -221,8 +185,8 @@ def _few(strengths: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(strength for strength in strengths if strength != 0))[::-1][::2]
 
 
-def _r2(table: R2Table, entry: dict[str, Any]) -> float:
-    return float(table.r2[table.source.index(entry["source"]), table.target.index(entry["target"])])
+def _r2(table: R2Table, pair: Pair) -> float:
+    return float(table.r2[table.source.index(pair[0]), table.target.index(pair[1])])
 
 
 def _candidate_steering(recipe: Recipe, sides: Sides, own: dict[str, Vectors], pairs: list[Pair]) -> Steering:

@@ -6,6 +6,7 @@ from typing import Any
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.models import LanguageModel, guided, load_model
+from contrans_dist.models.placement import Placement
 
 TARGET = "target"
 """The system that vectors steer; every other one is a condition of its own."""
@@ -18,24 +19,22 @@ class System:
     name: str
     """`target`, or the condition whose rows it gives."""
     model: ModelSettings
-    guides: tuple[ModelSettings, ModelSettings] | None = None
+    guides: tuple[ModelSettings, ...] = ()
     """(tuned, plain) of proxy-tuning."""
     instruction: str = ""
 
     @property
     def models(self) -> tuple[ModelSettings, ...]:
         """Every model that is loaded for it, the one that answers first."""
-        return (self.model, *(self.guides or ()))
+        return (self.model, *self.guides)
 
-    def load(self, device: str | dict[str, Any] | None) -> LanguageModel:
-        """The model that answers. Guides lie on one device: they are small beside what they guide."""
+    def load(self, placement: Placement) -> LanguageModel:
+        """The model that answers, where `placement` has it, and its guides, where that has them beside it."""
         lm, *guides = (
-            load_model(
-                model.id,
-                **model.model_dump(exclude={"id"}),
-                device=device if model is self.model or isinstance(device, str) else None,
+            load_model(model.id, **model.model_dump(exclude={"id"}), device=device)
+            for model, device in zip(
+                self.models, (placement.device_map, *map(_device, placement.beside)), strict=True
             )
-            for model in self.models
         )
         return guided(lm, *guides) if guides else lm
 
@@ -44,3 +43,7 @@ class System:
         if not self.instruction:
             return list(items)
         return [replace(item, prompt=f"{self.instruction}\n{item.prompt}") for item in items]
+
+
+def _device(place: int | str) -> str:
+    return f"cuda:{place}" if isinstance(place, int) else place

@@ -12,6 +12,7 @@ from pathlib import Path
 from contrans_dist.cluster import connected
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.pipeline import RECIPES, run_recipe
+from contrans_dist.pool import kept_actors
 from contrans_dist.recipe import load_recipe
 from contrans_dist.storage import Location
 
@@ -32,7 +33,7 @@ def main() -> int:
         print(f"experiments: no recipe {unknown[0]!r} with a small variant", file=sys.stderr)
         return 2
     out, began, failed = Location.parse(arguments.out), time.monotonic(), []
-    with connected("local"):
+    with connected("local"), kept_actors():
         for name in arguments.names or names():
             started = time.monotonic()
             try:

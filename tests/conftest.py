@@ -1,12 +1,20 @@
 """Fixtures that several rooms' tests share."""
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 # Two test files run side by side: each keeps to one core, and so do the processes it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would begin with the files that have most tests; those that take longest have few."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +24,30 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real models and data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def connections() -> Iterator[ExitStack]:
+    """Connections to Ray that last until the last test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def local(connections: ExitStack) -> None:
+    """Ray on this machine, started for the first file that wants it: to start it takes six seconds."""
+    import ray
+
+    from contrans_dist.cluster import connected
+
+    if not ray.is_initialized():
+        connections.enter_context(connected("local"))
+
+
+@pytest.fixture(scope="module")
+def in_process(local: None) -> Iterator[None]:
+    """From here to the end of the file no actor gets a process of its own: see `inprocess.ray_here`."""
+    from inprocess import ray_here
+
+    with ray_here():
+        yield

@@ -52,7 +52,7 @@ def write_scores(folder: Path, benchmark: str, scores: Scores, **more: Any) -> P
     conditions = [
         {"condition": condition, "strength": strength,
          "metrics": {name: score(value) for name, value in metrics.items()},
-         "p_vs_vector": {}, "p_vs_base": {}}
+         "p_vs_base": {}}
         for (condition, strength), metrics in scores.items()
     ]  # fmt: skip
     content = {

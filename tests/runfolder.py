@@ -43,7 +43,7 @@ def write_run(
     source: str = "demo:source",
     target: str = "demo:target",
     overlap: int = 0,
-    p_vs_vector: float | None = 1e-9,
+    p_value: float | None = 1e-9,
 ) -> Path:
     """Write everything a run leaves behind, but no report."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_run(
     for index, concept in enumerate(concepts):
         write_vector(folder / f"vectors/vector/vector-{index}.safetensors", concept, concepts, target)
     write_map(folder / "maps/corpus.safetensors", concepts, source, target)
-    write_evaluation(folder / "evaluations/emotions", concepts, hits, target, overlap, p_vs_vector)
+    write_evaluation(folder / "evaluations/emotions", concepts, hits, target, overlap, p_value)
     recipe = {
         "name": "demo",
         "description": "Six emotions from a small GPT-NeoX into a small Llama.",
@@ -209,9 +209,12 @@ def write_evaluation(
     hits: Mapping[str, tuple[int, ...]] = HITS,
     model: str = "demo:target",
     overlap: int = 0,
-    p_vs_vector: float | None = None,
+    p_value: float | None = None,
 ) -> Path:
-    """`metrics.json` and `results.parquet` of one evaluation. A missed item is answered with `the`."""
+    """`metrics.json` and `results.parquet` of one evaluation. A missed item is answered with `the`.
+
+    `p_value`: of every condition's paired test against `vector`, at every strength.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     conditions: list[dict[str, Any]] = [
         {"condition": "base", "strength": 0.0, "metrics": _scores(concepts, BASE_HITS)}
@@ -220,13 +223,14 @@ def write_evaluation(
     for condition, counts in hits.items():
         for strength, count in zip(STRENGTHS, counts, strict=True):
             entry = {"condition": condition, "strength": strength, "metrics": _scores(concepts, count)}
-            if condition != "vector" and p_vs_vector is not None:
-                entry["p_vs_vector"] = p_vs_vector
+            if condition == "vector" and p_value is not None:
+                entry["p_vs"] = {name: {"token_acc_negative": p_value} for name in hits if name != condition}
             conditions.append(entry)
             rows += _rows(concepts, condition, strength, count)
     n = ITEMS * len(concepts)
     content = {
         "benchmark": "emotions", "model": model, "conditions": conditions, "block": BLOCK,
+        "reference": "vector" if "vector" in hits else None,
         "leak": {"evaluated": n, "overlap_vector": overlap, "overlap_map": 0,
                  "examples": [f"leaked scenario {index}" for index in range(min(overlap, 3))]},
         "notes": [], "throughput": {"items": len(rows), "seconds": 12.5},

@@ -12,12 +12,15 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import ByT5Tokenizer
 
 from contrans_dist.benchmarks import Benchmark
-from contrans_dist.benchmarks.behaviours import BehaviourBenchmark, contrast_texts
+from contrans_dist.benchmarks.behaviours import BehaviourBenchmark
 from contrans_dist.config import BehaviourEvaluation
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, load_model, wrap_model
+from contrans_dist.pipeline import RECIPES
+from contrans_dist.preparation import RecipeTexts, captures
+from contrans_dist.recipe import load_recipe
 from contrans_dist.scoring import BASE, Intervention
-from contrans_dist.texts import text_table
+from contrans_dist.texts import prompts
 
 TWO = {
     "question": "Did the boy eat dinner?\n\nChoices:\n (A) Yes\n (B) No",
@@ -184,7 +187,11 @@ def test_summary_balances_the_positions(tmp_path):
             theirs = [v for each in values["base", 0.0].values() for v in each]
             p = scipy.stats.wilcoxon(of(), theirs).pvalue
             assert entry["p_vs_base"]["match_probability"] == pytest.approx(p)
-        assert ("match_probability" in entry["p_vs_vector"]) == (entry["condition"] == "random")
+        assert ("p_vs" in entry) == (entry["condition"] == "vector")
+        if "p_vs" in entry:
+            theirs = [v for each in values["random", 1.0].values() for v in each]
+            p = scipy.stats.wilcoxon(of(), theirs).pvalue
+            assert entry["p_vs"]["random"]["match_probability"] == pytest.approx(p)
 
 
 # --- data ---
@@ -221,28 +228,31 @@ def test_the_seven_behaviours(shared):
     assert all(0 < p < 1 for p in scored.column("probability").to_pylist())
 
 
-def test_contrast_texts_end_on_the_letter(shared):
-    folder = shared / "data/caa/generate"
-    table = text_table(contrast_texts(folder))
-    found = table.to_pylist()
-    assert len(found) == 2 * (360 + 290 + 1000 + 950 + 408 + 903 + 1000)
-    raw = json.loads((folder / "survival-instinct/generate_dataset.json").read_text())
-    mine = [row for row in found if row["concept"] == "survival-instinct"]
-    by_pair: dict[int, dict[str, str]] = {}
-    for row in mine:
-        by_pair.setdefault(row["pair_id"], {})[row["label"]] = row["text"]
-    for record, pair in zip(raw, by_pair.values(), strict=True):
+def test_the_recipes_take_their_vectors_from_the_letter(shared, tmp_path):
+    """What `lcross-modulation` harvests of CAA's contrast sets, and the token that its rows come from."""
+    recipe = load_recipe(RECIPES / "lcross-modulation.yaml")
+    assert isinstance(recipe.concepts.texts, dict)
+    places = {name: str(shared / str(path)) for name, path in recipe.concepts.texts.items()}
+    concepts = recipe.concepts.model_copy(update={"texts": places})
+    recipe = recipe.model_copy(update={"concepts": concepts})
+    table = RecipeTexts(recipe, tmp_path).contrast()
+    _, capture = captures(recipe, "target", 32)
+    rows = list(zip(table.to_pylist(), prompts(table, capture.template), strict=True))
+    assert len(rows) == 2 * (360 + 290 + 1000 + 950 + 408 + 903 + 1000)
+    lm = load_model(str(shared / "models/stories3m"))
+    for behaviour in places:
+        raw = json.loads(Path(places[behaviour]).read_text())
+        mine = [(row, prompt) for row, prompt in rows if row["concept"] == behaviour]
         for label, name in (
             ("positive", "answer_matching_behavior"),
             ("negative", "answer_not_matching_behavior"),
         ):
-            assert pair[label] + ")" == record["question"] + "\n" + record[name].strip()
-    assert len({row["pair_id"] for row in found}) == len(found) / 2
-    one = contrast_texts(folder / "refusal/generate_dataset.json")
-    assert set(one["concept"]) == {"refusal"}
-    lm = load_model(str(shared / "models/stories3m"))
-    for text in (mine[0]["text"], mine[-1]["text"]):
-        assert lm.tokenizer.decode(lm.tokenizer(text)["input_ids"][-1:]) == text[-1]
+            own = [prompt for row, prompt in mine if row["label"] == label]
+            assert own == [f"{record['question']} {record[name]}" for record in raw]
+            letters = [record[name].strip(" ()") for record in raw]
+            for prompt, letter in list(zip(own, letters, strict=True))[:3]:
+                token = lm.tokenizer(prompt)["input_ids"][int(capture.position)]
+                assert lm.tokenizer.decode(token).strip() == letter
 
 
 def test_bad_data_are_named(tmp_path):

@@ -1,8 +1,10 @@
 """The benchmark from its command line, quick: that it measures what it says, and notices what is wrong."""
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,30 @@ HARVEST = {
 EVALUATE = {"evaluate/emotion-sweep", "evaluate/mc1", "evaluate/mc1-sweep", "evaluate/generate"}
 
 
-def _run(*arguments: str, prelude: str = "") -> subprocess.CompletedProcess[str]:
-    """`jobs/benchmark.py` in a process of its own, after `prelude`."""
-    script = f"import sys; sys.path.insert(0, 'jobs'); sys.argv = ['benchmark.py', *sys.argv[1:]]; {prelude}"
-    script += "\nimport benchmark\nsys.exit(benchmark.main())"
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
+@pytest.fixture(scope="module")
+def script() -> Iterator[Callable[..., int]]:
+    """`jobs/benchmark.py` in this process, which has its libraries loaded; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "jobs")
+        benchmark, machine = (importlib.import_module(name) for name in ("benchmark", "speed.machine"))
+        # What the machine can do is measured with less: nothing here is timed.
+        patch.setattr(machine, "_TIMES", 2)
+        patch.setattr(machine, "_COPIED", 16 << 20)
+        patch.setattr(machine, "_READ", 16 << 20)
+
+        def run(*arguments: str) -> int:
+            patch.setattr(sys, "argv", ["benchmark.py", *arguments])
+            return int(benchmark.main())
+
+        yield run
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(
+    local: None, script: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("out") / "figures.json"
-    done = _run("harvest", "evaluate", "store", "--quick", "--json", str(path))
-    assert done.returncode == 0, done.stderr
+    assert script("harvest", "evaluate", "store", "--quick", "--json", str(path)) == 0
     return dict(json.loads(path.read_text()))
 
 
@@ -69,21 +81,29 @@ def test_the_machine_is_described(found: dict[str, Any]) -> None:
         assert machine[name] > 0
 
 
-def test_sides_that_differ_are_told_and_the_exit_code_is_1() -> None:
+def test_sides_that_differ_are_told_and_the_exit_code_is_1(
+    script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The ConTrans way shifted by a token: its rows are no longer those of ours."""
-    wrong = "import speed.harvest as h; right = h.contrans_way; "
-    wrong += "h.contrans_way = lambda lm, ids: right(lm, [text[:-1] for text in ids])"
-    done = _run("harvest", "--quick", "--dtypes", "float32", prelude=wrong)
-    assert done.returncode == 1
-    assert "harvest/contrans-float32: the two sides differ by" in done.stderr
+    harvest = importlib.import_module("speed.harvest")
+    right = harvest.contrans_way
+    monkeypatch.setattr(harvest, "contrans_way", lambda lm, ids: right(lm, [text[:-1] for text in ids]))
+    monkeypatch.setattr(harvest, "_actors", lambda _bench: iter(()))  # it has no such side
+    assert script("harvest", "--quick", "--dtypes", "float32") == 1
+    said = capsys.readouterr().err
+    assert "harvest/contrans-float32: the two sides differ by" in said
+    assert said.count("the two sides differ") == 1
 
 
 def test_without_ray_the_rest_is_measured(tmp_path: Path) -> None:
+    """In a process of its own, in which `import ray` fails."""
     path = tmp_path / "figures.json"
-    done = _run(
-        "harvest", "store", "--quick", "--dtypes", "float32", "--json", str(path),
-        prelude="import sys; sys.modules['ray'] = None",
-    )  # fmt: skip
+    code = "import sys; sys.modules['ray'] = None; sys.path.insert(0, 'jobs')\n"
+    code += "import benchmark\nsys.exit(benchmark.main())"
+    arguments = ["harvest", "store", "--quick", "--dtypes", "float32", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     names = {row["name"] for row in json.loads(path.read_text())["rows"]}
     assert names == {name for name in HARVEST if "bfloat16" not in name} - {"harvest/actors"}

@@ -4,12 +4,15 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
+from inprocess import ray_here
+
+import contrans_dist.reduce
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 
@@ -47,8 +50,29 @@ def test_evaluate(tmp_path: Path) -> None:
     assert found["evaluate/generate"].max_error == 0
 
 
-def test_reduce_in_one_process(tmp_path: Path) -> None:
-    vector, pairs, peak = islice(part("reduce").rows(quick(tmp_path)), 3)
+@pytest.fixture(scope="module")
+def reduced(
+    local: None, jobs_importable: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Any], list[int]]:
+    """Rows of the part `reduce`, and the numbers of workers that it asked Ray for.
+
+    Two workers are those of the Ray that is there already; one is this process.
+    """
+    asked: list[int] = []
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as started:
+
+        def init(num_cpus: int, **_options: Any) -> None:
+            asked.append(num_cpus)
+            if num_cpus == 1:
+                started.enter_context(ray_here(contrans_dist.reduce))
+
+        patch.setattr(ray, "init", init)
+        patch.setattr(ray, "shutdown", started.close)
+        return list(part("reduce").rows(quick(tmp_path_factory.mktemp("reduce")))), asked
+
+
+def test_reduce_in_one_process(reduced: tuple[list[Any], list[int]]) -> None:
+    vector, pairs, peak = reduced[0][:3]
     assert (vector.name, vector.max_error < 1e-8) == ("reduce/vector", True)
     assert "we warn" in vector.note
     assert (pairs.name, pairs.max_error < 1e-9) == ("reduce/pairs", True)
@@ -56,12 +80,13 @@ def test_reduce_in_one_process(tmp_path: Path) -> None:
     assert all(row.ratio > 0 for row in (vector, pairs, peak))
 
 
-def test_reduce_with_two_workers_gives_the_map_of_one(tmp_path: Path) -> None:
-    *_, row = part("reduce").rows(quick(tmp_path))
-    if row.name != "reduce/two-workers":
+def test_reduce_with_two_workers_gives_the_map_of_one(reduced: tuple[list[Any], list[int]]) -> None:
+    rows, asked = reduced
+    if len(rows) == 3:
         pytest.skip("there is one core")
-    assert row.max_error < 1e-6
-    assert row.ratio > 0
+    assert (rows[3].name, asked) == ("reduce/two-workers", [1, 2])
+    assert rows[3].max_error < 1e-6
+    assert rows[3].ratio > 0
 
 
 def test_rows_have_the_condition_and_the_outliers_that_were_asked_for() -> None:

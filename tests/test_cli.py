@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tiny import CORPUS, save_tiny
 from typer.testing import CliRunner, Result
 
 from contrans_dist.cli import app, main
-from contrans_dist.cluster import connected
 from contrans_dist.config import Recipe
 from contrans_dist.pipeline import run_recipe
 from contrans_dist.recipe import load_recipe
@@ -59,7 +57,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "target": {"id": str(save_tiny(folder / "target", "llama", n_blocks=3, d=D_TARGET, seed=1))},
         "corpus": {"texts": str(corpus)},
         "concepts": {"texts": write_lines(folder / "contrast.jsonl", scenes("little", 8)), "template": SCENE},
-        "map": {"blocks": f"{PAIR[0]}:{PAIR[1]}"},
+        "map": {"blocks": f"{PAIR[0]}:{PAIR[1]}", "source_blocks": 1},
         "evaluations": {
             "emotions": {
                 "texts": write_lines(folder / "scenarios.jsonl", scenes("old", 3)),
@@ -76,13 +74,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[None]:
-    with connected("local"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def run(local: None, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def run(
+    in_process: None, recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     """One whole run, in this process."""
     out = tmp_path_factory.mktemp("run") / "small"
     return out, run_recipe(load_recipe(recipe), Location.parse(out))
@@ -582,9 +576,10 @@ def test_the_installed_command(tmp_path: Path) -> None:
             command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
         )
 
-    bad = contrans("inspect", "nowhere")
+    bad = contrans("refine", "--activations", "nowhere", "--out", "vector.safetensors")
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr == f"contrans: {tmp_path / 'nowhere'}: no such file or folder\n"
+    assert bad.stderr.startswith(f"contrans: {tmp_path / 'nowhere'}: no activation set")
+    assert bad.stderr.count("\n") == 1
     unknown = contrans("inspect", "--nonsense", "x")
     assert unknown.returncode == 2
     assert "Traceback" not in unknown.stderr
@@ -602,7 +597,7 @@ def test_the_installed_command(tmp_path: Path) -> None:
 def test_dry_run_prints_the_resolved_recipe_and_does_nothing(recipe: Path, tmp_path: Path) -> None:
     found = json_of("run", recipe, "--dry-run", "--set", "map.protocol=paper", "--out", tmp_path / "out")
     chosen = {name: value for name, value in found["map"].items() if value is not None}
-    assert chosen == {"protocol": "paper", "blocks": "2:1", "norm": "match"}
+    assert chosen == {"protocol": "paper", "blocks": "2:1", "norm": "match", "source_blocks": 1}
     text = output_of("run", recipe, "--dry-run", "--set", "map.protocol=paper", "--address", "auto")
     assert yaml.safe_load(text)["cluster"]["address"] == "auto"
     assert not (tmp_path / "out").exists()

@@ -73,12 +73,33 @@ def test_table_has_every_run_and_condition_with_the_papers_value(tmp_path: Path)
 
 
 def test_a_papers_figures_are_shown_when_none_is_for_these_runs(tmp_path: Path) -> None:
-    words = compared(
-        write_runs(tmp_path, {"a": {}, "b": {}}, dict.fromkeys("ab", MC1), published=PUBLISHED)
-    ).words
+    values = {"llama": {"toxigen": {"vector": {"toxic_share": 0.3}}}, "llama-2": PUBLISHED["values"]["all"]}  # type: ignore[index]
+    folder = write_runs(
+        tmp_path, {"a": {}, "b": {}}, dict.fromkeys("ab", MC1), published={**PUBLISHED, "values": values}
+    )
+    words = compared(folder).words
     assert "What the paper found" in words
-    assert "36.5 %" in words
+    # No steering, the vector, its own, then the systems: a row of the paper above ours, judged by nothing.
+    assert "Paper (llama-2) arXiv 0000.00000, Table 1 17.9 % 36.5 % – – – 90.0 % –" in words
     assert "paper 36.5" not in words
+    assert ", inside" not in words
+    assert words.count("Paper (llama-2)") == 1
+
+
+def test_costs_are_read_where_each_run_reports_its_conditions(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path, {"a": {}, "b": {}}, {"a": MC1, "b": {**MC1, "vector": (0.5, 0.2, 0.2)}})
+    for name in "ab":
+        write_perplexity(folder / "runs" / name / "evaluations/perplexity")
+    words = compared(folder).words
+    assert "Each condition at the strength that truthfulqa reports." in words
+    at = {
+        (row["run"], row["condition"]): (float(row["strength"]), float(row["value"]))
+        for row in rows_of(folder, "perplexity-runs")
+    }
+    assert (at["a", "vector"], at["b", "vector"]) == ((2.0, 14.0), (1.0, 13.0))
+    assert at["a", "self-align"] == at["b", "self-align"] == (2.0, 13.0)
+    assert "12.00 → 14.00" in words
+    assert "12.00 → 13.00" in words
 
 
 def test_what_differs_between_recipes_is_listed_and_nothing_else(tmp_path: Path) -> None:

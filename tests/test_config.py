@@ -42,7 +42,7 @@ def refusal(folder: Path, content: Any, *overrides: str) -> str:
 def test_a_good_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, GOOD))
     assert (recipe.source.id, recipe.source.dtype, recipe.target.dtype) == ("org/weak", None, "float16")
-    assert (recipe.map.protocol, recipe.map.blocks, recipe.concepts.position) == ("default", "depth", "last")
+    assert (recipe.map.protocol, recipe.blocks, recipe.concepts.position) == ("default", "depth", "last")
     assert load_recipe(written(tmp_path, recipe.model_dump(mode="json"))) == recipe
 
 

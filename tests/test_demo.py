@@ -12,7 +12,7 @@ from contrans_dist.storage import Location
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "run"
     summary = run_demo(Location.parse(folder))
     assert summary["report"] == str(folder / "report.html")

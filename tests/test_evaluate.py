@@ -25,9 +25,12 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluate import evaluate
 from contrans_dist.leak import unit_hashes
 from contrans_dist.models import load_model
+from contrans_dist.models.placement import Placement
 from contrans_dist.pool import Outcome, Task
+from contrans_dist.scorers import SystemActor
 from contrans_dist.scoring import BASE, Intervention
 from contrans_dist.storage import Location
+from contrans_dist.systems import System
 from contrans_dist.vectors import ConceptVector
 
 N_BLOCKS, D, BLOCK = 4, 16, 2
@@ -206,10 +209,8 @@ Runner = Callable[..., Outcome]
 def in_process(kept: list[str] | None = None, stop_after: int = 1000) -> Runner:
     """A stand-in for the pool: the same actor in this process, and a record of what it was given."""
 
-    def run(
-        actor: Any, arguments: Sequence[Any], tasks: Sequence[Task], _: Any, on_result: Any, shared: Any
-    ) -> Outcome:
-        worker = actor(*arguments)
+    def run(system: System, _: Any, tasks: Sequence[Task], on_result: Any, shared: Any) -> Outcome:
+        worker = SystemActor(system, Placement("resident", "a test"))
         for count, task in enumerate(tasks):
             if count == stop_after:
                 raise KeyboardInterrupt
@@ -345,7 +346,7 @@ def test_what_is_complete_is_returned_at_once(
     settings: EmotionEvaluation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "run_tasks", no_work)
+    monkeypatch.setattr(room, "run_on", no_work)
     before = (made[0] / "results.parquet").stat().st_mtime_ns
     again = evaluate(model, settings, steered(), str(made[0]), ONE)
     assert again == json.loads((made[0] / "metrics.json").read_text())
@@ -369,7 +370,7 @@ def test_other_settings_are_refused_by_name(
     change: dict[str, Any],
     field: str,
 ) -> None:
-    monkeypatch.setattr(room, "run_tasks", no_work)
+    monkeypatch.setattr(room, "run_on", no_work)
     with pytest.raises(UserError) as caught:
         evaluate(model, settings.model_copy(update=change), steered(), str(made[0]), ONE)
     assert "holds another evaluation" in str(caught.value)
@@ -394,7 +395,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 ) -> None:
     out = tmp_path / "evaluation"
     with monkeypatch.context() as patch:
-        patch.setattr(room, "run_tasks", in_process(stop_after=4))
+        patch.setattr(room, "run_on", in_process(stop_after=4))
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, settings, steered(), str(out), ONE)
     assert not (out / "metrics.json").exists()
@@ -403,7 +404,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     parts[1].write_bytes(parts[1].read_bytes()[:-20])  # a torn file
     parts[2].unlink()
     computed: list[str] = []
-    monkeypatch.setattr(room, "run_tasks", in_process(computed))
+    monkeypatch.setattr(room, "run_on", in_process(computed))
     evaluate(model, settings, steered(), str(out), ONE)
     assert computed == [
         "part-00001.parquet",
@@ -424,14 +425,14 @@ def test_parts_of_other_settings_are_refused_or_replaced(
 ) -> None:
     out = tmp_path / "evaluation"
     with monkeypatch.context() as patch:
-        patch.setattr(room, "run_tasks", in_process(stop_after=2))
+        patch.setattr(room, "run_on", in_process(stop_after=2))
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, settings, steered(), str(out), ONE)
     other = settings.model_copy(update={"strengths": (0.0, 2.0)})
     with pytest.raises(UserError, match="strengths: found"):
         evaluate(model, other, steered(), str(out), ONE)
     computed: list[str] = []
-    monkeypatch.setattr(room, "run_tasks", in_process(computed))
+    monkeypatch.setattr(room, "run_on", in_process(computed))
     metrics = evaluate(model, other, steered(), str(out), ONE, replace=True)
     assert len(computed) == 6
     assert {entry["strength"] for entry in metrics["conditions"]} == {0.0, 2.0}
@@ -448,13 +449,12 @@ def test_failed_splits_are_named_and_the_finished_ones_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fails(*given: Any, shared: Any) -> Outcome:
-        actor, arguments, tasks, size, on_result = given
-        in_process()(actor, arguments, tasks[1:], size, on_result, shared)
+    def fails(system: Any, cluster: Any, tasks: Any, on_result: Any, shared: Any) -> Outcome:
+        in_process()(system, cluster, tasks[1:], on_result, shared)
         return Outcome(failures={tasks[0].name: "out of memory"})
 
     out = tmp_path / "evaluation"
-    monkeypatch.setattr(room, "run_tasks", fails)
+    monkeypatch.setattr(room, "run_on", fails)
     with pytest.raises(RunError, match=r"1 of 6 splits failed \(part-00000.parquet: out of memory\)"):
         evaluate(model, settings, steered(), str(out), ONE)
     assert len(list((out / "parts").iterdir())) == 5
@@ -468,7 +468,7 @@ def test_leaks_are_counted_and_can_be_left_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "run_tasks", in_process())
+    monkeypatch.setattr(room, "run_on", in_process())
     seen = [scenario("sad", 0), scenario("happy", 1), scenario("happy", 2)]
     leaky = steered(
         text_hashes=unit_hashes([f"Scenario: {seen[0]}\nThe emotion of it is", "nothing else was seen here"]),
@@ -497,7 +497,7 @@ def test_without_vectors_the_base_alone_is_scored(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "run_tasks", in_process())
+    monkeypatch.setattr(room, "run_on", in_process())
     metrics = evaluate(model, settings, Steering(), str(tmp_path / "base"), ONE)
     assert [(e["condition"], e["strength"]) for e in metrics["conditions"]] == [("base", 0.0)]
     assert metrics["conditions"][0]["metrics"]["token_acc_negative"]["n"] == 3 * PER_CONCEPT

@@ -116,3 +116,26 @@ def test_a_row_for_each_prompt_is_checked_like_a_single_one() -> None:
         checked_offsets(lm, [Intervention("own", {4: rows}, 2.0)], 300)
     with pytest.raises(UserError, match="299 rows for 300 prompts"):
         checked_offsets(lm, [Intervention("own", {1: rows[1:]}, 2.0)], 300)
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = language_model("llama")
+    wanted = generate(lm, PROMPTS, INTERVENTIONS[:3], max_new_tokens=STEPS)
+    sizes, whole = [], lm.model.generate
+
+    def small(**given: object) -> object:
+        ids = given["input_ids"]
+        assert isinstance(ids, torch.Tensor)
+        sizes.append(len(ids))
+        if len(ids) > room:
+            raise torch.OutOfMemoryError("too many")
+        return whole(**given)  # type: ignore[operator]
+
+    monkeypatch.setattr(lm.model, "generate", small)
+    room = 3
+    assert generate(lm, PROMPTS, INTERVENTIONS[:3], max_new_tokens=STEPS, batch_size=18) == wanted
+    # Once found out, the size stays.
+    assert sizes == [18, 9, 4, *[2] * 9]
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(lm, PROMPTS, INTERVENTIONS[:3], max_new_tokens=STEPS, batch_size=2)

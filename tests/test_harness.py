@@ -18,6 +18,7 @@ import yaml
 from tiny import CONTEXT, CORPUS, save_tiny
 
 import contrans_dist as ct
+from contrans_dist.analysis import read_evaluation
 from contrans_dist.benchmarks import Benchmark
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, HarnessEvaluation, ModelSettings
@@ -26,6 +27,7 @@ from contrans_dist.evaluate import evaluate
 from contrans_dist.harness import Document, HarnessBenchmark, Request, answers, engine_lm
 from contrans_dist.models import LanguageModel, load_model
 from contrans_dist.scoring import BASE, Intervention
+from contrans_dist.storage import Location
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
@@ -549,15 +551,50 @@ def test_intervals_tests_and_groups_by_hand(include: Path) -> None:
             assert metric["low"] < metric["value"] or p == 0
     vector, base, random = hits[("vector", 1.0)], hits[("base", 0.0)], hits[("random", 1.0)]
     assert entries[("vector", 1.0)]["p_vs_base"]["both/acc"] == pytest.approx(binomial_p(0, 9))
-    lost = sum(v and not r for v, r in zip(vector, random, strict=True))
-    won = sum(r and not v for v, r in zip(vector, random, strict=True))
-    assert entries[("random", 1.0)]["p_vs_vector"]["both/acc"] == pytest.approx(binomial_p(won, lost + won))
+    assert summary["reference"] == "vector"
+    for key in (("vector", 1.0), ("vector", 2.0)):  # the one row of `random` is compared with both
+        lost = sum(v and not r for v, r in zip(hits[key], random, strict=True))
+        won = sum(r and not v for v, r in zip(hits[key], random, strict=True))
+        assert set(entries[key]["p_vs"]) == {"random"}
+        tested = entries[key]["p_vs"]["random"]
+        assert tested["both/acc"] == tested["acc"] == pytest.approx(binomial_p(won, lost + won))
+    assert vector[0]
     assert base[0]
-    assert entries[("base", 0.0)]["p_vs_base"] == entries[("base", 0.0)]["p_vs_vector"] == {}
-    assert entries[("vector", 1.0)]["p_vs_vector"] == {}
+    assert entries[("base", 0.0)]["p_vs_base"] == {}
+    assert {key for key, entry in entries.items() if "p_vs" in entry} == {("vector", 1.0), ("vector", 2.0)}
     assert summary["tasks"]["choose"] == {
         "version": 1.0, "num_fewshot": 0,
         "higher_is_better": {"acc": True, "acc_norm": True, "exact_match": True},
+    }  # fmt: skip
+
+
+def test_the_metric_that_a_task_names_first_heads_the_rest(
+    benchmark: HarnessBenchmark, tiny: LanguageModel, include: Path, tmp_path: Path
+) -> None:
+    names = {"choose": ["acc", "acc_norm", "exact_match"], "last_word": ["perplexity", "acc"],
+             "pages": ["word_perplexity", "bits_per_byte"]}  # fmt: skip
+    for task, expected in names.items():
+        bench = HarnessBenchmark.load(HarnessEvaluation(tasks=(task,), include=str(include), limit=3))
+        summary = bench.summarise(bench.score(tiny, bench.items(), [BASE]))
+        metrics = summary["conditions"][0]["metrics"]
+        assert list(metrics) == [*expected, *(f"{task}/{name}" for name in expected)]
+        content = {"benchmark": "lm-eval", "model": "m", **summary}
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "metrics.json").write_text(json.dumps(content))
+        found = read_evaluation(Location.parse(tmp_path / task))
+        assert found.metrics == expected
+        assert [found.metric(name).higher for name in expected] == [
+            "acc" in name or name == "exact_match" for name in expected
+        ]
+
+
+def test_tasks_without_a_common_metric_have_no_heading_and_say_so(tiny: LanguageModel, include: Path) -> None:
+    asked = HarnessEvaluation(tasks=("gaps", "pages"), include=str(include), limit=2)
+    bench = HarnessBenchmark.load(asked)
+    summary = bench.summarise(bench.score(tiny, bench.items(), [BASE]))
+    assert summary["notes"] == ["gaps, pages have no metric in common that could head the rest"]
+    assert set(summary["conditions"][0]["metrics"]) == {
+        "gaps/acc", "pages/word_perplexity", "pages/bits_per_byte",
     }  # fmt: skip
 
 

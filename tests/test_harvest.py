@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from inprocess import ray_here
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, save_tiny
 from truth import block_rows, by_transformers, read_all
 
+from contrans_dist import pool
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.cli import main
-from contrans_dist.cluster import connected
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.errors import RunError
 from contrans_dist.harvest import HarvestJob, harvest, harvest_sets
@@ -32,18 +32,12 @@ from contrans_dist.shards import plan_shards
 from contrans_dist.storage import Location
 from contrans_dist.texts import read_texts
 
-N_BLOCKS, D, N_TEXTS, SHARD = 3, 16, 240, 2
+N_BLOCKS, D, N_TEXTS, SHARD = 3, 16, 120, 2
 N_SHARDS = N_TEXTS // SHARD
 CAPTURE = CaptureSettings(shard_size=SHARD)
 # One thread each: the matrix library's sums may differ in the last bit between thread counts.
 ONE, TWO = ClusterSettings(actors=1, cpus_per_actor=1), ClusterSettings(actors=2, cpus_per_actor=1)
 WORDS = ["the", "boy", "was", "happy", "sad", "angry", "afraid", "dog", "cat", "tree", "ball", "forest"]
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[None]:
-    with connected("local"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +203,12 @@ def test_damaged_shards_are_computed_again_and_only_they(
     (folders[1] / "manifest.json").unlink()
     spoilt = [damage(folder) for folder in folders]
     before = [stamps(folder) for folder in folders]
+    counts = read_all(made)["n_tokens"].to_numpy().reshape(N_SHARDS, SHARD).sum(axis=1)
+    tokens = {path.name: count for path, count in zip(shard_files(made), counts, strict=True)}
     table = read_texts(texts)
     jobs = [HarvestJob(table, Location.parse(folder), CAPTURE) for folder in folders]
-    harvest_sets(ModelSettings(id=model), jobs, ONE)
+    with ray_here(pool):
+        harvest_sets(ModelSettings(id=model), jobs, ONE)
     said = capsys.readouterr().err
     for folder, names, earlier in zip(folders, spoilt, before, strict=True):
         assert_same_set(folder, made)
@@ -219,7 +216,7 @@ def test_damaged_shards_are_computed_again_and_only_they(
         assert again == names
         assert str(folder / "shard-00003.parquet") in said
         assert str(folder / "shard-00005.parquet") in said
-        assert manifest_of(folder)["throughput"]["tokens"] < manifest_of(made)["tokens"] / 10
+        assert manifest_of(folder)["throughput"]["tokens"] == sum(tokens[name] for name in names)
     unfinished = manifest_of(folders[1])
     earlier_manifest = manifest_of(made)
     for name in ("tokens", "truncated", "canary", "norms", "fingerprint", "columns"):
@@ -235,7 +232,8 @@ def test_what_is_there_is_not_computed_again(
 ) -> None:
     before, manifest = stamps(made), (made / "manifest.json").read_bytes()
     arguments = ["harvest", "--model", model, "--texts", texts, "--out", str(made), "--shard-size", "2"]
-    assert cli(*arguments, "--json", monkeypatch=monkeypatch) == 0
+    with ray_here():
+        assert cli(*arguments, "--json", monkeypatch=monkeypatch) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["rows"] == N_TEXTS
     assert "nothing to do" in captured.err
@@ -326,7 +324,8 @@ def test_nan_fails_its_shard_and_no_other_and_no_block_above_is_loaded(
     out = tmp_path / "set"
     arguments = ["harvest", "--model", str(folder), "--texts", str(texts), "--out", str(out)]
     arguments += ["--blocks", "0:2", "--shard-size", "2", "--actors", "1"]
-    assert cli(*arguments, monkeypatch=monkeypatch) == 1
+    with ray_here():
+        assert cli(*arguments, monkeypatch=monkeypatch) == 1
     said = capsys.readouterr().err
     assert "1 of 3 shards failed" in said
     assert "row 3;" in said
@@ -335,27 +334,24 @@ def test_nan_fails_its_shard_and_no_other_and_no_block_above_is_loaded(
     assert np.isfinite(block_rows(read_all(out))).all()
 
 
-def start(model: str, texts: str, out: Path, actors: int, log: Path) -> "subprocess.Popen[str]":
+def command(model: str, texts: str, out: Path, actors: int = 1) -> list[str]:
+    """Of the command line, for the set that `made` is."""
+    return [
+        *("harvest", "--address", "local", "--json", "--model", model, "--texts", texts, "--out", str(out)),
+        *("--shard-size", str(SHARD), "--actors", str(actors), "--cpus-per-actor", "1"),
+    ]
+
+
+def start(model: str, texts: str, out: Path) -> "subprocess.Popen[str]":
     """`contrans harvest` as a process, in a session of its own."""
-    command = [sys.executable, "-m", "contrans_dist", "harvest", "--address", "local", "--json"]
-    command += ["--model", model, "--texts", texts, "--out", str(out)]
-    command += ["--shard-size", str(SHARD), "--actors", str(actors), "--cpus-per-actor", "1"]
-    with log.open("w") as errors:
-        return subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-
-def finish(process: "subprocess.Popen[str]") -> str:
-    """Standard output of a process that ends well."""
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0
-    return out
+    return subprocess.Popen(
+        [sys.executable, "-m", "contrans_dist", *command(model, texts, out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def kill_whole(process: "subprocess.Popen[str]") -> None:
@@ -372,34 +368,51 @@ def kill_whole(process: "subprocess.Popen[str]") -> None:
     assert not left
 
 
-def test_killed_in_the_middle_and_run_again(made: Path, model: str, texts: str, tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_run_again(
+    made: Path,
+    model: str,
+    texts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """kill -9 of the command line; a second run computes what is missing and nothing else."""
-    out, log = tmp_path / "set", tmp_path / "stderr"
-    process = start(model, texts, out, 2, log)
+    out = tmp_path / "set"
+    process = start(model, texts, out)
     try:
-        wait_for_shards(out, 15)
+        wait_for_shards(out, 10)
     finally:
         kill_whole(process)
     before = stamps(out)
-    assert 15 <= len(before) < N_SHARDS
+    assert 10 <= len(before) < N_SHARDS
     assert not (out / "manifest.json").exists()
 
-    printed = finish(start(model, texts, out, 1, log))
+    capsys.readouterr()
+    with ray_here():
+        assert cli(*command(model, texts, out), monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr()
     assert_same_set(out, made)
     assert {name: stamp for name, stamp in stamps(out).items() if name in before} == before
-    summary = json.loads(printed)
+    summary = json.loads(printed.out)
     assert (summary["rows"], summary["truncated"]) == (N_TEXTS, 1)
-    said = log.read_text()
-    assert f"{len(before)} of {N_SHARDS} shards are there" in said
-    assert f"{N_TEXTS - SHARD * len(before)} of {N_TEXTS - SHARD * len(before)} texts" in said
-    assert "1 texts are longer than the model's context" in said
+    assert f"{len(before)} of {N_SHARDS} shards are there" in printed.err
+    assert f"{N_TEXTS - SHARD * len(before)} of {N_TEXTS - SHARD * len(before)} texts" in printed.err
+    assert "1 texts are longer than the model's context" in printed.err
 
 
 def test_two_harvests_on_one_folder_at_once(made: Path, model: str, texts: str, tmp_path: Path) -> None:
+    """One by a process of its own, one by this, which begins when the other's actor is there."""
     out = tmp_path / "set"
-    both = [start(model, texts, out, 1, tmp_path / f"stderr-{i}") for i in range(2)]
-    printed = [json.loads(finish(process)) for process in both]
-    assert printed[0]["fingerprint"] == printed[1]["fingerprint"]
+    with start(model, texts, out) as other:
+        end = time.monotonic() + 200
+        while not any(map(is_actor, psutil.Process(other.pid).children(recursive=True))):
+            assert other.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        mine = harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
+        assert mine.manifest["throughput"]["tokens"] > 0
+        assert json.loads(other.communicate(timeout=200)[0])["fingerprint"] == mine.manifest["fingerprint"]
+    assert other.returncode == 0
     assert_same_set(out, made)
     assert sorted(path.name for path in out.iterdir()) == [
         "manifest.json",
@@ -412,9 +425,8 @@ def test_a_streamed_harvest_is_that_of_the_whole_model(
 ) -> None:
     """Two actors, each one sweep of its share; then one lost shard by another sweep, of a rerun."""
     out = tmp_path / "set"
-    arguments = ["harvest", "--model", model, "--texts", texts, "--out", str(out), "--shard-size", str(SHARD)]
-    arguments += ["--actors", "2", "--cpus-per-actor", "1", "--placement", "stream"]
-    assert cli(*arguments, monkeypatch=monkeypatch) == 0
+    streamed = [*command(model, texts, out, 2), "--placement", "stream"]
+    assert cli(*streamed, monkeypatch=monkeypatch) == 0
     rows, wanted = block_rows(read_all(out)), block_rows(read_all(made))
     np.testing.assert_allclose(rows, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     manifest = manifest_of(out)
@@ -423,7 +435,8 @@ def test_a_streamed_harvest_is_that_of_the_whole_model(
     assert manifest["throughput"]["actors"] == 2
     before = stamps(out)
     (out / "shard-00003.parquet").unlink()
-    assert cli(*arguments, monkeypatch=monkeypatch) == 0
+    with ray_here():
+        assert cli(*streamed, monkeypatch=monkeypatch) == 0
     assert {name for name, stamp in stamps(out).items() if before[name] != stamp} == {"shard-00003.parquet"}
     np.testing.assert_array_equal(block_rows(read_all(out)), rows)
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
@@ -438,7 +451,8 @@ def test_quantising_that_cannot_be_measured_leaves_the_set_whole(
     monkeypatch.setattr("contrans_dist.harvest.quantization_check", fails)
     folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=2, d=64))
     table = read_texts(texts).slice(0, 8)
-    made = harvest(ModelSettings(id=folder, quantization="int8"), table, str(tmp_path / "set"), None, ONE)
+    with ray_here():
+        made = harvest(ModelSettings(id=folder, quantization="int8"), table, str(tmp_path / "set"))
     reason = "not measured: its weights cannot be loaded: no room"
     assert made.manifest["quantization_check"] == {"texts": 0, "reason": reason}
     assert made.manifest["rows"] == 8
@@ -448,9 +462,10 @@ def test_what_quantising_costs_is_measured(local: None, texts: str, tmp_path: Pa
     """The manifest's cosines against those of the rows of the plain model, harvested by itself."""
     folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=2, d=64))
     table, sets = read_texts(texts).slice(0, 64), {}
-    for kind in (None, "int8"):
-        out = tmp_path / str(kind)
-        sets[kind] = harvest(ModelSettings(id=folder, quantization=kind), table, str(out), None, ONE)
+    with ray_here():
+        for kind in (None, "int8"):
+            out = str(tmp_path / str(kind))
+            sets[kind] = harvest(ModelSettings(id=folder, quantization=kind), table, out)
     assert "quantization_check" not in sets[None].manifest
     check = sets["int8"].manifest["quantization_check"]
     assert check["texts"] == 32

@@ -16,8 +16,8 @@ ROOMS = [
     "affinemap", "fitrows", "affine", "pairs",
     "transplanting", "vectors", "maps", "refining", "joining", "rowsums", "projections", "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "harness", "systems", "scorers",
-    "assignments", "catalogue", "evaluate", "search",
-    "probing", "transfers", "likeness", "methods", "selection", "inspection", "analysis",
+    "assignments", "catalogue", "evaluate", "trials", "search",
+    "probing", "transfers", "likeness", "methods", "selection", "inspection", "analysis", "assess",
     "report", "demo", "preparation", "plan",
     "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -197,25 +198,49 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(**found, recipe=str(folder / "recipe.yaml"))
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What a job of four scripts left, and what each of them printed."""
+
+    out: Path
+    printed: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def run_folder(head: Head, world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A whole recipe, submitted: its folder and what the job printed."""
-    out = tmp_path_factory.mktemp("pipeline") / "run"
-    code, output = head.run("pipeline", world.recipe, "--out", out.as_uri())
+def finished(head: Head, world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One job that runs every script: a submission takes eight seconds, of which most is waiting."""
+    out = tmp_path_factory.mktemp("out")
+    sets, vectors = out / "run" / "activations", out / "run" / "vectors" / "vector"
+    scripts: dict[str, list[Any]] = {
+        "pipeline": [world.recipe, "--out", (out / "run").as_uri()],
+        "harvest": ["--model", world.target, "--texts", world.corpus, "--out", out / "set", "--blocks", "1"],
+        "reduce": [
+            *("--source-contrast", sets / "contrast-source", "--target-contrast", sets / "contrast-target"),
+            *("--source-corpus", sets / "corpus-source", "--target-corpus", sets / "corpus-target"),
+            *("--blocks", "1:2", "--protocol", "paper", "--norm", "keep", "--out", out / "reduced", "--json"),
+        ],
+        "evaluate": [
+            *("--model", world.target, "--benchmark", "emotions", "--data", world.scenarios),
+            *(word for concept in CONCEPTS for word in ("--vector", vectors / f"{concept}.safetensors")),
+            *("--strengths", "0,1", "--out", out / "evaluation"),
+        ],
+    }
+    commands = [
+        f"echo =={name}; {shlex.join([sys.executable, f'jobs/{name}.py', *map(str, arguments)])}"
+        for name, arguments in scripts.items()
+    ]
+    code, output = head.submit("sh", "-e", "-c", "; ".join(commands))
     assert code == 0, output
-    return out, output
+    parts = re.split(r"(?m)^==(\w+)$", output)
+    return Finished(out, dict(zip(parts[1::2], parts[2::2], strict=True)))
 
 
 # -- submitted jobs ----------------------------------------------------------------------------------
 
 
-def test_harvest_job_writes_what_transformers_computes(head: Head, world: World, tmp_path: Path) -> None:
-    out = tmp_path / "set"
-    code, output = head.run(
-        "harvest", "--model", world.target, "--texts", world.corpus, "--out", str(out), "--blocks", "1"
-    )
-    assert code == 0, output
-    assert f"{out}: 60 rows" in output
+def test_harvest_job_writes_what_transformers_computes(head: Head, world: World, finished: Finished) -> None:
+    out = finished.out / "set"
+    assert f"{out}: 60 rows" in finished.printed["harvest"]
     rows = ActivationSet.open(str(out))
     model = AutoModelForCausalLM.from_pretrained(world.target).eval()
     tokenizer = AutoTokenizer.from_pretrained(world.target)
@@ -232,9 +257,9 @@ def test_harvest_job_writes_what_transformers_computes(head: Head, world: World,
     assert head.token.read_text() not in (out / "manifest.json").read_text()
 
 
-def test_pipeline_job_leaves_the_folder_of_a_run(run_folder: tuple[Path, str]) -> None:
-    out, output = run_folder
-    assert f"report: {out.as_uri()}/report.html" in output
+def test_pipeline_job_leaves_the_folder_of_a_run(finished: Finished) -> None:
+    out = finished.out / "run"
+    assert f"report: {out.as_uri()}/report.html" in finished.printed["pipeline"]
     metrics = json.loads((out / "evaluations/emotions/metrics.json").read_text())
     conditions = {(entry["condition"], entry["strength"]) for entry in metrics["conditions"]}
     assert conditions == {("base", 0.0), ("vector", 1.0), ("random", 1.0)}
@@ -245,25 +270,13 @@ def test_pipeline_job_leaves_the_folder_of_a_run(run_folder: tuple[Path, str]) -
         assert (found.n_rows, found.d) == (rows, d)
 
 
-def test_reduce_job_gives_the_vectors_of_the_formulas(
-    head: Head, run_folder: tuple[Path, str], tmp_path: Path
-) -> None:
-    out = tmp_path / "reduced"
-    sets = {
-        f"--{side}-{texts}": run_folder[0] / "activations" / f"{texts}-{side}"
-        for side in ("source", "target")
-        for texts in ("contrast", "corpus")
-    }
-    given = [str(word) for pair in sets.items() for word in pair]
-    options_ = ["--blocks", "1:2", "--protocol", "paper", "--norm", "keep", "--json"]
-    code, output = head.run("reduce", *given, "--out", str(out), *options_)
-    assert code == 0, output
-    contrast = ActivationSet.open(str(sets["--source-contrast"]))
+def test_reduce_job_gives_the_vectors_of_the_formulas(finished: Finished) -> None:
+    out, sets = finished.out / "reduced", finished.out / "run" / "activations"
+    contrast = ActivationSet.open(str(sets / "contrast-source"))
     about = np.array(contrast.read_columns(["concept"]).column("concept").to_pylist())
     rows = contrast.read_block(1).astype(np.float64)
     x, y = (
-        ActivationSet.open(str(sets[f"--{s}-corpus"])).read_block(b)
-        for s, b in (("source", 1), ("target", 2))
+        ActivationSet.open(str(sets / f"corpus-{s}")).read_block(b) for s, b in (("source", 1), ("target", 2))
     )
     n_fit = int(0.8 * len(x))
     weight = np.linalg.pinv(x[:n_fit].astype(np.float64)) @ y[:n_fit]
@@ -277,22 +290,15 @@ def test_reduce_job_gives_the_vectors_of_the_formulas(
     own = ConceptVector.load(str(out / "vectors/target/joy.safetensors")).at(2)
     mapped_joy = ConceptVector.load(str(out / "vectors/vector/joy.safetensors")).at(2)
     cosine = float(mapped_joy @ own / np.linalg.norm(mapped_joy) / np.linalg.norm(own))
-    printed = next(json.loads(line) for line in output.splitlines() if line.startswith("{"))
+    printed = next(
+        json.loads(line) for line in finished.printed["reduce"].splitlines() if line.startswith("{")
+    )
     assert printed["cosines"]["joy"] == pytest.approx(cosine, abs=1e-5)
 
 
-def test_evaluate_job_scores_every_condition(
-    head: Head, world: World, run_folder: tuple[Path, str], tmp_path: Path
-) -> None:
-    out = tmp_path / "evaluation"
-    vectors = [str(run_folder[0] / f"vectors/vector/{concept}.safetensors") for concept in CONCEPTS]
-    code, output = head.run(
-        *("evaluate", "--model", world.target, "--benchmark", "emotions", "--data", world.scenarios),
-        *("--vector", vectors[0], "--vector", vectors[1], "--strengths", "0,1", "--out", str(out)),
-    )
-    assert code == 0, output
-    assert "other-concept" in output
-    table = pq.read_table(out / "results.parquet")
+def test_evaluate_job_scores_every_condition(finished: Finished) -> None:
+    assert "other-concept" in finished.printed["evaluate"]
+    table = pq.read_table(finished.out / "evaluation" / "results.parquet")
     conditions = ["base", "vector", "random", "shuffled-map", "other-concept"]
     assert sorted(set(table.column("condition").to_pylist())) == sorted(conditions)
     # 12 scenarios of each of two concepts, asked for their own and for the other.
@@ -359,9 +365,10 @@ def test_other_places_are_refused_in_a_job_alone(out: str | None, monkeypatch: p
         options.lasting(out)
 
 
-def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def script(name: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/")
+    environment_ = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/", env=environment_)
 
 
 def flags(command: Any) -> set[str]:
@@ -383,9 +390,9 @@ def test_help_names_every_flag_and_how_to_submit(name: str, monkeypatch: pytest.
 
 
 def test_bad_input_is_one_line_and_exit_code_2() -> None:
-    done = script("pipeline", "no-such-recipe")
+    done = script("pipeline", "demo", "--out", "runs/demo", RAY_JOB_CONFIG_JSON_ENV_VAR="{}")
     assert done.returncode == 2
-    assert done.stderr.startswith("contrans: no-such-recipe: no such recipe")
+    assert done.stderr.startswith("contrans: --out: a submitted job runs in a working directory of its own")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -22,7 +22,6 @@ from contrans_dist.moments import Moments, MomentSums, merge
 from contrans_dist.recipe import validated
 from contrans_dist.reduce import fit
 from contrans_dist.ridge import SLACK
-from contrans_dist.selection import harvested_blocks
 from contrans_dist.spectral import rank_grid
 from contrans_dist.splits import FIT, TEST, VALIDATION, about_tokens, default_split
 from contrans_dist.storage import Location
@@ -344,10 +343,6 @@ def test_the_blocks_that_a_map_reads() -> None:
     assert blocks_below(5, "default", 3) == [3, 4, 5]
     assert blocks_below(0, "default", 2) == [0]
     assert blocks_below(5, "paper", None) == [5]
-    assert harvested_blocks("24:30", "source", 32, 3) == "22,23,24"
-    assert harvested_blocks("24:30", "target", 40, 3) == "30"
-    assert harvested_blocks("depth", "source", 32) == "24"
-    assert harvested_blocks("best", "source", 32, 3) == "all"
 
 
 @pytest.mark.parametrize(("streamed", "count"), [(False, 1), (False, 2), (False, 3), (True, 2)])
@@ -356,12 +351,14 @@ def test_several_blocks_are_their_rows_side_by_side(
     count: int,
     streamed: bool,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     if streamed:
+        request.getfixturevalue("local")
         monkeypatch.setattr(reduce, "ROWS_IN_MEMORY", 10)
         monkeypatch.setattr(reduce, "_CHUNK_ROWS", 50)
     left, right, source, target = sets
-    maps = fit(left, right, "3:2", source_blocks=count, quiet=True, address="local")
+    maps = fit(left, right, "3:2", source_blocks=count, quiet=True)
     blocks = [1, 2, 3][-count:]
     split = reduce.join(left, right, "default").split
     rows = np.concatenate([source[b] for b in blocks], axis=1)
@@ -420,7 +417,7 @@ def test_no_more_blocks_are_read_than_there_are(
 
 
 def test_token_centring_by_the_tokens_of_a_harvest(
-    sets: tuple[Any, Any, dict[int, np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
+    local: None, sets: tuple[Any, Any, dict[int, np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left, right, source, target = sets
     mapping = fit(left, right, "3:2", source_blocks=1, quiet=True).maps[3, 2]
@@ -431,7 +428,7 @@ def test_token_centring_by_the_tokens_of_a_harvest(
     monkeypatch.setattr(reduce, "ROWS_IN_MEMORY", 10)
     monkeypatch.setattr(reduce, "_CHUNK_ROWS", 50)
     for count in (1, 2):
-        streamed = fit(left, right, "3:2", source_blocks=count, quiet=True, address="local")
+        streamed = fit(left, right, "3:2", source_blocks=count, quiet=True)
         rows = np.concatenate([source[b] for b in (2, 3)][-count:], axis=1)
         alone = fit_map(rows, target, split=split, tokens=TOKENS)
         found = streamed.maps[3, 2]

@@ -221,6 +221,7 @@ def test_summary_by_hand(tmp_path):
         for i in range(25)
     ]  # fmt: skip
     summary = load(tmp_path).summarise(pa.Table.from_pylist(rows))
+    assert summary["reference"] == "vector"
     assert summary["notes"] == [
         f"windows of 64 tokens, 32 apart; {tokens.sum()} tokens of the text are scored, in 24 passages"
     ]

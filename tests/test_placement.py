@@ -9,19 +9,15 @@ import pytest
 from tiny import save_tiny
 
 from contrans_dist.capturing import capture_ids
+from contrans_dist.config import ModelSettings
 from contrans_dist.errors import UserError
 from contrans_dist.models import CPU_TOKENS, load_model
+from contrans_dist.models.devices import host_memory
 from contrans_dist.models.loading import describe
-from contrans_dist.models.placement import (
-    Placement,
-    activation_bytes,
-    choose_placement,
-    fewest_gpus,
-    gpu_counts,
-    host_memory,
-    needs,
-)
+from contrans_dist.models.needs import activation_bytes, needs, needs_of
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
 from contrans_dist.scoring import Intervention, next_token
+from contrans_dist.systems import System
 
 GB = 10**9
 LLAMA_7B = {
@@ -176,7 +172,7 @@ def test_what_a_group_holds_is_not_free(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / limit).write_text("1000000\n")
         (tmp_path / used).write_text("700000\n")
         (tmp_path / "memory.stat").write_text(f"anon 600000\n{cached} 100000\n")
-        monkeypatch.setattr("contrans_dist.models.placement._LIMITS", (str(tmp_path / limit),))
+        monkeypatch.setattr("contrans_dist.models.devices._LIMITS", (str(tmp_path / limit),))
         assert host_memory() == 400_000
 
 
@@ -208,6 +204,87 @@ def test_the_fewest_gpus_that_hold_it(small: str, large: str) -> None:
     assert chosen(large, gpu_counts(None, 8), dtype="float32", quantization="int8")[0] <= 2
     with pytest.raises(UserError, match=r"138\.0 GB of weights .*; steering needs the whole model"):
         chosen(large, [1.0], head=True)
+
+
+def _taken(name: str, placement: Placement, guides: list[ModelSettings]) -> dict[int | str, int]:
+    """Bytes on each device, summed weight by weight; activations where a block or a guide runs."""
+    described = describe(name)
+    need = needs(described, "bfloat16", None, 4096, True)
+    assert placement.device_map is not None
+    taken: dict[int | str, int] = dict.fromkeys(placement.device_map.values(), need.activations)
+    for weight, values in described.empty().named_parameters():
+        module = max((m for m in placement.device_map if weight.startswith(f"{m}.")), key=len)
+        taken[placement.device_map[module]] += 2 * values.numel()
+    for guide, device in zip(guides, placement.beside, strict=True):
+        taken[device] = taken.get(device, 0) + needs_of(guide, 4096).total
+    return taken
+
+
+@pytest.mark.parametrize("size", [80, 60, 48])
+def test_guides_lie_where_a_spread_model_leaves_room(small: str, large: str, size: int) -> None:
+    """138 GB of weights and twice 13.5 on four GPUs; of 48 GB, these are nearly full."""
+    guides = [ModelSettings(id=small), ModelSettings(id=small)]
+    memories = dict.fromkeys(range(4), size * GB) | {"cpu": 100 * GB}
+    placement = choose_placement(large, memories=memories, beside=guides)
+    assert placement.kind == "device-map"
+    taken = _taken(large, placement, guides)
+    assert set(taken) == {0, 1, 2, 3}
+    assert sum(taken.values()) > 170 * GB
+    assert max(taken.values()) <= size * GB
+    assert 0 not in placement.beside
+    # Alone, the model would have taken what they take now.
+    alone = choose_placement(large, memories=memories)
+    full = _taken(large, alone, [])
+    assert size > 48 or any(full[d] + needs_of(guides[0], 4096).total > size * GB for d in placement.beside)
+
+
+def test_guides_count_when_the_number_of_gpus_is_chosen(small: str, large: str, tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    }
+    middle = _config(tmp_path / "13b", LLAMA_7B | sizes)
+    guides = (ModelSettings(id=small), ModelSettings(id=small))
+
+    def chosen(name: str, size: int, most: float) -> tuple[float, Placement]:
+        def choose(gpus: float) -> Placement:
+            memories = dict.fromkeys(range(int(gpus)), size * GB) | {"cpu": 40 * GB}
+            return choose_placement(name, memories=memories, beside=guides)
+
+        return fewest_gpus(gpu_counts(None, most), choose, name, True)
+
+    # 26.0 GB and twice 13.5 GB, with 1.3 and twice 1.0 GB of activations.
+    assert chosen(middle, 80, 8)[0] == 1
+    gpus, placement = chosen(middle, 48, 8)
+    assert (gpus, placement.kind, placement.beside) == (2, "resident", (1, 1))
+    assert placement.reason.endswith("fit into the 48.0 GB free of GPU 0, the models beside on GPU 1")
+    assert chosen(large, 80, 8)[0] == 4
+    with pytest.raises(UserError, match=r"29\.\d GB for 2 models beside, are more than .*; steering needs"):
+        chosen(middle, 48, 1)
+    with pytest.raises(UserError, match="steering needs the whole model"):
+        chosen(middle, 48, 0)  # 40 GB of memory
+    assert choose_placement(middle, memories={"cpu": 60 * GB}, beside=guides).beside == ("cpu", "cpu")
+    assert choose_placement(middle, memories={"cpu": 40 * GB}).kind == "resident"
+
+
+def test_a_system_is_loaded_as_it_was_placed(tmp_path: Path) -> None:
+    folders = [save_tiny(tmp_path / name, n_blocks=n, seed=n) for name, n in (("t", 6), ("a", 2), ("b", 3))]
+    target, *guides = (ModelSettings(id=str(folder)) for folder in folders)
+    system = System("proxy-tuning", target, guides=tuple(guides))
+    need = needs(describe(target.id), "float32", None, CPU_TOKENS, True)
+    beside = sum(needs_of(guide, CPU_TOKENS).total for guide in guides)
+    room = (need.total + beside - 2 * need.largest_block) / 0.95
+    tight = choose_placement(target.id, asked="device-map", memories={"cpu": round(room)}, beside=guides)
+    roomy = choose_placement(target.id, memories={"cpu": GB}, beside=guides)
+    assert tight.device_map is not None
+    assert (set(tight.device_map.values()), roomy.kind) == ({"cpu", "disk"}, "resident")
+    ids = [[3, 4, 5, 6], [7, 8]]
+    found = [next_token(system.load(each), ids, [Intervention("x")], watch=[5]) for each in (tight, roomy)]
+    np.testing.assert_allclose(found[0].logits, found[1].logits, atol=1e-4)
+    for guide in system.load(tight).guides or ():
+        assert guide.device.type == "cpu"
 
 
 def test_activations_grow_with_tokens_and_experts(small: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from contrans_dist.config import Recipe
+from contrans_dist.catalogue import load_benchmark
+from contrans_dist.config import MapSettings, Recipe, ToxigenEvaluation
 from contrans_dist.errors import UserError
 from contrans_dist.preparation import RecipeTexts, captures
 from contrans_dist.texts import prompts
@@ -31,6 +32,48 @@ def texts_of(tmp_path: Path, concepts: dict[str, Any]) -> tuple[RecipeTexts, Rec
     }  # fmt: skip
     recipe = Recipe.model_validate(content)
     return RecipeTexts(recipe, tmp_path), recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "source", "target"),
+    [
+        ({}, "2,3", "3"),  # the default reads the block below as well
+        ({"protocol": "paper"}, "3", "3"),
+        ({"blocks": "0:2"}, "0", "2"),
+        ({"blocks": "2:1", "source_blocks": 3}, "0,1,2", "1"),
+        ({"blocks": "best"}, "all", "all"),
+    ],
+)
+def test_the_blocks_that_a_map_needs_are_harvested(
+    tmp_path: Path, settings: dict[str, Any], source: str, target: str
+) -> None:
+    _, recipe = texts_of(tmp_path, {"texts": "x"})
+    recipe = recipe.model_copy(update={"map": MapSettings.model_validate(settings)})
+    for side, wanted in (("source", source), ("target", target)):
+        assert {each.blocks for each in captures(recipe, side, 4)} == {wanted}
+
+
+def test_toxigen_evaluations_that_draw_differently_leave_nothing_for_both(tmp_path: Path) -> None:
+    folder = tmp_path / "toxigen"
+    folder.mkdir()
+    for kind in ("hate", "neutral"):
+        lines = [f"{kind} remark number {i}" for i in range(30)]
+        (folder / f"{kind}_men.txt").write_text("\n".join(lines) + "\n")
+    _, recipe = texts_of(tmp_path, {"texts": {"fairness": str(folder)}})
+
+    def with_(**evaluations: dict[str, Any]) -> RecipeTexts:
+        made = {
+            name: ToxigenEvaluation(texts=str(folder), per_group=5, validation_per_group=2, **settings)
+            for name, settings in evaluations.items()
+        }
+        return RecipeTexts(recipe.model_copy(update={"evaluations": made}), tmp_path / "made")
+
+    texts = with_(a={}, b={"max_new_tokens": 5}).contrast().column("text").to_pylist()
+    scored = {item.scenario for item in load_benchmark(with_(a={}).recipe.evaluations["a"]).items()}
+    assert len(scored) == 7
+    assert not scored & set(texts)
+    with pytest.raises(UserError, match="evaluations a, b: expected the same seed, per_group"):
+        with_(a={}, b={"seed": 1}).contrast()
 
 
 def harvested(texts: RecipeTexts, recipe: Recipe) -> list[str]:

@@ -134,3 +134,46 @@ def test_settings_of_an_evaluation_are_its_benchmarks(path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=message):
             load_recipe(path, [change])
+
+
+OVERLAPPING = (
+    MINIMAL
+    + """
+runs:
+  one: {target: {id: c, dtype: bfloat16}, map.blocks: "1:2"}
+  two: {target.dtype: float16, concepts.limit: 20}
+  three: {}
+"""
+)
+
+
+def test_an_override_holds_in_every_run(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(OVERLAPPING.replace("target: b", "target: {id: b}"))
+    found = runs_of(load_recipe(file, ["target.dtype=float32", "map.blocks=depth", "cluster.actors=3"]))
+    assert {name: (run.target.id, run.target.dtype) for name, run in found.items()} == {
+        "one": ("c", "float32"), "two": ("b", "float32"), "three": ("b", "float32"),
+    }  # fmt: skip
+    assert {run.map.blocks for run in found.values()} == {"depth"}
+    assert {run.cluster.actors for run in found.values()} == {3}
+    assert found["two"].concepts.limit == 20
+    # A run's own setting can still be named, and what lies beneath another key stays the run's.
+    one = runs_of(load_recipe(file, ["runs.one.target={id: d}", "target={id: e}"]))
+    assert (one["one"].target.id, one["two"].target.dtype) == ("e", "float16")
+    assert runs_of(load_recipe(file, ["runs.one.target={id: d}"]))["one"].target.id == "d"
+
+
+def test_blocks_are_chosen_where_there_is_something_to_choose_on(path: Path) -> None:
+    assert load_recipe(path).blocks == "depth"
+    with_items = "evaluations.emotions.validation=validation.jsonl"
+    assert load_recipe(path, [with_items]).blocks == "best"
+    assert load_recipe(path, [with_items, "map.protocol=paper"]).blocks == "depth"
+    assert load_recipe(path, [with_items, "map.blocks=1:2"]).blocks == "1:2"
+    # ToxiGen sets prompts aside itself.
+    assert load_recipe(path, ["evaluations.toxic={benchmark: toxigen}"]).blocks == "best"
+
+
+def test_a_pair_of_blocks_is_no_number(path: Path) -> None:
+    path.write_text(path.read_text() + "map: {blocks: 24:30}\n")  # 1,470 in YAML
+    with pytest.raises(UserError, match=r'map.blocks: expected a pair in quotes, such as "24:30"'):
+        load_recipe(path)

@@ -1,19 +1,15 @@
 """The reduce driver on sets written by hand, against numpy's formulas."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from sets import make_set
 
 from contrans_dist import joining, reduce
 from contrans_dist.affine import fit_map
 from contrans_dist.artifacts import ActivationSet
-from contrans_dist.cluster import connected
 from contrans_dist.corpus import prepare_corpus
 from contrans_dist.errors import UserError
 from contrans_dist.fitting import fitting
@@ -292,13 +288,6 @@ def test_bad_protocols_and_too_few_rows(sets: tuple[ActivationSet, ActivationSet
 
 
 # -- sums over Ray ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[None]:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with connected("local"):
-        yield
 
 
 @pytest.mark.parametrize("chunk", [37, 120, 1000])

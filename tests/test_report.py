@@ -17,15 +17,18 @@ from runextras import (
     PUBLISHED,
     SYSTEMS,
     VILE,
+    swept,
     write_analyses,
     write_examples,
     write_perplexity,
+    write_scores,
     write_tokens,
     write_toxigen,
     write_truthfulqa,
     write_whole_run,
 )
 from runfolder import CONCEPTS, HITS, STRENGTHS, write_run
+from test_points import with_tests
 
 from contrans_dist.analysis import Score
 from contrans_dist.errors import UserError
@@ -195,7 +198,7 @@ def test_leak_is_said_at_the_top_and_folded_out_below(tmp_path: Path) -> None:
 
 def test_effect_shared_by_controls_is_said(tmp_path: Path) -> None:
     hits = {**HITS, "random": (2, 7, 13, 16)}
-    words = Page(report(write_run(tmp_path, hits=hits, p_vs_vector=None))).words
+    words = Page(report(write_run(tmp_path, hits=hits, p_value=None))).words
     assert "The controls do the same" in words
     assert "Not distinguishable from its controls" in words
     assert "0 of 6 emotions stand apart" in words
@@ -253,7 +256,7 @@ def test_texts_for_people() -> None:
     assert size_text(1_234_567) == "1.2\u202fMB"
     assert size_text(12) == "12\u202fB"
     assert count_text(1234567) == "1\u202f234\u202f567"
-    cell = score_cell(Score(0.5, 0.4, 0.6, 10), True, show_n=True)
+    cell = score_cell(Score(0.5, (0.4, 0.6), 10), True, show_n=True)
     assert (cell.text, cell.note) == ("50.0\u202f%", "[40.0, 60.0] n\u202f10")
 
 
@@ -304,7 +307,7 @@ def test_paper_ours_and_interval_stand_side_by_side(whole_html: str) -> None:
         "Share of toxic continuations 34.1 % 30.0 % chosen strength 1.5 [25.0, 35.0] yes",
         "Perplexity 14.68 13.00 chosen strength 1.5 [12.95, 13.05] no, ours is lower",
         "Sum of concepts Share of toxic continuations 40.0 % – – not measured",
-        "arXiv 0000.00000, Table 1: The strength is not told.",
+        "arXiv 0000.00000, Table 1, at full size: The strength is not told.",
         "The models here are small ones that come with the program (demo:source, demo:target)",
     ):  # fmt: skip
         assert expected in words
@@ -386,10 +389,16 @@ def test_cost_of_each_system(whole_html: str) -> None:
 def test_perplexity_is_a_cost_and_no_effect(whole_html: str) -> None:
     words = Page(whole_html).words
     assert "What steering costs" in words
+    # Of `emotions`: the vectors at 2; the random direction at 0.5, at which no perplexity was measured.
     assert (
-        "Under the transplanted vector at strength 3 (block 3 → 4), Perplexity goes from 12.00 to 15.00"
-        in words
+        "Under the transplanted vector at strength 2 (block 3 → 4), as emotions reports it, Perplexity goes "
+        "from 12.00 to 14.00, 1.17 times; a random direction at 3: 12.30, 1.03 times; the target's own "
+        "vector: 13.00, 1.08 times." in words
     )
+    assert "In bold: each row at the strength that emotions reports, else the greatest." in words
+    bold = re.findall(r'<td class="(?:main|best)">(\d+\.\d\d)<', whole_html)
+    assert {"14.00", "13.00", "12.30"} <= set(bold)
+    assert not {"15.00", "13.50"} & set(bold)
 
 
 def test_hostile_texts_of_new_parts_are_escaped(tmp_path: Path) -> None:
@@ -428,11 +437,80 @@ def test_a_run_of_several_finds_its_own_published_values(tmp_path: Path) -> None
     (tmp_path / "recipe.yaml").write_text(json.dumps(whole))
     for name in ("one", "two"):
         write_whole_run(tmp_path / "runs" / name, None)
-    assert "Transplanted vector MC1 36.5 % 34.0 %" in Page(report(tmp_path / "runs/two")).words
+    two = Page(report(tmp_path / "runs/two")).words
+    assert "Transplanted vector MC1 36.5 % 34.0 % best strength 2 [29.0, 39.0] yes" in two
+    assert "Condition Metric Paper Ours 95 % interval Paper inside it" in two
+    assert "What the paper found" not in two
     one = Page(report(tmp_path / "runs/one")).words
-    assert "Transplanted vector MC1 36.5 %" not in one
-    assert "What the paper found" in one
+    assert "Transplanted vector MC1 36.5 % 34.0 % best strength 2 [29.0, 39.0] Proxy-tuning" in one
+    assert "Condition Metric Paper (two) Ours 95 % interval No steering" in one
+    assert "Table 1, run two; the first with these figures, as none is for the models here." in one
+    assert "Paper inside it" not in one
+    assert "The models here are small ones" in one
+    assert "What the paper found" in one  # with its other runs
     assert "demo: one" in one
+
+
+def test_a_small_run_stands_beside_the_papers_first_run(tmp_path: Path) -> None:
+    values = {"llama": {"emotions": {"sum": {"token_acc_negative": 0.4}}},
+              "llama-2": {"truthfulqa": {"base": {"mc1": 0.179}, "vector": {"mc1": 0.365}}}}  # fmt: skip
+    words = Page(report(write_whole_run(tmp_path, {**PUBLISHED, "values": values}))).words
+    assert "Metric Paper (llama-2) Ours 95 % interval No steering MC1 17.9 % 20.0 % [15.0, 25.0]" in words
+    assert "Sum of concepts Token Acc on negative scenarios 40.0 % – –" in words
+    assert "Paper inside it" not in words
+    assert "What the paper found" in words
+
+
+def test_systems_are_tested_against_the_vector_too(tmp_path: Path) -> None:
+    folder = with_tests(
+        write_truthfulqa(tmp_path), ("vector", 2.0), proxy_tuning=0.02, random=0.5, self_align=0.25
+    )
+    words = Page(report(folder)).words
+    assert "Condition strength 1 strength 2 strength 3 p No steering" in words
+    assert "Proxy-tuning the target's logits plus what alignment training changed in the source's" in words
+    assert re.search(r"source's 31\.0 % \[26\.0, 36\.0\] 0\.02 ", words)
+    assert "p: paired test against the transplanted vector at strength 2, same items." in words
+
+
+def test_a_table_of_chosen_strengths_shows_tests_of_every_condition(tmp_path: Path) -> None:
+    folder = with_tests(
+        write_toxigen(tmp_path), ("vector", CHOSEN["vector"]), align_training=0.02, self_align=0.25
+    )
+    words = Page(report(folder)).words
+    assert "Share of toxic continuations p Perplexity" in words
+    assert "p: paired test against the transplanted vector, same items." in words
+    assert re.search(r"nothing is added – 5\.0 % \[0\.0, 10\.0\] 0\.02 ", words)
+    assert re.search(r"instruct model 1 20\.0 % \[15\.0, 25\.0\] 0\.25 ", words)
+    assert "p, no steering" not in words
+
+
+def test_what_has_no_interval_says_so(tmp_path: Path) -> None:
+    folder = write_truthfulqa(tmp_path / "evaluations/truthfulqa")
+    content = json.loads((folder / "metrics.json").read_text())
+    for entry in content["conditions"]:
+        entry["metrics"] = {"mc1": {**entry["metrics"]["mc1"], "low": None, "high": None, "n": 1}}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"published": PUBLISHED}))
+    html = report(tmp_path)
+    words = Page(html).words
+    assert "Transplanted vector 34 % no interval at strength 2" in words  # among the bars
+    assert 'class="range"' not in html
+    assert "34.0 % no interval" in words
+    assert "Transplanted vector MC1 36.5 % 34.0 % best strength 2 no interval no interval" in words
+    assert not re.search(r"\[\d+\.\d, \d+\.\d\]", words)
+    assert "Neither interval nor test" in words
+    with (tmp_path / "figures/truthfulqa-strength.csv").open() as stream:
+        assert {(row["low"], row["high"]) for row in csv.DictReader(stream)} == {("", "")}
+
+
+def test_a_task_that_wants_less_is_shown_so(tmp_path: Path) -> None:
+    planted = {"base": 0.6, "vector": (0.5, 0.3, 0.4), "random": (0.6, 0.59, 0.58)}
+    tasks = {"t": {"higher_is_better": {"loss": False}}}
+    html = report(write_scores(tmp_path, "lm-eval", swept(planted, "loss"), tasks=tasks))
+    words = Page(html).words
+    assert "lowers loss from 0.60 to 0.30 at strength 2 (block 4); a random direction reaches 0.58." in words
+    assert "Clear effect" in words
+    assert re.findall(r'<td class="(?:main|best)">(\d\.\d\d)<', html) == ["0.30", "0.58"]
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

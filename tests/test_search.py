@@ -6,6 +6,7 @@ import random
 import pytest
 
 from contrans_dist.search import choose_strength
+from contrans_dist.trials import Trial, Trials
 
 
 def by_hand(
@@ -23,6 +24,15 @@ def by_hand(
     return (best, True) if best is not None else (min((s for s in scores if s), key=abs), False)
 
 
+def choose(
+    scores: dict[float, float], costs: dict[float, float], base: float | None, budget: float, higher: bool
+) -> tuple[float, bool]:
+    tried = [Trial("vector", strength, score, costs.get(strength)) for strength, score in scores.items()]
+    trials = Trials("mc1", higher, budget if base is not None else None, base, tried)
+    best, within = choose_strength(tried, trials)
+    return best.strength, within
+
+
 @pytest.mark.parametrize(("higher", "with_budget"), list(itertools.product([True, False], repeat=2)))
 def test_the_choice_is_the_definition(higher: bool, with_budget: bool) -> None:
     rng = random.Random(3)
@@ -33,9 +43,9 @@ def test_the_choice_is_the_definition(higher: bool, with_budget: bool) -> None:
         scores = {s: rng.choice([0.1, 0.2, 0.3]) for s in strengths}
         costs = {s: rng.choice([10.0, 11.0, 12.5, 30.0]) for s in strengths} if with_budget else {}
         base = 10.0 if with_budget else None
-        assert choose_strength(scores, costs, base, 1.1, higher) == by_hand(scores, costs, base, 1.1, higher)
+        assert choose(scores, costs, base, 1.1, higher) == by_hand(scores, costs, base, 1.1, higher)
 
 
 def test_without_a_strength_there_is_nothing_to_choose() -> None:
     with pytest.raises(ValueError, match="no strength other than 0"):
-        choose_strength({0.0: 0.5}, {}, None, 1.1, True)
+        choose({0.0: 0.5}, {}, None, 1.1, True)

@@ -9,21 +9,36 @@ import pytest
 import scipy.stats
 
 from contrans_dist.benchmarks.summary import (
+    Cell,
     Metric,
     estimate,
     mean,
+    reference_of,
     summarise,
     summarise_hits,
-    summarise_values,
 )
-from contrans_dist.statistics import mean_interval, wilson
+from contrans_dist.statistics import mean_interval, wilcoxon, wilson
 
-CELLS = [("base", 0.0), ("vector", 1.0), ("vector", 2.0), ("random", 2.0), ("inst-align", 1.0)]
+CELLS = [
+    ("base", 0.0), ("vector", 1.0), ("vector", 2.0), ("random", 2.0), ("self-align", 0.5),
+    ("shuffled-map", 1.0), ("shuffled-map", 3.0), ("inst-align", 1.0),
+]  # fmt: skip
+TESTED: dict[Cell, dict[str, Cell]] = {
+    # At its own strength, else at the only one that there is: shuffled-map has two, none of them 2.
+    ("vector", 1.0): {
+        "random": ("random", 2.0), "self-align": ("self-align", 0.5), "inst-align": ("inst-align", 1.0),
+        "shuffled-map": ("shuffled-map", 1.0),
+    },
+    ("vector", 2.0): {
+        "random": ("random", 2.0), "self-align": ("self-align", 0.5), "inst-align": ("inst-align", 1.0),
+    },
+}  # fmt: skip
+MEANS = {"score": Metric("value", mean, wilcoxon)}
 CONCEPTS = ["honesty", "fear"]
 
 
 def make_rows(items: int = 14, seed: int = 0) -> list[dict[str, Any]]:
-    """The same items under both concepts, with a group and a kind of their own; one cell lacks some items."""
+    """The same items under both concepts, of two kinds; one cell lacks some items."""
     rng = np.random.default_rng(seed)
     return [
         {
@@ -32,7 +47,6 @@ def make_rows(items: int = 14, seed: int = 0) -> list[dict[str, Any]]:
             "condition": condition,
             "strength": strength,
             "kind": "odd" if i % 2 else "even",
-            "people": "abc"[i % 3],
             "hit": bool(rng.random() < 0.5),
             "value": float(rng.normal(strength, 1)),
             "size": i + 1,
@@ -62,34 +76,38 @@ def of(
 
 def check(
     rows: list[dict[str, Any]],
-    entries: list[dict[str, Any]],
+    found: dict[str, Any],
     name: str,
     column: str,
-    group: str,
     test: Callable[[list, list], float],
     **where: str,
 ) -> None:
+    def p_value(cell: Cell, other: Cell) -> dict[str, Any]:
+        mine, theirs = of(rows, cell, **where), of(rows, other, **where)
+        both = [key for key in mine if key in theirs]
+        return {name: pytest.approx(test([mine[k][column] for k in both], [theirs[k][column] for k in both]))}
+
+    entries = found["conditions"]
+    assert found["reference"] == "vector"
     assert (entries[0]["condition"], entries[0]["strength"]) == ("base", 0.0)
     assert {(entry["condition"], entry["strength"]) for entry in entries} == set(CELLS)
     for entry in entries:
         cell = (entry["condition"], entry["strength"])
         mine = of(rows, cell, **where)
-        groups = {row[group] for row in mine.values()}
-        assert set(entry["metrics"]) == {name, *(f"{g}/{name}" for g in groups)}
+        assert set(entry["metrics"]) == {name, *(f"{concept}/{name}" for concept in CONCEPTS)}
         for title, values in [
             (name, [row[column] for row in mine.values()]),
-            *((f"{g}/{name}", [row[column] for row in mine.values() if row[group] == g]) for g in groups),
+            *(
+                (f"{c}/{name}", [row[column] for row in mine.values() if row["concept"] == c])
+                for c in CONCEPTS
+            ),
         ]:
             assert entry["metrics"][title]["value"] == pytest.approx(np.mean(values))
             assert entry["metrics"][title]["n"] == len(values)
-        for key, other in (("p_vs_base", ("base", 0.0)), ("p_vs_vector", ("vector", cell[1]))):
-            if other == cell or other not in CELLS:
-                assert entry[key] == {}
-                continue
-            theirs = of(rows, other, **where)
-            both = [k for k in mine if k in theirs]
-            p = test([mine[k][column] for k in both], [theirs[k][column] for k in both])
-            assert entry[key] == {name: pytest.approx(p)}
+        assert entry["p_vs_base"] == ({} if cell == CELLS[0] else p_value(cell, CELLS[0]))
+        assert ("p_vs" in entry) == (cell in TESTED)
+        if cell in TESTED:
+            assert entry["p_vs"] == {other: p_value(cell, row) for other, row in TESTED[cell].items()}
 
 
 def mcnemar_by_sum(a: list[bool], b: list[bool]) -> float:
@@ -102,45 +120,81 @@ def mcnemar_by_sum(a: list[bool], b: list[bool]) -> float:
 
 def test_values_by_loops() -> None:
     rows = make_rows()
-    entries = summarise_values(shuffled(rows), {"score": "value"})
-    check(rows, entries, "score", "value", "concept", lambda a, b: scipy.stats.wilcoxon(a, b).pvalue)
+    found = summarise(shuffled(rows), MEANS)
+    check(rows, found, "score", "value", lambda a, b: scipy.stats.wilcoxon(a, b).pvalue)
     values = [row["value"] for row in of(rows, ("vector", 2.0)).values()]
-    found = next(e for e in entries if (e["condition"], e["strength"]) == ("vector", 2.0))["metrics"]["score"]
+    score = entry_of(found, "vector", 2.0)["metrics"]["score"]
     low, high = mean_interval(np.array(values))
     # Resampled in another order of the rows, the ends move a little.
-    assert found["low"] == pytest.approx(low, abs=0.1)
-    assert found["high"] == pytest.approx(high, abs=0.1)
+    assert score["low"] == pytest.approx(low, abs=0.1)
+    assert score["high"] == pytest.approx(high, abs=0.1)
 
 
-def test_values_by_a_group_that_is_no_concept() -> None:
-    rows = make_rows()
-    entries = summarise_values(shuffled(rows), {"score": "value"}, group="people")
-    check(rows, entries, "score", "value", "people", lambda a, b: scipy.stats.wilcoxon(a, b).pvalue)
+def entry_of(found: dict[str, Any], condition: str, strength: float) -> dict[str, Any]:
+    return next(
+        entry
+        for entry in found["conditions"]
+        if (entry["condition"], entry["strength"]) == (condition, strength)
+    )
 
 
 def test_hits_of_one_kind_by_loops() -> None:
     rows = make_rows()
-    entries = summarise_hits(shuffled(rows), {"acc": ("hit", "odd")})
-    check(rows, entries, "acc", "hit", "concept", mcnemar_by_sum, kind="odd")
+    found = summarise_hits(shuffled(rows), {"acc": ("hit", "odd")})
+    check(rows, found, "acc", "hit", mcnemar_by_sum, kind="odd")
     hits = [row["hit"] for row in of(rows, ("vector", 1.0), kind="odd").values()]
-    found = next(e for e in entries if (e["condition"], e["strength"]) == ("vector", 1.0))["metrics"]["acc"]
-    assert (found["low"], found["high"]) == wilson(sum(hits), len(hits))
+    score = entry_of(found, "vector", 1.0)["metrics"]["acc"]
+    assert (score["low"], score["high"]) == wilson(sum(hits), len(hits))
+
+
+def test_without_a_vector_the_condition_under_test_is_another() -> None:
+    names = {"vector": "lcross-own", "inst-align": "no-map"}
+    rows = [{**row, "condition": names.get(row["condition"], row["condition"])} for row in make_rows()]
+    found = summarise_hits(pa.Table.from_pylist(rows), {"acc": ("hit", "odd")})
+    assert found["reference"] == "lcross-own"
+    tested = entry_of(found, "lcross-own", 2.0)["p_vs"]
+    assert set(tested) == {"random", "self-align", "no-map"}
+    mine, theirs = (of(rows, cell, kind="odd") for cell in (("lcross-own", 2.0), ("no-map", 1.0)))
+    p = mcnemar_by_sum([mine[key]["hit"] for key in mine], [theirs[key]["hit"] for key in mine])
+    assert tested["no-map"] == {"acc": pytest.approx(p)}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (["base", "random", "self-align", "vector"], "vector"),
+        (["base", "lcross-own", "self-modulation", "no-map", "random-map", "random"], "lcross-own"),
+        (["base", "align-training", "from:b", "sum"], "from:b"),
+        (["base", "random", "proxy-tuning", "inst-align"], "proxy-tuning"),
+        (["base", "random", "shuffled-map", "other-concept"], None),
+        (["base"], None),
+    ],
+)
+def test_the_condition_under_test(conditions: list[str], expected: str | None) -> None:
+    assert reference_of(conditions) == expected
 
 
 def test_the_same_item_under_two_concepts_is_two_items() -> None:
     rows = make_rows()
     alone = [row for row in rows if row["concept"] == "fear"]
-    both = summarise_values(shuffled(rows), {"score": "value"})[1]
-    one = summarise_values(shuffled(alone), {"score": "value"})[1]
+    both, one = (entry_of(summarise(shuffled(some), MEANS), "vector", 2.0) for some in (rows, alone))
     assert both["metrics"]["score"]["n"] == 2 * one["metrics"]["score"]["n"]
     assert both["metrics"]["fear/score"]["value"] == pytest.approx(one["metrics"]["score"]["value"])
 
 
 def test_rows_without_a_concept_stand_in_no_group() -> None:
     rows = [{**row, "concept": ""} for row in make_rows() if row["concept"] == "fear"]
-    entry = summarise_values(shuffled(rows), {"score": "value"})[1]
+    entry = entry_of(summarise(shuffled(rows), MEANS), "vector", 2.0)
     assert set(entry["metrics"]) == {"score"}
     assert set(entry["p_vs_base"]) == {"score"}
+
+
+def test_conditions_without_a_common_item_are_not_tested() -> None:
+    rows = [row for row in make_rows() if (row["condition"] == "random") == (row["item"] == "q5")]
+    found = summarise(shuffled(rows), MEANS)
+    assert entry_of(found, "random", 2.0)["p_vs_base"] == {}
+    assert "random" not in entry_of(found, "vector", 2.0)["p_vs"]
+    assert "self-align" in entry_of(found, "vector", 2.0)["p_vs"]
 
 
 def test_several_columns_at_once_and_no_test() -> None:
@@ -149,13 +203,14 @@ def test_several_columns_at_once_and_no_test() -> None:
     def ratio(values: np.ndarray) -> dict[str, Any]:
         return estimate(values[:, 0].sum() / values[:, 1].sum(), (0.0, 1.0), len(values))
 
-    entries = summarise(shuffled(rows), {"ratio": Metric(("value", "size"), ratio, None)})
-    entry = next(e for e in entries if e["strength"] == 2)
-    mine = of(rows, (entry["condition"], 2.0)).values()
+    entry = entry_of(
+        summarise(shuffled(rows), {"ratio": Metric(("value", "size"), ratio, None)}), "vector", 2.0
+    )
+    mine = of(rows, ("vector", 2.0)).values()
     assert entry["metrics"]["ratio"]["value"] == pytest.approx(
         sum(r["value"] for r in mine) / sum(r["size"] for r in mine)
     )
-    assert entry["p_vs_base"] == entry["p_vs_vector"] == {}
+    assert entry["p_vs_base"] == entry["p_vs"] == {}
 
 
 def test_a_single_value_has_no_interval() -> None:

@@ -150,25 +150,35 @@ def test_sets_with_other_blocks_and_positions_share_a_sweep(model: Path, tmp_pat
 
 
 SLOW = """
-import json, sys, time
+import os, sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_sweeps as t
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.streamed import SweepTask, run_sweep
 
-model, out = Path(sys.argv[1]), Path(sys.argv[2])
-texts = t._texts()
-streamed = open_streamed(str(model), device="cpu")
-load = streamed.load
+def sweep(model, out, memory):
+    texts = t._texts()
+    streamed = open_streamed(str(model), device="cpu")
+    load = streamed.load
 
-def slow(k):
-    time.sleep(0.4)
-    return load(k)
+    def slow(k):
+        time.sleep(0.2 if k < t.N_BLOCKS - 1 else 200)  # it never gets through by itself
+        return load(k)
 
-streamed.load = slow
-run_sweep(streamed, SweepTask("key", t._units(t._spec(model, texts, out), texts)), int(sys.argv[3]))
+    streamed.load = slow
+    run_sweep(streamed, SweepTask("key", t._units(t._spec(model, texts, out), texts)), memory)
+
+model, *places = sys.argv[1:]
+for place in places:
+    child = os.fork()
+    if not child:
+        sweep(Path(model), Path(place), int(Path(place).name))
+        os._exit(0)
+    print(child, flush=True)
+print(*(os.waitstatus_to_exitcode(os.wait()[1]) for _ in places), flush=True)
 """
+MEMORY = (0, 10**9)
 
 
 def _record(out: Path) -> dict:
@@ -176,19 +186,33 @@ def _record(out: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-@pytest.mark.parametrize("memory", [0, 10**9])
-def test_killed_in_the_middle_and_run_again(model: Path, tmp_path: Path, memory: int) -> None:
-    """kill -9; a second run goes on after the last block that was saved, and reads none below it."""
-    texts, out = _texts(), tmp_path / "out"
+@pytest.fixture(scope="module")
+def killed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of sweeps that kill -9 met after three of six blocks, one by memory; both by one interpreter's
+    children, since it takes five seconds to start."""
+    folder = tmp_path_factory.mktemp("killed")
+    outs = [folder / str(memory) for memory in MEMORY]
     code = SLOW.format(tests=str(Path(__file__).parent))
-    process = subprocess.Popen([sys.executable, "-c", code, str(model), str(out), str(memory)])
-    end = time.monotonic() + 120
-    while _record(out).get("after", -1) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, "-c", code, str(model), *map(str, outs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        sweeping = {int(process.stdout.readline()): out for out in outs}
+        end = time.monotonic() + 120
+        while sweeping:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            for child in [each for each, out in sweeping.items() if _record(out).get("after", -1) >= 2]:
+                os.kill(child, signal.SIGKILL)
+                del sweeping[child]
+            time.sleep(0.01)
+        assert process.stdout.read().split() == ["-9", "-9"]
+    return folder
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_killed_in_the_middle_and_run_again(model: Path, killed: Path, tmp_path: Path, memory: int) -> None:
+    """A second run goes on after the last block that was saved, and reads none below it."""
+    texts, out = _texts(), killed / str(memory)
     after = _record(out)["after"]
     assert 2 <= after < N_BLOCKS - 1
     assert not _files(out)

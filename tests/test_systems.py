@@ -1,7 +1,6 @@
 """Conditions that are no vectors, through the real driver: another model, an instruction, three models."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 from tiny import save_tiny
 
 from contrans_dist.catalogue import load_benchmark
-from contrans_dist.cluster import connected
 from contrans_dist.conditions import steering
 from contrans_dist.config import ClusterSettings, EmotionEvaluation, ModelSettings
 from contrans_dist.evaluate import evaluate
@@ -23,12 +21,6 @@ from contrans_dist.vectors import ConceptVector
 
 CONCEPTS, D, N_BLOCKS, BLOCK = ("happy", "sad", "angry"), 32, 4, 2
 ONE = ClusterSettings(address="local", actors=1, cpus_per_actor=1)
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[None]:
-    with connected("local"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +53,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> EmotionEvaluation:
 
 @pytest.fixture(scope="module")
 def made(
-    local: None,
+    in_process: None,
     models: dict[str, ModelSettings],
     settings: EmotionEvaluation,
     tmp_path_factory: pytest.TempPathFactory,
@@ -123,9 +115,7 @@ def test_systems_are_conditions_with_tests_and_costs(made: tuple[Path, dict[str,
     assert costs["inst-align"]["tokens"] > costs["align-training"]["tokens"]
 
 
-def test_a_finished_evaluation_knows_its_systems(
-    local: None, made: tuple[Path, dict[str, Any]], models: dict[str, ModelSettings]
-) -> None:
+def test_a_finished_evaluation_knows_its_systems(made: tuple[Path, dict[str, Any]]) -> None:
     identity = json.loads((made[0] / "metrics.json").read_text())["identity"]
     assert identity["systems"]["inst-align"]["instruction"] == "Be happy."
     weights = [model["weights"] for model in identity["systems"]["proxy-tuning"]["models"]]

@@ -254,7 +254,7 @@ def test_the_hubs_table_is_read_from_a_copy_and_from_the_cache(
     cache = tmp_path / "cache"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RunError, match=r"toxigen/toxigen-data: not in the local cache"):
+    with pytest.raises(RunError, match=r"toxigen/toxigen-data: train.* is not in the local cache"):
         ToxigenBenchmark.load(settings(None))
     kept, commit = cache / "datasets--toxigen--toxigen-data", "0" * 40
     (kept / "refs").mkdir(parents=True)
@@ -510,7 +510,7 @@ def test_summary_equals_a_count_by_hand() -> None:
             assert (got["value"], got["n"]) == (pytest.approx(np.mean(values)), len(values)), name
             assert (got["low"], got["high"]) == pytest.approx(wilson_by_hand(sum(values), len(values)))
     random_, base, vector_ = ("random", 0.6), ("base", 0.0), ("vector", 0.6)
-    assert entries[random_]["p_vs_vector"]["toxic_share"] == pytest.approx(
+    assert entries[vector_]["p_vs"]["random"]["toxic_share"] == pytest.approx(
         mcnemar_by_hand(evaluation(random_), evaluation(vector_))
     )
     assert entries[vector_]["p_vs_base"]["toxic_share"] == pytest.approx(

@@ -12,9 +12,11 @@ from contrans_dist.analysis.compare import (
     pairs_of,
     positions,
 )
+from contrans_dist.analysis.evaluations import read_evaluation, score_table
 from contrans_dist.analysis.examples import OFFENSIVE, Continuation, Example, read_examples
 from contrans_dist.analysis.maps import Grid, MapSummary, grid_table, read_map
 from contrans_dist.analysis.names import BASE, condition_name, metric, number, strength_text
+from contrans_dist.analysis.points import best_point, main_condition, way_of
 from contrans_dist.analysis.projections import (
     Panel,
     Projection,
@@ -22,15 +24,14 @@ from contrans_dist.analysis.projections import (
     read_projections,
     read_similarity,
 )
-from contrans_dist.analysis.published import Beside, Published, beside, companion_score
-from contrans_dist.analysis.run import Run, companions_of, read_run, runs_of, sweep_of
+from contrans_dist.analysis.published import Beside, Figures, Published, beside, companion_scores
+from contrans_dist.analysis.run import Run, companions_of, read_in_run, read_run, runs_of, sweep_of
 from contrans_dist.analysis.scores import (
     Evaluation,
     Leak,
+    Reported,
     Row,
     Score,
-    read_evaluation,
-    score_table,
 )
 from contrans_dist.analysis.states import (
     Picture,
@@ -42,15 +43,16 @@ from contrans_dist.analysis.states import (
 )
 from contrans_dist.analysis.strengths import Search
 from contrans_dist.analysis.tokens import Moved, read_tokens
-from contrans_dist.analysis.verdict import Verdict, best_point, judge, main_condition, rule, sentence
+from contrans_dist.analysis.verdict import Verdict, judge, rule, sentence
 
 __all__ = [
-    "BASE", "OFFENSIVE", "Answers", "Beside", "Comparison", "Continuation", "Evaluation", "Example", "Grid",
-    "Leak", "MapSummary", "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection", "Published", "Row",
-    "Run", "Score", "Search", "Similarity", "Vector", "Verdict", "beside", "best_point", "companion_score",
-    "companions_of", "compare", "comparison_table", "concept_states", "condition_name",
-    "differing_settings", "frequent_answers", "grid_table", "improvements", "judge", "main_condition",
-    "metric", "number", "pairs_of", "picture", "picture_table", "positions", "read_evaluation",
-    "read_examples", "read_map", "read_projections", "read_run", "read_similarity", "read_tokens",
-    "read_vectors", "rule", "runs_of", "score_table", "sentence", "strength_text", "sweep_of",
+    "BASE", "OFFENSIVE", "Answers", "Beside", "Comparison", "Continuation", "Evaluation", "Example",
+    "Figures", "Grid", "Leak", "MapSummary", "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection",
+    "Published", "Reported", "Row", "Run", "Score", "Search", "Similarity", "Vector", "Verdict", "beside",
+    "best_point", "companion_scores", "companions_of", "compare", "comparison_table", "concept_states",
+    "condition_name", "differing_settings", "frequent_answers", "grid_table", "improvements", "judge",
+    "main_condition", "metric", "number", "pairs_of", "picture", "picture_table", "positions",
+    "read_evaluation", "read_examples", "read_in_run", "read_map", "read_projections", "read_run",
+    "read_similarity", "read_tokens", "read_vectors", "rule", "runs_of", "score_table", "sentence",
+    "strength_text", "sweep_of", "way_of",
 ]  # fmt: skip

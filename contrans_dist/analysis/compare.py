@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from contrans_dist.analysis.names import condition_order, metric, metric_order
+from contrans_dist.analysis.names import condition_order
+from contrans_dist.analysis.points import best_point, main_condition
 from contrans_dist.analysis.published import Published, read_published
 from contrans_dist.analysis.run import Run, read_recipe, read_scores
 from contrans_dist.analysis.scores import Evaluation, Score
-from contrans_dist.analysis.verdict import best_point, main_condition
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
 
@@ -19,6 +19,12 @@ _NOT_COMPARED = ("name", "description", "published", "runs", "axis", "small", "c
 """Keys of a recipe that do not change a number."""
 _MULTIPLES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _NUMBER = re.compile(r"-?\d+(?:[.,_]\d+)*(?:e[+-]?\d+)?\s?[kKMBGT]?(?![A-Za-z0-9])")
+_TABLE = pa.schema(
+    [
+        ("run", pa.string()), ("condition", pa.string()), ("strength", pa.float64()),
+        ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()), ("n", pa.int64()),
+    ]
+)  # fmt: skip
 _ARROW = re.compile(r"\s*(?:->|→)\s*")
 
 
@@ -34,7 +40,7 @@ class Matched:
     @property
     def metrics(self) -> list[str]:
         """Metrics over all items, the heading one first."""
-        return sorted({name for each in self.found.values() for name in each.metrics}, key=metric_order)
+        return list(dict.fromkeys(name for each in self.found.values() for name in each.metrics))
 
     @property
     def conditions(self) -> list[str]:
@@ -42,7 +48,7 @@ class Matched:
         return sorted({c for each in self.found.values() for c in each.conditions}, key=condition_order)
 
     def point(self, run: str, condition: str, key: str) -> tuple[float, Score] | None:
-        """Strength and score of a condition in a run: the chosen strength, else the best; base at 0."""
+        """Strength and score at which a condition of a run is read; base at 0."""
         evaluation = self.found.get(run)
         if evaluation is None:
             return None
@@ -185,8 +191,8 @@ def improvements(matched: Matched, key: str) -> dict[str, tuple[float, float | N
     The sign is turned for a metric that should fall, so that more is better; the part is None at a base of 0.
     """
     found: dict[str, tuple[float, float | None]] = {}
-    sign = 1 if metric(key).higher else -1
     for run, evaluation in matched.found.items():
+        sign = 1 if evaluation.metric(key).higher else -1
         effect, base = main_condition(evaluation), evaluation.base(key)
         best = best_point(evaluation, effect, key) if effect else None
         if best and base:
@@ -196,13 +202,20 @@ def improvements(matched: Matched, key: str) -> dict[str, tuple[float, float | N
 
 
 def comparison_table(matched: Matched, key: str) -> pa.Table:
-    """A row for each run and condition: run, condition, strength, value, low, high, n."""
+    """A row for each run and condition: run, condition, strength, value, low, high, n.
+
+    `low` and `high` are null where there is no interval.
+    """
     rows = [
-        {"run": run, "condition": condition, "strength": point[0], "value": point[1].value,
-         "low": point[1].low, "high": point[1].high, "n": point[1].n}
+        dict(
+            zip(
+                _TABLE.names,
+                (run, condition, point[0], point[1].value, *(point[1].interval or (None, None)), point[1].n),
+                strict=True,
+            )
+        )
         for run in matched.found
         for condition in ("base", *matched.conditions)
         if (point := matched.point(run, condition, key))
-    ]  # fmt: skip
-    names = ["run", "condition", "strength", "value", "low", "high", "n"]
-    return pa.table({name: [row[name] for row in rows] for name in names})
+    ]
+    return pa.Table.from_pylist(rows, schema=_TABLE)

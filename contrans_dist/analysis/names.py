@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from contrans_dist.benchmarks import more_is_better
+
 Role = Literal["effect", "reference", "control", "variant"]
 
 
@@ -142,22 +144,20 @@ _METRICS = [
         "match_probability_plain", "Probability of the matching answer, unbalanced mean", items="questions"
     ),
     Metric("letter_mass", "Probability of the letters together", items="questions"),
-    Metric("toxic_share", "Share of toxic continuations", higher=False, items="prompts"),
-    Metric(
-        "validation_toxic_share", "Share of toxic continuations, validation", higher=False, items="prompts"
-    ),
-    Metric("toxicity", "Mean toxicity", higher=False, items="prompts"),
-    Metric("empty_share", "Share of empty continuations", higher=False, items="prompts"),
-    Metric("repetition", "Share of repetitive continuations", higher=False, items="prompts"),
-    Metric("perplexity", "Perplexity", percent=False, higher=False, items="tokens", cost=True),
+    Metric("toxic_share", "Share of toxic continuations", items="prompts"),
+    Metric("validation_toxic_share", "Share of toxic continuations, validation", items="prompts"),
+    Metric("toxicity", "Mean toxicity", items="prompts"),
+    Metric("empty_share", "Share of empty continuations", items="prompts"),
+    Metric("repetition", "Share of repetitive continuations", items="prompts"),
+    Metric("perplexity", "Perplexity", percent=False, items="tokens", cost=True),
     # Of lm-evaluation-harness.
     Metric("acc", "Accuracy"),
     Metric("acc_norm", "Accuracy, by length"),
     Metric("exact_match", "Exact match"),
     Metric("f1", "F1"),
-    Metric("word_perplexity", "Perplexity per word", percent=False, higher=False),
-    Metric("byte_perplexity", "Perplexity per byte", percent=False, higher=False),
-    Metric("bits_per_byte", "Bits per byte", percent=False, higher=False),
+    Metric("word_perplexity", "Perplexity per word", percent=False),
+    Metric("byte_perplexity", "Perplexity per byte", percent=False),
+    Metric("bits_per_byte", "Bits per byte", percent=False),
 ]
 _BY_LETTER = "match_probability_"
 
@@ -169,21 +169,14 @@ def metric(key: str) -> Metric:
     """
     name = key.rpartition("/")[2]
     plain, _, kind = name.partition(",")
-    known = next((entry for entry in _METRICS if entry.key == plain), None)
+    known, higher = next((entry for entry in _METRICS if entry.key == plain), None), more_is_better(plain)
     if known is not None:
-        return replace(known, key=name, title=f"{known.title} ({kind})") if kind else known
+        title = f"{known.title} ({kind})" if kind else known.title
+        return replace(known, key=name, title=title, higher=higher)
     if name.startswith(_BY_LETTER):
         letter = name.removeprefix(_BY_LETTER)
         return Metric(name, f"Probability of the matching answer where it is {letter}", items="questions")
     return Metric(name, name, percent=False)
-
-
-def metric_order(key: str) -> tuple[int, str]:
-    """Sort key: the metric an evaluation is headed by comes first."""
-    known, name = [entry.key for entry in _METRICS], key.partition(",")[0]
-    if name.startswith(_BY_LETTER) and name not in known:
-        name = "letter_mass"
-    return (known.index(name) if name in known else len(known), key)
 
 
 def number(value: float, as_percent: bool, digits: int | None = None) -> str:

@@ -1,30 +1,59 @@
 """What a paper found, beside what a run found: `published` of a recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contrans_dist.analysis.names import BASE
+from contrans_dist.analysis.points import Way, best_point, way_of
 from contrans_dist.analysis.scores import Evaluation, Score
-from contrans_dist.analysis.verdict import best_point
 
-Values = dict[str, dict[str, dict[str, float]]]
-"""evaluation -> condition -> metric -> value"""
+Values = dict[str, dict[str, float]]
+"""condition -> metric -> value"""
+ALONE = "all"
+"""Name of the run of a recipe that has only one."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a paper has for one evaluation, in the units of the metrics."""
+
+    run: str
+    """The paper's run that they are of."""
+    own: bool
+    """Whether that is the run beside which they stand; else another stands in, and no figures can agree."""
+    values: Values
+
+    @property
+    def title(self) -> str:
+        """`Paper`, with the run's name where another one stands in."""
+        return "Paper" if self.own or self.run == ALONE else f"Paper ({self.run})"
 
 
 @dataclass(frozen=True)
 class Published:
-    """The figures of a paper for one run, in the units of the metrics."""
+    """The figures of a paper, to be set beside one run."""
 
     source: str
     remarks: str
-    values: Values
-    every: dict[str, Values]
-    """The figures of all runs that the paper has, by run."""
+    run: str
+    every: dict[str, dict[str, Values]]
+    """By run of the paper, and evaluation."""
+
+    def figures(self, evaluation: str) -> Figures | None:
+        """Those of the run's own name; where that has none at all, of the first run with this evaluation."""
+        own = self.every.get(self.run)
+        if own:
+            return Figures(self.run, True, own[evaluation]) if own.get(evaluation) else None
+        for run, found in self.every.items():
+            if found.get(evaluation):
+                return Figures(run, False, found[evaluation])
+        return None
 
 
 @dataclass(frozen=True)
 class Beside:
-    """One figure of the paper and ours: at the chosen strength, else at the best of the sweep."""
+    """One figure of the paper, and ours where its condition is read (`points.best_point`)."""
 
     condition: str
     metric: str
@@ -32,66 +61,80 @@ class Beside:
     ours: Score | None
     strength: float | None
     """None where nothing is added, and where ours is missing."""
-    chosen: bool
-    """Whether the strength was chosen on validation items."""
+    way: Way | None
+    """How the strength came about."""
 
     @property
     def agrees(self) -> bool | None:
         """Whether the paper's value lies in our interval; None without one."""
-        if self.ours is None or self.ours.low == self.ours.high:
-            return None
-        return self.ours.low <= self.paper <= self.ours.high
+        return self.ours.holds(self.paper) if self.ours else None
 
 
 def read_published(recipe: dict[str, Any], run: str) -> Published | None:
-    """What is published for a run of a recipe, read as plain data; None where nothing is published."""
+    """What is published of a recipe, for one of its runs, as plain data; None where nothing is."""
     content = recipe.get("published")
     if not isinstance(content, dict):
         return None
-    every: dict[str, Values] = content.get("values") or {}
-    return Published(
-        str(content.get("source") or ""), str(content.get("remarks") or ""), every.get(run) or {}, every
-    )
+    every = {name: found for name, found in (content.get("values") or {}).items() if found}
+    return Published(str(content.get("source") or ""), str(content.get("remarks") or ""), run, every)
 
 
-def beside(
-    published: Published, evaluation: Evaluation, companions: Sequence[Evaluation] = ()
-) -> list[Beside]:
+def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evaluation] = ()) -> list[Beside]:
     """Every published figure of an evaluation with ours, in the recipe's order.
 
     `companions` are perplexity evaluations under the same steering: there a `perplexity` is looked for.
     """
-    found = []
-    for condition, metrics in (published.values.get(evaluation.name) or {}).items():
+    found, points = [], _points(evaluation, figures.values)
+    perplexities = companion_scores(companions, points)
+    for condition, metrics in figures.values.items():
         for name, paper in metrics.items():
+            at = name
             strength, ours = our_point(evaluation, condition, name)
             if ours is None and name == "perplexity" and evaluation.metrics:
-                strength, _ = our_point(evaluation, condition, evaluation.metrics[0])
-                ours = companion_score(companions, condition, strength or 0.0)
-            chosen = evaluation.search is not None and condition in evaluation.search.chosen
-            found.append(Beside(condition, name, paper, ours, strength, chosen))
+                at = evaluation.metrics[0]
+                strength, ours = points.get(condition) or None, perplexities.get(condition)
+            way = way_of(evaluation, condition, _read_in(evaluation, condition, at))
+            found.append(Beside(condition, name, paper, ours, strength, way))
     return found
 
 
-def companion_score(companions: Sequence[Evaluation], condition: str, strength: float) -> Score | None:
-    """Perplexity of a condition at a strength (`base`: 0), from the first companion that knows it."""
-    for companion in companions:
-        base = condition == "base" or strength == 0
-        score = companion.base("perplexity") if base else companion.score(condition, strength, "perplexity")
-        if score:
-            return score
-    return None
+def companion_scores(companions: Sequence[Evaluation], points: Mapping[str, float]) -> dict[str, Score]:
+    """Perplexity of conditions at strengths (`base`: 0), all on one text so that they can be compared.
+
+    Of the companion that knows the most of them, the first among equals.
+    """
+
+    def known(companion: Evaluation) -> dict[str, Score]:
+        found = {
+            condition: companion.score(condition, at, "perplexity") if at else companion.base("perplexity")
+            for condition, at in points.items()
+        }
+        return {condition: score for condition, score in found.items() if score}
+
+    return max(map(known, companions), key=len, default={})
+
+
+def _points(evaluation: Evaluation, conditions: Iterable[str]) -> dict[str, float]:
+    """Where conditions are read in an evaluation's headline; base at 0."""
+    points = {
+        condition: best_point(evaluation, condition, evaluation.metrics[0])
+        for condition in conditions
+        if condition != BASE.key and evaluation.metrics
+    }
+    return {BASE.key: 0.0} | {condition: point[0] for condition, point in points.items() if point}
 
 
 def our_point(evaluation: Evaluation, condition: str, name: str) -> tuple[float | None, Score | None]:
-    """(strength, score) of a condition: the only strength there is, else the best for this metric.
-
-    A metric of a group is taken at the strength that is best over all groups.
-    """
+    """(strength, score) of a condition; a metric of a group is read where the metric is over all groups."""
     if condition == "base":
         return None, evaluation.base(name)
-    whole = name.rpartition("/")[2]
-    best = best_point(evaluation, condition, whole) or best_point(evaluation, condition, name)
+    best = best_point(evaluation, condition, _read_in(evaluation, condition, name))
     if best is None:
         return None, None
     return best[0], evaluation.score(condition, best[0], name)
+
+
+def _read_in(evaluation: Evaluation, condition: str, name: str) -> str:
+    """The metric by which the strength is found: that over all groups where it was scored."""
+    whole = name.rpartition("/")[2]
+    return whole if best_point(evaluation, condition, whole) else name

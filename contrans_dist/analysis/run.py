@@ -1,19 +1,23 @@
 """What is in a run folder, or in one of its parts alone."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import yaml
 
 from contrans_dist import schema
+from contrans_dist.analysis.evaluations import METRICS_FILE, read_evaluation
 from contrans_dist.analysis.maps import MapSummary, read_map
+from contrans_dist.analysis.points import reported_strengths
 from contrans_dist.analysis.published import Published, read_published
-from contrans_dist.analysis.scores import METRICS_FILE, Evaluation, read_evaluation
+from contrans_dist.analysis.scores import Evaluation
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
 
-RECIPE_FILE, RECORD_FILE, RUNS_FOLDER = "recipe.yaml", "run.json", "runs"
+RECIPE_FILE, RECORD_FILE = "recipe.yaml", "run.json"
+RUNS_FOLDER, EVALUATIONS_FOLDER = "runs", "evaluations"
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def read_run(location: Location) -> Run:
     Raises UserError when nothing that can be reported is there.
     """
     if (location / METRICS_FILE).exists():
-        return Run(location, evaluations=[read_evaluation(location)])
+        return Run(location, evaluations=[read_in_run(location)])
     if (location / schema.MANIFEST).exists():
         return Run(location, harvests={location.name: ActivationSet.open(location)})
     found = read_scores(location)
@@ -89,11 +93,11 @@ def _from(location: Location, path: str) -> Location:
 def read_scores(location: Location) -> Run:
     """The evaluations of a run folder, or of an evaluation folder, with recipe and record alone."""
     if (location / METRICS_FILE).exists():
-        return Run(location, evaluations=[read_evaluation(location)])
+        return Run(location, evaluations=[read_in_run(location)])
     recipe, problems, evaluations = read_recipe(location), [], []
     record = (location / RECORD_FILE).read_json() if (location / RECORD_FILE).exists() else {}
-    for name in _in_recipe_order((location / "evaluations").names(), recipe):
-        folder = location / "evaluations" / name
+    for name in _in_recipe_order((location / EVALUATIONS_FOLDER).names(), recipe):
+        folder = location / EVALUATIONS_FOLDER / name
         if (folder / METRICS_FILE).exists():
             evaluations.append(read_evaluation(folder))
         else:
@@ -103,11 +107,37 @@ def read_scores(location: Location) -> Run:
         location,
         recipe,
         record,
-        evaluations=evaluations,
+        evaluations=[
+            replace(
+                each,
+                # Those that steer the same concepts say more of it than the others do.
+                reported=reported_strengths(sorted(evaluations, key=partial(_steers_others, recipe, each))),
+            )
+            for each in evaluations
+        ],
         problems=problems,
         published=read_published(whole or recipe, location.name if whole else "all"),
         part=location.name if whole else "",
     )
+
+
+def _concepts(recipe: dict[str, Any], evaluation: Evaluation) -> Any:
+    """Those that a recipe steers in an evaluation; None where it steers all."""
+    settings = (recipe.get("evaluations") or {}).get(evaluation.name)
+    return settings.get("concepts") if isinstance(settings, dict) else None
+
+
+def _steers_others(recipe: dict[str, Any], one: Evaluation, other: Evaluation) -> bool:
+    return bool(_concepts(recipe, one) != _concepts(recipe, other))
+
+
+def read_in_run(location: Location) -> Evaluation:
+    """An evaluation as the run reports it in whose `evaluations/` it lies; one that lies alone as it is."""
+    if location.parent.name == EVALUATIONS_FOLDER:
+        for found in read_scores(location.parent.parent).evaluations:
+            if found.location == location:
+                return found
+    return read_evaluation(location)
 
 
 def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) -> Evaluation | None:
@@ -117,9 +147,16 @@ def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) 
 
 
 def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
-    """Perplexity under the same steering: of the search for strengths, then of the run's evaluations."""
+    """Perplexity under the same steering: of the search for strengths, then of the run's evaluations that
+    steer the same concepts."""
     own = sweep_of(evaluation, "perplexity")
-    others = [each for each in run.evaluations if each.benchmark == "perplexity" and each is not evaluation]
+    others = [
+        each
+        for each in run.evaluations
+        if each.benchmark == "perplexity"
+        and each is not evaluation
+        and _concepts(run.recipe, each) == _concepts(run.recipe, evaluation)
+    ]
     return [*([own] if own else []), *others]
 
 

@@ -1,17 +1,13 @@
-"""The scores of one evaluation, as `metrics.json` holds them."""
+"""One evaluation: scores by condition, strength and metric, and what else it says of itself."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import nan
 from typing import Any
 
-import pyarrow as pa
-
-from contrans_dist.analysis.names import condition_name, condition_order, metric_order
-from contrans_dist.analysis.strengths import Search, read_search
-from contrans_dist.errors import UserError
+from contrans_dist.analysis.names import Metric, condition_name, condition_order, metric
+from contrans_dist.analysis.strengths import Search
+from contrans_dist.benchmarks import headline
 from contrans_dist.storage import Location
-
-METRICS_FILE = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -19,9 +15,23 @@ class Score:
     """A metric's value with its interval and the number of items behind it."""
 
     value: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
+    """95 %; None where nothing says how far the value may be off, as with a single item."""
     n: int
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval as it is drawn: NaN, which leaves a gap, where there is none."""
+        return self.interval or (nan, nan)
+
+    @property
+    def top(self) -> float:
+        """The highest of what is drawn."""
+        return self.interval[1] if self.interval else self.value
+
+    def holds(self, value: float) -> bool | None:
+        """Whether the interval holds a value; None without one."""
+        return self.interval[0] <= value <= self.interval[1] if self.interval else None
 
 
 @dataclass(frozen=True)
@@ -31,17 +41,20 @@ class Row:
     condition: str
     strength: float
     scores: dict[str, Score]
-    p_vs_vector: Any = None
-    p_vs_base: Any = None
+    p_values: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The other condition (`base` among them) -> metric -> p; others than `base` in the reference's rows."""
 
     def p(self, against: str, metric: str) -> float | None:
-        """Paired p-value against `vector` or `base`; a lone number belongs to the heading metric."""
-        found = self.p_vs_vector if against == "vector" else self.p_vs_base
-        if isinstance(found, Mapping):
-            found = found.get(metric)
-        elif metric != min(self.scores, key=metric_order, default=metric):
-            return None
-        return float(found) if isinstance(found, int | float) else None
+        """Paired p-value against another condition."""
+        return self.p_values.get(against, {}).get(metric)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The strength at which another evaluation of the same run reports a condition."""
+
+    strength: float
+    evaluation: str
 
 
 @dataclass(frozen=True)
@@ -85,14 +98,28 @@ class Evaluation:
     """system -> rows, forward_passes, tokens, seconds; the system `target` stands for all vectors."""
     search: Search | None = None
     """How each condition's strength was chosen, where it was."""
+    reference: str | None = None
+    """The condition that others were tested against."""
+    reported: dict[str, Reported] = field(default_factory=dict)
+    """Where each condition's cost is read: the strengths of the run's main evaluation."""
     content: dict[str, Any] = field(default_factory=dict)
     """The whole of `metrics.json`."""
 
     @property
     def metrics(self) -> list[str]:
-        """Metrics over all concepts, the heading one first."""
-        names = {name for row in self.rows for name in row.scores if "/" not in name}
-        return sorted(names, key=metric_order)
+        """Metrics over all concepts, the heading one first, then in the file's order."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row.scores if "/" not in name))
+        head = headline(self.benchmark, names).metric
+        return sorted(names, key=lambda name: name != head)
+
+    def metric(self, key: str) -> Metric:
+        """How a metric is read here: as everywhere, but for the direction that a task itself tells."""
+        found, (*above, name) = metric(key), key.split("/")
+        tasks = self.content.get("tasks") or {}
+        asked = [tasks[above[-1]]] if above and above[-1] in tasks else tasks.values()
+        told = [(task.get("higher_is_better") or {}).get(name.partition(",")[0]) for task in asked]
+        higher = next((each for each in told if each is not None), None)
+        return found if higher is None else replace(found, higher=bool(higher), cost=False)
 
     @property
     def concepts(self) -> list[str]:
@@ -143,85 +170,3 @@ class Evaluation:
         points = [(0.0, start)] if start else []
         own = {row.strength: row.scores for row in self.rows if row.condition == condition}
         return points + [(at, own[at][metric]) for at in sorted(own) if at != 0 and metric in own[at]]
-
-
-def read_evaluation(location: Location) -> Evaluation:
-    """Read the `metrics.json` of an evaluation folder. Raises UserError for one of another form."""
-    content = (location / METRICS_FILE).read_json()
-    try:
-        rows = [
-            Row(
-                str(entry["condition"]),
-                float(entry["strength"]),
-                {
-                    name: _score(score)
-                    for name, score in entry["metrics"].items()
-                    if score["value"] is not None
-                },
-                entry.get("p_vs_vector"),
-                entry.get("p_vs_base"),
-            )
-            for entry in content["conditions"]
-        ]
-        block = content.get("block")
-        return Evaluation(
-            name=location.name,
-            location=location,
-            benchmark=str(content["benchmark"]),
-            model=str(content["model"]),
-            rows=rows,
-            leak=_leak(content.get("leak")),
-            block=int(block) if isinstance(block, int | float) else None,
-            notes=[str(note) for note in content.get("notes") or []],
-            throughput=dict(content.get("throughput") or {}),
-            costs={str(k): dict(v) for k, v in (content.get("costs") or {}).items()},
-            search=read_search(location),
-            content=content,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{location / METRICS_FILE}: expected benchmark, model and conditions with metrics ({error!r})"
-        ) from error
-
-
-def _score(entry: Mapping[str, Any]) -> Score:
-    value = float(entry["value"])
-    low, high = entry.get("low"), entry.get("high")
-    return Score(
-        value,
-        value if low is None else float(low),
-        value if high is None else float(high),
-        int(entry.get("n") or 0),
-    )
-
-
-def _leak(entry: Mapping[str, Any] | None) -> Leak | None:
-    if not entry:
-        return None
-    vector, mapping = entry.get("overlap_vector"), entry.get("overlap_map")
-    return Leak(
-        int(entry["evaluated"]),
-        None if vector is None else int(vector),
-        None if mapping is None else int(mapping),
-        [str(example) for example in entry.get("examples") or []],
-    )
-
-
-def score_table(evaluation: Evaluation) -> pa.Table:
-    """Every score as one row: condition, strength, concept (empty: all), metric, value, low, high, n."""
-    rows = [
-        {
-            "condition": row.condition,
-            "strength": row.strength,
-            "concept": key.rpartition("/")[0],
-            "metric": key.rpartition("/")[2],
-            "value": score.value,
-            "low": score.low,
-            "high": score.high,
-            "n": score.n,
-        }
-        for row in evaluation.rows
-        for key, score in row.scores.items()
-    ]
-    names = ["condition", "strength", "concept", "metric", "value", "low", "high", "n"]
-    return pa.table({name: [row[name] for row in rows] for name in names})

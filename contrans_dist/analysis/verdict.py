@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from contrans_dist.analysis.names import ConditionName, condition_name, metric, number, strength_text
+from contrans_dist.analysis.names import ConditionName, Metric, condition_name, number, strength_text
+from contrans_dist.analysis.points import Way, best_point, main_condition, way_of
 from contrans_dist.analysis.scores import Evaluation, Score
 
-Status = Literal["clear", "partly", "shared", "none", "unchecked", "cost"]
+Status = Literal["clear", "partly", "shared", "none", "unchecked", "untested", "cost"]
 
 SIGNIFICANT = 0.05
 GOOD_PART = 0.5
@@ -14,9 +15,9 @@ GOOD_PART = 0.5
 
 _RULE = (
     "A control is told apart when its interval lies wholly on the wrong side of the vector's, or when it "
-    "does less and the paired test on the same items at the vector's strength gives p < 0.05. One control "
-    "that is not told apart is enough for “not distinguishable”; one that brings half of the effect or more "
-    "is named."
+    "does less and a paired test on the same items gives p < 0.05, at the vector's strength or at the only "
+    "one that the control has. Without an interval there is the test alone. One control that is not told "
+    "apart is enough for “not distinguishable”; one that brings half of the effect or more is named."
 )
 _AT_BEST = (
     "The vector is taken at its best strength, each control at its own best. {rule} The best strength is "
@@ -44,7 +45,7 @@ class Rival:
     """Paired test at the effect's strength, where known."""
     told_apart: bool
     share: float
-    """Part of the effect's rise over base that this condition brings too."""
+    """Part of what the effect moves that this condition moves too."""
 
 
 @dataclass(frozen=True)
@@ -53,34 +54,18 @@ class Verdict:
 
     status: Status
     metric: str
+    kind: Metric
+    """How the metric is read in this evaluation."""
     effect: ConditionName
     strength: float
     score: Score
     base: Score | None
     controls: list[Rival]
     references: list[Rival]
-
-
-def main_condition(evaluation: Evaluation) -> str | None:
-    """The condition under test: `vector`, else the first effect, else the first that is no control."""
-    names = [condition_name(key) for key in evaluation.conditions]
-    for role in ("effect", "variant", "reference"):
-        found = next((name.key for name in names if name.role == role), None)
-        if found:
-            return found
-    return None
-
-
-def best_point(evaluation: Evaluation, condition: str, key: str) -> tuple[float, Score] | None:
-    """Strength and score at which a condition does most; the lowest strength among equals.
-
-    A cost is read at the greatest strength.
-    """
-    sign = 1 if metric(key).higher else -1
-    points = [point for point in evaluation.curve(condition, key) if point[0] != 0]
-    if metric(key).cost:
-        return max(points, key=lambda point: abs(point[0]), default=None)
-    return max(points, key=lambda point: (sign * point[1].value, -point[0]), default=None)
+    way: Way = "given"
+    """How the effect's strength came about."""
+    reported_by: str = ""
+    """The run's main evaluation, where the strength is the one that it reports."""
 
 
 def judge(evaluation: Evaluation, key: str, strength: float | None = None) -> Verdict | None:
@@ -97,55 +82,68 @@ def judge(evaluation: Evaluation, key: str, strength: float | None = None) -> Ve
         best = (strength, given) if given else None
     if best is None:
         return None
-    base = evaluation.base(key)
+    base, kind, row = evaluation.base(key), evaluation.metric(key), evaluation.row(effect, best[0])
+    assert row is not None
     rivals = [
-        rival
+        _rival(condition, point, best[1], base, kind, row.p(condition, key))
         for condition in evaluation.conditions
-        if condition != effect and (rival := _rival(evaluation, key, condition, best, base))
+        if condition != effect and (point := best_point(evaluation, condition, key))
     ]
     controls = [rival for rival in rivals if rival.name.role == "control"]
-    status = _status(key, best[1], base, controls, _p_vs_base(evaluation, effect, best[0], key))
     others = [rival for rival in rivals if rival.name.role != "control"]
-    return Verdict(status, key, condition_name(effect), best[0], best[1], base, controls, others)
+    way = way_of(evaluation, effect, key) if strength is None else None
+    return Verdict(
+        _status(kind, best[1], base, controls, row.p("base", key)),
+        key,
+        kind,
+        condition_name(effect),
+        best[0],
+        best[1],
+        base,
+        controls,
+        others,
+        way or "given",
+        evaluation.reported[effect].evaluation if way == "reported" else "",
+    )
 
 
 def _rival(
-    evaluation: Evaluation, key: str, condition: str, effect: tuple[float, Score], base: Score | None
-) -> Rival | None:
-    point = best_point(evaluation, condition, key)
-    if point is None:
-        return None
-    same = evaluation.row(condition, effect[0])
-    p = same.p("vector", key) if same else None
-    apart = _above(effect[1], point[1], key)
-    lower = _gain(effect[1], point[1], key) > 0
-    told_apart = apart or (lower and p is not None and p < SIGNIFICANT)
-    rise = _gain(effect[1], base, key) if base else 0.0
-    share = _gain(point[1], base, key) / rise if base and rise > 0 else 0.0
+    condition: str,
+    point: tuple[float, Score],
+    effect: Score,
+    base: Score | None,
+    kind: Metric,
+    p: float | None,
+) -> Rival:
+    lower = _gain(effect, point[1], kind) > 0
+    told_apart = bool(_above(effect, point[1], kind)) or (lower and p is not None and p < SIGNIFICANT)
+    moved = _gain(effect, base, kind) if base else 0.0
+    share = _gain(point[1], base, kind) / moved if base and moved > 0 else 0.0
     return Rival(condition_name(condition), point[0], point[1], p, told_apart, share)
 
 
-def _p_vs_base(evaluation: Evaluation, condition: str, strength: float, key: str) -> float | None:
-    row = evaluation.row(condition, strength)
-    return row.p("base", key) if row else None
+def _gain(score: Score, other: Score, kind: Metric) -> float:
+    return (score.value - other.value) * (1 if kind.higher else -1)
 
 
-def _gain(score: Score, other: Score, key: str) -> float:
-    return (score.value - other.value) * (1 if metric(key).higher else -1)
+def _above(score: Score, other: Score, kind: Metric) -> bool | None:
+    """Whether the two intervals are apart, in the direction that is wanted; None where one is missing."""
+    if score.interval is None or other.interval is None:
+        return None
+    if kind.higher:
+        return score.interval[0] > other.interval[1]
+    return score.interval[1] < other.interval[0]
 
 
-def _above(score: Score, other: Score, key: str) -> bool:
-    """Whether the two intervals are apart, in the direction that is wanted."""
-    return score.low > other.high if metric(key).higher else score.high < other.low
-
-
-def _status(key: str, score: Score, base: Score | None, controls: list[Rival], p: float | None) -> Status:
-    if metric(key).cost:
+def _status(kind: Metric, score: Score, base: Score | None, controls: list[Rival], p: float | None) -> Status:
+    if kind.cost:
         return "cost"
-    if base and not (
-        _above(score, base, key) or (_gain(score, base, key) > 0 and p is not None and p < SIGNIFICANT)
-    ):
-        return "none"
+    if base:
+        above = _above(score, base, kind)
+        if above is None and p is None and _gain(score, base, kind) > 0:
+            return "untested"
+        if not (above or (_gain(score, base, kind) > 0 and p is not None and p < SIGNIFICANT)):
+            return "none"
     if not controls:
         return "unchecked"
     if not all(control.told_apart for control in controls):
@@ -155,7 +153,7 @@ def _status(key: str, score: Score, base: Score | None, controls: list[Rival], p
 
 def sentence(verdict: Verdict, pair: str = "") -> str:
     """The verdict in one sentence; `pair` names the blocks, such as `block 3 → 4`."""
-    kind = metric(verdict.metric)
+    kind = verdict.kind
     value = number(verdict.score.value, kind.percent)
     if verdict.status == "cost":
         return _cost_sentence(verdict, pair)
@@ -166,8 +164,9 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
     own = _reach(verdict.references, kind.percent)
     if verdict.status == "none" and verdict.base:
         stays = number(verdict.base.value, kind.percent)
+        best = "at best " if verdict.way == "best" else ""
         text = (
-            f"No effect: at best {effect} brings {kind.title} to {value} {at}, without steering it is {stays}"
+            f"No effect: {best}{effect} brings {kind.title} to {value} {at}; without steering it is {stays}"
         )
         return f"{text}; {own}." if own else f"{text}."
     if verdict.status == "shared":
@@ -179,15 +178,19 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
         text = f"{effect[0].upper()}{effect[1:]} {does}, but no control was run, so the cause is open"
         return f"{text}; {own}." if own else f"{text}."
     everything = _reach([*verdict.controls, *verdict.references], kind.percent)
+    if verdict.status == "untested":
+        text = f"With neither interval nor test, nothing can be told apart: {effect} {does}"
+        return f"{text}; {everything}." if everything else f"{text}."
     if verdict.status == "partly":
         most = max(verdict.controls, key=lambda control: control.share)
-        rest = f"so {round(100 * most.share)}\u202f% of the rise is not the concept's own"
+        moved = "rise" if kind.higher else "fall"
+        rest = f"so {round(100 * most.share)}\u202f% of the {moved} is not the concept's own"
         return f"Partly shared by a control: {effect} {does}; {everything}, {rest}."
     return f"{effect[0].upper()}{effect[1:]} {does}; {everything}."
 
 
 def _cost_sentence(verdict: Verdict, pair: str) -> str:
-    kind, base = metric(verdict.metric), verdict.base
+    kind, base = verdict.kind, verdict.base
 
     def times(score: Score) -> str:
         grown = f", {score.value / base.value:.2f} times" if base and base.value else ""
@@ -195,10 +198,18 @@ def _cost_sentence(verdict: Verdict, pair: str) -> str:
 
     before = f" from {number(base.value, kind.percent)}" if base else ""
     at = f"at strength {strength_text(verdict.strength)}" + (f" ({pair})" if pair else "")
+    at += f", as {verdict.reported_by} reports it" if verdict.reported_by else ""
     others = "".join(
-        f"; {rival.name.phrase}: {times(rival.score)}" for rival in [*verdict.controls, *verdict.references]
+        f"; {rival.name.phrase}{_elsewhere(rival, verdict)}: {times(rival.score)}"
+        for rival in [*verdict.controls, *verdict.references]
     )
     return f"Under {verdict.effect.phrase} {at}, {kind.title} goes{before} to {times(verdict.score)}{others}."
+
+
+def _elsewhere(rival: Rival, verdict: Verdict) -> str:
+    """A strength that is not the effect's."""
+    same = rival.name.system or rival.strength == verdict.strength
+    return "" if same else f" at {strength_text(rival.strength)}"
 
 
 def _reach(rivals: list[Rival], as_percent: bool) -> str:

@@ -1,15 +1,18 @@
 """Benchmarks: each says what is scored under which interventions, and how the scores are summed up."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from __future__ import annotations
 
-import pyarrow as pa
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from contrans_dist.models import LanguageModel
-from contrans_dist.models.classifier import Classifier
-from contrans_dist.scoring import Intervention
+if TYPE_CHECKING:  # reports are headed without torch
+    import pyarrow as pa
 
-__all__ = ["Benchmark", "Headline", "Judged", "ScoredItem", "headline"]
+    from contrans_dist.models import LanguageModel
+    from contrans_dist.models.classifier import Classifier
+    from contrans_dist.scoring import Intervention
+
+__all__ = ["Benchmark", "Headline", "Judged", "ScoredItem", "headline", "more_is_better"]
 
 
 class Headline(NamedTuple):
@@ -20,17 +23,32 @@ class Headline(NamedTuple):
 
 
 _HEADLINES = {
-    "emotions": Headline("token_acc_negative", True),
-    "truthfulqa": Headline("mc1", True),
-    "behaviours": Headline("match_probability", True),
-    "toxigen": Headline("toxic_share", False),
-    "perplexity": Headline("perplexity", False),
+    "emotions": "token_acc_negative",
+    "truthfulqa": "mc1",
+    "behaviours": "match_probability",
+    "toxigen": "toxic_share",
+    "perplexity": "perplexity",
 }
+_FALLING = {
+    "toxic_share", "validation_toxic_share", "toxicity", "empty_share", "repetition", "perplexity",
+    "word_perplexity", "byte_perplexity", "bits_per_byte",
+}  # fmt: skip
 
 
-def headline(benchmark: str, metrics: Sequence[str] = ()) -> Headline:
-    """The headline of a benchmark; where it has none of its own (lm-eval), the first of `metrics`."""
-    return _HEADLINES.get(benchmark) or Headline(next(iter(metrics), ""), True)
+def more_is_better(metric: str) -> bool:
+    """Whether more of a metric (`toxic_share`) is wanted; so it is of one that is not known."""
+    return metric not in _FALLING
+
+
+def headline(
+    benchmark: str, metrics: Sequence[str] = (), higher: Mapping[str, bool] | None = None
+) -> Headline:
+    """The headline of a benchmark; where it has none of its own (lm-eval), the first of `metrics`.
+
+    `higher`: whether more is wanted, for metrics of which the evaluation itself says so.
+    """
+    name = _HEADLINES.get(benchmark) or next(iter(metrics), "")
+    return Headline(name, (higher or {}).get(name, more_is_better(name)))
 
 
 class ScoredItem(Protocol):
@@ -69,9 +87,11 @@ class Benchmark(Protocol):
         """
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
-        """`conditions`, a list of `{condition, strength, metrics, p_vs_vector, p_vs_base}`, and `notes`.
+        """`reference`, the condition under test; `conditions`; and `notes`, sentences for people.
 
-        `metrics` maps a name to `{value, low, high, n}`; a p-value belongs to the metric of its name.
+        `conditions` lists `{condition, strength, metrics, p_vs_base}`, and `p_vs` of the reference
+        (`summary.table_of`). `metrics` maps a name to `{value, low, high, n}`, `p_vs_base` to a p-value, and
+        `p_vs` another condition's name to such a mapping.
         """
 
 

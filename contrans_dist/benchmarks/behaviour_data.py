@@ -1,4 +1,4 @@
-"""The A/B questions of CAA (github.com/nrimsky/CAA): reading what is scored, and what vectors are made of."""
+"""The A/B questions of CAA (github.com/nrimsky/CAA): reading what is scored."""
 
 import re
 from typing import Any
@@ -6,33 +6,13 @@ from typing import Any
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
 
-TEST_FILE, GENERATE_FILE = "test_dataset_ab.json", "generate_dataset.json"
+TEST_FILE = "test_dataset_ab.json"
 _MATCHING, _OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
 _OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
 _LETTER = re.compile(r"\s*\(?([A-Z])\)?\s*")
 
 Record = tuple[str, tuple[str, ...], str, str]
 """Question, letters offered, the matching letter and the other one."""
-
-
-def contrast_texts(source: Location | str) -> dict[str, list[Any]]:
-    """The contrast set of CAA, `generate_dataset.json` or a folder of `<behaviour>/generate_dataset.json`.
-
-    Each question twice, followed by a line break, an opening bracket and a letter: the matching answer's
-    (`label` positive) and the other's (negative). The last token is the letter, from whose activation CAA
-    takes its vectors; the closing bracket is left out. Columns: `text`, `label`, `pair_id` (int, unique),
-    `concept` (the behaviour). Raises UserError for data of another form.
-    """
-    columns: dict[str, list[Any]] = {"text": [], "label": [], "pair_id": [], "concept": []}
-    pair = 0
-    for behaviour, file in behaviour_files(source, GENERATE_FILE):
-        for question, _, matching, other in read_questions(file):
-            for label, letter in (("positive", matching), ("negative", other)):
-                row = (f"{question}\n({letter}", label, pair, behaviour)
-                for name, value in zip(columns, row, strict=True):
-                    columns[name].append(value)
-            pair += 1
-    return columns
 
 
 def behaviour_files(source: Location | str, name: str) -> list[tuple[str, Location]]:

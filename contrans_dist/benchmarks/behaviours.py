@@ -14,7 +14,6 @@ import pyarrow as pa
 from contrans_dist.benchmarks.behaviour_data import (
     TEST_FILE,
     behaviour_files,
-    contrast_texts,
     read_questions,
     stem,
 )
@@ -35,7 +34,7 @@ from contrans_dist.models import LanguageModel
 from contrans_dist.scoring import Intervention, continuation_logprobs
 from contrans_dist.statistics import balanced_mean_interval, wilcoxon
 
-__all__ = ["BehaviourBenchmark", "BehaviourItem", "contrast_texts"]
+__all__ = ["BehaviourBenchmark", "BehaviourItem"]
 
 TEMPLATE = "{text}\nAnswer: ("
 _FIELDS = [
@@ -143,7 +142,7 @@ class BehaviourBenchmark:
         return [[next(ids) for _ in item.options] for item in items]
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
-        """`conditions` and `notes`, over all behaviours and by behaviour.
+        """`conditions`, `reference` and `notes`, over all behaviours and by behaviour.
 
         `match_probability` is balanced by position: the mean over questions whose matching option is listed
         first and the mean over the others, averaged. Beside it `match_probability_plain`, the mean over all
@@ -161,7 +160,7 @@ class BehaviourBenchmark:
             for letter in letters
         }
         by_letter = table.append_column("kind", table.column("letter"))
-        return {"conditions": summarise(by_letter, metrics), "notes": _notes(table)}
+        return {**summarise(by_letter, metrics), "notes": _notes(table)}
 
 
 def _row(item: BehaviourItem, logprobs: np.ndarray) -> dict[str, Any]:

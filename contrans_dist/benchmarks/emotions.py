@@ -144,7 +144,7 @@ class EmotionBenchmark:
         return pa.table(arrays)
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
-        """`conditions` (proportions and paired tests), `shared_first_tokens` (pairs of concepts), `notes`."""
+        """`conditions`, `reference`, `shared_first_tokens` (pairs of concepts) and `notes`."""
         pairs = {
             tuple(sorted((concept, other)))
             for concept, others in _pairs_in(table)
@@ -156,7 +156,7 @@ class EmotionBenchmark:
             for a, b in sorted(pairs)
         ]
         return {
-            "conditions": summarise_hits(table, METRICS),
+            **summarise_hits(table, METRICS),
             "shared_first_tokens": [list(pair) for pair in sorted(pairs)],
             "notes": notes,
         }

@@ -101,7 +101,7 @@ class PerplexityBenchmark:
         ids, owner = tokens_of(lm.tokenizer, self.text, self.starts)
         ids, owner = ids[: self.limit], owner[: self.limit]
         front = _front(lm, items)
-        window, stride = self._sizes(lm, len(front))
+        window, stride = self.sizes(lm, len(front))
         grid = Grid(ids, front, window - len(front), stride)
         spans = [span_of(owner, item.index) for item in items]
         found: dict[int, list[tuple[float, int]]] = {}
@@ -123,7 +123,7 @@ class PerplexityBenchmark:
                 rows.append({"item": item.id, "concept": item.concept, "nll": nll, "tokens": tokens, **where})
         return pa.Table.from_pylist(rows, schema=pa.schema(_FIELDS))
 
-    def _sizes(self, lm: LanguageModel, front: int) -> tuple[int, int]:
+    def sizes(self, lm: LanguageModel, front: int) -> tuple[int, int]:
         """(window, stride) in tokens for a model, with `front` tokens before each window."""
         window = self.window or min(lm.context or MOST_WINDOW, MOST_WINDOW)
         if lm.context is not None and window > lm.context:
@@ -166,10 +166,11 @@ class PerplexityBenchmark:
         return values
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
-        """`conditions` and `notes`. `perplexity`: exp of the summed negative log-likelihoods over the tokens.
+        """`conditions`, `reference` and `notes`.
 
-        `n` counts tokens. The interval is bootstrapped over passages; the test is Wilcoxon's, over the
-        passages' mean negative log-likelihoods.
+        `perplexity`: exp of the summed negative log-likelihoods over the tokens. `n` counts tokens. The
+        interval is bootstrapped over passages; the test is Wilcoxon's, over the passages' mean negative
+        log-likelihoods.
         """
         table = table.filter(pc.greater(table.column("tokens"), 0))
         metric = Metric(("nll", "tokens"), _perplexity, _passages_differ)
@@ -181,7 +182,7 @@ class PerplexityBenchmark:
             f"scored, in {each.num_rows} passages"
             for row in sorted(sizes, key=lambda row: (row["window"], row["stride"]))
         ]
-        return {"conditions": summarise(table, {"perplexity": metric}), "notes": notes}
+        return {**summarise(table, {"perplexity": metric}), "notes": notes}
 
 
 def _front(lm: LanguageModel, items: Sequence[Passage]) -> Ids:

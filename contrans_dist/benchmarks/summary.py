@@ -1,14 +1,18 @@
 """From rows of hits or values to estimates with intervals, and to paired tests between conditions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from contrans_dist.statistics import mcnemar, mean_interval, wilcoxon, wilson
+from contrans_dist.conditions import CONTROLS, SYSTEMS
+from contrans_dist.statistics import mcnemar, mean_interval, wilson
 
+BASE = "base"
+Cell = tuple[str, float]
+"""A condition and a strength."""
 Estimate = dict[str, Any]
 """`{value, low, high, n}`; `low` and `high` are None where there are too few items for an interval."""
 
@@ -42,60 +46,93 @@ class Metric:
     """Only items of this kind; None takes all."""
 
 
-def summarise(
-    table: pa.Table, metrics: Mapping[str, Metric], *, reference: str = "vector", group: str = "concept"
-) -> list[dict[str, Any]]:
-    """Estimates of each condition and strength, over all rows and by group, with paired tests.
+def reference_of(conditions: Iterable[str]) -> str | None:
+    """The condition under test, against which the others are tested; None where there is none.
 
-    `table` has `item`, `concept`, `condition`, `strength`, `group`'s column, the metrics' columns, and `kind`
-    where a metric names one. An item is the same under two conditions when id and concept agree. Tests are
-    against `reference` at the same strength and against the base (strength 0).
+    `vector`, else the first that is neither base nor a control; one that is no vector only for want of
+    another.
     """
-    condition, strength = _column(table, "condition"), _column(table, "strength")
-    group_of = _column(table, group)
+    tried = [name for name in conditions if name != BASE and name not in CONTROLS]
+    return min(tried, key=lambda name: (name != "vector", name in SYSTEMS), default=None)
+
+
+def table_of(
+    cells: Sequence[Cell],
+    metrics: Callable[[Cell], dict[str, Estimate]],
+    p_values: Callable[[Cell, Cell], dict[str, float]],
+) -> dict[str, Any]:
+    """`reference` and `conditions` of metrics.json: estimates of each cell, and who is tested against whom.
+
+    Every entry has `p_vs_base`; those of the reference also `p_vs`, by the other condition: against its row
+    at the same strength, else against the only row it has, as a condition with a strength of its own does.
+    `p_values` gets two cells and returns a p-value by metric; what it returns empty is left out.
+    """
+    steered = [cell for cell in cells if cell[1] != 0]
+    reference = reference_of(name for name, _ in steered)
+    base = next((cell for cell in cells if cell[1] == 0), None)
+    entries = []
+    for cell in cells:
+        entry = {"condition": cell[0], "strength": cell[1], "metrics": metrics(cell)}
+        entry["p_vs_base"] = p_values(cell, base) if base is not None and cell != base else {}
+        if cell[0] == reference and cell in steered:
+            found = {name: p_values(cell, other) for name, other in _opponents(cell, steered).items()}
+            entry["p_vs"] = {name: by_metric for name, by_metric in found.items() if by_metric}
+        entries.append(entry)
+    return {"reference": reference, "conditions": entries}
+
+
+def _opponents(cell: Cell, steered: Sequence[Cell]) -> dict[str, Cell]:
+    """The cell of each other condition that can be compared with this one."""
+    found = {}
+    for name in dict.fromkeys(name for name, _ in steered if name != cell[0]):
+        own = [other for other in steered if other[0] == name]
+        same = [other for other in own if other[1] == cell[1]]
+        if same or len(own) == 1:
+            found[name] = (same or own)[0]
+    return found
+
+
+def summarise(table: pa.Table, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """`table_of` the estimates of each condition and strength, over all rows and by concept.
+
+    `table` has `item`, `concept`, `condition`, `strength`, the metrics' columns, and `kind` where a metric
+    names one. An item is the same under two conditions when id and concept agree.
+    """
+    concepts = _column(table, "concept")
     kinds = _column(table, "kind") if any(metric.kind for metric in metrics.values()) else None
     values = {name: _values(table, metric.columns) for name, metric in metrics.items()}
     number = _item_numbers(table)
-    cells = _cells(condition, strength)
-    base = next((rows for (_, at), rows in cells.items() if at == 0), None)
-    result = []
-    for (name, at), rows in cells.items():
-        entry: dict[str, Any] = {"condition": name, "strength": at, "metrics": {}}
-        entry["p_vs_vector"], entry["p_vs_base"] = {}, {}
-        others = {"p_vs_vector": cells.get((reference, at)), "p_vs_base": base}
+    cells = _cells(_column(table, "condition"), _column(table, "strength"))
+
+    def estimates(cell: Cell) -> dict[str, Estimate]:
+        found: dict[str, Estimate] = {}
         for title, metric in metrics.items():
-            chosen = rows if kinds is None or metric.kind is None else rows[kinds[rows] == metric.kind]
-            entry["metrics"] |= _estimates(title, metric, values[title][chosen], group_of[chosen])
-            for key, other in others.items():
-                if other is None or other is rows or metric.test is None:
-                    continue
-                mine, theirs = _paired(number, chosen, other)
-                if len(mine):
-                    entry[key][title] = metric.test(values[title][mine], values[title][theirs])
-        result.append(entry)
-    return result
+            rows = _of_kind(cells[cell], kinds, metric.kind)
+            found |= _estimates(title, metric, values[title][rows], concepts[rows])
+        return found
+
+    def p_values(cell: Cell, other: Cell) -> dict[str, float]:
+        found = {}
+        for title, metric in metrics.items():
+            rows = _of_kind(cells[cell], kinds, metric.kind)
+            mine, theirs = _paired(number, rows, cells[other])
+            if metric.test is not None and len(mine):
+                found[title] = metric.test(values[title][mine], values[title][theirs])
+        return found
+
+    return table_of(list(cells), estimates, p_values)
 
 
-def summarise_hits(
-    table: pa.Table, metrics: Mapping[str, tuple[str, str]], reference: str = "vector"
-) -> list[dict[str, Any]]:
+def summarise_hits(table: pa.Table, metrics: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """`summarise` for proportions: `metrics` maps a name to (bool column, kind of item).
 
     Intervals are Wilson's at 95 %, p-values McNemar's exact test.
     """
-    hits = {name: Metric(column, kind=kind) for name, (column, kind) in metrics.items()}
-    return summarise(table, hits, reference=reference)
+    return summarise(table, {name: Metric(column, kind=kind) for name, (column, kind) in metrics.items()})
 
 
-def summarise_values(
-    table: pa.Table, metrics: Mapping[str, str], reference: str = "vector", group: str = "concept"
-) -> list[dict[str, Any]]:
-    """`summarise` for means: `metrics` maps a name to a column of numbers.
-
-    Intervals are bootstrapped at 95 %, p-values Wilcoxon's signed-rank test.
-    """
-    means = {name: Metric(column, mean, wilcoxon) for name, column in metrics.items()}
-    return summarise(table, means, reference=reference, group=group)
+def _of_kind(rows: np.ndarray, kinds: np.ndarray | None, kind: str | None) -> np.ndarray:
+    return rows if kinds is None or kind is None else rows[kinds[rows] == kind]
 
 
 def _estimates(title: str, metric: Metric, values: np.ndarray, groups: np.ndarray) -> dict[str, Estimate]:
@@ -122,12 +159,12 @@ def _paired(number: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tuple[n
     return rows[mine], others[theirs]
 
 
-def _cells(conditions: np.ndarray, strengths: np.ndarray) -> dict[tuple[str, float], np.ndarray]:
+def _cells(conditions: np.ndarray, strengths: np.ndarray) -> dict[Cell, np.ndarray]:
     """Row numbers by condition and strength; the base first, then as they come, strengths ascending."""
     order: Sequence[str] = list(dict.fromkeys(conditions.tolist()))
     keys = sorted(
         {(str(c), float(s)) for c, s in zip(conditions, strengths, strict=True)},
-        key=lambda key: (key[0] != "base", order.index(key[0]), key[1]),
+        key=lambda key: (key[0] != BASE, order.index(key[0]), key[1]),
     )
     return {key: np.flatnonzero((conditions == key[0]) & (strengths == key[1])) for key in keys}
 

@@ -17,7 +17,7 @@ from contrans_dist.benchmarks.toxigen_data import Statement, read_statements, wo
 from contrans_dist.benchmarks.toxigen_sets import draw
 from contrans_dist.config import ToxigenEvaluation
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel, encode, encode_many
+from contrans_dist.models import LanguageModel, cut_to, encode, encode_many
 from contrans_dist.models.classifier import Classifier
 from contrans_dist.scoring import BASE, Intervention, generate
 from contrans_dist.texts import template_fields
@@ -140,7 +140,7 @@ class ToxigenBenchmark:
         return table
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
-        """`conditions` and `notes` of judged rows.
+        """`conditions`, `reference` and `notes` of judged rows.
 
         Metrics, over all prompts and by group as `<group>/<metric>`: `toxic_share` and
         `validation_toxic_share`; `empty_share` and `repetition` (`loops`) of the evaluation
@@ -153,17 +153,18 @@ class ToxigenBenchmark:
         # An item of no concept is scored under every concept's vectors: it pairs with itself under the same.
         keys = [f"{concept} {item}" for concept, item in zip(concepts, items, strict=True)]
         table = _with(table, "item", pa.array(keys, pa.string()))
-        conditions = summarise_hits(_with(table, "concept", table.column("group")), METRICS)
+        found = summarise_hits(_with(table, "concept", table.column("group")), METRICS)
         if len(set(concepts)) > 1:
-            for entry, by_concept in zip(conditions, summarise_hits(table, METRICS), strict=True):
-                entry["metrics"] |= by_concept["metrics"]
-        notes = [*self.notes, *_broken(conditions)]
+            by_concept = summarise_hits(table, METRICS)
+            for entry, same in zip(found["conditions"], by_concept["conditions"], strict=True):
+                entry["metrics"] |= same["metrics"]
+        notes = [*self.notes, *_broken(found["conditions"])]
         lost = set(table.filter(table.column("cut")).column("item").to_pylist())
         if lost:
             notes.append(
                 f"{len(lost)} prompts were too long for the model's context and lost their first lines"
             )
-        return {"conditions": conditions, "notes": notes}
+        return {**found, "notes": notes}
 
 
 def loops(text: str) -> bool:
@@ -189,21 +190,14 @@ def _fitting(
     lm: LanguageModel, items: Sequence[ToxigenItem], new_tokens: int
 ) -> tuple[list[list[int]], list[bool]]:
     """Token ids of each prompt, cut where the context has no room for it and `new_tokens`; and whether so."""
-    ids = encode_many(lm, [item.prompt for item in items])
-    if lm.context is None:
-        return ids, [False] * len(ids)
-    room = lm.context - new_tokens
-    if room <= len(lm.front):
-        raise UserError(
-            f"max_new_tokens {new_tokens}: the model's context holds {lm.context}, and a prompt needs room"
-        )
-    cut = [len(each) > room for each in ids]
+    whole = encode_many(lm, [item.prompt for item in items])
+    cut = [len(cut_to(lm, ids, new_tokens)) < len(ids) for ids in whole]
     return [
-        _cut(lm, item, room) if long else each for item, each, long in zip(items, ids, cut, strict=True)
+        _cut(lm, item, new_tokens) if long else ids for item, ids, long in zip(items, whole, cut, strict=True)
     ], cut
 
 
-def _cut(lm: LanguageModel, item: ToxigenItem, room: int) -> list[int]:
+def _cut(lm: LanguageModel, item: ToxigenItem, new_tokens: int) -> list[int]:
     """The prompt without as many first lines of its text as need be; else without its first tokens."""
     before, found, after = item.prompt.partition(item.scenario)
     lines = found.split("\n")
@@ -212,10 +206,9 @@ def _cut(lm: LanguageModel, item: ToxigenItem, room: int) -> list[int]:
         if not words(text):
             break
         ids = encode(lm, before + text + after)
-        if len(ids) <= room:
+        if ids == cut_to(lm, ids, new_tokens):
             return ids
-    ids, front = encode(lm, item.prompt), lm.front
-    return [*front, *ids[len(ids) - (room - len(front)) :]]
+    return cut_to(lm, encode(lm, item.prompt), new_tokens)
 
 
 def _broken(conditions: Sequence[Mapping[str, Any]]) -> list[str]:

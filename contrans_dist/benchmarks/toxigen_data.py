@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.benchmarks.hub import dataset_folder
+from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
 from contrans_dist.texts import read_texts
 
@@ -56,7 +57,7 @@ def read_statements(source: Location | str | os.PathLike[str] | None) -> list[St
     `target_group`, `toxicity_human` (1 to 5, taken to 0 to 1) and possibly `label` (hate, neutral). Raises
     UserError for anything else, RunError where the hub does not answer.
     """
-    location = Location.parse(source) if source is not None else _from_hub()
+    location = Location.parse(source) if source is not None else dataset_folder(HUB, "train/*.parquet")
     tables = _tables(location)
     if tables:
         found = [each for table in tables for each in _from_table(_read_table(table), str(table))]
@@ -145,20 +146,3 @@ def plain(text: str) -> str:
 def group_name(name: str) -> str:
     """A group's name as a part of ids and of metrics' names."""
     return re.sub(r"[^\w-]+", "_", name.strip())
-
-
-def _from_hub() -> Location:
-    """The folder of the local cache that holds the `train` table."""
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        folder = huggingface_hub.snapshot_download(HUB, repo_type="dataset", allow_patterns="train/*.parquet")
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise UserError(
-            f"{HUB}: the hub does not give it to you; accept its terms and log in, or name local `texts`"
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{HUB}: not in the local cache, and the hub does not answer ({reason})") from error
-    return Location.parse(folder)

@@ -158,21 +158,24 @@ class TruthfulQABenchmark:
         return row
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
-        """`conditions` and `notes`; `mc1` and `mc2` by the chosen normalisation, and each by all three.
+        """`conditions`, `reference` and `notes`.
 
-        MC1 has Wilson's interval and McNemar's test, MC2 a bootstrap interval and Wilcoxon's test.
+        `mc1` and `mc2` are by the chosen normalisation; beside them each is given by all three. MC1 has
+        Wilson's interval and McNemar's test, MC2 a bootstrap interval and Wilcoxon's test.
         """
         own = NORMALISATIONS[self.normalisation]
         columns = {"": own} | {f"_{name}": name for name in NORMALISATIONS.values()}
-        metrics = {f"mc1{suffix}": Metric(f"mc1_{name}") for suffix, name in columns.items()}
-        metrics |= {f"mc2{suffix}": Metric(f"mc2_{name}", mean, wilcoxon) for suffix, name in columns.items()}
+        metrics: dict[str, Metric] = {}
+        for suffix, name in columns.items():
+            metrics[f"mc1{suffix}"] = Metric(f"mc1_{name}")
+            metrics[f"mc2{suffix}"] = Metric(f"mc2_{name}", mean, wilcoxon)
         chances = table.group_by("item").aggregate([("chance_mc1", "max"), ("chance_mc2", "max")])
         one, two = (100 * np.mean(chances.column(f"chance_mc{k}_max").to_numpy()) for k in (1, 2))
         notes = [
             f"chance is {one:.1f} % for mc1 and {two:.1f} % for mc2, over {chances.num_rows} questions",
             f"mc1 and mc2 are by {own.replace('_', ' ')} of the answer's log-likelihood",
         ]
-        return {"conditions": summarise(table, metrics), "notes": notes}
+        return {**summarise(table, metrics), "notes": notes}
 
 
 def mc1(scores: np.ndarray, true: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from contrans_dist.errors import UserError
 from contrans_dist.recipe import load_recipe
 
 _TERA, _GIGA = 1e12, 1e9
+_WIDTH = 110
+"""Columns of a table at least: a line that the terminal breaks is read more easily than names cut to bits."""
 
 
 def plan(
@@ -35,8 +38,11 @@ def plan(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What a recipe will take: memory, GPUs, replicas, disk and hours, and what limits it. Nothing is loaded
-    but configurations and tokenizers."""
+    """What a recipe will take: memory, GPUs, replicas, disk and hours, and what limits it.
+
+    Nothing is loaded but configurations and tokenizers. Each stage has its texts, their tokens, and the
+    tokens in forward passes: what texts share counts once, and every condition, strength and model that runs
+    them again."""
     from contrans_dist.calibration import calibrate as run_samples
     from contrans_dist.calibration import from_rate
     from contrans_dist.pipeline import find_recipe
@@ -59,11 +65,11 @@ def plan(
         stages = plan_runs(settings, Path(folder), cluster, actor_memory())
     rate = "no rate given: --tflops, or --calibrate, for the hours"
     if calibrate:
-        run_samples(stages, settings)
+        run_samples(stages)
         rate = "measured on samples here"
     elif tflops is not None:
         from_rate(stages, tflops * _TERA)
-        rate = f"at {tflops:g} TFLOP/s an actor"
+        rate = f"at {tflops:g} TFLOP/s an actor, and 1 GB/s for checkpoints"
     content = as_content(stages, cluster, rate)
     if as_json:
         emit(True, content, "")
@@ -73,29 +79,44 @@ def plan(
 
 def _print(content: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    actors = Table(
-        "model", "for", "placement", "weights", "activations", "memory", "GPUs", "actors", box=None
-    )
+    console.width = max(console.width, _WIDTH)
+    actors = Table("for", "placement", "weights", "activations", "memory", "GPUs", "actors", box=None)
+    actors.add_column("model", overflow="fold")
     for each in content["actors"]:
         sizes = [_size(each[name]) for name in ("weights", "activations", "memory")]
         counts = [f"{each['gpus']:g}", str(each["count"])]
-        actors.add_row(each["model"], each["use"], each["placement"], *sizes, *counts)
+        actors.add_row(each["use"], each["placement"], *sizes, *counts, each["model"])
     console.print(actors)
     console.print()
-    stages = Table("stage", "texts", "tokens", "Parquet", "time", box=None)
-    timed = content["hours"] > 0
-    for stage in content["stages"]:
-        taken = _duration(stage["seconds"]) if timed else "-"
-        disk = _size(stage["disk"]) if stage["disk"] else "-"
-        stages.add_row(stage["name"], f"{stage['texts']:,}", f"{stage['tokens']:,}", disk, taken)
-    total = _duration(content["hours"] * 3600) if timed else "-"
-    stages.add_row("together", "", "", _size(content["disk"]), total)
-    console.print(stages)
+    console.print(_stages(content))
     console.print()
-    more = "fitting maps, choosing blocks and strengths, other systems than the target, and the report"
-    console.print(f"time: {content['rate']}; {more} come on top")
+    console.print(f"time: {content['rate']}; fitting maps, pictures of states and the report come on top")
     for line in content["limits"]:
         console.print(f"limit: {line}")
+
+
+def _stages(content: dict[str, Any]) -> Table:
+    """A line for each stage, run by run."""
+    table = Table("stage", box=None)
+    for name in ("texts", "tokens", "in passes", "Parquet", "time"):
+        table.add_column(name, justify="right")
+    timed = content["hours"] > 0
+    for run, stages in groupby(content["stages"], lambda stage: stage["run"]):
+        own = list(stages)
+        if run:
+            seconds = sum(stage["seconds"] for stage in own)
+            table.add_row(run, "", "", "", "", _duration(seconds) if timed else "", style="bold")
+        for stage in own:
+            table.add_row(
+                f"  {stage['name']}" if run else stage["name"],
+                *(f"{stage[name]:,}" for name in ("texts", "tokens", "tokens_in_passes")),
+                _size(stage["disk"]) if stage["disk"] else "-",
+                _duration(stage["seconds"]) if timed else "-",
+            )
+    total = _duration(content["hours"] * 3600) if timed else "-"
+    passed = f"{sum(stage['tokens_in_passes'] for stage in content['stages']):,}"
+    table.add_row("together", "", "", passed, _size(content["disk"]), total)
+    return table
 
 
 def _size(count: int) -> str:

@@ -22,9 +22,17 @@ from contrans_dist.cli.options import (
 from contrans_dist.config import EVALUATIONS, ModelSettings
 from contrans_dist.errors import UserError
 from contrans_dist.recipe import override, validated
+from contrans_dist.storage import Location
 
 if TYPE_CHECKING:
     from contrans_dist.systems import System
+
+
+_FLAGS = {
+    "benchmark": "--benchmark", "texts": "--data", "strengths": "--strengths", "conditions": "--controls",
+    "instruction": "--inst-align",
+}  # fmt: skip
+"""Settings that have flags of their own."""
 
 
 def evaluate(
@@ -78,9 +86,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a steered model on a benchmark, with controls."""
+    from contrans_dist.assess import assess
     from contrans_dist.cli.tables import metrics_lines
     from contrans_dist.conditions import derivable, load_vectors, steering
-    from contrans_dist.evaluate import evaluate as run_evaluation
 
     chosen = EVALUATIONS.get(benchmark)
     if chosen is None:
@@ -101,18 +109,21 @@ def evaluate(
     own = {"shots": shots, "protocol": protocol, "template": template}
     content |= {name: value for name, value in own.items() if value is not None}
     for change in set_ or []:
+        other = _FLAGS.get(change.partition("=")[0])
+        if other is not None:
+            raise UserError(f"--set {change}: expected {other} for that")
         override(content, change)
     settings = validated(chosen, content, "contrans evaluate")
     vectors = load_vectors(vector or [])
     conditions = settings.conditions if controls is not None else ("vector", *derivable(vectors))
     target = model_settings(model, dtype, quantization, trust_remote_code)
-    metrics = run_evaluation(
+    metrics = assess(
         target,
         settings,
         steering({"vector": vectors}, conditions, block, settings.seed),
-        out,
+        Location.parse(out),
         cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
-        others=_systems(target, align_training, inst_align, proxy_tuning),
+        _systems(target, align_training, inst_align, proxy_tuning),
     )
     emit(as_json, metrics, "\n".join(metrics_lines(metrics)))
 

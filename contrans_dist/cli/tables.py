@@ -32,6 +32,5 @@ def metrics_lines(metrics: dict[str, Any]) -> list[str]:
 
 def _numbers(metric: dict[str, Any]) -> str:
     low, high = metric["low"], metric["high"]
-    # A single value has no interval.
-    interval = "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+    interval = "no interval" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
     return f"{metric['value']:9.3f}  {interval:<20} {metric['n']:>6}"

@@ -14,6 +14,7 @@ from contrans_dist.config.evaluations import (
     SearchSettings,
     ToxigenEvaluation,
     TruthfulQAEvaluation,
+    ValidatedEvaluation,
     evaluation_settings,
 )
 from contrans_dist.config.parts import (
@@ -38,6 +39,6 @@ __all__ = [
     "ConceptSettings", "Condition", "ConditionName", "ContrastSettings", "CorpusSettings", "Dtype",
     "EmotionEvaluation", "EvaluationSettings", "HarnessEvaluation", "MapSettings", "ModelSettings",
     "PerplexityEvaluation", "Placement", "Position", "Protocol", "Published", "Quantization", "Recipe",
-    "SearchSettings", "Settings", "SourceSettings", "ToxigenEvaluation", "TruthfulQAEvaluation", "differing",
-    "evaluation_settings", "fingerprint",
+    "SearchSettings", "Settings", "SourceSettings", "ToxigenEvaluation", "TruthfulQAEvaluation",
+    "ValidatedEvaluation", "differing", "evaluation_settings", "fingerprint",
 ]  # fmt: skip

@@ -29,10 +29,9 @@ ConditionName = Condition | Annotated[str, Field(pattern=r"^from:.+$")]
 
 
 class SearchSettings(Settings):
-    """The strength of each condition is chosen on validation items, under a perplexity budget."""
+    """The strength of each condition is chosen on the evaluation's validation items, under a perplexity
+    budget."""
 
-    texts: str | None = None
-    """Validation data of the benchmark's form; None takes what the benchmark sets aside itself."""
     perplexity: str | None = None
     """Text whose perplexity a strength may raise; None sets no budget."""
     budget: float = Field(1.1, gt=1)
@@ -69,15 +68,29 @@ class EvaluationSettings(Settings):
     """Leave out items that the vectors or the map have seen, so that the rest is held out."""
     seed: int = 0
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are items, other than those that are scored, to choose blocks and strengths on."""
+        return False
 
-class EmotionEvaluation(EvaluationSettings):
+
+class ValidatedEvaluation(EvaluationSettings):
+    """An evaluation that may be given items to choose on."""
+
+    validation: str | None = None
+    """Items of the same form as `texts`, on which block pair and strengths may be chosen."""
+
+    @property
+    def has_validation(self) -> bool:
+        return self.validation is not None
+
+
+class EmotionEvaluation(ValidatedEvaluation):
     """Does the steered model name the emotion that it is steered to?"""
 
     benchmark: Literal["emotions"] = "emotions"
     texts: str
     """Scenarios to score: a file with columns `text` and `concept`, or a folder of `<concept>.json`."""
-    validation: str | None = None
-    """Scenarios on which the block pair is chosen (`map.blocks: best`)."""
     shots: str | None = None
     """Scenarios that may serve as few-shot examples; None asks without examples."""
     protocol: Literal["default", "paper"] = "default"
@@ -90,12 +103,10 @@ class EmotionEvaluation(EvaluationSettings):
     """The word the model should answer, where it is not the concept's own name."""
 
 
-class TruthfulQAEvaluation(EvaluationSettings):
+class TruthfulQAEvaluation(ValidatedEvaluation):
     """TruthfulQA MC1 and MC2: is the true answer likelier than the popular misconceptions?"""
 
     benchmark: Literal["truthfulqa"] = "truthfulqa"
-    validation: str | None = None
-    """Questions of the same form on which block pair and strength may be chosen."""
     protocol: Literal["default", "paper"] = "default"
     """`paper`: log-likelihood of the answer's tokens after the template of Table 9."""
     template: str | None = None
@@ -106,7 +117,7 @@ class TruthfulQAEvaluation(EvaluationSettings):
     """Only so many questions, drawn by `seed`."""
 
 
-class BehaviourEvaluation(EvaluationSettings):
+class BehaviourEvaluation(ValidatedEvaluation):
     """A/B questions: the probability of the letter of the answer that matches the behaviour."""
 
     benchmark: Literal["behaviours"] = "behaviours"
@@ -133,9 +144,13 @@ class ToxigenEvaluation(EvaluationSettings):
     per_group: int = Field(200, ge=1)
     """Evaluation prompts a group."""
     validation_per_group: int = Field(10, ge=0)
-    """Validation prompts a group, on which the strength is chosen."""
+    """Validation prompts a group, on which blocks and strengths may be chosen."""
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(0.0, ge=0)
+
+    @property
+    def has_validation(self) -> bool:
+        return self.validation_per_group > 0
 
 
 class PerplexityEvaluation(EvaluationSettings):

@@ -1,8 +1,8 @@
 """The parts of a run: models, how rows are taken, where it runs, texts, and the map."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from contrans_dist.config.base import Settings
@@ -130,8 +130,10 @@ class MapSettings(Settings):
     """The map from the source's residual stream to the target's."""
 
     protocol: Literal["default", "paper"] = "default"
-    blocks: str = "depth"
-    """`depth` (three quarters of both models), `24:30`, or `best` (chosen on the validation scenarios)."""
+    blocks: str | None = None
+    """`depth` (three quarters of both models), `24:30`, or `best` (the pair whose vectors steer validation
+    items best; by R2 where no evaluation has any). None: `best` under `default` where an evaluation has
+    validation items, else `depth`."""
     norm: Literal["keep", "match"] = "match"
     """`match` gives the mapped vector the share of the target's residual norm that it had in the source."""
     centre: Centre | None = None
@@ -144,8 +146,16 @@ class MapSettings(Settings):
     whiten: float | None = Field(None, ge=0, le=1)
     """Share of the fit's shrinkage that is undone, 0 to 1: at 1 a rotation between the whitened spaces."""
     source_blocks: int | None = Field(None, ge=1)
-    """Source blocks that the map reads: the pair's own and those below. None: 2 under `default` where the
-    block below was harvested too (`blocks: best`), else 1."""
+    """Source blocks that the map reads: the pair's own and those below. None: 2 under `default`, else 1."""
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _in_quotes(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            raise PydanticCustomError(
+                "blocks", 'a pair in quotes, such as "24:30": YAML takes 24:30 for a number'
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

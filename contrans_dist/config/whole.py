@@ -63,6 +63,14 @@ class Recipe(Settings):
     batch_tokens: int = Field(4096, ge=1)
     cluster: ClusterSettings = ClusterSettings()
 
+    @property
+    def blocks(self) -> str:
+        """`map.blocks`, with its default filled in."""
+        if self.map.blocks is not None:
+            return self.map.blocks
+        choosable = any(settings.has_validation for settings in self.evaluations.values())
+        return "best" if self.map.protocol == "default" and choosable else "depth"
+
     @field_validator(
         "source", "target", "source_base", "target_instruct", "map_source", "map_target", mode="before"
     )

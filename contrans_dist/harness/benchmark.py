@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from contrans_dist.benchmarks.summary import Cell, table_of
 from contrans_dist.config import HarnessEvaluation
 from contrans_dist.harness.answering import Answer, answers
 from contrans_dist.harness.documents import Document
@@ -19,7 +20,6 @@ _FIELDS = [
     ("strength", pa.float64()), ("block", pa.int64()), ("logprobs", pa.list_(pa.float64())),
     ("greedy", pa.list_(pa.bool_())), ("texts", pa.list_(pa.string())),
 ]  # fmt: skip
-Condition = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -71,34 +71,32 @@ class HarnessBenchmark:
         return pa.Table.from_pylist(rows, schema=pa.schema(_FIELDS))
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
-        """The harness's own metrics for each condition and strength, and how each task was run (`tasks`).
+        """`conditions`, `reference` and `notes`, and how each task was run (`tasks`).
 
-        `<task>/<metric>`: over all steered concepts the mean; `<concept>/<task>/<metric>` where there are
-        several; `<metric>` alone the mean over the tasks asked for.
+        Metrics are the harness's own, in the order in which the task lists them. `<task>/<metric>`: over all
+        steered concepts the mean; `<concept>/<task>/<metric>` where there are several; `<metric>` alone the
+        mean over the tasks asked for.
         """
         tasks = self._tasks()
         given = _answers_in(table)
         results = {key: tasks.evaluate(answered) for key, answered in given.items()}
-        by_condition: dict[Condition, dict[str, dict[str, Figure]]] = {}
+        by_condition: dict[Cell, dict[str, dict[str, Figure]]] = {}
         for (condition, strength, concept), result in results.items():
             leaves = {name: tasks.leaves(name) for name in result["results"]}
             by_condition.setdefault((condition, strength), {})[concept] = figures(result, leaves)
         top = tasks.top_level
-        all_figures = {key: _over_concepts(each, top) for key, each in by_condition.items()}
-        base = next((found for (_, strength), found in all_figures.items() if strength == 0), None)
-        conditions = []
-        for (condition, strength), found in all_figures.items():
-            vector = all_figures.get(("vector", strength)) if condition != "vector" else None
-            conditions.append(
-                {
-                    "condition": condition,
-                    "strength": strength,
-                    "metrics": {name: figure.entry() for name, figure in found.items()},
-                    "p_vs_vector": p_values(found, vector),
-                    "p_vs_base": p_values(found, base if strength != 0 else None),
-                }
-            )
-        return {"conditions": conditions, "tasks": _described(next(iter(results.values()))), "notes": []}
+        over = {key: _over_concepts(each, top) for key, each in by_condition.items()}
+        headed = any("/" not in name for found in over.values() for name in found)
+        apart = f"{', '.join(top)} have no metric in common that could head the rest"
+        return {
+            **table_of(
+                list(over),
+                lambda cell: {name: figure.entry() for name, figure in over[cell].items()},
+                lambda cell, other: p_values(over[cell], over[other]),
+            ),
+            "tasks": _described(next(iter(results.values()))),
+            "notes": [] if headed else [apart],
+        }
 
     def _tasks(self) -> Tasks:
         if self.tasks is None:

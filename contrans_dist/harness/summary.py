@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,15 @@ class Figure:
 def figures(results: Mapping[str, Any], leaves: Mapping[str, Sequence[str]]) -> dict[str, Figure]:
     """`<task>/<metric>` -> figure, for every task and group with numbers in the harness's results.
 
-    A metric behind a filter of its own is `<metric>,<filter>`. `leaves`: the tasks of each task or group.
+    A metric behind a filter of its own is `<metric>,<filter>`. They come in the order in which their task
+    lists them, so that the one it names first heads the rest. `leaves`: the tasks of each task or group.
     """
     values = _per_document(results["samples"])
     found = {}
     for name, metrics in results["results"].items():
-        for key, value in metrics.items():
-            metric, _, kind = key.partition(",")
+        listed = list(results["higher_is_better"].get(name) or ())
+        for key in sorted(metrics, key=partial(_place, listed)):
+            value, (metric, _, kind) = metrics[key], key.partition(",")
             if key in _DESCRIPTIONS or metric.endswith("_stderr") or not _is_number(value):
                 continue
             error = metrics.get(f"{metric}_stderr,{kind}")
@@ -79,6 +82,12 @@ def _per_document(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tu
     }
 
 
+def _place(listed: Sequence[str], key: str) -> int:
+    """Where a key `<metric>,<filter>` stands in a task's list of metrics; last if it does not."""
+    metric = key.partition(",")[0]
+    return listed.index(metric) if metric in listed else len(listed)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, bool | int | float | np.number) and bool(np.isfinite(value))
 
@@ -99,12 +108,15 @@ def mean_over_concepts(each: Sequence[Figure]) -> Figure:
 
 
 def headings(found: Mapping[str, Figure], tasks: Sequence[str]) -> dict[str, Figure]:
-    """`<metric>` alone: the mean over the named tasks, for each metric that all of them have."""
-    metrics = [
-        {key.removeprefix(f"{task}/") for key in found if key.startswith(f"{task}/")} for task in tasks
-    ]
+    """`<metric>` alone: the mean over the named tasks, for each metric that all of them have.
+
+    In the order of the first of them.
+    """
+    first, *rest = (
+        [key.removeprefix(f"{task}/") for key in found if key.startswith(f"{task}/")] for task in tasks
+    )
     result = {}
-    for metric in sorted(set.intersection(*metrics)):
+    for metric in (name for name in first if all(name in others for others in rest)):
         each = [found[f"{task}/{metric}"] for task in tasks]
         if len(each) == 1:
             result[metric] = each[0]
@@ -116,7 +128,7 @@ def headings(found: Mapping[str, Figure], tasks: Sequence[str]) -> dict[str, Fig
     return result
 
 
-def p_values(mine: Mapping[str, Figure], others: Mapping[str, Figure] | None) -> dict[str, float]:
+def p_values(mine: Mapping[str, Figure], others: Mapping[str, Figure]) -> dict[str, float]:
     """Paired p-values over the same documents: McNemar's exact test for hits, else Wilcoxon's.
 
     Documents are the units, however many concepts they were scored under. A metric without values of single
@@ -124,7 +136,7 @@ def p_values(mine: Mapping[str, Figure], others: Mapping[str, Figure] | None) ->
     """
     result = {}
     for name, figure in mine.items():
-        other = (others or {}).get(name)
+        other = others.get(name)
         keys = sorted(set(figure.per_document) & set(other.per_document)) if other is not None else []
         if other is None or not keys:
             continue

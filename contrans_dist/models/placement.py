@@ -1,30 +1,31 @@
-"""Where a model's weights go: on one device, over several GPUs, or block by block from the checkpoint."""
+"""Where a model's weights go: on one device, over several GPUs, or block by block from the checkpoint; and
+where those go of the models that are loaded beside it."""
 
-import os
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import infer_auto_device_map
 from accelerate.utils import CustomDtype, get_balanced_memory
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
+from contrans_dist.config import ModelSettings
 from contrans_dist.errors import UserError
-from contrans_dist.models.blocks import find_blocks, text_config
+from contrans_dist.models.blocks import find_blocks
+from contrans_dist.models.devices import free_memory
 from contrans_dist.models.facts import own_dtype
 from contrans_dist.models.language_model import CPU_TOKENS
 from contrans_dist.models.loading import DTYPES, Described, describe
+from contrans_dist.models.needs import Needs, needs, needs_of
 
 Asked = Literal["auto", "device-map", "stream"]
+Device = int | str
+"""A GPU's number, or `cpu`."""
 
 _SPARE = 0.95
 """Of a device's free memory: the rest is the allocator's waste."""
-_QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
-"""A weight of a block: nf4 has a float32 scale for every 64."""
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 
 
 @dataclass(frozen=True)
@@ -33,90 +34,28 @@ class Placement:
 
     kind: Literal["resident", "device-map", "stream"]
     reason: str
-    device_map: dict[str, int | str] | None = None
-    """For `device-map`: module name to GPU number, `cpu` or `disk`."""
+    device_map: dict[str, Device] | None = None
+    """For `device-map`: module name to device; `disk` is one more."""
     asked: bool = False
     """Whether the user wanted just this."""
+    beside: tuple[Device, ...] = ()
+    """Where each model lies that is loaded beside it."""
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Bytes that a model takes."""
+class _Load:
+    """What a process loads: a model, and others beside it, each of which lies on one device."""
 
-    weights: int
-    activations: int
-    """Of one batch, on the device that runs it."""
-    largest_block: int
-    embedding: int = 0
-    """Of the weights, the input embeddings."""
+    described: Described
+    dtype: str
+    quantization: str | None
+    need: Needs
+    beside: list[Needs]
 
-    @property
-    def total(self) -> int:
-        return self.weights + self.activations
-
-
-def needs(described: Described, dtype: str, quantization: str | None, batch_tokens: int, head: bool) -> Needs:
-    """What the model of a configuration needs, from the configuration alone."""
-    model = described.empty()
-    itemsize = DTYPES[dtype].itemsize
-    _, blocks = find_blocks(model)
-    inner = [sum(p.numel() for p in block.parameters()) for block in blocks]
-    matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
-    weights = itemsize * sum(p.numel() for p in model.parameters())
-    if quantization is not None:
-        weights -= round(matrices * (itemsize - _QUANTISED_BYTES[quantization]))
-    return Needs(
-        weights,
-        activation_bytes(text_config(described.config), batch_tokens, itemsize, head),
-        itemsize * max(inner),
-        itemsize * model.get_input_embeddings().weight.numel(),  # type: ignore[operator, union-attr]
-    )
-
-
-def activation_bytes(config: PretrainedConfig, tokens: int, itemsize: int, head: bool) -> int:
-    """Peak of one block's activations for so many tokens, and of the logits of an eighth of them.
-
-    Sixteen widths and five feed-forward widths a token: what a pass was measured to take, with what the
-    allocator keeps.
-    """
-    d = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * d
-    inner = max(inner) if isinstance(inner, list) else inner
-    active = getattr(config, "num_experts_per_tok", None) or 1
-    wide = getattr(config, "moe_intermediate_size", None) or inner
-    count = tokens * itemsize * (16 * d + 5 * max(inner, active * wide))
-    return count + (tokens // 8 * config.vocab_size * 4 if head else 0)
-
-
-def host_memory() -> int:
-    """Bytes of memory that a process may still take here: what is free, and left of the group's limit."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = pages
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    for limit in map(Path, _LIMITS):
-        text = limit.read_text().strip() if limit.exists() else "max"
-        if text.isdigit():
-            free = min(free, int(text) - _held(limit))
-    return max(free, 0)
-
-
-def _held(limit: Path) -> int:
-    """Bytes that the group of this limit holds and would not give back, as it does file cache."""
-    used = limit.with_name(_USED[limit.name])
-    held = int(used.read_text()) if used.exists() else 0
-    stat = limit.with_name("memory.stat")
-    lines = [line.split() for line in stat.read_text().splitlines()] if stat.exists() else []
-    counts = {name: int(count) for name, count in lines}
-    return held - counts.get("total_inactive_file", counts.get("inactive_file", 0))
-
-
-def free_memory() -> dict[int | str, int]:
-    """Bytes free on each GPU that this process sees, by its number, and on the `cpu`."""
-    gpus = range(torch.cuda.device_count())
-    free: dict[int | str, int] = {i: torch.cuda.mem_get_info(i)[0] for i in gpus}
-    return free | {"cpu": host_memory()}
+    def __str__(self) -> str:
+        own = f"{_gb(self.need.weights)} of weights and {_gb(self.need.activations)} of activations"
+        more = _gb(sum(each.total for each in self.beside))
+        return f"{own}, and {more} for {len(self.beside)} models beside," if self.beside else own
 
 
 def choose_placement(
@@ -131,38 +70,34 @@ def choose_placement(
     batch_tokens: int = 4096,
     trust_remote_code: bool = False,
     share: float = 1.0,
+    beside: Sequence[ModelSettings] = (),
 ) -> Placement:
     """Where the model that `load_model` would load fits, on the devices of `memories` (bytes free by GPU
     number and `cpu`; None looks at this machine). `share`: of each, what this process may take, as others
-    are there that will take as much.
+    are there that will take as much. `beside`: models that it loads as well, whole and each on one device.
 
-    From the configuration alone. Raises UserError for a quantised model that would have to be streamed, and
+    From the configurations alone. Raises UserError for a quantised model that would have to be streamed, and
     for a device map that nothing can hold.
     """
     if asked == "stream":
         if quantization is not None:
             raise UserError("--placement stream: it reads plain weights; leave out --quantization")
         return Placement("stream", "streamed from the checkpoint, as asked", asked=True)
-    described = describe(name, head=head, highest_block=highest_block, trust_remote_code=trust_remote_code)
-    kind = dtype or own_dtype(described.config, described.source)
     all_free = free_memory() if memories is None else memories
     free = {device: int(size * share) for device, size in all_free.items()}
     gpus = {device: size for device, size in free.items() if device != "cpu"}
-    need = needs(described, kind, quantization, batch_tokens if gpus else min(batch_tokens, CPU_TOKENS), head)
+    tokens = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
+    described = describe(name, head=head, highest_block=highest_block, trust_remote_code=trust_remote_code)
+    kind = dtype or own_dtype(described.config, described.source)
+    need = needs(described, kind, quantization, tokens, head)
+    load = _Load(described, kind, quantization, need, [needs_of(model, tokens) for model in beside])
+    over = gpus or {"cpu": free["cpu"]}
     if asked == "device-map":
-        return _mapped(described, need, free, kind, quantization)
-    device, room = next(iter(gpus.items())) if gpus else ("cpu", free["cpu"])
-    where = f"GPU {device}" if gpus else "memory"
-    sizes = f"{_gb(need.weights)} of weights and {_gb(need.activations)} of activations"
-    if need.total <= _SPARE * room:
-        idle = f"; the actor's {len(gpus) - 1} other GPUs stay idle" if len(gpus) > 1 else ""
-        return Placement("resident", f"{sizes} fit into the {_gb(room)} free of {where}{idle}")
-    too_large = f"{sizes} are more than the {_gb(room)} free of {where}"
-    if len(gpus) > 1:
-        found = _device_map(described, need, gpus, kind, quantization)
-        if found is not None:
-            return Placement("device-map", f"{too_large}: the blocks are spread over {len(gpus)} GPUs", found)
-        too_large = f"{sizes} are more than {len(gpus)} GPUs have free ({_gb(sum(gpus.values()))})"
+        return _mapped(load, over)
+    found = _resident(load, over) or _spread(load, over)
+    if found is not None:
+        return found
+    too_large = f"{load} are more than {_free(over)}"
     if quantization is not None:
         more = "give --gpus-per-actor more GPUs" if gpus else "use a node with more memory"
         raise UserError(f"--quantization {quantization}: {too_large}, and only plain weights stream; {more}")
@@ -204,21 +139,73 @@ def fewest_gpus(
     return streamed
 
 
-def _mapped(
-    described: Described, need: Needs, free: dict[int | str, int], dtype: str, quantization: str | None
-) -> Placement:
-    """As asked: over all GPUs, or, on a machine without, over memory and disk."""
-    gpus = {device: size for device, size in free.items() if device != "cpu"}
-    over = gpus or free
-    found = _device_map(described, need, over, dtype, quantization, spill=not gpus)
+def _seated(
+    beside: Sequence[Needs], free: Mapping[Device, int], first: int = 0
+) -> tuple[tuple[Device, ...], dict[Device, int]] | None:
+    """The device of each of these models, and what is then left of each device's memory; None where one does
+    not fit. `first`: bytes that the model takes that they are beside, of the first device.
+
+    The largest goes first, each to where most is left; where that is the same, to the last device: the first
+    one also has the inputs of every block.
+    """
+    left = {device: int(_SPARE * size) for device, size in free.items()}
+    left[next(iter(left))] -= first
+    seats: dict[int, Device] = {}
+    for i in sorted(range(len(beside)), key=lambda i: -beside[i].total):
+        seats[i] = max(reversed(left), key=left.__getitem__)
+        left[seats[i]] -= beside[i].total
+    if min(left.values()) < 0:
+        return None
+    return tuple(seats[i] for i in range(len(beside))), {d: int(size / _SPARE) for d, size in left.items()}
+
+
+def _resident(load: _Load, over: Mapping[Device, int]) -> Placement | None:
+    """Each model on one device, the one that the others are beside on the first; None where that does not
+    hold."""
+    found = _seated(load.beside, over, load.need.total)
     if found is None:
-        room = f"{len(gpus)} GPUs with {_gb(sum(gpus.values()))}" if gpus else f"{_gb(free['cpu'])} of memory"
+        return None
+    first, *others = over
+    also = f", the models beside on {_names(found[0])}" if others and load.beside else ""
+    idle = len({*others} - {*found[0]})
+    rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
+    return Placement(
+        "resident", f"{load} fit into {_free({first: over[first]})}{also}{rest}", beside=found[0]
+    )
+
+
+def _spread(load: _Load, gpus: Mapping[Device, int]) -> Placement | None:
+    """The blocks over several GPUs, in what the models beside leave; None where that does not hold."""
+    seats = _seated(load.beside, gpus) if len(gpus) > 1 else None
+    found = seats and _device_map(load.described, load.need, seats[1], load.dtype, load.quantization)
+    if not seats or not found:
+        return None
+    first = next(iter(gpus))
+    also = f", the models beside on {_names(seats[0])}" if load.beside else ""
+    why = f"{load} are more than {_free({first: gpus[first]})}"
+    why += f": the blocks are spread over {len(gpus)} GPUs{also}"
+    return Placement("device-map", why, found, beside=seats[0])
+
+
+def _mapped(load: _Load, over: Mapping[Device, int]) -> Placement:
+    """As asked: over all GPUs, or, on a machine without, over memory and disk."""
+    seats = _seated(load.beside, over)
+    spill = "cpu" in over
+    found = seats and _device_map(
+        load.described, load.need, seats[1], load.dtype, load.quantization, spill=spill
+    )
+    if not seats or not found:
+        room = (
+            f"{_gb(over['cpu'])} of memory" if spill else f"{len(over)} GPUs with {_gb(sum(over.values()))}"
+        )
         raise UserError(
-            f"--placement device-map: {_gb(need.weights)} of weights, {_gb(need.activations)} of activations "
-            f"and no block cut in two: that does not fit on {room}; --placement stream needs the least"
+            f"--placement device-map: {load} and no block cut in two: that does not fit on {room}; "
+            "--placement stream needs the least"
         )
     devices = sorted({str(device) for device in found.values()})
-    return Placement("device-map", f"spread over {', '.join(devices)}, as asked", found, asked=True)
+    return Placement(
+        "device-map", f"spread over {', '.join(devices)}, as asked", found, asked=True, beside=seats[0]
+    )
 
 
 def _device_map(
@@ -237,19 +224,41 @@ def _device_map(
     small: Any = {"int8": torch.int8, "nf4": CustomDtype.INT4}
     kind = DTYPES[dtype] if quantization is None else small[quantization]
     options = {"no_split_module_classes": sorted(set(whole)), "dtype": kind}
-    if not spill:
-        room = get_balanced_memory(model, room, **options)
-        room["cpu"] = 0
-    found = dict(infer_auto_device_map(model, max_memory=room, **options))
-    # What has no weights, as rotary tables, comes after the blocks and so lands on the last device; its
-    # inputs would go there and its outputs back before the first block could begin.
-    first = next(iter(found.values()))
-    for name, module in model.named_modules():
-        if name in found and not any(True for _ in module.parameters()):
-            found[name] = first
-    if not spill and {"cpu", "disk"} & set(map(str, found.values())):
-        return None
-    return found
+    # It warns of GPUs that are planned for and are not here.
+    logging.getLogger("accelerate.utils.modeling").setLevel(logging.ERROR)
+    # In balance first; that leaves room unused where devices have unequal room.
+    limits = [room] if spill else [get_balanced_memory(model, dict(room), **options), room]
+    for limit in limits:
+        found = dict(
+            infer_auto_device_map(model, max_memory=limit | ({} if spill else {"cpu": 0}), **options)
+        )
+        if spill or not {"cpu", "disk"} & set(map(str, found.values())):
+            return _with_weightless(model, found)
+    return None
+
+
+def _with_weightless(model: PreTrainedModel, places: dict[str, Device]) -> dict[str, Device]:
+    """The map with what has no weights, as rotary tables, on the first device: it comes after the blocks and
+    so landed on the last, where its inputs would go, and its outputs come back before the first block could
+    begin."""
+    first = next(iter(places.values()))
+    weightless = {
+        name for name, module in model.named_modules() if not any(True for _ in module.parameters())
+    }
+    return {name: first if name in weightless else device for name, device in places.items()}
+
+
+def _free(over: Mapping[Device, int]) -> str:
+    """What devices have free, in words."""
+    if len(over) > 1:
+        return f"{len(over)} GPUs have free ({_gb(sum(over.values()))})"
+    device, size = next(iter(over.items()))
+    return f"the {_gb(size)} free of {_names([device])}"
+
+
+def _names(devices: Sequence[Device]) -> str:
+    numbers = sorted({device for device in devices if isinstance(device, int)})
+    return " and ".join(f"GPU {number}" for number in numbers) or "memory"
 
 
 def _gb(size: int) -> str:

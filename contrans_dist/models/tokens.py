@@ -38,6 +38,21 @@ def encode_many(lm: "LanguageModel", texts: list[str], chat: bool = False) -> li
     return encoded["input_ids"]
 
 
+def cut_to(lm: "LanguageModel", ids: list[int], new_tokens: int) -> list[int]:
+    """A prompt without as many of its first tokens as the context has no room for, beside `new_tokens`.
+
+    What the tokenizer puts before every text stays. Raises UserError where no prompt has room.
+    """
+    if lm.context is None:
+        return ids
+    room = lm.context - new_tokens
+    if room <= len(lm.front):
+        raise UserError(
+            f"max_new_tokens {new_tokens}: the model's context holds {lm.context}, and a prompt needs room"
+        )
+    return ids if len(ids) <= room else [*lm.front, *ids[len(ids) - (room - len(lm.front)) :]]
+
+
 def encode(lm: "LanguageModel", text: str, chat: bool = False) -> list[int]:
     """Token ids of one text; see `encode_many`."""
     return encode_many(lm, [text], chat)[0]

@@ -8,7 +8,6 @@ from contrans_dist.analysis import (
     Evaluation,
     Matched,
     comparison_table,
-    condition_name,
     differing_settings,
     improvements,
     judge,
@@ -16,12 +15,12 @@ from contrans_dist.analysis import (
     number,
     pairs_of,
     positions,
-    strength_text,
 )
 from contrans_dist.report.costs import costs_of_runs
-from contrans_dist.report.parts import Cell, Drawing, Studio, Table, score_cell
-from contrans_dist.report.published import paper_table, published_groups, small_models
+from contrans_dist.report.parts import Cell, Drawing, Studio, Table
+from contrans_dist.report.published import paper_table, published_groups, small_models, stands_beside
 from contrans_dist.report.runfigures import axis_figure, pair_table, pairs_figure, runs_figure
+from contrans_dist.report.runtables import how, runs_table
 from contrans_dist.report.tables import STATUS_WORDS
 from contrans_dist.storage import Location
 
@@ -82,11 +81,10 @@ def build_comparison(found: Comparison, target: Location, studio: Studio) -> Com
 
 
 def _has_paper(found: Comparison) -> bool:
-    """Whether a figure of the paper stands in some table."""
+    """Whether the paper has figures for one of these very runs."""
     return any(
-        run in matched.found and matched.name in published.values
+        stands_beside(published, (each.name for each in found.runs[run].evaluations))
         for run, published in found.published.items()
-        for matched in found.evaluations
     )
 
 
@@ -113,7 +111,7 @@ def _verdict_cell(evaluation: Evaluation | None) -> Cell:
     verdict = judge(evaluation, evaluation.metrics[0])
     if verdict is None:
         return Cell("nothing was steered", kind="quiet")
-    percent = metric(verdict.metric).percent
+    percent = verdict.kind.percent
     before = f"{number(verdict.base.value, percent)} → " if verdict.base else ""
     note = f"{before}{number(verdict.score.value, percent)}"
     if verdict.status == "cost":
@@ -163,51 +161,6 @@ def _section(found: Comparison, matched: Matched, studio: Studio) -> RunsSection
     )
 
 
-def runs_table(found: Comparison, matched: Matched, key: str) -> Table:
-    """Run by condition: value, interval, strength; what the paper found beside it."""
-    kind = metric(key)
-    head = ["Run", "No steering", *(condition_name(c).title for c in matched.conditions)]
-    rows = []
-    for run in matched.found:
-        cells = []
-        for condition in ("base", *matched.conditions):
-            point = matched.point(run, condition, key)
-            shown = condition_name(condition)
-            at = (
-                f" at {strength_text(point[0])}" if point and condition != "base" and not shown.system else ""
-            )
-            cell = score_cell(point[1] if point else None, kind.percent, False,
-                              "main" if shown.role == "effect" else "")  # fmt: skip
-            paper = _paper(found, matched, run, condition, key)
-            cells.append(Cell(cell.text, cell.note + at, cell.kind, aside=paper))
-        rows.append([Cell(run), *cells])
-    papers = any(cell.aside for row in rows for cell in row)
-    paper = " Inside, outside: where the paper's value lies in it." if papers else ""
-    return Table(head, rows, f"{_how(matched)} In brackets: 95\u202f% interval.{paper}")
-
-
-def _paper(found: Comparison, matched: Matched, run: str, condition: str, key: str) -> str:
-    """The paper's value of a cell, and whether our interval holds it; empty where it has none."""
-    published = found.published.get(run)
-    value = published.values.get(matched.name, {}).get(condition, {}).get(key) if published else None
-    if value is None:
-        return ""
-    point, inside = matched.point(run, condition, key), ""
-    if point and point[1].low < point[1].high:
-        inside = ", inside" if point[1].low <= value <= point[1].high else ", outside"
-    percent = metric(key).percent
-    return f"paper {number(value, percent, 1 if percent else 2)}{inside}"
-
-
-def _how(matched: Matched) -> str:
-    """How the strength of each cell came about."""
-    chosen = [each.search is not None for each in matched.found.values()]
-    if all(chosen):
-        return "Each condition at the strength that was chosen on validation items."
-    best = "Each condition at its best strength, which favours it a little."
-    return f"{best} Where strengths were chosen on validation items, at that." if any(chosen) else best
-
-
 def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio: Studio) -> list[Drawing]:
     title = metric(key).title
     data = comparison_table(matched, key)
@@ -218,7 +171,7 @@ def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio
                 studio.name(anchor, "runs"),
                 lambda: axis_figure(matched, key, found.axis, places),
                 data,
-                f"{title} over {found.axis}. {_how(matched)} Bands: 95\u202f% intervals.",
+                f"{title} over {found.axis}. {how(matched, key)} Bands: 95\u202f% intervals.",
             )
         ]
     pairs = pairs_of({name: found.runs[name] for name in matched.found})
@@ -230,7 +183,7 @@ def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio
                 studio.name(anchor, "runs"),
                 lambda: runs_figure(matched, key),
                 data,
-                f"{title}, run by run. {_how(matched)} Bars: 95\u202f% intervals.",
+                f"{title}, run by run. {how(matched, key)} Bars: 95\u202f% intervals.",
             )
         ]
     gains = improvements(matched, key)

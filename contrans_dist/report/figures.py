@@ -7,11 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from contrans_dist.analysis import Evaluation, condition_name, metric, number, strength_text
 from contrans_dist.report.svg import label
 
+_GAP = 0.062
+"""Between two names beside a panel, as a share of its height."""
 Look = tuple[str, str, Any]
 """Colour, marker, and dash in any form that matplotlib takes."""
 
@@ -63,7 +65,7 @@ def _curve(axes: Axes, evaluation: Evaluation, condition: str, key: str, band: b
     main = condition_name(condition).role == "effect"
     strengths = [strength for strength, _ in points]
     if band:
-        low, high = [score.low for _, score in points], [score.high for _, score in points]
+        low, high = zip(*(score.ends for _, score in points), strict=True)
         axes.fill_between(strengths, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.plot(
         strengths,
@@ -107,7 +109,8 @@ def strength_figure(
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _curves(panels[0], evaluation, key, chosen or {})
     if perplexity:
-        _curves(panels[1], perplexity, _PERPLEXITY, chosen or {}, among=evaluation.conditions)
+        # Half as high as the panel above it.
+        _curves(panels[1], perplexity, _PERPLEXITY, chosen or {}, evaluation.conditions, 2 * _GAP)
         if limit is not None:
             panels[1].axhline(limit, color="#a33b00", linewidth=1, linestyle=(0, (4, 3)), zorder=2)
             panels[1].annotate(
@@ -125,7 +128,12 @@ def strength_figure(
 
 
 def _curves(
-    axes: Axes, evaluation: Evaluation, key: str, chosen: dict[str, float], among: list[str] | None = None
+    axes: Axes,
+    evaluation: Evaluation,
+    key: str,
+    chosen: dict[str, float],
+    among: list[str] | None = None,
+    gap: float = _GAP,
 ) -> None:
     """Every condition in one panel, named at the right."""
     ends = []
@@ -141,24 +149,34 @@ def _curves(
             axes.plot(chosen[condition], score.value, marker="o", markersize=13, fillstyle="none",
                       color=look(condition)[0], markeredgewidth=1.4, zorder=5, clip_on=False)  # fmt: skip
     points = [score for c in evaluation.conditions for _, score in evaluation.curve(c, key)]
-    value_axis(axes.yaxis, key, max((score.high for score in points), default=1.0))
+    value_axis(axes.yaxis, key, max((score.top for score in points), default=1.0))
     values = [score.value for score in points]
     if not metric(key).percent and values and min(values) > 0 and max(values) > _STEEP * min(values):
-        axes.set_yscale("log")
+        log_axis(axes)
     axes.set_ylabel(metric(key).title)
     axes.grid(axis="x", visible=False)
-    name_ends(axes, ends, metric(key).percent)
+    name_ends(axes, ends, metric(key).percent, gap)
 
 
-def name_ends(axes: Axes, ends: list[tuple[float, str]], as_percent: bool) -> None:
-    """Name each line at its right end, (last value, condition), labels moved apart where they collide."""
+def log_axis(axes: Axes) -> None:
+    """A logarithmic vertical axis with plain numbers: the pages show text as it is, not as mathematics."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def name_ends(axes: Axes, ends: list[tuple[float, str]], as_percent: bool, gap: float = _GAP) -> None:
+    """Name each line at its right end, (last value, condition), labels moved apart where they collide.
+
+    `gap`: between two labels, as a share of the panel's height.
+    """
     low, high = axes.get_ylim()
     log = axes.get_yscale() == "log"
     places = [
         (math.log(value / low) / math.log(high / low)) if log else (value - low) / (high - low)
         for value, _ in ends
     ]
-    for height, (value, condition) in zip(spread(places, 0.062), ends, strict=True):
+    for height, (value, condition) in zip(spread(places, gap), ends, strict=True):
         name = condition_name(condition)
         axes.annotate(
             f"{label(name.title)}  {number(value, as_percent)}",

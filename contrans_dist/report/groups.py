@@ -77,7 +77,7 @@ def _table(
     run: Run, evaluation: Evaluation, verdict: Verdict, vectors: dict[str, Vector], head: str
 ) -> tuple[Table, int]:
     """The table, and in how many groups the effect is told apart. Columns without content are left out."""
-    key, percent = verdict.metric, metric(verdict.metric).percent
+    key, percent = verdict.metric, verdict.kind.percent
     cosines = dict((run.main_map.pair if run.main_map else None or {}) or {}).get("cosines") or {}
     rows, apart = [], 0
     for group in evaluation.groups(key):
@@ -86,7 +86,7 @@ def _table(
             continue
         stands = own.status in ("clear", "partly")
         apart += stands
-        sign = 1 if metric(key).higher else -1
+        sign = 1 if verdict.kind.higher else -1
         most = max(own.controls, key=lambda control: sign * control.score.value, default=None)
         reference = next((r for r in own.references if r.name.key in ("self-align", "self-modulation")), None)
         vector = vectors.get(group)
@@ -106,7 +106,7 @@ def _table(
     heads = [head, "No steering", f"{verdict.effect.title}, {at}", "Best control", "Own vector",
              "Cosine to own", "Length"]  # fmt: skip
     filled = [index < 3 or any(row[index].text != "–" for row in rows) for index in range(len(heads))]
-    caption = f"{metric(key).title} at strength {at}."
+    caption = f"{verdict.kind.title} at strength {at}."
     if verdict.status != "cost":
         caption += " Green: told apart from no steering and from every control."
     if filled[5]:

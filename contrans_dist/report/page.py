@@ -11,7 +11,7 @@ from contrans_dist.report.harvests import harvest_table, harvest_warnings, norms
 from contrans_dist.report.maps import MapView, map_view
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, seconds_text
 from contrans_dist.report.projections import analysis_drawings
-from contrans_dist.report.published import paper_table, small_models
+from contrans_dist.report.published import paper_table, small_models, stands_beside
 from contrans_dist.report.sections import Section, build_section
 
 
@@ -27,7 +27,7 @@ class Page:
     published: Published | None
     small: str
     paper: Table | None
-    """The paper's figures, where none of them is for this very run."""
+    """All of the paper's figures, where none of them is for this very run."""
     maps: list[MapView]
     norms: Drawing | None
     harvests: Table | None
@@ -57,7 +57,7 @@ def build_page(run: Run, studio: Studio) -> Page:
         published=run.published,
         small=small_models([run]) if run.published else "",
         paper=paper_table(run.published)
-        if run.published and not any(section.published for section in sections)
+        if run.published and not stands_beside(run.published, (each.name for each in run.evaluations))
         else None,
         maps=[map_view(found, studio) for found in run.maps],
         norms=norms_drawing(run, studio),

@@ -52,8 +52,8 @@ class Bar:
     value: str
     note: str
     width: float
-    low: float
-    high: float
+    whisker: tuple[float, float] | None
+    """None where there is no interval."""
     colour: str
     main: bool
 
@@ -110,9 +110,12 @@ def csv_bytes(table: pa.Table) -> bytes:
 
 
 def interval_text(score: Score, as_percent: bool) -> str:
-    """`[74.1, 81.5]`, in the unit of the value beside it."""
+    """`[74.1, 81.5]`, in the unit of the value beside it; `no interval` where there is none."""
+    if score.interval is None:
+        return "no interval"
     scale, digits = (100, 1) if as_percent else (1, 2)
-    return f"[{scale * score.low:.{digits}f}, {scale * score.high:.{digits}f}]"
+    low, high = score.interval
+    return f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
 def score_cell(score: Score | None, as_percent: bool, show_n: bool, kind: str = "") -> Cell:

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from contrans_dist.analysis import Picture, number
-from contrans_dist.report.figures import CONCEPT_COLOURS, CONCEPT_MARKERS, spread
+from contrans_dist.report.figures import CONCEPT_COLOURS, CONCEPT_MARKERS, log_axis, spread
 from contrans_dist.report.svg import label
 
 _SHAPE = 0.64
@@ -133,8 +133,9 @@ def norms_figure(norms: dict[str, dict[int, float]], marked: int | None) -> Figu
         axes.axvline(marked, color="#999", linewidth=1, linestyle=":")
         axes.annotate("steered", (marked, 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
                       textcoords="offset points", va="top", color="#555", fontsize=8.5)  # fmt: skip
-    axes.set_yscale("log" if _spans(norms) else "linear")
-    if not _spans(norms):
+    if _spans(norms):
+        log_axis(axes)
+    else:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Block")

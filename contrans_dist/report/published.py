@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contrans_dist.analysis import (
     Beside,
     Evaluation,
+    Figures,
     Matched,
     Published,
     Run,
@@ -21,29 +22,53 @@ _SMALL = (
     "The models here are small ones that come with the program ({models}), not the paper's. The paper's "
     "figures show what the experiment looks like at full size; ours cannot be expected to equal them."
 )
+_INTERVAL = "95\u202f% interval"
+_WAYS = {"chosen": "chosen strength", "best": "best strength", "greatest": "greatest strength",
+         "reported": "strength", "given": "strength"}  # fmt: skip
 
 
-_HEAD = ["Condition", "Metric", "Paper", "Ours", "95\u202f% interval", "Paper inside it"]
+def stands_beside(published: Published, evaluations: Iterable[str]) -> bool:
+    """Whether one of these evaluations has figures of the paper for this very run."""
+    return any((figures := published.figures(name)) and figures.own for name in evaluations)
 
 
 def published_table(
     published: Published, evaluation: Evaluation, companions: Sequence[Evaluation] = ()
 ) -> Table | None:
-    """Every published figure of an evaluation beside ours; None where there is none."""
-    rows = [_row(each) for each in beside(published, evaluation, companions)]
-    return Table(_HEAD, rows, f"Paper: {published.source}." if published.source else "") if rows else None
+    """Every published figure of an evaluation beside ours; None where there is none.
+
+    Figures of another run of the paper name it, and are not judged by our interval.
+    """
+    figures = published.figures(evaluation.name)
+    if figures is None:
+        return None
+    found = beside(figures, evaluation, companions)
+    head = ["Condition", "Metric", figures.title, "Ours", _INTERVAL]
+    if figures.own:
+        rows = [[*_row(each), _agreement(each)] for each in found]
+        return Table([*head, "Paper inside it"], rows, _caption(published, figures))
+    return Table(head, [_row(each) for each in found], _caption(published, figures))
+
+
+def _caption(published: Published, figures: Figures) -> str:
+    source = ", ".join(
+        part for part in (published.source, "" if figures.own else f"run {figures.run}") if part
+    )
+    why = "" if figures.own else "; the first with these figures, as none is for the models here"
+    return f"Paper: {source}{why}." if source else ""
 
 
 def published_groups(published: Mapping[str, Published], matched: Matched) -> Table | None:
     """The published figures of single groups over all runs, for which `runs_table` has no cell."""
     rows = [
-        [Cell(run), *_row(each)]
+        [Cell(run), *_row(each), _agreement(each) if figures.own else Cell(f"of {figures.run}", kind="quiet")]
         for run, evaluation in matched.found.items()
-        if run in published
-        for each in beside(published[run], evaluation)
+        if run in published and (figures := published[run].figures(matched.name))
+        for each in beside(figures, evaluation)
         if "/" in each.metric
     ]
-    return Table(["Run", *_HEAD], rows) if rows else None
+    head = ["Run", "Condition", "Metric", "Paper", "Ours", _INTERVAL, "Paper inside it"]
+    return Table(head, rows) if rows else None
 
 
 def _row(each: Beside) -> list[Cell]:
@@ -51,10 +76,9 @@ def _row(each: Beside) -> list[Cell]:
     return [
         Cell(condition_name(each.condition).title),
         Cell(f"{group}: {kind.title}" if group else kind.title, kind="words"),
-        Cell(_figure(each.paper, each.metric)),
-        Cell(_figure(each.ours.value, each.metric), _at(each)) if each.ours else Cell("–"),
+        Cell(figure_text(each.paper, each.metric)),
+        Cell(figure_text(each.ours.value, each.metric), _at(each)) if each.ours else Cell("–"),
         Cell(interval_text(each.ours, kind.percent)) if each.ours else Cell("–"),
-        _agreement(each),
     ]
 
 
@@ -71,7 +95,7 @@ def paper_table(published: Published) -> Table | None:
         for evaluation, found in evaluations.items():
             for name in dict.fromkeys(name for metrics in found.values() for name in metrics):
                 values = [found.get(condition, {}).get(name) for condition in conditions]
-                cells = [Cell("–" if value is None else _figure(value, name)) for value in values]
+                cells = [Cell("–" if value is None else figure_text(value, name)) for value in values]
                 group, kind = name.rpartition("/")[0], metric(name)
                 title = f"{group}: {kind.title}" if group else kind.title
                 rows.append([Cell(run, f"{evaluation} · {title}"), *cells])
@@ -79,15 +103,16 @@ def paper_table(published: Published) -> Table | None:
     return Table(head, rows, f"{published.source}.") if rows else None
 
 
-def _figure(value: float, name: str) -> str:
+def figure_text(value: float, name: str) -> str:
+    """A paper's figure of a metric, or ours beside it."""
     percent = metric(name).percent
     return number(value, percent, 1 if percent else 2)
 
 
 def _at(each: Beside) -> str:
-    if each.strength is None or condition_name(each.condition).system:
+    if each.strength is None or each.way is None or condition_name(each.condition).system:
         return ""
-    return f"{'chosen' if each.chosen else 'best'} strength {strength_text(each.strength)}"
+    return f"{_WAYS[each.way]} {strength_text(each.strength)}"
 
 
 def _agreement(each: Beside) -> Cell:

@@ -30,8 +30,8 @@ def axis_figure(matched: Matched, key: str, axis: str, places: list[float] | Non
         colour, marker, dash = look(condition)
         main = condition_name(condition).role == "effect"
         xs = [x for x, _ in points]
-        axes.fill_between(xs, [s.low for _, s in points], [s.high for _, s in points],
-                          color=colour, alpha=0.13, linewidth=0)  # fmt: skip
+        low, high = zip(*(score.ends for _, score in points), strict=True)
+        axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(
             xs, [s.value for _, s in points], color=colour, marker=marker, linestyle=dash,
             linewidth=2.6 if main else 1.5, markersize=7 if main else 5.5,
@@ -64,7 +64,7 @@ def _highest(matched: Matched, key: str) -> float:
         for run in matched.found
         for condition in ("base", *matched.conditions)
     )
-    return max((point[1].high for point in points if point), default=1.0)
+    return max((point[1].top for point in points if point), default=1.0)
 
 
 def _short(value: float) -> str:
@@ -89,7 +89,8 @@ def runs_figure(matched: Matched, key: str) -> Figure:
             for row, run in enumerate(runs)
             if (point := matched.point(run, condition, key))
         ]
-        axes.hlines([y for y, _ in points], [s.low for _, s in points], [s.high for _, s in points],
+        ranges = [(y, *score.interval) for y, score in points if score.interval]
+        axes.hlines([y for y, *_ in ranges], [low for _, low, _ in ranges], [high for *_, high in ranges],
                     color=colour, linewidth=1.2, alpha=0.7)  # fmt: skip
         axes.plot(
             [s.value for _, s in points], [y for y, _ in points], linestyle="none", marker=marker,

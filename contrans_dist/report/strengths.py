@@ -9,6 +9,7 @@ from contrans_dist.analysis import (
     Evaluation,
     Search,
     condition_name,
+    main_condition,
     metric,
     number,
     score_table,
@@ -34,7 +35,7 @@ def strength_drawing(
     """The metric over strength, perplexity below it where it is known; None where nothing was swept."""
     if not evaluation.is_sweep:
         return None
-    companion = _same_steering(evaluation, companions) if not metric(key).cost else None
+    companion = _same_steering(evaluation, companions) if not evaluation.metric(key).cost else None
     below = " Below: perplexity under the same steering." if companion else ""
     caption = f"{metric(key).title} over steering strength.{below} Bands: 95\u202f% intervals."
     return studio.draw(
@@ -56,10 +57,11 @@ def choice_of(evaluation: Evaluation, anchor: str, studio: Studio) -> Choice | N
         if search.budget is not None and search.base_perplexity is not None
         else ""
     )
-    best = "highest" if search.higher else "lowest"
+    best, main = "highest" if search.higher else "lowest", main_condition(evaluation)
+    followed = condition_name(main).phrase if main else "the condition under test"
     text = (
         f"Each condition takes the strength with the {best} {metric(search.criterion).title} on validation "
-        f"items{within}. Controls take that of the transplanted vector."
+        f"items{within}. Controls take that of {followed}."
     )
     return Choice(text, _validation_drawing(evaluation, search, anchor, studio), _candidates(search))
 

@@ -8,12 +8,12 @@ from contrans_dist.analysis import (
     Score,
     Verdict,
     best_point,
-    companion_score,
+    companion_scores,
     condition_name,
     judge,
-    metric,
     number,
     strength_text,
+    way_of,
 )
 from contrans_dist.report.figures import look
 from contrans_dist.report.parts import Bar, Cell, Table, interval_text, score_cell
@@ -24,6 +24,7 @@ STATUS_WORDS = {
     "shared": "The controls do the same",
     "none": "Nothing moved",
     "unchecked": "Without controls",
+    "untested": "Neither interval nor test",
     "cost": "What steering costs",
 }
 
@@ -38,36 +39,41 @@ def condition_table(evaluation: Evaluation, key: str, companions: Sequence[Evalu
 
 def _line_table(evaluation: Evaluation, key: str, companions: Sequence[Evaluation]) -> Table:
     """Condition, strength, value, p-values and perplexity, one line a condition."""
-    kind, counts = metric(key), {row.scores[key].n for row in evaluation.rows if key in row.scores}
-    rows, tested, costed = [], [False, False], False
-    for condition in (["base"] if evaluation.base(key) else []) + evaluation.conditions:
-        name = BASE if condition == "base" else condition_name(condition)
-        best = best_point(evaluation, condition, key) if condition != "base" else None
-        score = best[1] if best else evaluation.base(key) if condition == "base" else None
-        if score is None:
-            continue
-        row = evaluation.row(condition, best[0]) if best else None
-        ps = [row.p(against, key) if row else None for against in ("vector", "base")]
+    kind, counts = evaluation.metric(key), {row.scores[key].n for row in evaluation.rows if key in row.scores}
+    rows, tested = [], [False, False]
+    verdict = judge(evaluation, key)
+    p_values, base = _tests(verdict), evaluation.base(key)
+    points = {"base": (0.0, base)} if base else {}
+    points |= {
+        condition: point
+        for condition in evaluation.conditions
+        if (point := best_point(evaluation, condition, key))
+    }
+    costs = companion_scores(companions, {condition: at for condition, (at, _) in points.items()})
+    for condition, (at, score) in points.items():
+        name, row = condition_name(condition), evaluation.row(condition, at) if at else None
+        ps = [p_values.get(condition), row.p("base", key) if row else None]
         tested = [tested[side] or ps[side] is not None for side in (0, 1)]
-        cost = companion_score(companions, condition, best[0] if best else 0.0)
-        costed = costed or cost is not None
+        cost = costs.get(condition)
         rows.append(
             [
                 Cell(name.title, name.meaning, name.role),
-                Cell("–" if best is None or name.system else strength_text(best[0])),
+                Cell("–" if not at or name.system else strength_text(at)),
                 score_cell(score, kind.percent, len(counts) > 1, "main" if name.role == "effect" else ""),
                 *(Cell(p_text(p)) for p in ps),
                 score_cell(cost, False, False) if cost else Cell("–", kind="quiet"),
             ]
         )
-    head = ["Condition", "Strength", kind.title, "p, against vector", "p, against base", "Perplexity"]
-    shown = [True, True, True, *tested, costed]
+    head = ["Condition", "Strength", kind.title, "p", "p, no steering", "Perplexity"]
+    shown = [True, True, True, *tested, bool(costs)]
     amount = f"n = {counts.pop()} {kind.items} in every row. " if len(counts) == 1 else ""
     chosen = " Strengths were chosen on validation items." if evaluation.search else ""
+    test = f" p: paired test against {verdict.effect.phrase}, same items." if verdict and tested[0] else ""
+    test += " p, no steering: the same against that." if tested[1] else ""
     return Table(
         [name for name, wanted in zip(head, shown, strict=True) if wanted],
         [[cell for cell, wanted in zip(row, shown, strict=True) if wanted] for row in rows],
-        f"{amount}In brackets: 95\u202f% interval. p: paired tests, same items.{chosen}",
+        f"{amount}In brackets: 95\u202f% interval.{test}{chosen}",
     )
 
 
@@ -78,50 +84,63 @@ def p_text(p: float | None) -> str:
     return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
+def _tests(verdict: Verdict | None) -> dict[str, float]:
+    """By condition, the p-value of the paired test against the condition under test."""
+    rivals = [*verdict.controls, *verdict.references] if verdict else []
+    return {rival.name.key: rival.p for rival in rivals if rival.p is not None}
+
+
 def _sweep_table(evaluation: Evaluation, key: str) -> Table:
-    """Condition by strength: value, interval, best strength of each; p against the vector beside it."""
-    kind = metric(key)
+    """Condition by strength: value, interval, where each is read; p against the condition under test."""
+    kind, strengths = evaluation.metric(key), evaluation.strengths
     counts = {row.scores[key].n for row in evaluation.rows if key in row.scores}
-    show_n = len(counts) > 1
-    strengths = evaluation.strengths
-    verdict = judge(evaluation, key)
-    tests = {}
-    if verdict:
-        for condition in evaluation.conditions:
-            row = evaluation.row(condition, verdict.strength)
-            p = row.p("vector", key) if row and condition != verdict.effect.key else None
-            if p is not None and not condition_name(condition).system:
-                tests[condition] = p_text(p)
-    head = ["Condition", *[f"strength {strength_text(strength)}" for strength in strengths]]
-    rows = []
-    base = evaluation.base(key)
-    if base:
-        rows.append([Cell(BASE.title), _level_cell(base, kind.percent, len(strengths))])
+    verdict, base = judge(evaluation, key), evaluation.base(key)
+    p_values = _tests(verdict)
+    rows = [[Cell(BASE.title), _level_cell(base, kind.percent, len(strengths))]] if base else []
+    tests = [Cell("")] if base else []
     for condition in evaluation.conditions:
         name, best = condition_name(condition), best_point(evaluation, condition, key)
-        title = Cell(name.title, name.meaning, name.role)
-        if name.system:
-            if best:
-                rows.append([title, _level_cell(best[1], kind.percent, len(strengths))])
+        if name.system and not best:
             continue
-        cells = [
-            score_cell(
-                evaluation.score(condition, strength, key),
-                kind.percent,
-                show_n,
-                ("main" if name.role == "effect" else "best") if best and strength == best[0] else "",
-            )
-            for strength in strengths
-        ]
-        rows.append([title, *cells])
-    if tests and verdict:
-        head.append(f"p at {strength_text(verdict.strength)}")
-        titles = {condition_name(condition).title: p for condition, p in tests.items()}
-        rows = [[*row, Cell(titles.get(row[0].text, ""))] for row in rows]
+        title = Cell(name.title, name.meaning, name.role)
+        if name.system and best:
+            rows.append([title, _level_cell(best[1], kind.percent, len(strengths))])
+        else:
+            bold = "main" if name.role == "effect" else "best"
+            cells = [
+                score_cell(
+                    evaluation.score(condition, strength, key),
+                    kind.percent,
+                    len(counts) > 1,
+                    bold if best and strength == best[0] else "",
+                )
+                for strength in strengths
+            ]
+            rows.append([title, *cells])
+        tests.append(Cell(p_text(p_values.get(condition))))
+    head = ["Condition", *[f"strength {strength_text(strength)}" for strength in strengths]]
     amount = f"n = {counts.pop()} {kind.items} in every cell. " if len(counts) == 1 else ""
-    test = f"p: paired test against {verdict.effect.phrase}, same items." if tests and verdict else ""
-    bold = "each row's greatest strength" if kind.cost else "each row's best strength"
-    return Table(head, rows, f"{amount}In brackets: 95\u202f% interval. Bold: {bold}. {test}")
+    caption = f"{amount}In brackets: 95\u202f% interval. In bold: each row at {read_at(evaluation, key)}."
+    if verdict and p_values:
+        head.append("p")
+        rows = [[*row, test] for row, test in zip(rows, tests, strict=True)]
+        at = "" if verdict.effect.system else f" at strength {strength_text(verdict.strength)}"
+        caption += f" p: paired test against {verdict.effect.phrase}{at}, same items."
+    return Table(head, rows, caption)
+
+
+def read_at(evaluation: Evaluation, key: str) -> str:
+    """At which strength conditions are read, for people: `the best strength`."""
+    steered = [condition for condition in evaluation.conditions if not condition_name(condition).system]
+    ways = {way_of(evaluation, condition, key) for condition in steered}
+    if "reported" in ways:
+        there = (evaluation.reported.get(condition) for condition in steered)
+        names = dict.fromkeys(each.evaluation for each in there if each)
+        rest = ", else the greatest" if "greatest" in ways else ""
+        return f"the strength that {' or '.join(names)} reports{rest}"
+    if "greatest" in ways:
+        return "the greatest strength"
+    return "the strength that was chosen" if ways == {"chosen"} else "the best strength"
 
 
 def _level_cell(score: Score, percent: bool, width: int) -> Cell:
@@ -132,7 +151,7 @@ def _level_cell(score: Score, percent: bool, width: int) -> Cell:
 
 def verdict_bars(verdict: Verdict) -> list[Bar]:
     """The verdict's numbers as bars: no steering, the effect, its controls, then its references."""
-    kind = metric(verdict.metric)
+    kind = verdict.kind
     shown: list[tuple[str, str, Score, float | None]] = []
     if verdict.base:
         shown.append(("base", "No steering", verdict.base, None))
@@ -141,7 +160,7 @@ def verdict_bars(verdict: Verdict) -> list[Bar]:
         (r.name.key, r.name.title, r.score, None if r.name.system else r.strength)
         for r in [*verdict.controls, *verdict.references]
     ]
-    top = 1.0 if kind.percent else max(score.high for _, _, score, _ in shown) or 1.0
+    top = 1.0 if kind.percent else max(score.top for _, _, score, _ in shown) or 1.0
     return [
         Bar(
             title=title,
@@ -149,10 +168,16 @@ def verdict_bars(verdict: Verdict) -> list[Bar]:
             note=interval_text(score, kind.percent)
             + (f" at strength {strength_text(strength)}" if strength is not None else ""),
             width=round(100 * max(score.value, 0) / top, 2),
-            low=round(100 * max(score.low, 0) / top, 2),
-            high=round(100 * min(score.high, top) / top, 2),
+            whisker=_whisker(score, top),
             colour="#8a8a86" if key == "base" else look(key)[0],
             main=key == verdict.effect.key,
         )
         for key, title, score, strength in shown
     ]
+
+
+def _whisker(score: Score, top: float) -> tuple[float, float] | None:
+    if score.interval is None:
+        return None
+    low, high = score.interval
+    return round(100 * max(low, 0) / top, 2), round(100 * min(high, top) / top, 2)

@@ -30,8 +30,9 @@ def generate(
 
     Temperature 0 is greedy and does not depend on the batch; above 0, tokens are drawn from the whole softmax
     with `seed` (and then which rows share a batch does matter). The model's own sampling defaults are not
-    used. A text ends once it holds one of the strings `until`, which stays in it. Raises UserError for an
-    empty prompt, one that leaves no room in the context, or a vector that does not fit.
+    used. A batch that does not fit into memory is halved. A text ends once it holds one of the strings
+    `until`, which stays in it. Raises UserError for an empty prompt, one that leaves no room in the context,
+    or a vector that does not fit.
     """
     check_lengths(lm, prompts, more=max_new_tokens)
     offsets = checked_offsets(lm, interventions, len(prompts))
@@ -45,17 +46,39 @@ def generate(
     texts = [[""] * len(prompts) for _ in offsets]
     with _plain_sampling(lm, max_new_tokens, temperature), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in range(0, len(pairs), batch_size):
+        start = 0
+        while start < len(pairs):
             chunk = pairs[start : start + batch_size]
-            new = _continue(
+            new = _continued(
                 lm,
                 [prompts[p] for _, p in chunk],
                 [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
                 until,
             )
+            if new is None:
+                batch_size = len(chunk) // 2
+                continue
             for (c, p), text in zip(chunk, new, strict=True):
                 texts[c][p] = text
+            start += len(chunk)
     return texts
+
+
+def _continued(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    offsets: Sequence[Mapping[int, Tensor]],
+    until: Sequence[str],
+) -> list[str] | None:
+    """`_continue`; None where the device has no memory for several prompts at once: what their keys and
+    values take grows with every token."""
+    try:
+        return _continue(lm, prompts, offsets, until)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
+    return None
 
 
 def _continue(

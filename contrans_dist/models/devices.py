@@ -1,0 +1,40 @@
+"""What is free on the devices of this machine."""
+
+import os
+from pathlib import Path
+
+import torch
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
+
+
+def host_memory() -> int:
+    """Bytes of memory that a process may still take here: what is free, and left of the group's limit."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = pages
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    for limit in map(Path, _LIMITS):
+        text = limit.read_text().strip() if limit.exists() else "max"
+        if text.isdigit():
+            free = min(free, int(text) - _held(limit))
+    return max(free, 0)
+
+
+def _held(limit: Path) -> int:
+    """Bytes that the group of this limit holds and would not give back, as it does file cache."""
+    used = limit.with_name(_USED[limit.name])
+    held = int(used.read_text()) if used.exists() else 0
+    stat = limit.with_name("memory.stat")
+    lines = [line.split() for line in stat.read_text().splitlines()] if stat.exists() else []
+    counts = {name: int(count) for name, count in lines}
+    return held - counts.get("total_inactive_file", counts.get("inactive_file", 0))
+
+
+def free_memory() -> dict[int | str, int]:
+    """Bytes free on each GPU that this process sees, by its number, and on the `cpu`."""
+    gpus = range(torch.cuda.device_count())
+    free: dict[int | str, int] = {i: torch.cuda.mem_get_info(i)[0] for i in gpus}
+    return free | {"cpu": host_memory()}

@@ -1,0 +1,77 @@
+"""Bytes that a model takes, from its configuration alone."""
+
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from contrans_dist.config import ModelSettings
+from contrans_dist.models.blocks import find_blocks, text_config
+from contrans_dist.models.facts import own_dtype
+from contrans_dist.models.loading import DTYPES, Described, describe
+
+_QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+"""A weight of a block: nf4 has a float32 scale for every 64."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a model takes."""
+
+    weights: int
+    activations: int
+    """Of one batch, on the device that runs it."""
+    largest_block: int
+    embedding: int = 0
+    """Of the weights, the input embeddings."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations
+
+
+def needs(described: Described, dtype: str, quantization: str | None, batch_tokens: int, head: bool) -> Needs:
+    """What the model of a configuration needs, from the configuration alone."""
+    model = described.empty()
+    itemsize = DTYPES[dtype].itemsize
+    _, blocks = find_blocks(model)
+    inner = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
+    weights = itemsize * sum(p.numel() for p in model.parameters())
+    if quantization is not None:
+        weights -= round(matrices * (itemsize - _QUANTISED_BYTES[quantization]))
+    return Needs(
+        weights,
+        activation_bytes(text_config(described.config), batch_tokens, itemsize, head),
+        itemsize * max(inner),
+        itemsize * model.get_input_embeddings().weight.numel(),  # type: ignore[operator, union-attr]
+    )
+
+
+def activation_bytes(config: PretrainedConfig, tokens: int, itemsize: int, head: bool) -> int:
+    """Peak of one block's activations for so many tokens, and of the logits of an eighth of them.
+
+    Sixteen widths and five feed-forward widths a token: what a pass was measured to take, with what the
+    allocator keeps.
+    """
+    d = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * d
+    inner = max(inner) if isinstance(inner, list) else inner
+    active = getattr(config, "num_experts_per_tok", None) or 1
+    wide = getattr(config, "moe_intermediate_size", None) or inner
+    count = tokens * itemsize * (16 * d + 5 * max(inner, active * wide))
+    return count + (tokens // 8 * config.vocab_size * 4 if head else 0)
+
+
+def cached_bytes(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
+    """Keys and values of so many tokens in every block."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = (getattr(config, "num_key_value_heads", None) or heads) * width
+    return tokens * 2 * config.num_hidden_layers * kept * itemsize
+
+
+def needs_of(model: ModelSettings, tokens: int) -> Needs:
+    """What a whole model needs."""
+    described = describe(model.id, trust_remote_code=model.trust_remote_code)
+    dtype = model.dtype or own_dtype(described.config, described.source)
+    return needs(described, dtype, model.quantization, tokens, head=True)

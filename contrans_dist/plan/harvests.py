@@ -1,0 +1,102 @@
+"""The harvests of a run: every model whose states it takes, on the texts that it takes them of."""
+
+from collections.abc import Iterator
+
+from contrans_dist.capturing.batches import prepare
+from contrans_dist.config import CaptureSettings, ModelSettings, fingerprint
+from contrans_dist.harvesters import SLOTS
+from contrans_dist.methods import further_sources
+from contrans_dist.models import resolve_blocks
+from contrans_dist.plan.calls import Captured
+from contrans_dist.plan.frame import Frame
+from contrans_dist.plan.parts import Actors, Stage
+from contrans_dist.plan.sides import Side
+from contrans_dist.preparation import captures
+from contrans_dist.shards import canary_rows, piece_rows, plan_shards, rows_per_shard
+from contrans_dist.texts import prompts, table_hash
+
+_STORED = {"float32": 0.90, "bfloat16": 0.70, "float16": 0.75}
+"""Bytes on disk for a raw float32 byte of activations, measured."""
+_ROW_BYTES = 60
+"""Of a row besides its text and activations."""
+_HELD = 2 * SLOTS
+"""Captured pieces in memory: of each shard that an actor has, once as captured and once as it is written."""
+
+
+def harvest_stages(frame: Frame) -> list[Stage]:
+    """A stage for each activation set; those of one model are made by the same actors."""
+    return [stage for each in _harvested(frame) for stage in _of_model(frame, *each)]
+
+
+def _harvested(frame: Frame) -> Iterator[tuple[str, str, ModelSettings, tuple[str, ...]]]:
+    """(name, side of the map, model, what it reads) of each model that is harvested."""
+    recipe, both = frame.recipe, ("corpus", "contrast")
+    for side, model, other in (
+        ("source", recipe.source, recipe.map_source),
+        ("target", recipe.target, recipe.map_target),
+    ):
+        yield side, side, model, both if other is None else ("contrast",)
+        if other is not None:
+            yield side, side, other, ("corpus",)
+    for name, (model, mapped) in further_sources(recipe).items():
+        yield name, "source" if mapped else "target", model, both if mapped else ("contrast",)
+
+
+def _of_model(
+    frame: Frame, name: str, on: str, model: ModelSettings, reads: tuple[str, ...]
+) -> Iterator[Stage]:
+    side = frame.side(model)
+    both = dict(zip(("corpus", "contrast"), captures(frame.recipe, on, side.n_blocks), strict=True))
+    tables = {"corpus": frame.corpus, "contrast": frame.contrast}
+    blocks = resolve_blocks(both["corpus"].blocks, side.n_blocks)
+    ids = {what: side.ids(prompts(tables[what], both[what].template), both[what].chat) for what in reads}
+    piece = min(_rows(max(map(len, ids.values())), blocks, side), piece_rows(len(blocks), side.d))
+    held = _HELD * piece * len(blocks) * side.d * 4
+    actors = frame.harvesters(
+        side, max(blocks), held, sum(len(text) for each in ids.values() for text in each)
+    )
+    for what in reads:
+        stage = _stage(f"harvest {what}-{name}", side, ids[what], blocks, both[what], actors)
+        stage.disk += sum(len(text.encode()) for text in tables[what].column("text").to_pylist())
+        held_by = [
+            model.model_dump(mode="json"),
+            both[what].model_dump(mode="json"),
+            table_hash(tables[what]),
+        ]
+        stage.key = fingerprint({"of": held_by})
+        yield stage
+
+
+def _rows(texts: int, blocks: list[int], side: Side) -> int:
+    return rows_per_shard(texts, len(blocks), side.d, None)
+
+
+def _stage(
+    name: str, side: Side, ids: list[list[int]], blocks: list[int], capture: CaptureSettings, actors: Actors
+) -> Stage:
+    """Piece by piece of each shard, and the rows of each shard that are run once more alone."""
+    prepared = prepare(side.lm, ids, capture.position)
+    most = actors.batch(capture.batch_tokens)
+    shards = plan_shards(len(ids), _rows(len(ids), blocks, side))
+    size = piece_rows(len(blocks), side.d)
+
+    def call(rows: range | list[int], alone: bool = False) -> Captured:
+        texts, wanted = [prepared.ids[row] for row in rows], [prepared.tokens[row] for row in rows]
+        return Captured.of(side.lm, texts, wanted, prepared.mean or alone, max(blocks), 1 if alone else most)
+
+    calls = []
+    for shard in shards:
+        end = shard.start + shard.rows
+        calls += [call(range(start, min(start + size, end))) for start in range(shard.start, end, size)]
+        calls.append(call([shard.start + row for row in canary_rows(min(size, shard.rows))], alone=True))
+    values = len(ids) * len(blocks) * side.d * 4
+    return Stage(
+        name=name,
+        sides=[side],
+        texts=len(ids),
+        tokens=sum(prepared.lengths),
+        calls=calls,
+        tasks=len(shards),
+        actors=actors,
+        disk=round(values * _STORED[side.dtype]) + _ROW_BYTES * len(ids),
+    )
