@@ -33,38 +33,26 @@ def assess(
     evaluation is headed by. `others` and `replace` as in `evaluate`, whose errors it raises.
     """
     with connected(cluster.address), kept_actors():
-        return _assess(model, settings, steering, out, cluster, others, replace)
-
-
-def _assess(
-    model: ModelSettings,
-    settings: EvaluationSettings,
-    steering: Steering,
-    out: Location,
-    cluster: ClusterSettings,
-    others: Sequence[System],
-    replace: bool,
-) -> dict[str, Any]:
-    if settings.concepts is not None:
-        steering = steering.about(settings.concepts)
-    found = None
-    if settings.search is not None:
-        found = search(model, settings, steering, out, cluster, replace)
-        steering = changed(steering, chosen=found["chosen"])
-    metrics = evaluate(model, settings, steering, out, cluster, replace, others=others)
-    if found is not None:
-        (out / FILE).write_json(found)
-    else:  # of earlier settings
-        (out / FILE).delete()
-        for sweep in (VALIDATION, BUDGET):
-            (out / sweep).delete_folder()
-    verdict = judged(out)
-    if verdict is not None:
-        probe(
-            model, settings, steering, verdict.effect.key, verdict.strength, out, cluster,
-            metrics["fingerprint"],
-        )  # fmt: skip
-    return metrics
+        if settings.concepts is not None:
+            steering = steering.about(settings.concepts)
+        found = None
+        if settings.search is not None:
+            found = search(model, settings, steering, out, cluster, replace)
+            steering = changed(steering, chosen=found["chosen"])
+        metrics = evaluate(model, settings, steering, out, cluster, replace, others=others)
+        if found is not None:
+            (out / FILE).write_json(found)
+        else:  # of earlier settings
+            (out / FILE).delete()
+            for sweep in (VALIDATION, BUDGET):
+                (out / sweep).delete_folder()
+        verdict = judged(out)
+        if verdict is not None:
+            probe(
+                model, settings, steering, verdict.effect.key, verdict.strength, out, cluster,
+                metrics["fingerprint"],
+            )  # fmt: skip
+        return metrics
 
 
 def judged(folder: Location) -> Verdict | None:

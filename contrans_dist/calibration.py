@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -15,12 +16,11 @@ from transformers import AutoModelForSequenceClassification
 
 from contrans_dist.capturing import capture_ids
 from contrans_dist.models import LanguageModel, load_model, wrap_model
-from contrans_dist.models.classifier import load_classifier
+from contrans_dist.models.classifier import BATCH_SIZE, load_classifier
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.loading import DTYPES
 from contrans_dist.plan import Stage
 from contrans_dist.plan.calls import Call, Captured, Classified, Generated, Scored
-from contrans_dist.plan.frame import JUDGED_TOGETHER
 from contrans_dist.plan.sides import Judge, Side
 from contrans_dist.scoring import BASE, Intervention, continuation_logprobs, generate
 
@@ -68,18 +68,29 @@ def calibrate(stages: Sequence[Stage]) -> None:
         sample = _Reading(side, own) if isinstance(side, Side) else _Judging(side)
         known: dict[Any, Rates] = {}
         for stage in own:
-            torch.set_num_threads(stage.actors.threads)
             for kind in {type(call) for call in stage.calls}:
                 calls = [call for call in stage.calls if type(call) is kind]
                 largest = max(calls, key=lambda call: call.tokens)
                 key = stage.actors.threads, _like(largest)
                 if key not in known:
-                    known[key] = sample.rates(largest)
+                    with _threads(stage.actors.threads):
+                        known[key] = sample.rates(largest)
                 for call in calls:
                     works = call.works(side.n_blocks, side.head_share)
                     computing[id(stage)] += sum(r * work for r, work in zip(known[key], works, strict=True))
     for stage in stages:
         _fill(stage, computing[id(stage)], starting[min(stage.actors.count, _CORES)])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch computes with so many threads, as an actor does that has so many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _like(call: Call) -> tuple[Any, ...]:
@@ -196,7 +207,7 @@ class _Judging:
 
     def rates(self, call: Any) -> Rates:
         """Measured on one batch."""
-        sample = Classified(min(JUDGED_TOGETHER, call.texts), call.length)
+        sample = Classified(min(BATCH_SIZE, call.texts), call.length)
         ids = torch.full((sample.texts, sample.length), 5, device=self.model.device)
         seen = torch.ones_like(ids)
         with torch.inference_mode():

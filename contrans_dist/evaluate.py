@@ -39,7 +39,7 @@ from contrans_dist.scorers import (
     run_on,
 )
 from contrans_dist.storage import Location
-from contrans_dist.systems import TARGET, System
+from contrans_dist.systems import TARGET, System, in_turn
 
 RESULTS, METRICS = "results.parquet", "metrics.json"
 
@@ -80,8 +80,7 @@ def evaluate(
         return finished
     parts: list[Split] = []
     with connected(cluster.address):
-        # Those that answer with the target's own model come right after it, while that is loaded.
-        for system in (target, *sorted(others, key=lambda other: other.models != target.models)):
+        for system in in_turn(target, others):
             splits = plan_splits(items, steering.concepts, system.name)
             head = title or f"evaluate {benchmark.name}"
             _score_missing(

@@ -192,14 +192,14 @@ def run_kept(
     if left.actors is None or left.key != key:
         left.end()  # before `start` looks for free memory
         left.key, left.actors = key, start()
-    finished = False
     try:
-        outcome = _run(left.actors, tasks, on_result, shared)
-        finished = True
+        return _run(left.actors, tasks, on_result, shared)
+    except BaseException:
+        left.end()  # a task may still be under way
+        raise
     finally:
-        if not finished or _LEFT.get() is None:  # a task may still be under way
+        if _LEFT.get() is None:
             left.end()
-    return outcome
 
 
 def run_tasks(

@@ -1,5 +1,6 @@
 """What a recipe harvests: its texts, and how rows are taken from them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from contrans_dist.config import (
     ConceptSettings,
     ContrastSettings,
     EvaluationSettings,
+    ModelSettings,
     Recipe,
     ToxigenEvaluation,
+    fingerprint,
 )
 from contrans_dist.corpus import prepare_corpus
 from contrans_dist.errors import UserError
+from contrans_dist.methods import further_sources
 from contrans_dist.selection import harvested_blocks
 from contrans_dist.storage import Location
-from contrans_dist.texts import read_texts, template_fields, text_table
+from contrans_dist.texts import read_texts, table_hash, template_fields, text_table
 
+READS = ("corpus", "contrast")
+"""The texts of a recipe: those the map is fitted on, and those that make the concept vectors."""
 _BUNDLED = "demo:"
 _FILES = ("texts", "shots", "validation", "include")
 """Settings of an evaluation that name a file or folder."""
@@ -157,6 +163,41 @@ def both_ways(table: pa.Table, positive: str, negative: str, where: str) -> pa.T
         part = part.append_column("label", pa.array([label] * part.num_rows))
         parts.append(part.append_column("pair_id", pa.array(range(part.num_rows), pa.int64())))
     return text_table(pa.concat_tables(parts), where)
+
+
+@dataclass(frozen=True)
+class Harvested:
+    """A model that a recipe harvests, and what it reads."""
+
+    name: str
+    """Its activation sets are `<what>-<name>`."""
+    side: str
+    """The side of the map, `source` or `target`, as which it is harvested."""
+    model: ModelSettings
+    reads: tuple[str, ...]
+    """Of `READS`."""
+
+
+def harvested(recipe: Recipe) -> list[Harvested]:
+    """Every model whose states a recipe needs: of both sides of the map, and of further sources."""
+    found = []
+    for side, model, other in (
+        ("source", recipe.source, recipe.map_source),
+        ("target", recipe.target, recipe.map_target),
+    ):
+        found.append(Harvested(side, side, model, READS if other is None else ("contrast",)))
+        if other is not None:
+            found.append(Harvested(side, side, other, ("corpus",)))
+    for name, (model, mapped) in further_sources(recipe).items():
+        side, reads = ("source", READS) if mapped else ("target", ("contrast",))
+        found.append(Harvested(name, side, model, reads))
+    return found
+
+
+def identity_of(model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> str:
+    """What an activation set holds, as a fingerprint: sets for which it is the same are shared by runs."""
+    held = [model.model_dump(mode="json"), capture.model_dump(mode="json"), table_hash(table)]
+    return fingerprint({"of": held})
 
 
 def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings, CaptureSettings]:

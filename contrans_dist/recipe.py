@@ -1,6 +1,7 @@
 """Recipes from YAML, settings from plain data: a mistake is one line with the nearest right key."""
 
 import difflib
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +33,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = Fa
             raise UserError(f"{path}: --small: the recipe has no key `small`")
         content |= content.pop("small")
     for change in overrides or []:
-        override(content, change)
-        _override_runs(content, change)
+        _override_runs(content, *override(content, change))
     return validated(Recipe, content, str(path))
 
 
@@ -66,8 +66,11 @@ def _parent_of(content: dict[str, Any], key: str, where: str) -> tuple[dict[str,
     return content, last
 
 
-def override(content: dict[str, Any], change: str) -> None:
-    """Carry out a `--set key.subkey=value`, the value in YAML. Raises UserError for anything else."""
+def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
+    """Carry out a `--set key.subkey=value`, the value in YAML; returns key and value.
+
+    Raises UserError for anything else.
+    """
     key, mark, value = change.partition("=")
     if not mark or not key:
         raise UserError(f"--set {change}: expected key=value, such as map.protocol=paper")
@@ -79,20 +82,16 @@ def override(content: dict[str, Any], change: str) -> None:
         content[last] = value if plain else yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {change}: expected a YAML value") from error
+    return key, content[last]
 
 
-def _override_runs(content: dict[str, Any], change: str) -> None:
+def _override_runs(content: dict[str, Any], key: str, value: Any) -> None:
     """Carry a `--set` into the runs that would change the same key, or one that holds it."""
-    key = change.partition("=")[0]
     runs = content.get("runs")
     for changes in runs.values() if isinstance(runs, dict) and not key.startswith("runs.") else ():
-        if not isinstance(changes, dict):
-            continue
-        if any(key == own or key.startswith(f"{own}.") for own in changes):
+        if isinstance(changes, dict) and any(key == own or key.startswith(f"{own}.") for own in changes):
             changes.pop(key, None)
-            flat: dict[str, Any] = {}
-            override(flat, f"{key.rpartition('.')[2]}={change.partition('=')[2]}")
-            changes[key] = next(iter(flat.values()))  # last, so that nothing of the run comes after it
+            changes[key] = deepcopy(value)  # last, so that nothing of the run comes after it
 
 
 def validated(settings: type[S], content: dict[str, Any], where: str) -> S:

@@ -14,7 +14,7 @@ from contrans_dist.analysis import sentence
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.assess import assess, judged
 from contrans_dist.conditions import DERIVED, SYSTEMS, steering
-from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe, fingerprint
+from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe
 from contrans_dist.errors import UserError
 from contrans_dist.harvest import HarvestJob, harvest_sets
 from contrans_dist.likeness import map_similarity
@@ -28,14 +28,13 @@ from contrans_dist.methods import (
     systems_of,
 )
 from contrans_dist.models import model_facts
-from contrans_dist.preparation import RecipeTexts, captures
+from contrans_dist.preparation import READS, Harvested, RecipeTexts, captures, harvested, identity_of
 from contrans_dist.progress import note
 from contrans_dist.projections import differences_table, states_table
 from contrans_dist.provenance import command_line, git_commit, now, versions, without_credentials
 from contrans_dist.report import write_report
 from contrans_dist.selection import fit_chosen
 from contrans_dist.storage import Location
-from contrans_dist.texts import table_hash
 from contrans_dist.transfers import Sides, Vectors, condition_vectors, refine_sides, save_vectors
 
 T = TypeVar("T")
@@ -131,36 +130,24 @@ class Run:
 
     def _harvest(self) -> tuple[Sides, dict[str, Further]]:
         """Both sides of the map, and what further sources need."""
-        recipe, corpus, contrast = self.recipe, self.texts.corpus(), self.texts.contrast()
-        self._keep_texts("corpus", corpus)
-        self._keep_texts("contrast", contrast)
+        texts = dict(zip(READS, (self.texts.corpus(), self.texts.contrast()), strict=True))
+        for name, table in texts.items():
+            self._keep_texts(name, table)
         found: dict[str, ActivationSet] = {}
-        for side, model, other in (
-            ("source", recipe.source, recipe.map_source),
-            ("target", recipe.target, recipe.map_target),
-        ):
-            if other is None:
-                found |= self._states(side, side, model, corpus=corpus, contrast=contrast)
-            else:
-                found |= self._states(side, side, model, contrast=contrast)
-                found |= self._states(side, side, other, corpus=corpus)
-        further = {}
-        for name, (model, mapped) in further_sources(recipe).items():
-            side = "source" if mapped else "target"
-            found |= self._states(
-                name, side, model, contrast=contrast, **({"corpus": corpus} if mapped else {})
-            )
-            further[name] = Further(found[f"contrast-{name}"], found.get(f"corpus-{name}"))
+        for each in harvested(self.recipe):
+            found |= self._states(each, {what: texts[what] for what in each.reads})
+        further = {
+            name: Further(found[f"contrast-{name}"], found.get(f"corpus-{name}"))
+            for name in further_sources(self.recipe)
+        }
         sets = [found[f"{what}-{side}"] for what in ("corpus", "contrast") for side in ("source", "target")]
         return Sides(*sets), further
 
-    def _states(
-        self, name: str, side: str, model: ModelSettings, **texts: pa.Table
-    ) -> dict[str, ActivationSet]:
-        """Activation sets `<what>-<name>` of one model, harvested as that side of the map is."""
+    def _states(self, of: Harvested, texts: dict[str, pa.Table]) -> dict[str, ActivationSet]:
+        """Activation sets `<what>-<name>` of one model, harvested as its side of the map is."""
+        name, model = of.name, of.model
         facts = model_facts(model.id, trust_remote_code=model.trust_remote_code)
-        plain, prompted = captures(self.recipe, side, facts.n_blocks)
-        captured = {"corpus": plain, "contrast": prompted}
+        captured = dict(zip(READS, captures(self.recipe, of.side, facts.n_blocks), strict=True))
         jobs = [
             HarvestJob(table, self._folder(f"{what}-{name}", model, captured[what], table), captured[what])
             for what, table in texts.items()
@@ -172,10 +159,8 @@ class Run:
         """Where an activation set goes: into the run, or by what it holds where runs share them."""
         if self.shared is None:
             return self.out / "activations" / name
-        held = [model.model_dump(mode="json"), capture.model_dump(mode="json"), table_hash(table)]
-        folder = (
-            f"{name.partition('-')[0]}-{re.sub('[^A-Za-z0-9]+', '-', model.id)}-{fingerprint({'of': held})}"
-        )
+        identity = identity_of(model, capture, table)
+        folder = f"{name.partition('-')[0]}-{re.sub('[^A-Za-z0-9]+', '-', model.id)}-{identity}"
         self.activations[name] = f"{_way(self.out, self.shared)}/{folder}"
         return self.shared / folder
 

@@ -137,12 +137,12 @@ def _choose(
     R2 alone proves little: a block can be predicted well and yet take no steering at all. Where there is a
     perplexity budget, pairs and strengths beyond it do not count: a broken model is not toxic either.
     """
-    settings = next((each for each in recipe.evaluations.values() if each.has_validation), None)
+    settings = recipe.chosen_on
     if settings is None:
         pair = table.best()
         note(f"blocks {pair[0]} -> {pair[1]} chosen by R2: no evaluation has validation items")
         return pair, {"criterion": "validation R2", "candidates": [], "chosen": list(pair)}
-    strengths = _few(settings.strengths)
+    strengths = few_strengths(settings.strengths)
     if not strengths:
         raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
     steered = _candidate_steering(recipe, sides, own, candidates(table))
@@ -180,7 +180,7 @@ def _as_plain(trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _few(strengths: tuple[float, ...]) -> tuple[float, ...]:
+def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
     """Every second strength, the largest among them: enough to rank pairs."""
     return tuple(sorted(strength for strength in strengths if strength != 0))[::-1][::2]
 

@@ -45,5 +45,11 @@ class System:
         return [replace(item, prompt=f"{self.instruction}\n{item.prompt}") for item in items]
 
 
+def in_turn(target: System, others: Sequence[System]) -> list[System]:
+    """The order in which systems answer: right after the target those that its own model answers for, while
+    that is loaded."""
+    return [target, *sorted(others, key=lambda other: other.models != target.models)]
+
+
 def _device(place: int | str) -> str:
     return f"cuda:{place}" if isinstance(place, int) else place

@@ -79,6 +79,14 @@ def validation_of(settings: EvaluationSettings, strengths: tuple[float, ...]) ->
     return settings.model_copy(update=changes)
 
 
+def budget_text(settings: EvaluationSettings, strengths: tuple[float, ...]) -> PerplexityEvaluation | None:
+    """The evaluation of what strengths cost, under `settings.search`; None where that sets no budget."""
+    asked = settings.search
+    if asked is None or asked.perplexity is None:
+        return None
+    return PerplexityEvaluation(texts=asked.perplexity, strengths=strengths, conditions=(), limit=asked.limit)
+
+
 def try_out(
     model: ModelSettings,
     settings: EvaluationSettings,
@@ -99,11 +107,8 @@ def try_out(
         model, validation_of(settings, strengths), steering, out / VALIDATION, cluster, replace, title
     )
     scores = _scores(validation, f"validation_{measure.metric}") or _scores(validation, measure.metric)
-    asked, perplexities = settings.search, {}
-    if asked is not None and asked.perplexity is not None:
-        text = PerplexityEvaluation(
-            texts=asked.perplexity, strengths=strengths, conditions=(), limit=asked.limit
-        )
+    asked, text, perplexities = settings.search, budget_text(settings, strengths), {}
+    if text is not None:
         perplexities = _scores(
             evaluate(model, text, steering, out / BUDGET, cluster, replace, "perplexity of the strengths"),
             "perplexity",

@@ -1,7 +1,6 @@
 """One evaluation in full: strengths chosen on other items, prompts read, no leftovers of other settings."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from contrans_dist import evaluate as room
 from contrans_dist import scorers
 from contrans_dist.assess import assess
 from contrans_dist.cli.main import app
-from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering, steering
 from contrans_dist.config import (
     ClusterSettings,
@@ -40,12 +38,6 @@ N_BLOCKS, D, BLOCK = 4, 32, 2
 CONCEPTS = ("happy", "sad", "angry")
 ONE = ClusterSettings(address="local", actors=1)
 SEEN = "The boy saw the dog of the happy girl."
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[None]:
-    with connected("local"):
-        yield
 
 
 @pytest.fixture(scope="module")

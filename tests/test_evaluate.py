@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from contrans_dist import assignments
 from contrans_dist import evaluate as room
 from contrans_dist.assignments import plan_splits
 from contrans_dist.catalogue import load_benchmark
-from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering, derivable, load_vectors, steering
 from contrans_dist.config import ClusterSettings, EmotionEvaluation, ModelSettings
 from contrans_dist.errors import RunError, UserError
@@ -32,6 +31,8 @@ from contrans_dist.scoring import BASE, Intervention
 from contrans_dist.storage import Location
 from contrans_dist.systems import System
 from contrans_dist.vectors import ConceptVector
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no other process has this module
 
 N_BLOCKS, D, BLOCK = 4, 16, 2
 CONCEPTS = ["happy", "sad", "afraid"]
@@ -172,13 +173,6 @@ def test_controls_that_the_vectors_allow() -> None:
 
 
 # -- the driver ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[None]:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with connected("local"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import ray
 
-from contrans_dist.cluster import Replicas, connected
+from contrans_dist.cluster import Replicas
 from contrans_dist.errors import UserError
 from contrans_dist.pool import Actors, Task, kept_actors, run_kept, run_tasks
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no other process has this module
 
+pytestmark = pytest.mark.usefixtures("local")
 TWO = Replicas(2, 0, 0.5)
 
 
@@ -36,12 +37,6 @@ class Worker:
         if payload.startswith("/"):
             _wait_for_two(Path(payload))
         return self.name, os.getpid(), shared
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local() -> Iterator[None]:
-    with connected("local"):
-        yield
 
 
 def start(name: str) -> Callable[[], Actors]:

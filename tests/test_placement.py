@@ -30,6 +30,9 @@ LLAMA_7B = {
     "vocab_size": 32000,
     "torch_dtype": "bfloat16",
 }
+LLAMA_13B = LLAMA_7B | {
+    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+}  # fmt: skip
 LLAMA_70B = LLAMA_7B | {
     "hidden_size": 8192,
     "intermediate_size": 28672,
@@ -239,13 +242,7 @@ def test_guides_lie_where_a_spread_model_leaves_room(small: str, large: str, siz
 
 
 def test_guides_count_when_the_number_of_gpus_is_chosen(small: str, large: str, tmp_path: Path) -> None:
-    sizes = {
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-    }
-    middle = _config(tmp_path / "13b", LLAMA_7B | sizes)
+    middle = _config(tmp_path / "13b", LLAMA_13B)
     guides = (ModelSettings(id=small), ModelSettings(id=small))
 
     def chosen(name: str, size: int, most: float) -> tuple[float, Placement]:

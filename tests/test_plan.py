@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from sets import write_lines
-from test_placement import LLAMA_7B, LLAMA_70B
+from test_placement import LLAMA_7B, LLAMA_13B, LLAMA_70B
 from tiny import save_tiny
 
 from contrans_dist import calibration, demo
@@ -357,13 +357,7 @@ def test_guides_take_gpus_too(
 
 def test_texts_that_are_generated_take_memory_too(tmp_path: Path, models: dict[str, str]) -> None:
     """13B: 26 GB of weights; 8,192 tokens have 819,200 bytes of keys and values each, 6.7 GB together."""
-    sizes = {
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-    }
-    folder = _bare(tmp_path / "13b", LLAMA_7B | sizes)
+    folder = _bare(tmp_path / "13b", LLAMA_13B)
     demo.write_texts(tmp_path)
     evaluation = {
         "benchmark": "toxigen", "texts": str(tmp_path / "remarks"), "classifier": "demo:classifier",

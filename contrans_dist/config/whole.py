@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, field_validator
 
 from contrans_dist.config.base import Settings
-from contrans_dist.config.evaluations import AnyEvaluation
+from contrans_dist.config.evaluations import AnyEvaluation, EvaluationSettings
 from contrans_dist.config.parts import (
     ClusterSettings,
     ConceptSettings,
@@ -68,8 +68,12 @@ class Recipe(Settings):
         """`map.blocks`, with its default filled in."""
         if self.map.blocks is not None:
             return self.map.blocks
-        choosable = any(settings.has_validation for settings in self.evaluations.values())
-        return "best" if self.map.protocol == "default" and choosable else "depth"
+        return "best" if self.map.protocol == "default" and self.chosen_on is not None else "depth"
+
+    @property
+    def chosen_on(self) -> EvaluationSettings | None:
+        """The evaluation on whose validation items blocks are chosen: the first that has any."""
+        return next((settings for settings in self.evaluations.values() if settings.has_validation), None)
 
     @field_validator(
         "source", "target", "source_base", "target_instruct", "map_source", "map_target", mode="before"

@@ -12,6 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from contrans_dist.errors import UserError
 from contrans_dist.models.loading import hub_errors, split_name
 
+BATCH_SIZE = 64
+"""Texts that are judged in one pass, where nothing else is said."""
+
 
 @dataclass
 class Classifier:
@@ -48,7 +51,7 @@ class Classifier:
         return min((int(x) for x in limits if isinstance(x, int) and 0 < x < 10**7), default=None)
 
     @torch.inference_mode()
-    def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    def probabilities(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Probability of each class for each text, float32 `[n, labels]`; they depend on the text alone.
 
         Of a text longer than the model takes, the beginning is judged.

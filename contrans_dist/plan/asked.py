@@ -15,9 +15,7 @@ from contrans_dist.models import cut_to
 from contrans_dist.plan.calls import Call, Generated, Ids, Scored
 from contrans_dist.plan.sides import Side
 from contrans_dist.scoring import Intervention
-
-BATCH = 32
-"""Texts that `generate` continues together, where nothing else is said."""
+from contrans_dist.scoring.generation import BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _requests(_: Any, side: Side, items: Sequence[Any], _apart: bool) -> Asked:
             front = item.prompt + request.context
             if request.method == "generate_until":
                 prompt = encode_prompt(lm, front, request.max_new_tokens)
-                continued[request.max_new_tokens, BATCH].append(prompt)
+                continued[request.max_new_tokens, BATCH_SIZE].append(prompt)
             elif request.method == "loglikelihood_rolling":
                 tokens = encode(lm, front + request.continuation)
                 scored += rolling(tokens, prefix_token(lm), window(lm))

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contrans_dist.models import LanguageModel
-from contrans_dist.prefixes import plan_groups
-from contrans_dist.prefixes.narrowing import longest_row
+from contrans_dist.prefixes import plan_within
 from contrans_dist.scoring.batches import positions_per_pass
 
 Ids = list[int]
@@ -167,15 +166,9 @@ def _once(
     positions: Sequence[int] | None = None,
 ) -> int:
     """Tokens of the passes that run each text once."""
-    groups = plan_groups(
-        ids,
-        own_from,
-        most,
-        share=share,
-        bound=longest_row(lm),
-        split_at=lm.split_at,
-        positions=positions,
-        most_positions=None if positions is None else positions_per_pass(lm),
+    most_positions = None if positions is None else positions_per_pass(lm)
+    groups = plan_within(
+        lm, ids, own_from, most, share=share, positions=positions, most_positions=most_positions
     )
     padded = sum(len(batch) * batch[0].length for group in groups for batch in group.batches)
     return padded + sum(len(group.trunk) for group in groups)

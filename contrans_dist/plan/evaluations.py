@@ -12,12 +12,12 @@ from contrans_dist.assignments import plan_splits, scored_items
 from contrans_dist.benchmarks import Judged
 from contrans_dist.catalogue import load_benchmark
 from contrans_dist.conditions import CONTROLS, SYSTEMS, Steering
-from contrans_dist.config import EvaluationSettings, PerplexityEvaluation
+from contrans_dist.config import EvaluationSettings
 from contrans_dist.leak import unit_hashes
 from contrans_dist.maps import R2Table
 from contrans_dist.methods import systems_of
 from contrans_dist.models import cut_to, matched_depth, resolve_blocks
-from contrans_dist.plan.asked import BATCH, Asking
+from contrans_dist.plan.asked import Asking
 from contrans_dist.plan.calls import Call, Classified, Generated, Scored
 from contrans_dist.plan.frame import HEAD_TOKENS, Frame
 from contrans_dist.plan.parts import Stage
@@ -25,9 +25,10 @@ from contrans_dist.preparation import captures
 from contrans_dist.probing import NEW_TOKENS, probe_of
 from contrans_dist.refining import concept_rows
 from contrans_dist.scoring import Intervention
-from contrans_dist.selection import candidates, harvested_blocks
-from contrans_dist.systems import TARGET, System
-from contrans_dist.trials import validation_of
+from contrans_dist.scoring.generation import BATCH_SIZE
+from contrans_dist.selection import candidates, few_strengths, harvested_blocks
+from contrans_dist.systems import TARGET, System, in_turn
+from contrans_dist.trials import budget_text, validation_of
 
 _ROW = np.ones(1, np.float32)
 """Stands for a vector: where it is added counts, not what."""
@@ -44,7 +45,7 @@ def evaluation_stages(frame: Frame) -> list[Stage]:
 def _choosing_blocks(frame: Frame) -> list[Stage]:
     """`blocks: best`: every pair that comes into question, on validation items, at every second strength."""
     recipe = frame.placed
-    settings = next((each for each in recipe.evaluations.values() if each.has_validation), None)
+    settings = recipe.chosen_on
     if recipe.blocks != "best" or settings is None:
         return []
     both: list[list[int]] = []
@@ -56,8 +57,7 @@ def _choosing_blocks(frame: Frame) -> list[Stage]:
         both.append(resolve_blocks(captures(recipe, on, n_blocks)[0].blocks, n_blocks))
     pairs = candidates(R2Table(both[0], both[1], np.zeros((len(both[0]), len(both[1])))))
     steered = _steering(frame, settings, {f"{source}:{target}": target for source, target in pairs})
-    strengths = sorted({strength for strength in settings.strengths if strength != 0})[::-1][::2]
-    return _tried(frame, "choose blocks", settings, steered, tuple(strengths))
+    return _tried(frame, "choose blocks", settings, steered, few_strengths(settings.strengths))
 
 
 def _assessed(frame: Frame, name: str, settings: EvaluationSettings) -> list[Stage]:
@@ -127,13 +127,8 @@ def _tried(
 ) -> list[Stage]:
     """Conditions at strengths on validation items, and on the text of the budget, as `try_out` does."""
     stages = _evaluated(frame, title, validation_of(settings, strengths), steered)
-    asked = settings.search
-    if asked is not None and asked.perplexity is not None:
-        text = PerplexityEvaluation(
-            texts=asked.perplexity, strengths=strengths, conditions=(), limit=asked.limit
-        )
-        stages += _evaluated(frame, f"{title}, perplexity", text, steered)
-    return stages
+    text = budget_text(settings, strengths)
+    return stages + (_evaluated(frame, f"{title}, perplexity", text, steered) if text is not None else [])
 
 
 def _evaluated(
@@ -148,7 +143,7 @@ def _evaluated(
     items = scored_items(benchmark, settings, steered)
     stages, texts, tasks, new = [], 0, 0, 0
     target = System(TARGET, frame.recipe.target)
-    for system in (target, *sorted(others, key=lambda other: other.models != target.models)):
+    for system in in_turn(target, others):
         sides = [frame.side(model) for model in system.models]
         most = frame.answerers(sides).batch(HEAD_TOKENS)
         asking = Asking(benchmark, sides[0], most)
@@ -188,7 +183,7 @@ def _probed(frame: Frame, name: str, settings: EvaluationSettings, steered: Stee
         examples, prompts = side.ids([item.prompt for item in probe.examples]), side.ids(probe.prompts)
         if examples:
             ids = [cut_to(side.lm, each, NEW_TOKENS) for each in examples]
-            calls["examples"].append(Generated.of(ids, 2, NEW_TOKENS, BATCH))
+            calls["examples"].append(Generated.of(ids, 2, NEW_TOKENS, BATCH_SIZE))
         if prompts:
             ids = [cut_to(side.lm, each, 0) for each in prompts]
             calls["tokens"].append(Scored.of(side.lm, ids, [1] * len(ids), (None, block), False, most))

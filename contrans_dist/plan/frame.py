@@ -10,6 +10,7 @@ import pyarrow as pa
 from contrans_dist.capturing.streamed import MEMORY
 from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.models import CPU_TOKENS, DTYPES
+from contrans_dist.models.classifier import BATCH_SIZE
 from contrans_dist.models.needs import Needs, activation_bytes, cached_bytes, needs
 from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
 from contrans_dist.plan.calls import Call, Generated
@@ -19,8 +20,6 @@ from contrans_dist.preparation import RecipeTexts
 
 HEAD_TOKENS = 4096
 """Tokens of a batch in an evaluation."""
-JUDGED_TOGETHER = 64
-"""Texts that a classifier judges in one pass."""
 
 
 class Frame:
@@ -93,7 +92,7 @@ class Frame:
         """Actors of a classifier of texts of so many tokens: on a GPU each where there are any."""
         asked, any_gpus = self.recipe.cluster.gpus_per_actor, float(self.nodes.gpus > 0)
         gpus = any_gpus if asked is None else asked
-        activations = judge.activations(JUDGED_TOGETHER * length)
+        activations = judge.activations(BATCH_SIZE * length)
         memory = self.base_memory + (0 if gpus else judge.weights + activations)
         placement = Placement("resident", "a classifier lies on one device")
         return self._actors(judge.name, "judge", gpus, placement, judge.weights, activations, memory)

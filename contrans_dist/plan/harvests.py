@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 
 from contrans_dist.capturing.batches import prepare
-from contrans_dist.config import CaptureSettings, ModelSettings, fingerprint
+from contrans_dist.config import CaptureSettings
 from contrans_dist.harvesters import SLOTS
-from contrans_dist.methods import further_sources
 from contrans_dist.models import resolve_blocks
 from contrans_dist.plan.calls import Captured
 from contrans_dist.plan.frame import Frame
 from contrans_dist.plan.parts import Actors, Stage
 from contrans_dist.plan.sides import Side
-from contrans_dist.preparation import captures
+from contrans_dist.preparation import READS, Harvested, captures, harvested, identity_of
 from contrans_dist.shards import canary_rows, piece_rows, plan_shards, rows_per_shard
-from contrans_dist.texts import prompts, table_hash
+from contrans_dist.texts import prompts
 
 _STORED = {"float32": 0.90, "bfloat16": 0.70, "float16": 0.75}
 """Bytes on disk for a raw float32 byte of activations, measured."""
@@ -25,45 +24,24 @@ _HELD = 2 * SLOTS
 
 def harvest_stages(frame: Frame) -> list[Stage]:
     """A stage for each activation set; those of one model are made by the same actors."""
-    return [stage for each in _harvested(frame) for stage in _of_model(frame, *each)]
+    return [stage for each in harvested(frame.recipe) for stage in _of_model(frame, each)]
 
 
-def _harvested(frame: Frame) -> Iterator[tuple[str, str, ModelSettings, tuple[str, ...]]]:
-    """(name, side of the map, model, what it reads) of each model that is harvested."""
-    recipe, both = frame.recipe, ("corpus", "contrast")
-    for side, model, other in (
-        ("source", recipe.source, recipe.map_source),
-        ("target", recipe.target, recipe.map_target),
-    ):
-        yield side, side, model, both if other is None else ("contrast",)
-        if other is not None:
-            yield side, side, other, ("corpus",)
-    for name, (model, mapped) in further_sources(recipe).items():
-        yield name, "source" if mapped else "target", model, both if mapped else ("contrast",)
-
-
-def _of_model(
-    frame: Frame, name: str, on: str, model: ModelSettings, reads: tuple[str, ...]
-) -> Iterator[Stage]:
-    side = frame.side(model)
-    both = dict(zip(("corpus", "contrast"), captures(frame.recipe, on, side.n_blocks), strict=True))
+def _of_model(frame: Frame, each: Harvested) -> Iterator[Stage]:
+    side, reads = frame.side(each.model), each.reads
+    both = dict(zip(READS, captures(frame.recipe, each.side, side.n_blocks), strict=True))
     tables = {"corpus": frame.corpus, "contrast": frame.contrast}
     blocks = resolve_blocks(both["corpus"].blocks, side.n_blocks)
     ids = {what: side.ids(prompts(tables[what], both[what].template), both[what].chat) for what in reads}
     piece = min(_rows(max(map(len, ids.values())), blocks, side), piece_rows(len(blocks), side.d))
     held = _HELD * piece * len(blocks) * side.d * 4
     actors = frame.harvesters(
-        side, max(blocks), held, sum(len(text) for each in ids.values() for text in each)
+        side, max(blocks), held, sum(len(text) for texts in ids.values() for text in texts)
     )
     for what in reads:
-        stage = _stage(f"harvest {what}-{name}", side, ids[what], blocks, both[what], actors)
+        stage = _stage(f"harvest {what}-{each.name}", side, ids[what], blocks, both[what], actors)
         stage.disk += sum(len(text.encode()) for text in tables[what].column("text").to_pylist())
-        held_by = [
-            model.model_dump(mode="json"),
-            both[what].model_dump(mode="json"),
-            table_hash(tables[what]),
-        ]
-        stage.key = fingerprint({"of": held_by})
+        stage.key = identity_of(each.model, both[what], tables[what])
         yield stage
 
 

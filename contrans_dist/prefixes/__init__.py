@@ -11,7 +11,7 @@ And texts of which few positions are wanted: the highest block runs at those alo
 from contrans_dist.prefixes.groups import Group, Row, batch_rows, plan_groups
 from contrans_dist.prefixes.narrowing import narrowed
 from contrans_dist.prefixes.packing import Packed, pack
-from contrans_dist.prefixes.support import can_narrow, can_share, plan_for
+from contrans_dist.prefixes.support import can_narrow, can_share, plan_for, plan_within
 from contrans_dist.prefixes.trunks import Trunk
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "pack",
     "plan_for",
     "plan_groups",
+    "plan_within",
 ]

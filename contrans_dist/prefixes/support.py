@@ -33,20 +33,36 @@ def plan_for(
 ) -> list[Group]:
     """`plan_groups` for a model: within its context and windows, and without sharing where it cannot."""
     for sharing in (share, False):
-        groups = plan_groups(
-            ids,
-            own_from,
-            batch_tokens,
-            share=sharing,
-            bound=longest_row(lm),
-            split_at=lm.split_at,
-            positions=positions,
-            most_positions=most_positions,
+        groups = plan_within(
+            lm, ids, own_from, batch_tokens, share=sharing, positions=positions, most_positions=most_positions
         )
         # Tried only where there is something to share.
         if not any(group.shares for group in groups) or can_share(lm, head):
             break
     return groups
+
+
+def plan_within(
+    lm: LanguageModel,
+    ids: Sequence[Sequence[int]],
+    own_from: Sequence[int],
+    batch_tokens: int,
+    *,
+    share: bool,
+    positions: Sequence[int] | None = None,
+    most_positions: int | None = None,
+) -> list[Group]:
+    """`plan_groups` within a model's context and windows. Nothing is run: its weights need not be there."""
+    return plan_groups(
+        ids,
+        own_from,
+        batch_tokens,
+        share=share,
+        bound=longest_row(lm),
+        split_at=lm.split_at,
+        positions=positions,
+        most_positions=most_positions,
+    )
 
 
 def can_share(lm: LanguageModel, head: bool) -> bool:

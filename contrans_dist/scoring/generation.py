@@ -14,6 +14,9 @@ from contrans_dist.scoring.batches import check_lengths, pad_id
 from contrans_dist.scoring.interventions import BASE, Intervention, checked_offsets, row_for
 from contrans_dist.steering import added
 
+BATCH_SIZE = 32
+"""Texts that are continued together, where nothing else is said."""
+
 
 def generate(
     lm: LanguageModel,
@@ -21,7 +24,7 @@ def generate(
     interventions: Sequence[Intervention] = (BASE,),
     *,
     max_new_tokens: int = 64,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     temperature: float = 0.0,
     seed: int = 0,
     until: Sequence[str] = (),
