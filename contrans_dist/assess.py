@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace as changed
 from typing import Any
 
+from contrans_dist.actors import kept_actors
 from contrans_dist.analysis import Verdict, judge, read_in_run
 from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.evaluate import evaluate
-from contrans_dist.pool import kept_actors
 from contrans_dist.probing import probe
 from contrans_dist.search import FILE, search
 from contrans_dist.storage import Location

@@ -2,13 +2,12 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from contrans_dist.config import ClusterSettings
 from contrans_dist.errors import RunError, UserError
@@ -106,29 +105,6 @@ def _check_fit(cluster: ClusterSettings, fit: int, wanted: str, largest: float) 
     # An autoscaling cluster may still grow to what was asked for; one that cannot fit any is a mistake.
     if fit == 0 and cluster.actors is None:
         raise UserError(f"no node has {wanted} for one actor; the largest has {largest:g}")
-
-
-def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:
-    """What `function` returns on a node that has room for an actor, with the GPUs that one gets.
-
-    Raises its UserError or RunError as they are, any other error as RunError.
-    """
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if not size.gpus and nodes == [ray.get_runtime_context().get_node_id()]:
-        # There is no other node, and a process of its own would take seconds to start.
-        return function(*arguments)
-    remote = ray.remote(_call).options(num_cpus=size.cpus, num_gpus=size.gpus)
-    try:
-        return ray.get(remote.remote(function, *arguments))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError | RunError):
-            raise error.cause
-        raise RunError(first_line(error.cause if error.cause is not None else error)) from error
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Ray takes plain functions only, not partial ones."""
-    return function(*arguments)
 
 
 def first_line(error: BaseException) -> str:

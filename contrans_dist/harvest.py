@@ -10,8 +10,9 @@ import ray
 import torch
 
 from contrans_dist import schema
+from contrans_dist.actors import as_task, on_a_node
 from contrans_dist.artifacts import ActivationSet
-from contrans_dist.cluster import Replicas, connected, first_line, on_a_node, replicas
+from contrans_dist.cluster import Replicas, connected, first_line, replicas
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings, differing
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvesters import SLOTS, HarvestActor, SweepActor
@@ -125,7 +126,7 @@ class _Set:
         names = set(out.names())
         sums = {entry["name"]: entry["sha256"] for entry in self.manifest["shards"]} if self.manifest else {}
         there = [shard for shard in self.shards if shard.name in names]
-        check = ray.remote(check_shard)
+        check = as_task(check_shard)
         references = [check.remote(self.spec, shard, sums.get(shard.name)) for shard in there]
         for shard, result in zip(there, ray.get(references), strict=True):
             if isinstance(result, str):

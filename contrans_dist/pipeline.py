@@ -7,10 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from contrans_dist.actors import kept_actors
 from contrans_dist.cluster import connected
 from contrans_dist.config import Recipe
 from contrans_dist.errors import UserError
-from contrans_dist.pool import kept_actors
 from contrans_dist.preparation import RecipeTexts
 from contrans_dist.progress import note
 from contrans_dist.recipe import load_recipe, runs_of

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
-from contrans_dist.cluster import Replicas, most_gpus, on_a_node, replicas
+from contrans_dist.actors import on_a_node
+from contrans_dist.cluster import Replicas, most_gpus, replicas
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
 from contrans_dist.progress import note

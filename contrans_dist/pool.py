@@ -7,15 +7,15 @@ publish must not depend on who runs them.
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from contrans_dist.actors import Actors, kept, let_go
 from contrans_dist.cluster import Replicas, first_line
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.progress import note
@@ -120,65 +120,6 @@ class _Pool:
         return bool(self.starting or self.resting) or any(w.up or w.running for w in self.workers)
 
 
-class Actors:
-    """Actors of one class (methods `ready()` and `run(payload)`), which hold what they got until `end`."""
-
-    def __init__(
-        self, actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
-    ) -> None:
-        self._start = ray.remote(actor_class).options(
-            num_cpus=size.cpus,
-            num_gpus=size.gpus,
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=concurrency,
-        )
-        self._arguments, self._most = arguments, size.actors
-        self._held: list[Any] = []
-
-    def workers(self, wanted: int) -> list[_Worker]:
-        """As many of them as `wanted`, as far as there is room; those that are not there yet are started."""
-        count = min(self._most, wanted)
-        self._held += [self._start.remote(*self._arguments) for _ in range(count - len(self._held))]
-        return [_Worker(actor) for actor in self._held[:count]]
-
-    def end(self) -> None:
-        for actor in self._held:
-            ray.kill(actor, no_restart=True)
-        self._held = []
-
-
-class _Left:
-    """The actors that a call of `run_kept` left for the next; at most one set, as they hold GPUs."""
-
-    def __init__(self) -> None:
-        self.key: Hashable = None
-        self.actors: Actors | None = None
-
-    def end(self) -> None:
-        if self.actors is not None:
-            self.actors.end()
-        self.key = self.actors = None
-
-
-_LEFT: ContextVar[_Left | None] = ContextVar("left", default=None)
-
-
-@contextmanager
-def kept_actors() -> Iterator[None]:
-    """Within it, what `run_kept` starts lives on until other actors are wanted: a 70B model loads in minutes,
-    and a run needs it for one stage after another."""
-    if _LEFT.get() is not None:
-        yield
-        return
-    token = _LEFT.set(left := _Left())
-    try:
-        yield
-    finally:
-        _LEFT.reset(token)
-        left.end()
-
-
 def run_kept(
     key: Hashable,
     start: Callable[[], Actors],
@@ -188,18 +129,8 @@ def run_kept(
 ) -> Outcome:
     """`run_tasks` on the actors that were started under an equal key, if they are still there, else on new
     ones from `start`. Outside `kept_actors` they end with the call."""
-    left = _LEFT.get() or _Left()
-    if left.actors is None or left.key != key:
-        left.end()  # before `start` looks for free memory
-        left.key, left.actors = key, start()
-    try:
-        return _run(left.actors, tasks, on_result, shared)
-    except BaseException:
-        left.end()  # a task may still be under way
-        raise
-    finally:
-        if _LEFT.get() is None:
-            left.end()
+    with kept(key, start) as actors:
+        return _run(actors, tasks, on_result, shared)
 
 
 def run_tasks(
@@ -222,9 +153,7 @@ def run_tasks(
     `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
     when an actor's construction fails everywhere; UserError raised by a task is passed on.
     """
-    left = _LEFT.get()
-    if left is not None:
-        left.end()
+    let_go()
     actors = Actors(actor_class, arguments, size, slots + (on_progress is not None))
     try:
         return _run(actors, tasks, on_result, shared, slots, on_progress)
@@ -241,7 +170,7 @@ def _run(
     on_progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     pool = _Pool(slots, common=() if shared is None else (ray.put(shared),), on_progress=on_progress)
-    pool.workers = actors.workers(len(tasks))
+    pool.workers = [_Worker(actor) for actor in actors.handles(len(tasks))]
     for worker in pool.workers:
         pool.start(worker)
     return _drive(pool, tasks, on_result)

@@ -8,6 +8,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from contrans_dist.actors import as_task
 from contrans_dist.affine import PROTOCOLS, AffineMap, Protocol, fit_map, fit_moments, shuffled_map
 from contrans_dist.affinemap import options_of, ridges_of
 from contrans_dist.artifacts import ActivationSet
@@ -85,11 +86,11 @@ def _fit_streaming(joined: Joined, task: _Task) -> Fitted:
     arguments = task.arguments
     if task.options.centre == "token":
         group, n_groups = token_groups(joined.tokens(), joined.split)
-        held, by_group = ray.put(group), ray.remote(token_sums)
+        held, by_group = ray.put(group), as_task(token_sums)
         tokens = _tree([by_group.remote(both, *run, held, n_groups) for run in runs], merge_tokens)
         arguments["centre"] = True  # the sums are about the tokens' means already
     control = ray.put(_shuffled_rows(joined.split == FIT, task.seed)) if task.shuffled else None
-    by_part, whiten = ray.remote(part_sums), task.options.whiten > 0
+    by_part, whiten = as_task(part_sums), task.options.whiten > 0
     sums = [by_part.remote(both, *run, control, whiten, tokens, held) for run in runs]
     merged = ray.get(_tree(sums, merge_parts))
     try:
@@ -146,7 +147,7 @@ def _shuffled_rows(fit: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
 
 def _tree(references: list[ray.ObjectRef], merged: Callable[[Any, Any], Any]) -> ray.ObjectRef:
     """Merge neighbours level by level, as tasks, so that no process ever holds more than two sets of sums."""
-    task = ray.remote(merged)
+    task = as_task(merged)
     while len(references) > 1:
         pairs = [task.remote(*references[i : i + 2]) for i in range(0, len(references) - 1, 2)]
         references = pairs + references[len(pairs) * 2 :]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrans_dist import schema
+from contrans_dist.actors import Actors
 from contrans_dist.benchmarks import Benchmark, Judged
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, fingerprint
@@ -17,7 +18,7 @@ from contrans_dist.models import LanguageModel
 from contrans_dist.models.classifier import load_classifier
 from contrans_dist.models.placement import Placement
 from contrans_dist.placing import place
-from contrans_dist.pool import Actors, Outcome, Task, run_kept
+from contrans_dist.pool import Outcome, Task, run_kept
 from contrans_dist.scoring import Intervention
 from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System

@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+from contrans_dist.actors import kept_actors
 from contrans_dist.cluster import connected
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.pipeline import RECIPES, run_recipe
-from contrans_dist.pool import kept_actors
 from contrans_dist.recipe import load_recipe
 from contrans_dist.storage import Location
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from contrans_dist import harvest, pool
+from contrans_dist import actors, harvest, pool
 
 
 @contextmanager
@@ -27,10 +27,11 @@ def ray_here(*modules: ModuleType) -> Iterator[None]:
     logger = logging.getLogger("contrans_dist")
     handlers = list(logger.handlers)
     here = SimpleNamespace(
-        remote=_remote, put=_carried, get=_get, wait=_wait, kill=lambda _actor, no_restart: None
-    )
+        remote=_remote, put=_carried, get=_get, wait=_wait, kill=lambda _actor, no_restart: None,
+        nodes=ray.nodes, get_runtime_context=ray.get_runtime_context,
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for module in modules or (pool, harvest):
+        for module in modules or (actors, pool, harvest):
             patch.setattr(module, "ray", here)
         try:
             yield

@@ -64,7 +64,7 @@ def reduced(
         def init(num_cpus: int, **_options: Any) -> None:
             asked.append(num_cpus)
             if num_cpus == 1:
-                started.enter_context(ray_here(contrans_dist.reduce))
+                started.enter_context(ray_here(contrans_dist.actors, contrans_dist.reduce))
 
         patch.setattr(ray, "init", init)
         patch.setattr(ray, "shutdown", started.close)

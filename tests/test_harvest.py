@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, save_tiny
 from truth import block_rows, by_transformers, read_all
 
-from contrans_dist import pool
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.cli import main
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
@@ -207,7 +206,7 @@ def test_damaged_shards_are_computed_again_and_only_they(
     tokens = {path.name: count for path, count in zip(shard_files(made), counts, strict=True)}
     table = read_texts(texts)
     jobs = [HarvestJob(table, Location.parse(folder), CAPTURE) for folder in folders]
-    with ray_here(pool):
+    with ray_here():
         harvest_sets(ModelSettings(id=model), jobs, ONE)
     said = capsys.readouterr().err
     for folder, names, earlier in zip(folders, spoilt, before, strict=True):

@@ -11,7 +11,7 @@ PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress", "artifacts",
     "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
-    "streamed", "quantized", "harvesters", "manifest", "cluster", "pool", "placing", "harvest",
+    "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs",
     "transplanting", "vectors", "maps", "refining", "joining", "rowsums", "projections", "reduce",
@@ -21,7 +21,7 @@ ROOMS = [
     "report", "demo", "preparation", "plan",
     "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip
-WITH_RAY = {"cluster", "pool", "harvest", "reduce"}
+WITH_RAY = {"cluster", "actors", "pool", "harvest", "reduce"}
 
 
 def room_of(path: Path) -> str:
@@ -77,6 +77,11 @@ def test_no_room_reaches_to_its_right() -> None:
 def test_only_the_drivers_import_ray() -> None:
     with_ray = {room_of(path) for path in files() if any(n.split(".")[0] == "ray" for n in imports(path))}
     assert with_ray == WITH_RAY
+
+
+def test_tasks_and_actors_start_in_one_place() -> None:
+    """What is started elsewhere might wait for the cores of kept actors for ever."""
+    assert [path.name for path in files() if "ray.remote" in path.read_text()] == ["actors.py"]
 
 
 def test_nothing_is_pickled() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import ray
 
+from contrans_dist.actors import Actors, as_task, kept_actors
 from contrans_dist.cluster import Replicas
 from contrans_dist.errors import UserError
-from contrans_dist.pool import Actors, Task, kept_actors, run_kept, run_tasks
+from contrans_dist.pool import Task, run_kept, run_tasks
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no other process has this module
 
@@ -119,6 +120,17 @@ def test_an_actor_lost_between_two_calls_is_there_again() -> None:
         assert gone(lost)
         (found,) = pids(answers("a", count=1))
         assert found != lost
+
+
+def test_a_task_gets_the_places_that_kept_actors_hold() -> None:
+    """A finished harvest is checked by tasks: with every core held by idle actors they would never start."""
+    idle: list[tuple[str, int, Any]] = []
+    whole = Replicas(1, 0, ray.cluster_resources()["CPU"])
+    with kept_actors():
+        one = Task("0", "alone")
+        run_kept("a", lambda: Actors(Worker, ("a",), whole), [one], lambda _, got: idle.append(got))
+        assert ray.get(as_task(gone).remote(2**22 + 1), timeout=60)  # no process has so high a number
+        assert all(map(gone, pids(idle)))
 
 
 def test_after_an_error_nothing_is_kept() -> None:

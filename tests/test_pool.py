@@ -13,7 +13,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from contrans_dist import pool
-from contrans_dist.cluster import Replicas, connected, on_a_node, replicas
+from contrans_dist.actors import on_a_node
+from contrans_dist.cluster import Replicas, connected, replicas
 from contrans_dist.config import ClusterSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.pool import MAX_ATTEMPTS, Task, run_tasks

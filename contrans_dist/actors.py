@@ -1,0 +1,130 @@
+"""What holds places on the cluster: actors, kept from stage to stage, and tasks, for which those make room.
+
+All of Ray's tasks and actors start here: what waits for cores that kept actors hold would wait for ever.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from contrans_dist.cluster import Replicas, first_line
+from contrans_dist.errors import RunError, UserError
+
+
+class Actors:
+    """Actors of one class (methods `ready()` and `run(payload)`), which hold what they got until `end`."""
+
+    def __init__(
+        self, actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
+    ) -> None:
+        self._start = ray.remote(actor_class).options(
+            num_cpus=size.cpus,
+            num_gpus=size.gpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=concurrency,
+        )
+        self._arguments, self._most = arguments, size.actors
+        self._held: list[Any] = []
+
+    def handles(self, wanted: int) -> list[Any]:
+        """As many of them as `wanted`, as far as there is room; those that are not there yet are started."""
+        count = min(self._most, wanted)
+        self._held += [self._start.remote(*self._arguments) for _ in range(count - len(self._held))]
+        return self._held[:count]
+
+    def end(self) -> None:
+        for actor in self._held:
+            ray.kill(actor, no_restart=True)
+        self._held = []
+
+
+class _Left:
+    """The actors that a use of `kept` left for the next; at most one set, as they hold GPUs."""
+
+    def __init__(self) -> None:
+        self.key: Hashable = None
+        self.actors: Actors | None = None
+
+    def end(self) -> None:
+        if self.actors is not None:
+            self.actors.end()
+        self.key = self.actors = None
+
+
+_LEFT: ContextVar[_Left | None] = ContextVar("left", default=None)
+
+
+@contextmanager
+def kept_actors() -> Iterator[None]:
+    """Within it, what `kept` starts lives on until other actors are wanted: a 70B model loads in minutes,
+    and a run needs it for one stage after another."""
+    if _LEFT.get() is not None:
+        yield
+        return
+    token = _LEFT.set(left := _Left())
+    try:
+        yield
+    finally:
+        _LEFT.reset(token)
+        left.end()
+
+
+@contextmanager
+def kept(key: Hashable, start: Callable[[], Actors]) -> Iterator[Actors]:
+    """The actors that were started under an equal key, if they are still there, else new ones from `start`.
+
+    Outside `kept_actors`, and after an error, they end with the frame.
+    """
+    left = _LEFT.get() or _Left()
+    if left.actors is None or left.key != key:
+        left.end()  # before `start` looks for free memory
+        left.key, left.actors = key, start()
+    try:
+        yield left.actors
+    except BaseException:
+        left.end()  # a task may still be under way
+        raise
+    finally:
+        if _LEFT.get() is None:
+            left.end()
+
+
+def let_go() -> None:
+    """End the actors that `kept` left, if any: something else needs their places."""
+    left = _LEFT.get()
+    if left is not None:
+        left.end()
+
+
+def as_task(function: Callable[..., Any], **resources: float) -> Any:
+    """A plain function as a Ray task (`.remote(...)`), for which there is room."""
+    let_go()
+    return ray.remote(function).options(**resources) if resources else ray.remote(function)
+
+
+def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:
+    """What `function` returns on a node that has room for an actor, with the GPUs that one gets.
+
+    Raises its UserError or RunError as they are, any other error as RunError.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if not size.gpus and nodes == [ray.get_runtime_context().get_node_id()]:
+        # There is no other node, and a process of its own would take seconds to start.
+        return function(*arguments)
+    remote = as_task(_call, num_cpus=size.cpus, num_gpus=size.gpus)
+    try:
+        return ray.get(remote.remote(function, *arguments))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | RunError):
+            raise error.cause
+        raise RunError(first_line(error.cause if error.cause is not None else error)) from error
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Ray takes plain functions only, not partial ones."""
+    return function(*arguments)
