@@ -169,6 +169,9 @@ def test_pairs_by_models_and_no_pairs_without_a_grid(tmp_path: Path) -> None:
     assert (found.sources, found.targets) == (["org/a", "org/c"], ["org/b", "org/d"])  # type: ignore[attr-defined]
     assert pairs(("a", "b"), ("a", "c")) is None
     assert pairs(("a", "b"), ("c", "d"), ("a", "b")) is None
+    assert pairs(("a", "b"), ("b", "a")) is None  # half of the grid would be empty
+    both = pairs(("a", "b"), ("a", "a"), ("b", "a"))
+    assert both.sources == both.targets  # type: ignore[attr-defined]
 
 
 def test_a_metric_that_should_fall_improves_downwards(tmp_path: Path) -> None:
@@ -177,6 +180,17 @@ def test_a_metric_that_should_fall_improves_downwards(tmp_path: Path) -> None:
     found = compare([place(tmp_path / "a"), place(tmp_path / "b")], place(tmp_path))
     gain, ratio = improvements(found.evaluations[0], "toxic_share")["a"]
     assert (gain, ratio) == (pytest.approx(0.6), pytest.approx(0.6 / 0.9))
+
+
+@pytest.mark.parametrize(("base", "known"), [(0.0, False), (0.01, False), (0.1, True)])
+def test_no_part_of_next_to_nothing(tmp_path: Path, base: float, known: bool) -> None:
+    """Of 100 questions, one right is .01 with an interval from .0018; ten right are .1, from .055."""
+    scores = {"base": base, "vector": (0.5, 0.5, 0.5)}
+    folder = write_runs(tmp_path, {"a": {}, "b": {}}, {"a": scores, "b": scores})
+    found = compare(runs_in(place(folder)), place(folder))
+    gain, ratio = improvements(found.evaluations[0], "mc1")["a"]
+    assert gain == pytest.approx(0.5 - base)
+    assert ratio == (pytest.approx((0.5 - base) / base) if known else None)
 
 
 def test_any_runs_can_be_compared_matched_by_name_and_benchmark(tmp_path: Path) -> None:

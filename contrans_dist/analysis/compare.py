@@ -170,7 +170,7 @@ def positions(labels: Sequence[str]) -> list[float] | None:
 def pairs_of(runs: dict[str, Run]) -> Pairs | None:
     """Source and target of each run, by its name (`a -> b`), else by its recipe's models.
 
-    None unless every run has a pair of its own, of at least two sources and two targets.
+    None unless every run has a pair of its own, and they fill most of a grid of at least two by two.
     """
     named = {label: _ARROW.split(label) for label in runs}
     if all(len(parts) == 2 for parts in named.values()):
@@ -180,15 +180,18 @@ def pairs_of(runs: dict[str, Run]) -> Pairs | None:
     sources = list(dict.fromkeys(source for source, _ in ends.values()))
     targets = list(dict.fromkeys(target for _, target in ends.values()))
     apart = len(set(ends.values())) == len(ends) and "" not in (*sources, *targets)
-    if not apart or len(sources) < 2 or len(targets) < 2:
+    if not apart or min(len(sources), len(targets)) < 2 or 2 * len(ends) <= len(sources) * len(targets):
         return None
+    if set(targets) == set(sources):  # a model with itself on the diagonal
+        targets = sources
     return Pairs(sources, targets, {end: label for label, end in ends.items()})
 
 
 def improvements(matched: Matched, key: str) -> dict[str, tuple[float, float | None]]:
     """By run, what the condition under test gains over base: value - base, and that as a part of base.
 
-    The sign is turned for a metric that should fall, so that more is better; the part is None at a base of 0.
+    The sign is turned for a metric that should fall, so that more is better. The part is None at a base of 0,
+    and at one whose interval begins below half of it: a part of next to nothing says nothing.
     """
     found: dict[str, tuple[float, float | None]] = {}
     for run, evaluation in matched.found.items():
@@ -197,7 +200,8 @@ def improvements(matched: Matched, key: str) -> dict[str, tuple[float, float | N
         best = best_point(evaluation, effect, key) if effect else None
         if best and base:
             gain = sign * (best[1].value - base.value)
-            found[run] = (gain, gain / base.value if base.value else None)
+            known = base.value and (base.interval is None or 2 * base.interval[0] >= base.value)
+            found[run] = (gain, gain / base.value if known else None)
     return found
 
 

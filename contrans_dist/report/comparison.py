@@ -202,7 +202,8 @@ def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio
                 studio.name(anchor, "improvement-ratio"),
                 lambda: pairs_figure(pairs, gains, relative=True, as_percent=True),
                 pair_table(pairs, gains),
-                "The same as a part of the value without steering. Empty: that value is 0.",
+                "The same as a part of the value without steering. Empty: that value is next to nothing, its "
+                "interval begins below half of it.",
             )
         )
     return drawings
