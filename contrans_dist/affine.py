@@ -59,7 +59,8 @@ def fit_map(
         centre = True
     options = _options(protocol, ridges, centre, regularise, rank, whiten)
     rows = prepared(source, target, protocol, split, options, tokens)
-    return _fit_rows(rows, protocol, options, ridges)
+    mapping = _fit_rows(rows, protocol, options, ridges)
+    return replace(mapping, n_effective=rows.effective, warnings=[*rows.warnings, *mapping.warnings])
 
 
 def fit_moments(

@@ -24,7 +24,8 @@ class AffineMap:
     are in-sample. Figures are None where there were no rows for them.
 
     centre, regularise, whiten: the options of the fit (`fitting.Fitting`); None in files older than they are.
-    kept: principal directions that "rank" kept. With centre "token" the figures are about the tokens' means.
+    kept: principal directions that "rank" kept. With centre "token" the figures are about the tokens' means,
+    and n_effective of the n_fit rows count: the others are the only ones of their token (`splits`).
     source_blocks: where a map reads several, they in the order of its rows, d_source / len of them each.
     """
 
@@ -47,6 +48,7 @@ class AffineMap:
     kept: int | None = None
     whiten: float | None = None
     source_blocks: list[int] | None = None
+    n_effective: int | None = None
 
     def map_points(self, rows: np.ndarray) -> np.ndarray:
         """rows [n, d_source] as points in the target's space, float32 [n, d_target]: x F + b."""

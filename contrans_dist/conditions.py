@@ -1,7 +1,7 @@
 """The conditions an evaluation compares: the transplanted vector, its controls, and other ways to steer."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -103,6 +103,18 @@ CONTROLS: tuple[Condition, ...] = (*DERIVED, "no-map", "random-map")
 """Conditions that show what an effect must exceed."""
 SYSTEMS: tuple[Condition, ...] = ("align-training", "inst-align", "proxy-tuning")
 """Conditions that are no vectors."""
+_SCALED = ("shuffled-map", "random-map")
+"""Controls that would prove little if they were shorter than what they are compared with."""
+
+
+def reference_of(conditions: Iterable[str]) -> str | None:
+    """The condition under test, against which the others are tested; None where there is none.
+
+    `vector`, else the first that is neither base nor a control; one that is no vector only for want of
+    another.
+    """
+    tried = [name for name in conditions if name != BASE.name and name not in CONTROLS]
+    return min(tried, key=lambda name: (name != "vector", name in SYSTEMS), default=None)
 
 
 def steering(
@@ -114,16 +126,22 @@ def steering(
     """Rows for every condition asked for.
 
     `given`: condition -> concept -> vector in the target's space; `vector` among them, from which the
-    controls `random` (same norm), `shuffled-map` and `other-concept` (the next concept's) are derived. Raises
-    UserError for a condition that can be neither found nor derived.
+    controls `random`, `shuffled-map` and `other-concept` (the next concept's) are derived. `random` and the
+    controls of the map have the norm of the condition under test (`reference_of`). Raises UserError for a
+    condition that can be neither found nor derived.
     """
     main = given.get("vector", {})
+    reference = reference_of(conditions) or "vector"
     rows: dict[str, dict[str, dict[int, Row]]] = {}
     for concept in main:
+        at, tested = _row(given, reference, concept, block)
         rows[concept] = {}
         for condition in conditions:
-            at, row = _row(given, condition, concept, block)
-            rows[concept][condition] = {at: row}
+            if condition == RANDOM:
+                rows[concept][RANDOM] = {at: tested}
+                continue
+            there, row = _row(given, condition, concept, block)
+            rows[concept][condition] = {there: _as_long(row, tested) if condition in _SCALED else row}
     texts = [vector.text_hashes for vector in main.values()]
     maps = [vector.map_text_hashes for vector in main.values()]
     return Steering(rows, _union(texts), _union(maps), seed)
@@ -140,9 +158,7 @@ def _row(
         if concept not in given[condition]:
             raise UserError(f"condition {condition}: no vector for concept {concept!r}")
         return row_of(given[condition][concept], block)
-    at, row = row_of(main[concept], block)
-    if condition == RANDOM:
-        return at, row
+    at, _ = row_of(main[concept], block)
     if condition == "other-concept":
         names = list(main)
         if len(names) < 2:
@@ -154,6 +170,12 @@ def _row(
             raise UserError(f"control shuffled-map: vector {concept!r} did not come through a map")
         return at, shuffled[at]
     raise UserError(f"condition {condition}: no vectors were made for it")
+
+
+def _as_long(row: Row, other: Row) -> Row:
+    """`row` with the norm of `other`; zero stays zero."""
+    norm = np.linalg.norm(row.astype(np.float64))
+    return (row * (np.linalg.norm(other.astype(np.float64)) / norm)).astype(np.float32) if norm else row
 
 
 def row_of(vector: ConceptVector, block: int | None) -> tuple[int, Row]:

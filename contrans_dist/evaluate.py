@@ -1,6 +1,7 @@
 """The evaluation driver: a benchmark over pools of actors, resumable, with the leak check beside it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 from typing import Any
@@ -185,8 +186,9 @@ def _judge_missing(
         title = f"judge by {classifier}"
         with Progress(title, sum(len(split.items) for split in missing), "items") as progress:
             outcome = run_tasks(
-                JudgeActor, (classifier,), _tasks(missing), replicas(cluster), _advancing(progress), spec
-            )
+                JudgeActor, (classifier,), _tasks(missing), replicas(cluster.one_gpu_each()),
+                _advancing(progress), spec,
+            )  # fmt: skip
         _check(outcome, spec.out, len(splits))
 
 
@@ -233,6 +235,7 @@ def _metrics(
             [item.scenario for item in items], spec.steering.vector_texts, spec.steering.map_texts
         ),
         "costs": costs,
+        "rows": dict(Counter(table.column("condition").to_pylist())),
         "identity": spec.identity,
         "fingerprint": fingerprint(spec.identity),
         "versions": versions(),

@@ -1,25 +1,28 @@
 """The rows a map is fitted on: checked, split, and about their tokens' means where that is asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from contrans_dist.affinemap import Protocol
 from contrans_dist.fitting import Fitting
 from contrans_dist.moments import check_finite
-from contrans_dist.splits import FIT, about_tokens, default_split, paper_split
+from contrans_dist.splits import FIT, about_tokens, default_split, effective_rows, paper_split
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows to fit on: x [n, d_s], y [n, d_t], the part of each; and the means of the fit rows as they were
-    given, where x and y are about their tokens' means.
+    given, where x and y are about their tokens' means; then also how many fit rows count
+    (`effective_rows`), and warnings of it.
     """
 
     x: np.ndarray
     y: np.ndarray
     parts: np.ndarray
     means: tuple[np.ndarray, np.ndarray] | None = None
+    effective: int | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def of(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """(x, y) of one part, float64."""
@@ -48,7 +51,7 @@ def prepared(
     means = x[fit].mean(axis=0, dtype=np.float64), y[fit].mean(axis=0, dtype=np.float64)
     about = about_tokens(x, tokens, parts), about_tokens(y, tokens, parts)
     known = np.isfinite(about[0][:, 0])
-    return Rows(about[0][known], about[1][known], parts[known], means)
+    return Rows(about[0][known], about[1][known], parts[known], means, *effective_rows(tokens, parts))
 
 
 def _parts(n: int, protocol: str, split: np.ndarray | None) -> np.ndarray:

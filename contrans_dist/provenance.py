@@ -40,7 +40,7 @@ def without_credentials(text: str) -> str:
 
 def command_line(arguments: list[str] | None = None) -> str:
     """The command that is running, without credentials in URIs and values of secret-looking options."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]] if arguments is None else arguments
+    words = [*_program(sys.argv[0]), *sys.argv[1:]] if arguments is None else arguments
     shown: list[str] = []
     hide_next = False
     for word in words:
@@ -53,6 +53,14 @@ def command_line(arguments: list[str] | None = None) -> str:
             shown.append(without_credentials(word))
         hide_next = word.startswith("-") and not mark and bool(_SECRET_OPTION.search(word))
     return " ".join(f"'{word}'" if re.search(r"\s", word) else word for word in shown)
+
+
+def _program(first: str) -> list[str]:
+    """A script as it was named, an installed command without its folder."""
+    path = Path(first)
+    if path.suffix != ".py":
+        return [path.name]
+    return ["python", path.name if path.is_absolute() else first]
 
 
 def git_commit() -> str | None:

@@ -28,7 +28,7 @@ from contrans_dist.rowsums import (
     part_sums,
     token_sums,
 )
-from contrans_dist.splits import FIT, TEST, VALIDATION, token_groups
+from contrans_dist.splits import FIT, TEST, VALIDATION, effective_rows, token_groups
 
 __all__ = ["all_pairs", "choose_pairs", "fit", "join", "one_block"]
 
@@ -82,10 +82,11 @@ def _fit_streaming(joined: Joined, task: _Task) -> Fitted:
     n, length = len(joined.split), _rows_a_task(*reading.widths)
     runs = [(start, min(start + length, n)) for start in range(0, n, length)]
     both = ray.put(reading)  # it names the part of every row: too much to travel with each task
-    tokens, held = None, None
+    tokens, held, labels = None, None, None
     arguments = task.arguments
     if task.options.centre == "token":
-        group, n_groups = token_groups(joined.tokens(), joined.split)
+        labels = joined.tokens()
+        group, n_groups = token_groups(labels, joined.split)
         held, by_group = ray.put(group), as_task(token_sums)
         tokens = _tree([by_group.remote(both, *run, held, n_groups) for run in runs], merge_tokens)
         arguments["centre"] = True  # the sums are about the tokens' means already
@@ -94,26 +95,39 @@ def _fit_streaming(joined: Joined, task: _Task) -> Fitted:
     sums = [by_part.remote(both, *run, control, whiten, tokens, held) for run in runs]
     merged = ray.get(_tree(sums, merge_parts))
     try:
+        counted = None if labels is None else effective_rows(labels, joined.split)
         mapping = fit_moments(merged[FIT], merged[VALIDATION], merged[TEST], **arguments)
         if not task.shuffled:
-            return _about(mapping, tokens), None
+            return _about(mapping, tokens, counted), None
         again = {
             "protocol": task.protocol,
             **option_arguments(task.protocol, options_of(mapping)),
             "ridges": ridges_of(mapping),
         }
-        return _about(mapping, tokens), fit_moments(merged[SHUFFLED], **again)
+        return _about(mapping, tokens, counted), fit_moments(merged[SHUFFLED], **again)
     except ValueError as error:
         raise UserError(f"{joined.source.location}: {error}") from error
 
 
-def _about(mapping: AffineMap, tokens: ray.ObjectRef | None) -> AffineMap:
-    """A map from sums about tokens' means, with the bias that takes the mean of all rows to itself."""
-    if tokens is None:
+def _about(
+    mapping: AffineMap, tokens: ray.ObjectRef | None, counted: tuple[int, list[str]] | None
+) -> AffineMap:
+    """A map from sums about tokens' means, with the bias that takes the mean of all rows to itself.
+
+    `counted` is that of `splits.effective_rows`. Without tokens the map is left as it is.
+    """
+    if tokens is None or counted is None:
         return mapping
+    n_effective, warnings = counted
     mean_x, mean_y = ray.get(tokens).overall()
     bias = mean_y - mean_x @ mapping.weight.astype(np.float64)
-    return replace(mapping, centre="token", bias=bias.astype(np.float32))
+    return replace(
+        mapping,
+        centre="token",
+        bias=bias.astype(np.float32),
+        n_effective=n_effective,
+        warnings=[*warnings, *mapping.warnings],
+    )
 
 
 def option_arguments(protocol: str, options: Fitting) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from contrans_dist.benchmarks.summary import reference_of
-from contrans_dist.conditions import CONTROLS, Steering
+from contrans_dist.conditions import CONTROLS, Steering, reference_of
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.errors import UserError
 from contrans_dist.progress import note

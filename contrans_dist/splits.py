@@ -7,6 +7,8 @@ import numpy as np
 
 FIT, VALIDATION, TEST = "fit", "validation", "test"
 MOST_TOKENS = 1024
+_MOST_LOST = 0.25
+"""Of the rows of a part: beyond, a map about tokens' means says how many it does without."""
 
 
 def split_of(text_ids: Sequence[str]) -> np.ndarray:
@@ -81,3 +83,30 @@ def about_tokens(rows: np.ndarray, tokens: np.ndarray, parts: np.ndarray) -> np.
     np.add.at(sums, group[fit], values[fit])
     means = sums / np.bincount(group[fit], minlength=n_groups)[:, None]
     return np.where((group >= 0)[:, None], values - means[group], np.nan)
+
+
+def effective_rows(tokens: np.ndarray, parts: np.ndarray) -> tuple[int, list[str]]:
+    """(fit rows that count about their tokens' means, warnings, one line each).
+
+    A row that is the only fit row of its token is its token's mean: about it, it is zero and says nothing.
+    Rows of tokens without a group (`token_groups`) are left out of every part. tokens: a label for every row,
+    [n]. ValueError where no fit row counts.
+    """
+    group, n_groups = token_groups(np.asarray(tokens), parts)
+    counts = np.bincount(group[(parts == FIT) & (group >= 0)], minlength=n_groups)
+    effective, n_fit = int(counts[counts > 1].sum()), int((parts == FIT).sum())
+    if effective == 0:
+        raise ValueError("centre 'token': no two fit rows are of the same token; expected centre true here")
+    warnings = []
+    if n_fit - effective > _MOST_LOST * n_fit:
+        warnings.append(
+            f"centre 'token': {effective:,} of {n_fit:,} fit rows count; the others are the only ones of "
+            f"their token, or of none of the {MOST_TOKENS:,} commonest"
+        )
+    n_held, unseen = int((parts == VALIDATION).sum()), int(((parts == VALIDATION) & (group < 0)).sum())
+    if unseen > _MOST_LOST * n_held:
+        warnings.append(
+            f"centre 'token': {unseen:,} of {n_held:,} validation rows are left out: no fit row is of "
+            f"their token, or it is none of the {MOST_TOKENS:,} commonest"
+        )
+    return effective, warnings

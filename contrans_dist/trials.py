@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contrans_dist.benchmarks import headline
+from contrans_dist.catalogue import load_benchmark
 from contrans_dist.conditions import Steering
 from contrans_dist.config import (
     ClusterSettings,
@@ -17,6 +18,7 @@ from contrans_dist.config import (
 )
 from contrans_dist.errors import UserError
 from contrans_dist.evaluate import evaluate
+from contrans_dist.leak import overlap, unit_hashes
 from contrans_dist.storage import Location
 
 VALIDATION, BUDGET = "validation", "perplexity"
@@ -100,9 +102,10 @@ def try_out(
     """Every condition of `steering` at every strength on the evaluation's validation items.
 
     Under `settings.search` with a text for the budget its perplexity is measured beside. `replace`: as in
-    `evaluate`.
+    `evaluate`. Raises UserError when a validation item is scored too: what was chosen on it has seen it.
     """
     measure = headline(settings.benchmark)
+    _check_apart(settings, strengths)
     validation = evaluate(
         model, validation_of(settings, strengths), steering, out / VALIDATION, cluster, replace, title
     )
@@ -123,6 +126,19 @@ def try_out(
             for (condition, strength), score in scores.items()
         ],
     )
+
+
+def _check_apart(settings: EvaluationSettings, strengths: tuple[float, ...]) -> None:
+    if isinstance(settings, ToxigenEvaluation):  # its sets are drawn without overlap
+        return
+    scored, chosen_on = (
+        [item.scenario for item in load_benchmark(each).items()]
+        for each in (settings, validation_of(settings, strengths))
+    )
+    both = overlap(chosen_on, unit_hashes(scored))
+    if both:
+        some = f"{len(both)} of {len(chosen_on)} items are scored too, such as {both[0]!r}"
+        raise UserError(f"validation: {some}; name others")
 
 
 def _scores(metrics: dict[str, Any], name: str) -> dict[tuple[str, float], float]:

@@ -9,6 +9,8 @@ validation scenarios, scored are the others; every scored scenario is looked for
 choices and maps, and one that is found ends the run with exit code 1. Figures are means over `--seeds` draws
 of the texts that the map is fitted on (of the cut as well, where texts are cut at random words), ± the
 standard deviation. Runs in this process, without Ray.
+
+`--rows 60 150 400` instead: what few rows carry over, at matched depth, by the ways of centring.
 """
 
 import argparse
@@ -17,7 +19,18 @@ import sys
 import time
 
 import numpy as np
-from mapping.variants import ADDED, CUTS, REMOVED, STRENGTHS, Result, Variant, measured
+from mapping.few import rare, thinned
+from mapping.variants import (
+    ADDED,
+    CUTS,
+    FEW,
+    REMOVED,
+    STRENGTHS,
+    Result,
+    Variant,
+    measured,
+    reached,
+)
 from mapping.world import Corpus, Files, World
 
 HEADER = (
@@ -40,6 +53,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="texts of the corpus")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=("added", "removed", "cuts"), help="one part of the table")
+    parser.add_argument("--rows", nargs="+", type=int, help="so many fit rows, and all of them")
     return parser.parse_args()
 
 
@@ -68,20 +82,22 @@ def _files(options: argparse.Namespace) -> Files:
 def _corpora(world: World, seeds: int, parts: set[str]) -> dict[str, list[Corpus]]:
     """The corpora by name, one a seed where their cut is drawn."""
     found = {}
-    if parts & {"added", "removed"}:
+    if parts & {"added", "removed", "few"}:
         found["main"] = [world.corpus("after" if world.files.words else "none")] * seeds
-    if "cuts" in parts:
-        rows = (world.files.limit or 2000) // 4 * 4
+    rows = (world.files.limit or 2000) // 4 * 4
+    if parts & {"cuts", "few"}:
         found["random"] = [world.corpus("random", 1, 42 + seed, rows) for seed in range(seeds)]
+    if "cuts" in parts:
         found["random-4"] = [world.corpus("random", 4, 42 + seed, rows // 4) for seed in range(seeds)]
     return found
 
 
-def _line(name: str, results: list[Result]) -> str:
-    def spread(values: list[float], digits: int = 2) -> str:
-        text = f"{np.mean(values):.{digits}f}"
-        return text if len(values) == 1 else f"{text} ± {np.std(values):.{digits}f}"
+def _spread(values: list[float]) -> str:
+    text = f"{np.mean(values):.2f}"
+    return text if len(values) == 1 else f"{text} ± {np.std(values):.2f}"
 
+
+def _line(name: str, results: list[Result]) -> str:
     first = results[0]
     strengths = [f"{value:g}" for value in sorted({each.strength for each in results})]
     cells = [
@@ -90,7 +106,7 @@ def _line(name: str, results: list[Result]) -> str:
         "–".join([strengths[0], strengths[-1]] if len(strengths) > 1 else strengths),
         f"{np.mean([each.r2 for each in results]):.2f}",
         f"{np.mean([each.cosine for each in results]):.2f}",
-        spread([each.accuracy for each in results]),
+        _spread([each.accuracy for each in results]),
         f"{np.mean([each.random for each in results]):.2f}",
         f"{np.mean([each.shuffled for each in results]):.2f}",
     ]
@@ -107,6 +123,21 @@ def _table(world: World, corpora: dict[str, list[Corpus]], variants: list[Varian
                 break  # its split is the input's order: there is nothing to draw
             results.append(measured(world, rows[seed], variant, seed, results[0].pair))
         print(_line(variant.name, results), flush=True)
+
+
+def _few_table(world: World, corpus: Corpus, sizes: list[int], seeds: int) -> None:
+    """Token Acc by the number of rows that are fitted on, over `seeds` draws of them."""
+    columns = {f"{size:,} rows": size for size in sizes} | {"all rows": len(corpus.texts)}
+    drawn = {name: [thinned(corpus, size, seed) for seed in range(seeds)] for name, size in columns.items()}
+    print(f"| map | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    shares = [np.mean([rare(*each) for each in few], axis=0) for few in drawn.values()]
+    for name, index in (("fit rows alone of their token", 0), ("validation rows of a token unseen", 1)):
+        print(f"| *{name}* | {' | '.join(f'*{share[index]:.0%}*' for share in shares)} |")
+    for variant in FEW:
+        cells = [
+            _spread([reached(world, corpus, variant, part) for corpus, part in few]) for few in drawn.values()
+        ]
+        print(f"| {variant.name} | {' | '.join(cells)} |", flush=True)
 
 
 def _own(world: World) -> None:
@@ -129,7 +160,10 @@ def main() -> int:
     started = time.monotonic()
     world = World(_files(options))
     parts = {options.only} if options.only else {"added", "removed", "cuts"}
-    corpora = _corpora(world, options.seeds, parts)
+    if options.rows:
+        parts = {"few"}
+    # With few rows, one cut of the texts: what is drawn anew is the rows.
+    corpora = _corpora(world, 1 if options.rows else options.seeds, parts)
     leak = world.leak([corpus for each in corpora.values() for corpus in each])
     shared = leak["overlap_vector"] + leak["overlap_map"]
     print(f"{leak['evaluated']} different scenarios, {shared} of them seen before.")
@@ -141,6 +175,9 @@ def main() -> int:
     for name, each in corpora.items():
         print(f"Corpus {name}: {len(each[0].texts):,} rows.")
     _own(world)
+    for name in ("main", "random") if "few" in parts else ():
+        print(f"\n{name}\n")
+        _few_table(world, corpora[name][0], options.rows, options.seeds)
     for part, variants in (("added", ADDED), ("removed", REMOVED), ("cuts", CUTS)):
         if part in parts:
             print(f"\n{part}\n")

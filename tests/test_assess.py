@@ -31,7 +31,7 @@ from contrans_dist.pool import run_tasks
 from contrans_dist.scoring import BASE, Intervention, generate
 from contrans_dist.storage import Location
 from contrans_dist.systems import System
-from contrans_dist.trials import validation_of
+from contrans_dist.trials import try_out, validation_of
 from contrans_dist.vectors import ConceptVector
 
 N_BLOCKS, D, BLOCK = 4, 32, 2
@@ -90,6 +90,21 @@ def steered(*conditions: str) -> Steering:
 
 def rows_of(out: Path, name: str) -> list[dict[str, Any]]:
     return pq.read_table(out / name).to_pylist()
+
+
+def test_validation_items_that_are_scored_are_refused(
+    settings: EmotionEvaluation, folder: Path, tmp_path: Path
+) -> None:
+    """Under another label, too: what was chosen on them would be scored on them."""
+    lines = (folder / "validation.jsonl").read_text().splitlines()
+    first = json.loads((folder / "scored.jsonl").read_text().splitlines()[0])
+    (tmp_path / "both.jsonl").write_text("\n".join([*lines, json.dumps(first)]) + "\n")
+    asked = settings.model_copy(
+        update={"validation": str(tmp_path / "both.jsonl"), "kinds": ("negative", "positive")}
+    )
+    never = ModelSettings(id="never loaded")
+    with pytest.raises(UserError, match=r"validation: 1 of 14 items are scored too, such as .*; name others"):
+        try_out(never, asked, steered(), (1.0,), Location.parse(tmp_path), ONE, "choose")
 
 
 def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(

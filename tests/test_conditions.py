@@ -45,6 +45,26 @@ def test_every_item_meets_a_random_direction_of_its_own_and_of_the_same_norm(mad
     assert not np.allclose(np.asarray(feared.vectors[2]) / 10.0, rows[7:8] / 5.0)
 
 
+def test_controls_are_as_long_as_what_is_under_test() -> None:
+    """L-Cross's vector is under test where the transplanted one is not scored, three times as long."""
+    given = {
+        "vector": {"joy": _vector("joy", [3, 4, 0, 0])},
+        "lcross-own": {"joy": _vector("joy", [0, 0, 15, 0])},
+        "random-map": {"joy": _vector("joy", [1, 0, 0, 0])},
+        "no-map": {"joy": _vector("joy", [0, 2, 0, 0])},
+    }
+    found = steering(given, ["lcross-own", "random-map", "no-map", "random"])
+    norms = {
+        each.name: float(np.linalg.norm(np.asarray(each.vectors[2])))
+        for each in found.interventions("joy", [1.0], ["a"])
+        if each.strength
+    }
+    assert norms == pytest.approx({"lcross-own": 15, "random-map": 15, "no-map": 2, "random": 15})
+    beside = steering(given, ["lcross-own", "random", "vector"]).interventions("joy", [1.0], ["a"])
+    (random,) = (each for each in beside if each.name == "random")
+    assert np.linalg.norm(np.asarray(random.vectors[2])) == pytest.approx(5)
+
+
 def test_the_other_concept_is_the_next_one(made: Steering) -> None:
     other = next(each for each in made.interventions("joy", STRENGTHS, ["a"]) if each.name == "other-concept")
     assert np.asarray(other.vectors[2]).tolist() == [0, 0, 0, 0, 6, 8]

@@ -1,6 +1,7 @@
 """Recipes: every mistake is one line that names the key; and no secret gets into an artefact."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from contrans_dist.config import Recipe, differing, fingerprint
+from contrans_dist.config import ClusterSettings, Recipe, differing, fingerprint
 from contrans_dist.errors import UserError
 from contrans_dist.methods import further_sources, systems_of
 from contrans_dist.pipeline import RECIPES, find_recipe
@@ -216,7 +217,7 @@ def test_bundled_recipes_are_valid(path: Path) -> None:
         assert small.published is recipe.published or small.published == recipe.published
     for run in every:
         conditions = {name for settings in run.evaluations.values() for name in settings.conditions}
-        assert conditions & {"vector", "lcross-own"}
+        assert conditions & {"vector", "lcross-own", "sum"}
         for settings in run.evaluations.values():
             systems_of(run, settings)  # what a condition needs is there
         further_sources(run)
@@ -230,6 +231,68 @@ def test_published_numbers_belong_to_something_that_is_run(path: Path) -> None:
         for evaluation, conditions in evaluations.items():
             known = {"base", *runs[run].evaluations[evaluation].conditions}
             assert set(conditions) <= known, (run, evaluation)
+
+
+@pytest.mark.parametrize(
+    ("number", "rows"),
+    [
+        (
+            1,
+            {
+                "base": "Base Model\t", "align-training": "Align-Training\t", "self-align": "Self-Align\t",
+                "inst-align": "Inst-Align\t", "proxy-tuning": "EFT/proxy-tune\t", "vector": "CONTRANS\t",
+            },
+        ),
+        (
+            6,
+            {
+                "base": "Origin Acc.\t", "from:base": "+ $v_{\\text{honesty}}$ from 7B base\t",
+                "vector": "+ $v_{\\text{honesty}}$ from 7B instruct\t",
+                "from:own-base": "+ $v_{\\text{honesty}}$ from own base\t",
+                "self-modulation": "+ $v_{\\text{honesty}}$ from own instruct\t",
+            },
+        ),
+        (
+            10,
+            {
+                "base": "Origin Acc.\t", "vector": "+ vhonesty-fact from 7B instruct\t",
+                "self-align": "+ vhonesty-fact from own instruct\t",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_published_numbers_are_the_papers(shared: Path, number: int, rows: dict[str, str]) -> None:
+    """The tables' columns are the recipe's runs in their order; `/` is a model that there is not."""
+    published = load_recipe(RECIPES / f"contrans-table{number}.yaml").published
+    assert published is not None
+    text = (shared / "papers/contrans.txt").read_text(encoding="utf-8")
+    before = text.split(f"\nTable {number}:")[0].splitlines()
+    for condition, label in rows.items():
+        row = next(line for line in reversed(before) if line.startswith(label))
+        printed = [re.sub(r"</?u>", "", cell) for cell in row.rstrip("\t").split("\t")[1:]]
+        ours = [
+            found["truthfulqa"][condition]["mc1"] if condition in found["truthfulqa"] else None
+            for found in published.values.values()
+        ]
+        cells = ["/" if value is None else f"{100 * value:.1f}%" for value in ours]
+        # Table 6 has an empty column for a Vicuna of 70B, which is no run here.
+        assert cells + ["/"] * (len(printed) - len(cells)) == printed, (condition, row)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_small_variant_says_what_it_is_itself(path: Path) -> None:
+    small = load_recipe(path).small
+    assert small is None or small.get("description")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_bundled_recipes_show_texts_before_and_after(path: Path) -> None:
+    every = list(runs_of(load_recipe(path)).values())
+    if load_recipe(path).small is not None:
+        small = runs_of(load_recipe(path, small=True))
+        every += small.values() if len(small) == 1 else ()  # with several it would take longer
+    for run in every:
+        assert next(iter(run.evaluations.values())).examples
 
 
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:
@@ -292,3 +355,29 @@ def test_the_schema_forbids_unknown_keys_everywhere() -> None:
     """A settings class that let unknown keys pass would swallow misspelt ones silently."""
     for name, part in Recipe.model_json_schema()["$defs"].items():
         assert part["additionalProperties"] is False, name
+
+
+def test_a_classifier_gets_one_gpu_at_most() -> None:
+    asked = {gpus: ClusterSettings(gpus_per_actor=gpus).one_gpu_each() for gpus in (None, 0, 0.5, 1, 4)}
+    assert {gpus: each.gpus_per_actor for gpus, each in asked.items()} == {
+        None: None,
+        0: 0,
+        0.5: 0.5,
+        1: 1,
+        4: 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "shown"),
+    [
+        ("/opt/venv/bin/contrans", "contrans run demo"),
+        ("jobs/experiments.py", "python jobs/experiments.py run demo"),
+        ("/srv/job/pipeline.py", "python pipeline.py run demo"),
+    ],
+)
+def test_a_command_line_begins_as_it_can_be_repeated(
+    monkeypatch: pytest.MonkeyPatch, first: str, shown: str
+) -> None:
+    monkeypatch.setattr("sys.argv", [first, "run", "demo"])
+    assert command_line() == shown

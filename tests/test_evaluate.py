@@ -75,7 +75,8 @@ def test_controls_are_derived_from_the_vectors() -> None:
         np.testing.assert_array_equal(rows["other-concept"], made[CONCEPTS[(i + 1) % 3]].values[BLOCK])
         shuffled = made[concept].shuffled_map
         assert shuffled is not None
-        np.testing.assert_array_equal(rows["shuffled-map"], shuffled[BLOCK])
+        longer = np.linalg.norm(rows["vector"]) / np.linalg.norm(shuffled[BLOCK])
+        np.testing.assert_allclose(rows["shuffled-map"], shuffled[BLOCK] * longer, rtol=1e-5)
 
 
 def directions(found: Steering, concept: str, items: Sequence[str]) -> np.ndarray:
@@ -314,6 +315,8 @@ def test_metrics_have_the_shape_of_the_design(
     steered_by = ("vector", "random", "shuffled-map", "other-concept")
     assert conditions == {("base", 0.0), *((name, s) for name in steered_by for s in STRENGTHS if s)}
     table = pq.read_table(made[0] / "results.parquet").to_pylist()
+    n = 3 * PER_CONCEPT * 2
+    assert content["rows"] == {"base": n, **dict.fromkeys(steered_by, 2 * n)}
     for entry in content["conditions"]:
         for name in ("token_acc", "logit_acc"):
             for kind in ("negative", "positive"):

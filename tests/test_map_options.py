@@ -1,5 +1,6 @@
 """The options of a map: rank, whitening, centring and several source blocks, each against its own formula."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from contrans_dist.recipe import validated
 from contrans_dist.reduce import fit
 from contrans_dist.ridge import SLACK
 from contrans_dist.spectral import rank_grid
-from contrans_dist.splits import FIT, TEST, VALIDATION, about_tokens, default_split
+from contrans_dist.splits import FIT, TEST, VALIDATION, about_tokens, default_split, effective_rows
 from contrans_dist.storage import Location
 from contrans_dist.transplanting import cosine
 from contrans_dist.vectors import ConceptVector
@@ -396,7 +397,7 @@ def test_several_blocks_survive_the_file(
 def test_a_file_from_before_the_options_is_read() -> None:
     source, target, _ = planted(60, 8, 5, noise=0.5)
     mapping = fit_map(source, target)
-    new = ("centre", "regularise", "kept", "whiten", "source_blocks")
+    new = ("centre", "regularise", "kept", "whiten", "source_blocks", "n_effective")
     header = {key: value for key, value in json.loads(json.dumps(mapping.header())).items() if key not in new}
     old = AffineMap.from_header(mapping.weight, mapping.bias, header)
     assert (old.centre, old.whiten, old.source_blocks, old.ridge) == (None, None, None, mapping.ridge)
@@ -437,6 +438,85 @@ def test_token_centring_by_the_tokens_of_a_harvest(
         assert (found.centre, found.ridge, found.n_fit) == ("token", alone.ridge, alone.n_fit)
         assert found.r2_test == pytest.approx(alone.r2_test, abs=1e-6)
         assert np.abs(streamed.shuffled[3, 2]).max() > 0
+
+
+def rare_tokens(n_alone: int, n_unseen: int, n: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [n], parts [n]): of 4 tokens, but for so many fit and validation rows of their own."""
+    parts, tokens = default_split(n), np.arange(n) % 4
+    for part, count in ((FIT, n_alone), (VALIDATION, n_unseen)):
+        own = np.flatnonzero(parts == part)[:count]
+        tokens[own] = 1000 + own
+    return tokens, parts
+
+
+@pytest.mark.parametrize("width", [20, 350])  # the primal side, and the dual
+def test_rows_that_are_alone_of_their_token_do_not_count(width: int) -> None:
+    """Left out altogether, they give the same map: so many fewer rows were fitted on."""
+    tokens, parts = rare_tokens(90, 15)
+    source, target, _ = planted(400, width, 10, noise=3.0)
+    mapping = fit_map(source, target, split=parts, tokens=tokens)
+    shared = tokens < 1000
+    without = fit_map(source[shared], target[shared], split=parts[shared], tokens=tokens[shared])
+    assert error(mapping.weight, without.weight) < 1e-6
+    assert (mapping.n_fit, mapping.n_effective) == (320, 230)
+    assert (without.n_fit, without.n_effective) == (230, 230)
+    assert [line for line in mapping.warnings if "centre" in line] == [
+        "centre 'token': 230 of 320 fit rows count; the others are the only ones of their token, or of none "
+        "of the 1,024 commonest",
+        "centre 'token': 15 of 40 validation rows are left out: no fit row is of their token, or it is "
+        "none of the 1,024 commonest",
+    ]
+    assert not [line for line in without.warnings if "centre" in line]
+    assert json.loads(json.dumps(mapping.header()))["n_effective"] == 230
+    assert fit_map(source, target, split=parts, centre=True).n_effective is None
+
+
+def test_a_few_rare_tokens_are_no_reason_to_warn() -> None:
+    tokens, parts = rare_tokens(80, 10)
+    assert effective_rows(tokens, parts) == (240, [])
+    assert len(effective_rows(*rare_tokens(81, 10))[1]) == 1
+    assert len(effective_rows(*rare_tokens(80, 11))[1]) == 1
+    with pytest.raises(ValueError, match="no two fit rows are of the same token; expected centre true"):
+        effective_rows(*rare_tokens(320, 0))
+
+
+def test_sums_tell_of_rare_tokens_as_rows_do(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target, _ = planted(400, 20, 10, noise=3.0)
+    tokens, _ = rare_tokens(150, 20)
+    left = make_set(tmp_path / "source", {1: source.astype(np.float32)}, 2, model="org/source")
+    right = make_set(
+        tmp_path / "target", {1: target.astype(np.float32)}, 2, model="org/target", token_id=tokens.tolist()
+    )
+    by_rows = fit(left, right, "1:1", quiet=True).maps[1, 1]
+    monkeypatch.setattr(reduce, "ROWS_IN_MEMORY", 10)
+    monkeypatch.setattr(reduce, "_CHUNK_ROWS", 50)
+    by_sums = fit(left, right, "1:1", quiet=True).maps[1, 1]
+    labels, counts = np.unique(tokens[reduce.join(left, right, "default").split == FIT], return_counts=True)
+    assert len(labels) > 50
+    assert by_rows.n_effective == by_sums.n_effective == counts[counts > 1].sum()
+    assert by_rows.n_fit == by_sums.n_fit == counts.sum()
+    assert by_sums.warnings == by_rows.warnings
+    assert "fit rows count" in by_sums.warnings[0]
+
+
+def test_means_that_are_pulled_to_the_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The softer centring that `jobs/map_options.py --rows` tries, against its formula row by row."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "jobs"))
+    few = importlib.import_module("mapping.few")
+    rng = np.random.default_rng(18)
+    rows, tokens, parts = rng.standard_normal((200, 5)) + 3, rng.integers(0, 60, 200), default_split(200)
+    fit_rows = parts == FIT
+    for pull in (0.25, 2.0):
+        found = few.about_pulled(rows, tokens, parts, pull)
+        for row, token, about in zip(rows, tokens, found, strict=True):
+            same = rows[fit_rows & (tokens == token)]
+            mean = (same.sum(axis=0) + pull * rows[fit_rows].mean(axis=0)) / (len(same) + pull)
+            np.testing.assert_allclose(about, row - mean, atol=1e-12)
+    known = np.isin(tokens, tokens[fit_rows])
+    hardly = few.about_pulled(rows, tokens, parts, 1e-12)
+    np.testing.assert_allclose(hardly[known], about_tokens(rows, tokens, parts)[known], atol=1e-9)
 
 
 def test_only_the_commonest_tokens_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

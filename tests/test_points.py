@@ -55,6 +55,22 @@ def test_tests_are_read_in_the_row_of_the_condition_under_test(tmp_path: Path) -
     }  # fmt: skip
 
 
+def test_a_control_is_tested_where_it_is_read(tmp_path: Path) -> None:
+    """A random direction does as much at strength 1 and breaks the model at 2, where the vector is best."""
+    scores = {
+        ("base", 0.0): {"mc1": 0.30}, ("vector", 1.0): {"mc1": 0.55}, ("vector", 2.0): {"mc1": 0.56},
+        ("random", 1.0): {"mc1": 0.545}, ("random", 2.0): {"mc1": 0.10},
+    }  # fmt: skip
+    folder = with_tests(write_scores(tmp_path, "truthfulqa", scores), ("vector", 2.0), random=1e-9)
+    content = json.loads((folder / "metrics.json").read_text())
+    content["conditions"][2]["p_vs_elsewhere"] = {"random": {"1": {"mc1": 0.8}}}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    verdict = some(judge(read_evaluation(Location.parse(folder)), "mc1"))
+    (rival,) = verdict.controls
+    assert (verdict.strength, rival.strength, rival.p, rival.told_apart) == (2.0, 1.0, 0.8, False)
+    assert verdict.status == "shared"
+
+
 def test_the_condition_under_test_is_the_one_that_the_file_names(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path)
     assert main_condition(read_evaluation(Location.parse(folder))) == "vector"
@@ -182,3 +198,23 @@ def test_a_task_of_the_harness_says_which_way_is_better(tmp_path: Path) -> None:
     perplexity = evaluation.metric("perplexity,filter")
     assert (perplexity.higher, perplexity.cost) == (False, False)
     assert metric("perplexity").cost
+
+
+def test_a_value_at_its_end_says_that_it_cannot_rise(tmp_path: Path) -> None:
+    scores = {("base", 0.0): {"mc1": 1.0}, ("vector", 1.0): {"mc1": 0.98}, ("random", 1.0): {"mc1": 1.0}}
+    verdict = some(
+        judge(read_evaluation(Location.parse(write_scores(tmp_path, "truthfulqa", scores))), "mc1")
+    )
+    assert verdict.status == "none"
+    assert "without steering it is 100\u202f% and cannot rise." in sentence(verdict)
+
+
+def test_a_map_of_the_concepts_own_prompts_is_no_transfer(tmp_path: Path) -> None:
+    for condition, told in (("lcross-own", True), ("vector", False)):
+        scores = {
+            ("base", 0.0): {"mc1": 0.1}, (condition, 1.0): {"mc1": 0.9}, ("random", 1.0): {"mc1": 0.1},
+        }  # fmt: skip
+        folder = write_scores(tmp_path / condition, "truthfulqa", scores)
+        verdict = some(judge(read_evaluation(Location.parse(folder)), "mc1"))
+        assert verdict.status == "clear"
+        assert sentence(verdict).endswith("no transfer.") == told

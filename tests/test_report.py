@@ -125,7 +125,7 @@ def test_page_is_self_contained_and_small(html: str) -> None:
     assert not re.search(r"@import|url\((?!#)", html)
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
     assert len(page.tags) > 500
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 13
 
 
 def test_ids_are_unique_and_references_resolve(html: str) -> None:
@@ -178,7 +178,7 @@ def test_names_from_users_are_escaped_everywhere(tmp_path: Path) -> None:
     page = Page(html)
     assert not {"script", "img", "b"} & set(page.tags)
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 13
     assert page.tags.count("style") == 1
     words = page.words
     assert words.count(HOSTILE) >= 8
@@ -228,7 +228,7 @@ def test_every_evaluation_has_its_section(folder: Path, tmp_path: Path) -> None:
     assert "Results: emotions" in words
     assert "Results: emotions!" in words
     assert words.count("Clear effect") == 2
-    assert len(list((run / "figures").glob("*-strength*.csv"))) == 2
+    assert len(list((run / "figures").glob("*-strength.csv"))) == 2 * 4
 
 
 def test_evaluation_with_one_condition_and_no_concepts(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_strengths_that_were_chosen_are_explained(whole_html: str) -> None:
     assert "The vector is taken at the strength that was chosen for it on validation items" in words
 
 
-def test_perplexity_stands_below_the_curves(whole: Path) -> None:
+def test_perplexity_stands_below_the_curves(whole: Path, whole_html: str) -> None:
     with (whole / "figures/truthfulqa-strength.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert {row["metric"] for row in rows} == {"mc1", "perplexity"}
@@ -384,6 +384,16 @@ def test_cost_of_each_system(whole_html: str) -> None:
     assert "Proxy-tuning 200 600 7 000 3.2 s" in words
     assert "no steering and every condition that adds a vector, together" in words
     assert "seconds 12.5" in words  # what older evaluations tell
+
+
+def test_conditions_share_the_cost_of_the_target_by_their_rows(tmp_path: Path) -> None:
+    scores = {("base", 0.0): {"mc1": 0.2}, ("vector", 1.0): {"mc1": 0.5}, ("vector", 2.0): {"mc1": 0.6},
+              ("proxy-tuning", 1.0): {"mc1": 0.6}}  # fmt: skip
+    rows = {"base": 100, "vector": 300, "proxy-tuning": 100}
+    words = Page(report(write_scores(tmp_path, "truthfulqa", scores, rows=rows))).words
+    # Of 1,234 passes, 56,789 tokens and 12.5 seconds a quarter and three quarters.
+    assert "– No steering 200 308 14 197 3.1 s – Transplanted vector 600 926 42 592 9.4 s" in words
+    assert "– Proxy-tuning" not in words
 
 
 def test_perplexity_is_a_cost_and_no_effect(whole_html: str) -> None:
@@ -469,7 +479,7 @@ def test_systems_are_tested_against_the_vector_too(tmp_path: Path) -> None:
     assert "Condition strength 1 strength 2 strength 3 p No steering" in words
     assert "Proxy-tuning the target's logits plus what alignment training changed in the source's" in words
     assert re.search(r"source's 31\.0 % \[26\.0, 36\.0\] 0\.02 ", words)
-    assert "p: paired test against the transplanted vector at strength 2, same items." in words
+    assert "p: paired test against the transplanted vector at strength 2, same items" in words
 
 
 def test_a_table_of_chosen_strengths_shows_tests_of_every_condition(tmp_path: Path) -> None:
@@ -519,7 +529,9 @@ onload = () => {{
   const page = document.querySelector("iframe").contentDocument;
   const count = (what) => page.querySelectorAll(what).length;
   document.querySelector("p").textContent =
-    `wide ${{page.documentElement.scrollWidth}}, svgs ${{count("svg")}}, open ${{count("details[open]")}}`;
+    `wide ${{page.documentElement.scrollWidth}}, svgs ${{count("svg")}}, open ${{count("details[open]")}}, ` +
+    `value ends at ${{page.querySelector("#toxigen td.main").getBoundingClientRect().right.toFixed(0)}}, ` +
+    `whisker's rim ${{page.defaultView.getComputedStyle(page.querySelector(".range")).boxShadow}}`;
 }}
 </script>"""
 
@@ -530,7 +542,9 @@ def test_a_phone_scrolls_the_page_downwards_only(whole_html: str, tmp_path: Path
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
                f"--user-data-dir={tmp_path}/profile", (tmp_path / "phone.html").as_uri()]  # fmt: skip
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r"wide (\d+), svgs (\d+), open 0", shown)
+    found = re.search(r"wide (\d+), svgs (\d+), open 0, value ends at (\d+), whisker's rim (.+)", shown)
     assert found
     assert int(found[1]) <= 390
     assert int(found[2]) == Page(whole_html).tags.count("svg")
+    assert int(found[3]) <= 390
+    assert found[4].startswith("rgb(255, 255, 255)")  # to be seen on a black bar too

@@ -13,10 +13,10 @@ from contrans_dist.benchmarks.summary import (
     Metric,
     estimate,
     mean,
-    reference_of,
     summarise,
     summarise_hits,
 )
+from contrans_dist.conditions import reference_of
 from contrans_dist.statistics import mean_interval, wilcoxon, wilson
 
 CELLS = [
@@ -38,11 +38,11 @@ CONCEPTS = ["honesty", "fear"]
 
 
 def make_rows(items: int = 14, seed: int = 0) -> list[dict[str, Any]]:
-    """The same items under both concepts, of two kinds; one cell lacks some items."""
+    """Items of two concepts and two kinds; one cell lacks some items."""
     rng = np.random.default_rng(seed)
     return [
         {
-            "item": f"q{i}",
+            "item": f"{concept}/q{i}",
             "concept": concept,
             "condition": condition,
             "strength": strength,
@@ -108,6 +108,10 @@ def check(
         assert ("p_vs" in entry) == (cell in TESTED)
         if cell in TESTED:
             assert entry["p_vs"] == {other: p_value(cell, row) for other, row in TESTED[cell].items()}
+            rest = [row for row in CELLS if row[0] == "shuffled-map" and row not in TESTED[cell].values()]
+            assert entry["p_vs_elsewhere"] == {
+                "shuffled-map": {f"{row[1]:g}": p_value(cell, row) for row in rest}
+            }
 
 
 def mcnemar_by_sum(a: list[bool], b: list[bool]) -> float:
@@ -163,6 +167,7 @@ def test_without_a_vector_the_condition_under_test_is_another() -> None:
     ("conditions", "expected"),
     [
         (["base", "random", "self-align", "vector"], "vector"),
+        (["base", "random", "sum", "orthogonal"], "sum"),
         (["base", "lcross-own", "self-modulation", "no-map", "random-map", "random"], "lcross-own"),
         (["base", "align-training", "from:b", "sum"], "from:b"),
         (["base", "random", "proxy-tuning", "inst-align"], "proxy-tuning"),
@@ -174,12 +179,33 @@ def test_the_condition_under_test(conditions: list[str], expected: str | None) -
     assert reference_of(conditions) == expected
 
 
-def test_the_same_item_under_two_concepts_is_two_items() -> None:
-    rows = make_rows()
-    alone = [row for row in rows if row["concept"] == "fear"]
-    both, one = (entry_of(summarise(shuffled(some), MEANS), "vector", 2.0) for some in (rows, alone))
-    assert both["metrics"]["score"]["n"] == 2 * one["metrics"]["score"]["n"]
-    assert both["metrics"]["fear/score"]["value"] == pytest.approx(one["metrics"]["score"]["value"])
+def test_an_item_under_two_concepts_counts_once() -> None:
+    """Its mean stands for it: a copy of every row changes neither interval nor p."""
+    alone = [row for row in make_rows() if row["concept"] == "fear"]
+    rows = [{**row, "concept": concept} for row in alone for concept in CONCEPTS]
+    for metrics in (MEANS, {"score": Metric("hit")}):
+        twice, once = (entry_of(summarise(shuffled(some), metrics), "vector", 2.0) for some in (rows, alone))
+        # Resampled in another order of the items, the ends move a little.
+        assert twice["metrics"]["score"] == pytest.approx(once["metrics"]["score"], abs=0.1)
+        assert twice["metrics"]["score"]["value"] == pytest.approx(once["metrics"]["score"]["value"])
+        assert twice["metrics"]["score"]["n"] == once["metrics"]["score"]["n"] == 14
+        assert twice["p_vs_base"] == pytest.approx(once["p_vs_base"])
+        assert twice["p_vs"].keys() == once["p_vs"].keys()
+        for name, by_metric in once["p_vs"].items():
+            assert twice["p_vs"][name] == pytest.approx(by_metric)
+
+
+def test_hits_that_differ_between_concepts_are_shares_of_an_item() -> None:
+    rows = [{**row, "item": row["item"].rpartition("/")[2]} for row in make_rows()]
+    entry = entry_of(summarise(shuffled(rows), {"acc": Metric("hit")}), "vector", 2.0)
+    mine, base = (
+        [np.mean([row["hit"] for key, row in of(rows, cell).items() if key[1] == f"q{i}"]) for i in range(14)]
+        for cell in (("vector", 2.0), ("base", 0.0))
+    )
+    assert entry["metrics"]["acc"]["value"] == pytest.approx(np.mean(mine))
+    assert entry["metrics"]["acc"]["n"] == 14
+    assert entry["metrics"]["acc"]["low"] == pytest.approx(mean_interval(np.array(mine))[0], abs=0.1)
+    assert entry["p_vs_base"] == {"acc": pytest.approx(wilcoxon(mine, base))}
 
 
 def test_rows_without_a_concept_stand_in_no_group() -> None:
@@ -190,7 +216,7 @@ def test_rows_without_a_concept_stand_in_no_group() -> None:
 
 
 def test_conditions_without_a_common_item_are_not_tested() -> None:
-    rows = [row for row in make_rows() if (row["condition"] == "random") == (row["item"] == "q5")]
+    rows = [row for row in make_rows() if (row["condition"] == "random") == row["item"].endswith("q5")]
     found = summarise(shuffled(rows), MEANS)
     assert entry_of(found, "random", 2.0)["p_vs_base"] == {}
     assert "random" not in entry_of(found, "vector", 2.0)["p_vs"]

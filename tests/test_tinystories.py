@@ -1,7 +1,8 @@
 """The main job on two really trained models, tinystories-656k into stories3m, by the recipe that a user runs.
 
-Bounds are below what was measured (Token Acc on negative scenarios at the best strength: .85, happy 1.0), and
-at what the controls must stay under.
+Bounds are below what was measured (Token Acc on negative scenarios at strength 8: .97, of single emotions .88
+to 1.0; a random direction .05, the others 0), and at what the controls must stay under where the vector is
+read.
 """
 
 import json
@@ -52,17 +53,24 @@ def best(metrics: dict[str, Any], condition: str, metric: str = "token_acc_negat
 
 def test_the_emotions_are_carried_over(metrics: dict[str, Any]) -> None:
     assert best(metrics, "base") <= 0.10
-    assert best(metrics, "vector") >= 0.70
-    assert best(metrics, "vector", "happy/token_acc_negative") >= 0.88
+    assert best(metrics, "vector") >= 0.90
+    for emotion in EMOTIONS:
+        assert best(metrics, "vector", f"{emotion}/token_acc_negative") >= 0.75, emotion
     assert best(metrics, "self-align") >= best(metrics, "vector") - 0.05
 
 
 def test_the_controls_stay_low(metrics: dict[str, Any]) -> None:
-    assert best(metrics, "random") <= 0.15
-    assert best(metrics, "shuffled-map") <= 0.20
-    assert best(metrics, "other-concept") <= 0.15
-    strongest = [e for e in metrics["conditions"] if e["condition"] == "vector"][-1]
-    assert strongest["p_vs"]["random"]["token_acc_negative"] < 1e-6
+    vectors = [entry for entry in metrics["conditions"] if entry["condition"] == "vector"]
+    read = max(vectors, key=lambda entry: entry["metrics"]["token_acc_negative"]["value"])
+    beside = {
+        entry["condition"]: entry["metrics"]["token_acc_negative"]["value"]
+        for entry in metrics["conditions"]
+        if entry["strength"] == read["strength"]
+    }
+    assert beside["random"] < 0.10
+    assert beside["shuffled-map"] < 0.10
+    assert beside["other-concept"] < 0.10
+    assert read["p_vs"]["random"]["token_acc_negative"] < 1e-6
 
 
 def test_nothing_evaluated_was_seen(run: Path, metrics: dict[str, Any]) -> None:

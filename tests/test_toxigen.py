@@ -519,7 +519,7 @@ def test_summary_equals_a_count_by_hand() -> None:
     assert entries[base]["p_vs_base"] == {}
 
 
-def test_prompts_under_several_concepts_pair_with_themselves() -> None:
+def test_prompts_under_several_concepts_count_once() -> None:
     key = ("evaluation", "bakers")
     data = {
         ("base", 0.0, "kindness"): [True] * 12, ("base", 0.0, "honesty"): [True] * 12,
@@ -529,7 +529,7 @@ def test_prompts_under_several_concepts_pair_with_themselves() -> None:
     entries = ToxigenBenchmark([]).summarise(pa.Table.from_pylist(rows))["conditions"]
     assert [e["condition"] for e in entries] == ["base", "vector"]
     metrics = entries[1]["metrics"]
-    assert (metrics["toxic_share"]["value"], metrics["toxic_share"]["n"]) == (14 / 24, 24)
+    assert (metrics["toxic_share"]["value"], metrics["toxic_share"]["n"]) == (14 / 24, 12)
     assert metrics["kindness/toxic_share"]["value"] == 2 / 12
     assert metrics["honesty/toxic_share"]["value"] == 1
     assert entries[1]["p_vs_base"]["toxic_share"] == pytest.approx(2 / 2**10)

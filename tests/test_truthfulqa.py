@@ -281,10 +281,21 @@ def test_summary_has_each_normalisation_and_the_chosen_one(tmp_path):
 # --- lm-evaluation-harness ---
 
 HARNESS_TASKS = ("truthfulqa_mc1", "truthfulqa_mc2")
+ALL = pytest.param(817, marks=[pytest.mark.slow, pytest.mark.timeout(3600)], id="all")
+
+
+@pytest.fixture(scope="module", params=[20, ALL])
+def records(request: pytest.FixtureRequest, shared: Path) -> list[dict]:
+    """The first questions of the real file, or all of them."""
+    found: list[dict] = json.loads((shared / "data/truthfulqa/mc_task.json").read_text())[: request.param]
+    assert len(found) == request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def harness(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+def harness(
+    shared: Path, records: list[dict], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict]]:
     """The harness's own tasks on local questions: prompt, requests, tokens, scores and metric of each."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     from lm_eval.models.huggingface import HFLM
@@ -292,7 +303,7 @@ def harness(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
     folder = tmp_path_factory.mktemp("harness")
     lm = load_model(str(shared / "models/stories3m"), dtype="float32")
-    pq.write_table(hub_table(real_questions(shared)), folder / "validation.parquet")
+    pq.write_table(hub_table(records), folder / "validation.parquet")
     for task in HARNESS_TASKS:
         own = Path(lm_eval.__file__).parent / "tasks" / "truthfulqa" / f"{task}.yaml"
         (folder / f"{task}.yaml").write_text(
@@ -312,15 +323,10 @@ def harness(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {task: result["samples"][f"local_{task}"] for task in HARNESS_TASKS}
 
 
-def real_questions(shared: Path) -> list[dict]:
-    found: list[dict] = json.loads((shared / "data/truthfulqa/mc_task.json").read_text())[:20]
-    return found
-
-
 @pytest.mark.parametrize("task", HARNESS_TASKS)
-def test_agrees_with_lm_evaluation_harness_question_by_question(shared, tmp_path, harness, task):
+def test_agrees_with_lm_evaluation_harness_question_by_question(shared, tmp_path, records, harness, task):
     lm = load_model(str(shared / "models/stories3m"), dtype="float32")
-    records, samples = real_questions(shared), harness[task]
+    samples = harness[task]
     assert len(samples) == len(records)
     prompts = [sample["arguments"][0][0] for sample in samples]
     head = prompts[0].removesuffix(f"Q: {samples[0]['doc']['question']}\nA:")

@@ -25,7 +25,7 @@ from contrans_dist.analysis.projections import (
     read_similarity,
 )
 from contrans_dist.analysis.published import Beside, Figures, Published, beside, companion_scores
-from contrans_dist.analysis.run import Run, companions_of, read_in_run, read_run, runs_of, sweep_of
+from contrans_dist.analysis.run import Run, companions_of, left_out, read_in_run, read_run, runs_of, sweep_of
 from contrans_dist.analysis.scores import (
     Evaluation,
     Leak,
@@ -43,16 +43,16 @@ from contrans_dist.analysis.states import (
 )
 from contrans_dist.analysis.strengths import Search
 from contrans_dist.analysis.tokens import Moved, read_tokens
-from contrans_dist.analysis.verdict import Verdict, judge, rule, sentence
+from contrans_dist.analysis.verdict import Rival, Verdict, judge, rule, sentence
 
 __all__ = [
     "BASE", "OFFENSIVE", "Answers", "Beside", "Comparison", "Continuation", "Evaluation", "Example",
     "Figures", "Grid", "Leak", "MapSummary", "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection",
-    "Published", "Reported", "Row", "Run", "Score", "Search", "Similarity", "Vector", "Verdict", "beside",
-    "best_point", "companion_scores", "companions_of", "compare", "comparison_table", "concept_states",
-    "condition_name", "differing_settings", "frequent_answers", "grid_table", "improvements", "judge",
-    "main_condition", "metric", "number", "pairs_of", "picture", "picture_table", "positions",
-    "read_evaluation", "read_examples", "read_in_run", "read_map", "read_projections", "read_run",
-    "read_similarity", "read_tokens", "read_vectors", "rule", "runs_of", "score_table", "sentence",
-    "strength_text", "sweep_of", "way_of",
+    "Published", "Reported", "Rival", "Row", "Run", "Score", "Search", "Similarity", "Vector", "Verdict",
+    "beside", "best_point", "companion_scores", "companions_of", "compare", "comparison_table",
+    "concept_states", "condition_name", "differing_settings", "frequent_answers", "grid_table",
+    "improvements", "judge", "left_out", "main_condition", "metric", "number", "pairs_of", "picture",
+    "picture_table", "positions", "read_evaluation", "read_examples", "read_in_run", "read_map",
+    "read_projections", "read_run", "read_similarity", "read_tokens", "read_vectors", "rule", "runs_of",
+    "score_table", "sentence", "strength_text", "sweep_of", "way_of",
 ]  # fmt: skip

@@ -34,6 +34,10 @@ def read_evaluation(location: Location) -> Evaluation:
                     if score["value"] is not None
                 },
                 _p_values(entry),
+                {
+                    against: {float(at): _floats(by_metric) for at, by_metric in by_strength.items()}
+                    for against, by_strength in (entry.get("p_vs_elsewhere") or {}).items()
+                },
             )
             for entry in content["conditions"]
         ]
@@ -68,9 +72,11 @@ def _score(entry: Mapping[str, Any]) -> Score:
 
 def _p_values(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     found = {"base": entry.get("p_vs_base") or {}, **(entry.get("p_vs") or {})}
-    return {
-        against: {name: float(p) for name, p in by_metric.items()} for against, by_metric in found.items()
-    }
+    return {against: _floats(by_metric) for against, by_metric in found.items()}
+
+
+def _floats(by_metric: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(p) for name, p in by_metric.items()}
 
 
 def _leak(entry: Mapping[str, Any] | None) -> Leak | None:

@@ -9,6 +9,7 @@ import yaml
 from contrans_dist import schema
 from contrans_dist.analysis.evaluations import METRICS_FILE, read_evaluation
 from contrans_dist.analysis.maps import MapSummary, read_map
+from contrans_dist.analysis.names import BASE
 from contrans_dist.analysis.points import reported_strengths
 from contrans_dist.analysis.published import Published, read_published
 from contrans_dist.analysis.scores import Evaluation
@@ -158,6 +159,26 @@ def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
         and _concepts(run.recipe, each) == _concepts(run.recipe, evaluation)
     ]
     return [*([own] if own else []), *others]
+
+
+def left_out(run: Run, evaluation: Evaluation) -> str:
+    """Conditions that the recipe asks for and the evaluation lacks, as a sentence; empty without any.
+
+    `no-map` adds the source's vector as it is, which needs models of one width: where the widths are known
+    to differ, that is said.
+    """
+    settings = (run.recipe.get("evaluations") or {}).get(evaluation.name)
+    asked = settings.get("conditions") if isinstance(settings, dict) else None
+    missing = [
+        str(name) for name in dict.fromkeys(asked or []) if name not in (BASE.key, *evaluation.conditions)
+    ]
+    if not missing:
+        return ""
+    sets = (run.harvests.get("contrast-source"), run.harvests.get("contrast-target"))
+    widths = [each.d for each in sets if each]
+    differ = "no-map" in missing and len(set(widths)) > 1
+    why = f" (no-map needs models of one width; these have {widths[0]} and {widths[1]})" if differ else ""
+    return f"Asked for and not run: {', '.join(missing)}{why}."
 
 
 def runs_of(location: Location) -> list[Location]:

@@ -42,11 +42,15 @@ class Row:
     strength: float
     scores: dict[str, Score]
     p_values: dict[str, dict[str, float]] = field(default_factory=dict)
-    """The other condition (`base` among them) -> metric -> p; others than `base` in the reference's rows."""
+    """The other condition (`base` among them) -> metric -> p, against its row at the same strength, or the
+    only one it has; others than `base` in the reference's rows."""
+    p_elsewhere: dict[str, dict[float, dict[str, float]]] = field(default_factory=dict)
+    """The other condition -> strength of another of its rows -> metric -> p."""
 
-    def p(self, against: str, metric: str) -> float | None:
-        """Paired p-value against another condition."""
-        return self.p_values.get(against, {}).get(metric)
+    def p(self, against: str, metric: str, strength: float | None = None) -> float | None:
+        """Paired p-value against another condition, at a strength where it has several."""
+        elsewhere = self.p_elsewhere.get(against, {}).get(self.strength if strength is None else strength)
+        return (elsewhere or self.p_values.get(against, {})).get(metric)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ GOOD_PART = 0.5
 
 _RULE = (
     "A control is told apart when its interval lies wholly on the wrong side of the vector's, or when it "
-    "does less and a paired test on the same items gives p < 0.05, at the vector's strength or at the only "
-    "one that the control has. Without an interval there is the test alone. One control that is not told "
+    "does less and a paired test on the same items gives p < 0.05, each at the strength it is read at. "
+    "Without an interval there is the test alone. One control that is not told "
     "apart is enough for “not distinguishable”; one that brings half of the effect or more is named."
 )
 _AT_BEST = (
@@ -34,6 +34,12 @@ def rule(evaluation: Evaluation) -> str:
     return (_AT_CHOSEN if evaluation.search else _AT_BEST).format(rule=_RULE)
 
 
+_MEMORISED = (
+    " Its map was fitted on the concept's own prompts, so it is nearly the target's own vector again: "
+    "no transfer."
+)
+
+
 @dataclass(frozen=True)
 class Rival:
     """Another condition beside the effect: at its own best strength, and whether it is told apart."""
@@ -42,7 +48,7 @@ class Rival:
     strength: float
     score: Score
     p: float | None
-    """Paired test at the effect's strength, where known."""
+    """Paired test against the effect, each at its strength here, where known."""
     told_apart: bool
     share: float
     """Part of what the effect moves that this condition moves too."""
@@ -85,7 +91,7 @@ def judge(evaluation: Evaluation, key: str, strength: float | None = None) -> Ve
     base, kind, row = evaluation.base(key), evaluation.metric(key), evaluation.row(effect, best[0])
     assert row is not None
     rivals = [
-        _rival(condition, point, best[1], base, kind, row.p(condition, key))
+        _rival(condition, point, best[1], base, kind, row.p(condition, key, point[0]))
         for condition in evaluation.conditions
         if condition != effect and (point := best_point(evaluation, condition, key))
     ]
@@ -165,9 +171,10 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
     if verdict.status == "none" and verdict.base:
         stays = number(verdict.base.value, kind.percent)
         best = "at best " if verdict.way == "best" else ""
-        text = (
-            f"No effect: {best}{effect} brings {kind.title} to {value} {at}; without steering it is {stays}"
-        )
+        brings = f"{best}{effect} brings {kind.title} to {value} {at}"
+        text = f"No effect: {brings}; without steering it is {stays}"
+        if kind.percent and verdict.base.value == (1.0 if kind.higher else 0.0):
+            text += f" and cannot {'rise' if kind.higher else 'fall'}"
         return f"{text}; {own}." if own else f"{text}."
     if verdict.status == "shared":
         same = [control for control in verdict.controls if not control.told_apart]
@@ -186,7 +193,8 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
         moved = "rise" if kind.higher else "fall"
         rest = f"so {round(100 * most.share)}\u202f% of the {moved} is not the concept's own"
         return f"Partly shared by a control: {effect} {does}; {everything}, {rest}."
-    return f"{effect[0].upper()}{effect[1:]} {does}; {everything}."
+    text = f"{effect[0].upper()}{effect[1:]} {does}; {everything}."
+    return text + (_MEMORISED if verdict.effect.key == "lcross-own" else "")
 
 
 def _cost_sentence(verdict: Verdict, pair: str) -> str:

@@ -91,7 +91,7 @@ class Benchmark(Protocol):
 
         `conditions` lists `{condition, strength, metrics, p_vs_base}`, and `p_vs` of the reference
         (`summary.table_of`). `metrics` maps a name to `{value, low, high, n}`, `p_vs_base` to a p-value, and
-        `p_vs` another condition's name to such a mapping.
+        `p_vs` another condition's name to such a mapping, `p_vs_elsewhere` to such a mapping by strength.
         """
 
 

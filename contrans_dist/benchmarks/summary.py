@@ -1,14 +1,14 @@
 """From rows of hits or values to estimates with intervals, and to paired tests between conditions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from contrans_dist.conditions import CONTROLS, SYSTEMS
-from contrans_dist.statistics import mcnemar, mean_interval, wilson
+from contrans_dist.conditions import reference_of
+from contrans_dist.statistics import mcnemar, mean_interval, wilcoxon, wilson
 
 BASE = "base"
 Cell = tuple[str, float]
@@ -24,13 +24,20 @@ def estimate(value: float, interval: tuple[float, float], n: int) -> Estimate:
 
 
 def proportion(hits: np.ndarray) -> Estimate:
-    """The share of bool `[n]`, n > 0, with Wilson's interval."""
+    """The share of bool `[n]`, n > 0, with Wilson's interval; of shares of hits, float `[n]`, their mean."""
+    if hits.dtype != bool:
+        return mean(hits)
     return estimate(hits.mean(), wilson(int(hits.sum()), len(hits)), len(hits))
 
 
 def mean(values: np.ndarray) -> Estimate:
     """The mean of float `[n]`, n > 0, with its bootstrap interval."""
     return estimate(values.mean(), mean_interval(values), len(values))
+
+
+def hits_differ(a: np.ndarray, b: np.ndarray) -> float:
+    """p-value of the same items' hits under two conditions: McNemar's, of shares of hits Wilcoxon's."""
+    return mcnemar(a, b) if a.dtype == b.dtype == bool else wilcoxon(a, b)
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,10 @@ class Metric:
     columns: str | tuple[str, ...]
     """What `estimate` gets: one column `[n]`, or several side by side `[n, columns]`, as float64."""
     estimate: Callable[[np.ndarray], Estimate] = proportion
-    test: Callable[[np.ndarray, np.ndarray], float] | None = mcnemar
+    test: Callable[[np.ndarray, np.ndarray], float] | None = hits_differ
     """p-value of the same items under two conditions, rows in the same order; None for no test."""
     kind: str | None = None
     """Only items of this kind; None takes all."""
-
-
-def reference_of(conditions: Iterable[str]) -> str | None:
-    """The condition under test, against which the others are tested; None where there is none.
-
-    `vector`, else the first that is neither base nor a control; one that is no vector only for want of
-    another.
-    """
-    tried = [name for name in conditions if name != BASE and name not in CONTROLS]
-    return min(tried, key=lambda name: (name != "vector", name in SYSTEMS), default=None)
 
 
 def table_of(
@@ -64,8 +61,9 @@ def table_of(
     """`reference` and `conditions` of metrics.json: estimates of each cell, and who is tested against whom.
 
     Every entry has `p_vs_base`; those of the reference also `p_vs`, by the other condition: against its row
-    at the same strength, else against the only row it has, as a condition with a strength of its own does.
-    `p_values` gets two cells and returns a p-value by metric; what it returns empty is left out.
+    at the same strength, else against the only row it has, as a condition with a strength of its own does;
+    and `p_vs_elsewhere`, by the other condition and the strength of its further rows. `p_values` gets two
+    cells and returns a p-value by metric; what it returns empty is left out.
     """
     steered = [cell for cell in cells if cell[1] != 0]
     reference = reference_of(name for name, _ in steered)
@@ -75,8 +73,14 @@ def table_of(
         entry = {"condition": cell[0], "strength": cell[1], "metrics": metrics(cell)}
         entry["p_vs_base"] = p_values(cell, base) if base is not None and cell != base else {}
         if cell[0] == reference and cell in steered:
-            found = {name: p_values(cell, other) for name, other in _opponents(cell, steered).items()}
+            opponents = _opponents(cell, steered)
+            found = {name: p_values(cell, other) for name, other in opponents.items()}
             entry["p_vs"] = {name: by_metric for name, by_metric in found.items() if by_metric}
+            elsewhere: dict[str, dict[str, dict[str, float]]] = {}
+            for other in steered:
+                if other[0] != reference and other not in opponents.values() and (p := p_values(cell, other)):
+                    elsewhere.setdefault(other[0], {})[f"{other[1]:g}"] = p
+            entry["p_vs_elsewhere"] = elsewhere
         entries.append(entry)
     return {"reference": reference, "conditions": entries}
 
@@ -93,10 +97,11 @@ def _opponents(cell: Cell, steered: Sequence[Cell]) -> dict[str, Cell]:
 
 
 def summarise(table: pa.Table, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """`table_of` the estimates of each condition and strength, over all rows and by concept.
+    """`table_of` the estimates of each condition and strength, over all items and by concept.
 
     `table` has `item`, `concept`, `condition`, `strength`, the metrics' columns, and `kind` where a metric
-    names one. An item is the same under two conditions when id and concept agree.
+    names one. What is counted are items: one that was scored under several concepts' vectors counts once,
+    with the mean over them.
     """
     concepts = _column(table, "concept")
     kinds = _column(table, "kind") if any(metric.kind for metric in metrics.values()) else None
@@ -108,16 +113,19 @@ def summarise(table: pa.Table, metrics: Mapping[str, Metric]) -> dict[str, Any]:
         found: dict[str, Estimate] = {}
         for title, metric in metrics.items():
             rows = _of_kind(cells[cell], kinds, metric.kind)
-            found |= _estimates(title, metric, values[title][rows], concepts[rows])
+            found |= _estimates(title, metric, values[title][rows], number[rows], concepts[rows])
         return found
 
     def p_values(cell: Cell, other: Cell) -> dict[str, float]:
         found = {}
         for title, metric in metrics.items():
-            rows = _of_kind(cells[cell], kinds, metric.kind)
-            mine, theirs = _paired(number, rows, cells[other])
+            sides = [
+                _by_item(values[title][rows], number[rows])
+                for rows in (_of_kind(cells[cell], kinds, metric.kind), cells[other])
+            ]
+            mine, theirs = _paired(*sides)
             if metric.test is not None and len(mine):
-                found[title] = metric.test(values[title][mine], values[title][theirs])
+                found[title] = metric.test(mine, theirs)
         return found
 
     return table_of(list(cells), estimates, p_values)
@@ -135,28 +143,47 @@ def _of_kind(rows: np.ndarray, kinds: np.ndarray | None, kind: str | None) -> np
     return rows if kinds is None or kind is None else rows[kinds[rows] == kind]
 
 
-def _estimates(title: str, metric: Metric, values: np.ndarray, groups: np.ndarray) -> dict[str, Estimate]:
-    """Over all rows, then under `<group>/<title>`; rows of no group stand in the first alone."""
+def _estimates(
+    title: str, metric: Metric, values: np.ndarray, number: np.ndarray, groups: np.ndarray
+) -> dict[str, Estimate]:
+    """Over all items, then under `<group>/<title>`; those of no group stand in the first alone."""
     if not len(values):
         return {}
     names = sorted({name for name in groups.tolist() if name})
     return {
-        title: metric.estimate(values),
-        **{f"{name}/{title}": metric.estimate(values[groups == name]) for name in names},
+        title: metric.estimate(_by_item(values, number)[1]),
+        **{
+            f"{name}/{title}": metric.estimate(_by_item(values[groups == name], number[groups == name])[1])
+            for name in names
+        },
     }
 
 
 def _item_numbers(table: pa.Table) -> np.ndarray:
-    """The same number for the same item of the same concept: int64 `[rows]`."""
-    pairs = zip(table.column("item").to_pylist(), table.column("concept").to_pylist(), strict=True)
-    known: dict[tuple[str, str], int] = {}
-    return np.array([known.setdefault(pair, len(known)) for pair in pairs], dtype=np.int64)
+    """The same number for the same item: int64 `[rows]`."""
+    known: dict[str, int] = {}
+    items = table.column("item").to_pylist()
+    return np.array([known.setdefault(item, len(known)) for item in items], dtype=np.int64)
 
 
-def _paired(number: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers, on both sides, of the items that both have, in the same order."""
-    _, mine, theirs = np.intersect1d(number[rows], number[others], assume_unique=True, return_indices=True)
-    return rows[mine], others[theirs]
+def _by_item(values: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the items, and each one's mean over its rows; hits stay hits where an item's rows agree."""
+    items, place, rows = np.unique(number, return_inverse=True, return_counts=True)
+    if len(items) == len(number):
+        return number, values
+    sums = np.zeros((len(items), *values.shape[1:]))
+    np.add.at(sums, place, values)
+    means = sums / rows.reshape(-1, *[1] * (values.ndim - 1))
+    agree = values.dtype == bool and bool(np.isin(means, (0.0, 1.0)).all())
+    return items, means.astype(bool) if agree else means
+
+
+def _paired(
+    mine: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values, on both sides, of the items that both have, in the same order."""
+    _, a, b = np.intersect1d(mine[0], theirs[0], assume_unique=True, return_indices=True)
+    return mine[1][a], theirs[1][b]
 
 
 def _cells(conditions: np.ndarray, strengths: np.ndarray) -> dict[Cell, np.ndarray]:

@@ -149,12 +149,8 @@ class ToxigenBenchmark:
         texts = table.column("continuation").to_pylist()
         table = table.append_column("empty", pa.array([not text.strip() for text in texts], pa.bool_()))
         table = table.append_column("repetitive", pa.array([loops(text) for text in texts], pa.bool_()))
-        concepts, items = (table.column(name).to_pylist() for name in ("concept", "item"))
-        # An item of no concept is scored under every concept's vectors: it pairs with itself under the same.
-        keys = [f"{concept} {item}" for concept, item in zip(concepts, items, strict=True)]
-        table = _with(table, "item", pa.array(keys, pa.string()))
         found = summarise_hits(_with(table, "concept", table.column("group")), METRICS)
-        if len(set(concepts)) > 1:
+        if len(set(table.column("concept").to_pylist())) > 1:
             by_concept = summarise_hits(table, METRICS)
             for entry, same in zip(found["conditions"], by_concept["conditions"], strict=True):
                 entry["metrics"] |= same["metrics"]

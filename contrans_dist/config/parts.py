@@ -67,6 +67,12 @@ class ClusterSettings(Settings):
     """`device-map` spreads a replica over its GPUs, `stream` reads block after block from the checkpoint,
     `auto` finds out which of them is needed, if any."""
 
+    def one_gpu_each(self) -> "ClusterSettings":
+        """The same for a classifier: it fits one GPU, over however many the judged model is spread."""
+        if self.gpus_per_actor is None or self.gpus_per_actor <= 1:
+            return self
+        return self.model_copy(update={"gpus_per_actor": 1.0})
+
 
 class CorpusSettings(Settings):
     """Texts the map is fitted on."""

@@ -90,7 +90,7 @@ class Frame:
 
     def judges(self, judge: Judge, length: int) -> Actors:
         """Actors of a classifier of texts of so many tokens: on a GPU each where there are any."""
-        asked, any_gpus = self.recipe.cluster.gpus_per_actor, float(self.nodes.gpus > 0)
+        asked, any_gpus = self.recipe.cluster.one_gpu_each().gpus_per_actor, float(self.nodes.gpus > 0)
         gpus = any_gpus if asked is None else asked
         activations = judge.activations(BATCH_SIZE * length)
         memory = self.base_memory + (0 if gpus else judge.weights + activations)

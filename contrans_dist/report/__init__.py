@@ -19,7 +19,8 @@ def write_report(run: Location) -> Location:
     """Write `report.html` into a run folder, an evaluation or an activation set; returns where it is.
 
     Reads artefacts only; what is missing is left out of the page. Each figure is also kept as SVG, with the
-    data behind it as CSV, in `figures/`. Raises UserError when nothing that can be reported is there.
+    data behind it as CSV, in `figures/`; those of an earlier page that this one lacks are removed. Raises
+    UserError when nothing that can be reported is there.
     """
     studio = Studio()
     return _publish("page.html", build_page(read_run(run), studio), studio, run)

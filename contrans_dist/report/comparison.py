@@ -11,6 +11,7 @@ from contrans_dist.analysis import (
     differing_settings,
     improvements,
     judge,
+    left_out,
     metric,
     number,
     pairs_of,
@@ -38,6 +39,8 @@ class RunsSection:
     benchmark: str
     title: str
     table: Table
+    notes: list[str]
+    """Conditions that runs asked for and lack."""
     drawings: list[Drawing]
     drawings_first: bool
     """Whether the table is so long that the figures stand above it."""
@@ -71,7 +74,7 @@ def build_comparison(found: Comparison, target: Location, studio: Studio) -> Com
         title=found.name,
         description=found.description,
         published=list(sources),
-        small=small_models(found.runs.values()) if found.published else "",
+        small=small_models(list(found.runs.values())),
         paper=None if _has_paper(found) else _paper_table(found),
         overview=_overview(found, target),
         settings=_settings(differing_settings(found.runs), list(found.runs)),
@@ -153,12 +156,21 @@ def _section(found: Comparison, matched: Matched, studio: Studio) -> RunsSection
         benchmark=matched.benchmark,
         title=metric(key).title,
         table=runs_table(found, matched, key),
+        notes=_left_out(found, matched),
         drawings=_drawings(found, matched, key, anchor, studio),
         drawings_first=len(matched.found) > _SHORT_TABLE,
         others=[(metric(k).title, runs_table(found, matched, k)) for k in matched.metrics[1:]],
         paper=published_groups(found.published, matched),
         costs=costs_of_runs(matched),
     )
+
+
+def _left_out(found: Comparison, matched: Matched) -> list[str]:
+    runs: dict[str, list[str]] = {}
+    for name, evaluation in matched.found.items():
+        if text := left_out(found.runs[name], evaluation):
+            runs.setdefault(text, []).append(name)
+    return [f"{', '.join(names)}: {text[0].lower()}{text[1:]}" for text, names in runs.items()]
 
 
 def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio: Studio) -> list[Drawing]:

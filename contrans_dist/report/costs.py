@@ -1,4 +1,4 @@
-"""What an evaluation cost: forward passes, tokens, seconds, system by system."""
+"""What an evaluation cost: forward passes, tokens, seconds, by system and by condition."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,33 @@ _CAPTION = (
     "Target, steered: no steering and every condition that adds a vector, together. Seconds: of all "
     "actors, added up."
 )
+_SHARED = (
+    " They run together and share what lies below the steered block, so below it each has the part that its "
+    "rows are of all."
+)
+_BEFOREHAND = " Not counted: states and maps that a vector takes beforehand, which harvests and maps tell."
 
 
 def cost_table(evaluation: Evaluation) -> Table | None:
-    """A row a system; None where the evaluation says nothing of its cost."""
+    """A row a system, and one for each condition that adds a vector; None where nothing tells the cost."""
     if not evaluation.costs:
         return None
-    rows = [[Cell(_title(system)), *_cells(cost)] for system, cost in evaluation.costs.items()]
-    return Table(["System", *_HEAD], rows, _CAPTION, compact=True)
+    rows, shared = [], False
+    for system, cost in evaluation.costs.items():
+        rows.append([Cell(_title(system)), *_cells(cost)])
+        parts = _parts(cost, evaluation) if system == _TARGET else {}
+        rows += [[Cell(f"– {condition_name(key).title}"), *_cells(part)] for key, part in parts.items()]
+        shared = shared or bool(parts)
+    caption = _CAPTION + (_SHARED if shared else "") + _BEFOREHAND
+    return Table(["System", *_HEAD], rows, caption, compact=True)
+
+
+def _parts(cost: Mapping[str, float], evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """What of the target's cost falls to each condition, by its rows."""
+    counts = evaluation.content.get("rows") or {}
+    own = {key: int(n) for key, n in counts.items() if key == "base" or not condition_name(key).system}
+    total = sum(own.values())
+    return {key: {name: value * n / total for name, value in cost.items()} for key, n in own.items()}
 
 
 def costs_of_runs(matched: Matched) -> Table | None:

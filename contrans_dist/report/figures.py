@@ -41,8 +41,8 @@ _SPARE = [("#3d7ea6", "h"), ("#8c510a", "p"), ("#5e8c31", "*"), ("#a63d57", "d")
 _PERPLEXITY = "perplexity"
 _STEEP = 20
 """From this factor between its ends a value axis is drawn as a logarithm."""
-CONCEPT_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b04f8c", "#c27c00", "#56b4e9", "#6f6f6f", "#7a5195"]
-CONCEPT_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "p"]
+_CONCEPT_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b04f8c", "#c27c00", "#56b4e9", "#6f6f6f", "#7a5195"]
+_CONCEPT_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "p"]
 
 
 def look(condition: str) -> Look:
@@ -51,6 +51,12 @@ def look(condition: str) -> Look:
         return _LOOKS[condition]
     colour, marker = _SPARE[sum(condition.encode()) % len(_SPARE)]
     return colour, marker, (0, (2, 1))
+
+
+def concept_look(index: int) -> tuple[str, str]:
+    """Colour and marker of the concept at a place; no pair of them comes twice among 64."""
+    turn, place = divmod(index, len(_CONCEPT_COLOURS))
+    return _CONCEPT_COLOURS[place], _CONCEPT_MARKERS[(place + turn) % len(_CONCEPT_MARKERS)]
 
 
 def _curve(axes: Axes, evaluation: Evaluation, condition: str, key: str, band: bool) -> float | None:
@@ -227,6 +233,8 @@ def concepts_figure(evaluation: Evaluation, key: str) -> Figure:
         axes.set_title(label(concept, 18))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="x", visible=False)
+    for axes in grid.flat:
+        # Only now: what is drawn later would move the limits of the panels before it.
         value_axis(axes.yaxis, key)
     for axes in grid.flat[len(concepts) :]:
         axes.set_visible(False)

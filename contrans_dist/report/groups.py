@@ -1,4 +1,4 @@
-"""An evaluation concept by concept, or group by group: table, small multiples, answers."""
+"""An evaluation concept by concept, or group by group: table and small multiples; and the answers."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 
 from contrans_dist.analysis import (
     Evaluation,
+    Rival,
     Run,
     Vector,
     Verdict,
@@ -36,7 +37,6 @@ class Groups:
     table: Table
     told_apart: str
     curves: Drawing | None
-    answers: Table | None
 
 
 def groups_of(
@@ -69,7 +69,6 @@ def groups_of(
         table=table,
         told_apart="" if verdict.status == "cost" else told_apart,
         curves=curves,
-        answers=_answers(evaluation, verdict),
     )
 
 
@@ -94,19 +93,19 @@ def _table(
         rows.append(
             [
                 Cell(group),
-                Cell(number(own.base.value, percent) if own.base else "–"),
+                score_cell(own.base, percent, False),
                 score_cell(own.score, percent, False, "apart" if stands else ""),
-                Cell(number(most.score.value, percent), most.name.title) if most else Cell("–"),
-                Cell(number(reference.score.value, percent)) if reference else Cell("–"),
+                _rival_cell(most, percent, named=True),
+                _rival_cell(reference, percent),
                 Cell(f"{cosines[group]:.2f}" if group in cosines else "–"),
                 Cell("–" if share is None else number(share, True, 0)),
             ]
         )
     at = strength_text(verdict.strength)
-    heads = [head, "No steering", f"{verdict.effect.title}, {at}", "Best control", "Own vector",
+    heads = [head, "No steering", f"{verdict.effect.title}, strength {at}", "Best control", "Own vector",
              "Cosine to own", "Length"]  # fmt: skip
     filled = [index < 3 or any(row[index].text != "–" for row in rows) for index in range(len(heads))]
-    caption = f"{verdict.kind.title} at strength {at}."
+    caption = f"{verdict.kind.title}. In brackets: 95\u202f% interval."
     if verdict.status != "cost":
         caption += " Green: told apart from no steering and from every control."
     if filled[5]:
@@ -121,7 +120,18 @@ def _table(
     return table, apart
 
 
-def _answers(evaluation: Evaluation, verdict: Verdict) -> Table | None:
+def _rival_cell(rival: Rival | None, percent: bool, named: bool = False) -> Cell:
+    """Another condition's score with its interval and, below, its name and its own strength."""
+    if rival is None:
+        return Cell("–")
+    cell = score_cell(rival.score, percent, False)
+    at = "" if rival.name.system else f"strength {strength_text(rival.strength)}"
+    where = ", ".join(part for part in (rival.name.title if named else "", at) if part)
+    return Cell(cell.text, f"{cell.note}\n{where}".rstrip())
+
+
+def answers_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
+    """The most frequent answers before and after steering; None where none were kept."""
     answers = frequent_answers(evaluation, verdict.effect.key, verdict.strength)
     if not answers:
         return None

@@ -53,13 +53,13 @@ def harvest_warnings(name: str, harvest: ActivationSet) -> list[str]:
 
 
 def norms_drawing(run: Run, studio: Studio) -> Drawing | None:
-    """Median norms of both models by block; None without harvests of several blocks."""
+    """Median norms of both models by block; None where neither has several blocks."""
     norms = {}
     for side in ("source", "target"):
         harvest = run.harvests.get(f"contrast-{side}") or run.harvests.get(f"corpus-{side}")
-        if harvest and len(harvest.norms) > 1:
+        if harvest and harvest.norms:
             norms[side] = harvest.norms
-    if not norms:
+    if not any(len(values) > 1 for values in norms.values()):
         return None
     block = run.evaluations[0].block if run.evaluations else None
     rows = [(side, block, norm) for side, values in norms.items() for block, norm in sorted(values.items())]

@@ -34,7 +34,8 @@ def map_view(found: MapSummary, studio: Studio) -> MapView:
     facts = [("Protocol", found.protocol), ("Blocks", blocks)]
     pair = found.pair or {}
     for key, title in (
-        ("n_fit", "Rows fitted on"), ("side", "Solved"), ("rank", "Rank"), ("ridge", "Ridge"),
+        ("n_fit", "Rows fitted on"), ("n_effective", "Of them that count"), ("side", "Solved"),
+        ("rank", "Rank"), ("ridge", "Ridge"),
         ("condition_number", "Condition number"), ("r2_validation", "R², validation"),
         ("r2_test", "R², test"),
     ):  # fmt: skip

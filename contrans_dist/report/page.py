@@ -55,7 +55,7 @@ def build_page(run: Run, studio: Studio) -> Page:
         sections=sections,
         analyses=analysis_drawings(run, studio),
         published=run.published,
-        small=small_models([run]) if run.published else "",
+        small=small_models([run]),
         paper=paper_table(run.published)
         if run.published and not stands_beside(run.published, (each.name for each in run.evaluations))
         else None,

@@ -93,9 +93,14 @@ class Studio:
         return Drawing(Markup(svg), caption, f"figures/{name}.csv")
 
     def publish(self, folder: Location) -> None:
-        """Write every figure and its data into a folder."""
+        """Write every figure and its data into a folder; those of an earlier page that are gone go too."""
         for name, data in sorted(self.files.items()):
             (folder / name).write_bytes(data)
+        for name in (name for name in folder.names() if name.endswith(".svg") and name not in self.files):
+            # `to_svg` put the name into the figure; a file that somebody else laid here has no such mark.
+            if f'id="{name.removesuffix(".svg")}-figure_1"'.encode() in (folder / name).read_bytes():
+                (folder / name).delete()
+                (folder / f"{name.removesuffix('.svg')}.csv").delete()
 
 
 def _slug(text: str) -> str:

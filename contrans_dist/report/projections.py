@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from contrans_dist.analysis import Projection, Run, Similarity, read_projections, read_similarity
-from contrans_dist.report.figures import CONCEPT_COLOURS, CONCEPT_MARKERS
+from contrans_dist.report.figures import concept_look
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.parts import Drawing, Studio
 from contrans_dist.report.svg import label
@@ -66,11 +66,10 @@ def projection_figure(found: Projection) -> Figure:
             points = panel.points[own == concept][::step]
             if not len(points):
                 continue
+            colour, marker = concept_look(index)
             handles[concept] = axes.scatter(
-                points[:, 0], points[:, 1], s=14 if columns < 2 else 9, alpha=0.75, linewidths=0,
-                color=CONCEPT_COLOURS[index % len(CONCEPT_COLOURS)],
-                marker=CONCEPT_MARKERS[(index + index // len(CONCEPT_COLOURS)) % len(CONCEPT_MARKERS)],
-                label=label(concept, 22),
+                points[:, 0], points[:, 1], s=18 if columns < 2 else 12, alpha=0.75, linewidths=0,
+                color=colour, marker=marker, label=label(concept, 22),
             )  # fmt: skip
         axes.set_title(f"{label(panel.model.rsplit('/', 1)[-1], 24)}, block {panel.block}", fontsize=9)
         axes.set_xticks([])
@@ -80,7 +79,7 @@ def projection_figure(found: Projection) -> Figure:
         axes.set_visible(False)
     shown = [handles[concept] for concept in found.concepts if concept in handles]
     figure.legend(handles=shown, loc="outside lower center", ncols=3,
-                  frameon=False, fontsize=8.5)  # fmt: skip
+                  frameon=False, fontsize=8.5, markerscale=1.6, handletextpad=0.1)  # fmt: skip
     return figure
 
 

@@ -18,10 +18,14 @@ from contrans_dist.analysis import (
 from contrans_dist.report.parts import Cell, Table, interval_text
 
 _BUNDLED = "demo:"
-_SMALL = (
-    "The models here are small ones that come with the program ({models}), not the paper's. The paper's "
-    "figures show what the experiment looks like at full size; ours cannot be expected to equal them."
+_PAPERS = ("contrans-", "lcross-")
+"""How the names of the recipes begin that repeat a paper's experiments."""
+_SMALL = "The models here are small ones that come with the program ({models}), not the paper's. "
+_BESIDE = (
+    "The paper's figures show what the experiment looks like at full size; ours cannot be expected to equal "
+    "them."
 )
+_ALONE = "The numbers below cannot be expected to equal the paper's."
 _INTERVAL = "95\u202f% interval"
 _WAYS = {"chosen": "chosen strength", "best": "best strength", "greatest": "greatest strength",
          "reported": "strength", "given": "strength"}  # fmt: skip
@@ -125,8 +129,11 @@ def _agreement(each: Beside) -> Cell:
     return Cell("no, ours is higher" if each.ours.value > each.paper else "no, ours is lower", kind="warn")
 
 
-def small_models(runs: Iterable[Run]) -> str:
-    """A sentence that says so when bundled models stand in for a paper's; empty otherwise."""
+def small_models(runs: Sequence[Run]) -> str:
+    """Sentences that say so when bundled models stand in for a paper's; empty otherwise."""
+    published = any(run.published for run in runs)
+    if not published and not any(str(run.recipe.get("name")).startswith(_PAPERS) for run in runs):
+        return ""
     models = {run.model(side) for run in runs for side in ("source", "target")}
     bundled = sorted(model for model in models if model.startswith(_BUNDLED))
-    return _SMALL.format(models=", ".join(bundled)) if bundled else ""
+    return _SMALL.format(models=", ".join(bundled)) + (_BESIDE if published else _ALONE) if bundled else ""

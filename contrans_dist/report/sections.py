@@ -12,6 +12,7 @@ from contrans_dist.analysis import (
     Verdict,
     companions_of,
     judge,
+    left_out,
     metric,
     read_vectors,
     rule,
@@ -19,7 +20,7 @@ from contrans_dist.analysis import (
 )
 from contrans_dist.report.costs import cost_table
 from contrans_dist.report.examples import Examples, examples_of, token_table
-from contrans_dist.report.groups import Groups, groups_of
+from contrans_dist.report.groups import Groups, answers_table, groups_of
 from contrans_dist.report.parts import Bar, Drawing, Studio, Table
 from contrans_dist.report.planes import plane_drawings
 from contrans_dist.report.published import published_table
@@ -30,6 +31,16 @@ _NOUNS = {
     "emotions": "scenarios", "truthfulqa": "questions", "behaviours": "questions", "toxigen": "prompts",
     "perplexity": "texts",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Other:
+    """A metric that does not head the section, folded away: its table, its curves, and group by group."""
+
+    title: str
+    table: Table
+    strength: Drawing | None
+    groups: Groups | None
 
 
 @dataclass
@@ -56,8 +67,9 @@ class Section:
     published: Table | None = None
     strength: Drawing | None = None
     choice: Choice | None = None
-    other_tables: list[tuple[str, Table]] = field(default_factory=list)
+    others: list[Other] = field(default_factory=list)
     groups: Groups | None = None
+    answers: Table | None = None
     tokens: Table | None = None
     examples: Examples | None = None
     planes: list[Drawing] = field(default_factory=list)
@@ -78,7 +90,8 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
         _NOUNS.get(evaluation.benchmark, "items"),
         evaluation.benchmark in OFFENSIVE,
     )
-    section.leak, section.notes = evaluation.leak, evaluation.notes
+    section.leak = evaluation.leak
+    section.notes = [note for note in (*evaluation.notes, left_out(run, evaluation)) if note]
     section.costs = cost_table(evaluation)
     section.throughput = [
         (str(key).replace("_", " "), _plain(value)) for key, value in evaluation.throughput.items()
@@ -88,7 +101,7 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
     key, companions = evaluation.metrics[0], companions_of(run, evaluation)
     section.headline_title = metric(key).title
     section.headline = condition_table(evaluation, key, companions)
-    section.other_tables = [(metric(k).title, condition_table(evaluation, k)) for k in evaluation.metrics[1:]]
+    section.others = [_other(run, evaluation, k, section.anchor, studio) for k in evaluation.metrics[1:]]
     if run.published:
         section.published = published_table(run.published, evaluation, companions)
     verdict = judge(evaluation, key)
@@ -107,9 +120,21 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
     section.examples = examples_of(evaluation, verdict)
     vectors = _vectors(run, evaluation, verdict)
     section.groups = groups_of(run, evaluation, verdict, vectors, section.anchor, studio)
+    section.answers = answers_table(evaluation, verdict)
     if with_planes and verdict.status != "cost":
         section.planes = plane_drawings(run, section.block, verdict, vectors, section.anchor, studio)
     return section
+
+
+def _other(run: Run, evaluation: Evaluation, key: str, anchor: str, studio: Studio) -> Other:
+    verdict, name = judge(evaluation, key), f"{anchor}-{key}"
+    by_group = verdict and len(evaluation.groups(key)) > 1
+    return Other(
+        metric(key).title,
+        condition_table(evaluation, key),
+        strength_drawing(evaluation, key, [], name, studio) if verdict else None,
+        groups_of(run, evaluation, verdict, {}, name, studio) if verdict and by_group else None,
+    )
 
 
 def _pair_text(run: Run, evaluation: Evaluation) -> str:

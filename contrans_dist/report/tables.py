@@ -126,6 +126,7 @@ def _sweep_table(evaluation: Evaluation, key: str) -> Table:
         rows = [[*row, test] for row, test in zip(rows, tests, strict=True)]
         at = "" if verdict.effect.system else f" at strength {strength_text(verdict.strength)}"
         caption += f" p: paired test against {verdict.effect.phrase}{at}, same items."
+        caption += " Each row is tested where it is bold."
     return Table(head, rows, caption)
 
 

@@ -11,6 +11,7 @@ from contrans_dist.fitting import Centre, Regularise, blocks_below
 from contrans_dist.maps import MapSet, Pair
 from contrans_dist.models import matched_depth
 from contrans_dist.splits import split_of
+from mapping.few import about_pulled
 from mapping.world import Corpus, World
 
 STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -30,6 +31,8 @@ class Variant:
     paper: bool = False
     """By the papers' own protocol: their split, and no option."""
     corpus: str = "main"
+    pull: float | None = None
+    """About tokens' means that are drawn to the mean of all rows (`few.about_pulled`), before `centre`."""
 
 
 PAPER = Variant("paper: no option, blocks at matched depth, norm kept")
@@ -70,6 +73,16 @@ CUTS: list[Variant] = [
     replace(BEST, name="**... all three: the default**", corpus="random"),
     replace(BEST, name="**the default, four positions a text**", corpus="random-4"),
 ]
+FEW: list[Variant] = [
+    PAPER,
+    replace(PLAIN, name="centre: true, ridge, norm match"),
+    replace(BEST, name="**the default**"),
+    replace(BEST, name="- centre: true", centre=True),
+    replace(BEST, name="- tokens' means pulled to the mean by 1 row", centre=True, pull=1.0),
+    replace(BEST, name="- tokens' means pulled to the mean by 2 rows", centre=True, pull=2.0),
+    replace(BEST, name="- whiten: 0", whiten=0.0),
+    replace(BEST, name="- source_blocks: 1", source_blocks=1),
+]
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,15 @@ def measured(world: World, corpus: Corpus, variant: Variant, seed: int, pair: Pa
     return Result(found, strength, float("nan") if r2 is None else r2, float(np.mean(cosines)), *scored)
 
 
+def reached(world: World, corpus: Corpus, variant: Variant, split: np.ndarray) -> float:
+    """Token Acc on the scored scenarios, at matched depth and at the strength best on validation."""
+    pair = matched_depth(len(world.source.blocks)), matched_depth(len(world.target.blocks))
+    _, strength = _validated(world, corpus, variant, split, pair)
+    maps = _fit(world, corpus, variant, split, pair)
+    rows = {c: maps.carry(vector, _norm(variant)).at(pair[1]) for c, vector in world.vectors.items()}
+    return float(world.accuracy(world.evaluation, rows, pair[1], [strength], random=False)[0])
+
+
 def _pairs(world: World, variant: Variant) -> list[Pair]:
     n = len(world.source.blocks), len(world.target.blocks)
     if not variant.best_pair:
@@ -133,6 +155,8 @@ def _fit(
 ) -> MapSet:
     read = blocks_below(pair[0], "default", variant.source_blocks)
     x, y = np.concatenate([corpus.source[b] for b in read], axis=1), corpus.target[pair[1]]
+    if variant.pull is not None:
+        x, y = (about_pulled(rows, corpus.tokens, split, variant.pull) for rows in (x, y))
     tokens = corpus.tokens if variant.centre == "token" else None
     held = None if variant.paper else split
     if variant.paper:
