@@ -4,6 +4,7 @@ All of Ray's tasks and actors start here: what waits for cores that kept actors 
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -107,14 +108,30 @@ def as_task(function: Callable[..., Any], **resources: float) -> Any:
     return ray.remote(function).options(**resources) if resources else ray.remote(function)
 
 
+def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What `function` returns for each tuple of arguments: from tasks, or threads where no other node is.
+
+    Meant for reading, hashing and arithmetic on arrays, which run beside each other in threads too.
+    """
+    if _alone():
+        with ThreadPoolExecutor(max(1, int(ray.cluster_resources()["CPU"]))) as threads:
+            return list(threads.map(lambda arguments: function(*arguments), calls))
+    task = as_task(function)
+    return list(ray.get([task.remote(*arguments) for arguments in calls]))
+
+
+def _alone() -> bool:
+    """Whether this is the only node: a process of its own would take seconds to start and win nothing."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    return bool(nodes == [ray.get_runtime_context().get_node_id()])
+
+
 def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:
     """What `function` returns on a node that has room for an actor, with the GPUs that one gets.
 
     Raises its UserError or RunError as they are, any other error as RunError.
     """
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if not size.gpus and nodes == [ray.get_runtime_context().get_node_id()]:
-        # There is no other node, and a process of its own would take seconds to start.
+    if not size.gpus and _alone():
         return function(*arguments)
     remote = as_task(_call, num_cpus=size.cpus, num_gpus=size.gpus)
     try:

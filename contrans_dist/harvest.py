@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 
 from contrans_dist import schema
-from contrans_dist.actors import as_task, on_a_node
+from contrans_dist.actors import of_each, on_a_node
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.cluster import Replicas, connected, first_line, replicas
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings, differing
@@ -126,9 +125,8 @@ class _Set:
         names = set(out.names())
         sums = {entry["name"]: entry["sha256"] for entry in self.manifest["shards"]} if self.manifest else {}
         there = [shard for shard in self.shards if shard.name in names]
-        check = as_task(check_shard)
-        references = [check.remote(self.spec, shard, sums.get(shard.name)) for shard in there]
-        for shard, result in zip(there, ray.get(references), strict=True):
+        results = of_each(check_shard, [(self.spec, shard, sums.get(shard.name)) for shard in there])
+        for shard, result in zip(there, results, strict=True):
             if isinstance(result, str):
                 note(f"{out / shard.name}: {result}; it is computed again")
             else:

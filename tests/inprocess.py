@@ -14,24 +14,25 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from contrans_dist import actors, harvest, pool
+from contrans_dist import actors, pool
 
 
 @contextmanager
 def ray_here(*modules: ModuleType) -> Iterator[None]:
     """What these modules ask of Ray is done in this process, where a call is done when it returns.
 
-    Without modules: the actors of every driver, and a harvest's checks of finished shards. What would travel
-    to a process and back is serialised as Ray does it.
+    Without modules: the actors of every driver. What would travel to a process and back is serialised as Ray
+    does it.
     """
     logger = logging.getLogger("contrans_dist")
     handlers = list(logger.handlers)
     here = SimpleNamespace(
         remote=_remote, put=_carried, get=_get, wait=_wait, kill=lambda _actor, no_restart: None,
         nodes=ray.nodes, get_runtime_context=ray.get_runtime_context,
+        cluster_resources=ray.cluster_resources,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for module in modules or (actors, pool, harvest):
+        for module in modules or (actors, pool):
             patch.setattr(module, "ray", here)
         try:
             yield

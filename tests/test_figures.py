@@ -104,7 +104,7 @@ def test_folded_metrics_have_curves_and_groups(tmp_path: Path) -> None:
     folded = html[html.index("<summary>Logit Acc on negative scenarios</summary>") :]
     folded = Page(folded[: folded.index("</details>")]).words
     # 18 of 20 logit hits at strength 2, where the best control, the shuffled map, has 4.
-    assert "fear 15.0 % [5.2, 36.0] 90.0 % [69.9, 97.2] 20.0 % [8.1, 41.6] Shuffled map, strength" in folded
+    assert "fear 15.0 % [5.2, 36.0] 90.0 % [69.9, 97.2] 20.0 % [8.1, 41.6] Shuffled map strength" in folded
 
 
 def test_every_number_by_group_has_its_interval_and_strength(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_every_number_by_group_has_its_interval_and_strength(tmp_path: Path) -> 
 
     best = STRENGTHS[max(range(4), key=HITS["shuffled-map"].__getitem__)]
     expected = (
-        f"fear {shown(1)} {shown(16)} {shown(2)} Shuffled map, strength {best:g} {shown(20)} strength 2 0.60"
+        f"fear {shown(1)} {shown(16)} {shown(2)} Shuffled map strength {best:g} {shown(20)} strength 2 0.60"
     )
     assert expected in words
     assert "Emotion No steering Transplanted vector, strength 2 Best control Own vector" in words

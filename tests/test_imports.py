@@ -21,7 +21,7 @@ ROOMS = [
     "report", "demo", "preparation", "plan",
     "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip
-WITH_RAY = {"cluster", "actors", "pool", "harvest", "reduce"}
+WITH_RAY = {"cluster", "actors", "pool", "reduce"}
 
 
 def room_of(path: Path) -> str:

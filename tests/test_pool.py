@@ -13,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from contrans_dist import pool
-from contrans_dist.actors import on_a_node
+from contrans_dist.actors import of_each, on_a_node
 from contrans_dist.cluster import Replicas, connected, replicas
 from contrans_dist.config import ClusterSettings
 from contrans_dist.errors import RunError, UserError
@@ -138,7 +138,12 @@ def _refuses() -> None:
     raise UserError("--model x: no such model")
 
 
+def _with_process(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
 def test_what_is_asked_of_the_only_node_needs_no_other_process(local: None) -> None:
+    assert of_each(_with_process, [(1,), (2,)]) == [(1, os.getpid()), (2, os.getpid())]
     assert on_a_node(os.getpid, Replicas(1, 0, 1)) == os.getpid()
     with pytest.raises(UserError, match="--model x: no such model"):
         on_a_node(_refuses, Replicas(1, 0, 1))
@@ -191,6 +196,9 @@ def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
 
             tasks = [Task(f"t{i}", {"name": f"t{i}", "value": i, "seconds": 0.5}) for i in range(8)]
             assert on_a_node(os.getpid, ONE_CORE) != os.getpid()
+            there = of_each(_with_process, [(1,), (2,)])
+            assert [number for number, _ in there] == [1, 2]
+            assert os.getpid() not in [process for _, process in there]
             with pytest.raises(UserError, match="--model x: no such model"):
                 on_a_node(_refuses, ONE_CORE)
             with pytest.raises(RunError, match="invalid literal"):

@@ -126,8 +126,7 @@ def _rival_cell(rival: Rival | None, percent: bool, named: bool = False) -> Cell
         return Cell("–")
     cell = score_cell(rival.score, percent, False)
     at = "" if rival.name.system else f"strength {strength_text(rival.strength)}"
-    where = ", ".join(part for part in (rival.name.title if named else "", at) if part)
-    return Cell(cell.text, f"{cell.note}\n{where}".rstrip())
+    return Cell(cell.text, "\n".join(filter(None, (cell.note, rival.name.title if named else "", at))))
 
 
 def answers_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
