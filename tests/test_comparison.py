@@ -10,12 +10,13 @@ from urllib.parse import unquote
 import pytest
 import yaml
 from runextras import MC1, PUBLISHED, SYSTEMS, write_perplexity, write_runs, write_toxigen, write_truthfulqa
-from runfolder import write_evaluation, write_run
+from runfolder import CONCEPTS, HITS, write_evaluation, write_run
 from test_report import HOSTILE, Page
 
 from contrans_dist.analysis import compare, differing_settings, improvements, pairs_of, positions
 from contrans_dist.errors import UserError
 from contrans_dist.report import runs_in, write_comparison, write_report
+from contrans_dist.statistics import wilson
 from contrans_dist.storage import Location
 
 
@@ -84,6 +85,21 @@ def test_a_papers_figures_are_shown_when_none_is_for_these_runs(tmp_path: Path) 
     assert "paper 36.5" not in words
     assert ", inside" not in words
     assert words.count("Paper (llama-2)") == 1
+
+
+def test_concepts_stand_beside_each_other_run_by_run(tmp_path: Path) -> None:
+    """Of each concept 1 of 20 without steering, and 16 at the strength that the whole is read at."""
+    runs = {"works": HITS["vector"], "fails": (1, 1, 1, 1)}
+    for name, hits in runs.items():
+        write_run(tmp_path / name, hits=HITS | {"vector": hits})
+    written = write_comparison([place(tmp_path / name) for name in runs], place(tmp_path))
+    words = Page(Path(written.path).read_text()).words
+    low, high = wilson(16, 20)
+    assert "By emotion Run" in words
+    table = words[words.index("By emotion Run") :].split("Green: told apart")[0]
+    assert f"80.0 % [{100 * low:.1f}, {100 * high:.1f}] from 5.0 %" in table
+    assert table.count("from 5.0 %") == 2 * len(CONCEPTS)
+    assert table.count("80.0 %") == len(CONCEPTS)
 
 
 def test_costs_are_read_where_each_run_reports_its_conditions(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from contrans_dist.analysis import (
     positions,
 )
 from contrans_dist.report.costs import costs_of_runs
+from contrans_dist.report.groups import groups_of_runs
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
 from contrans_dist.report.published import paper_table, published_groups, small_models, stands_beside
 from contrans_dist.report.runfigures import axis_figure, pair_table, pairs_figure, runs_figure
@@ -159,7 +160,10 @@ def _section(found: Comparison, matched: Matched, studio: Studio) -> RunsSection
         notes=_left_out(found, matched),
         drawings=_drawings(found, matched, key, anchor, studio),
         drawings_first=len(matched.found) > _SHORT_TABLE,
-        others=[(metric(k).title, runs_table(found, matched, k)) for k in matched.metrics[1:]],
+        others=[
+            *filter(None, [groups_of_runs(matched, key)]),
+            *((metric(k).title, runs_table(found, matched, k)) for k in matched.metrics[1:]),
+        ],
         paper=published_groups(found.published, matched),
         costs=costs_of_runs(matched),
     )

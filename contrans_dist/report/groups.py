@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 
 from contrans_dist.analysis import (
     Evaluation,
+    Matched,
     Rival,
     Run,
     Vector,
@@ -70,6 +71,36 @@ def groups_of(
         told_apart="" if verdict.status == "cost" else told_apart,
         curves=curves,
     )
+
+
+def groups_of_runs(matched: Matched, key: str) -> tuple[str, Table] | None:
+    """Title and table, run by group: the condition under test. None unless there are several groups."""
+    found = matched.found.values()
+    groups = list(dict.fromkeys(group for evaluation in found for group in evaluation.groups(key)))
+    if len(groups) < 2:
+        return None
+    head, _ = _WORDS.get(matched.benchmark, ("Concept", "concepts"))
+    rows = [
+        [Cell(run), *(_group_cell(evaluation, group, key) for group in groups)]
+        for run, evaluation in matched.found.items()
+    ]
+    caption = (
+        f"{metric(key).title} under the condition that is tested, each run at the strength it is read at. "
+        "In brackets: 95\u202f% interval; below: without steering. Green: told apart from that and from "
+        "every control."
+    )
+    return f"By {head.lower()}", Table(["Run", *groups], rows, caption)
+
+
+def _group_cell(evaluation: Evaluation, group: str, key: str) -> Cell:
+    verdict = judge(evaluation, key)
+    own = judge(evaluation, f"{group}/{key}", verdict.strength) if verdict else None
+    if own is None:
+        return Cell("–", kind="quiet")
+    percent, stands = own.kind.percent, own.status in ("clear", "partly")
+    cell = score_cell(own.score, percent, False, "apart" if stands else "")
+    before = f"from {number(own.base.value, percent)}" if own.base else ""
+    return Cell(cell.text, "\n".join(filter(None, (cell.note, before))), cell.kind)
 
 
 def _table(
