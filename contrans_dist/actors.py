@@ -102,10 +102,10 @@ def let_go() -> None:
         left.end()
 
 
-def as_task(function: Callable[..., Any], **resources: float) -> Any:
+def as_task(function: Callable[..., Any]) -> Any:
     """A plain function as a Ray task (`.remote(...)`), for which there is room."""
     let_go()
-    return ray.remote(function).options(**resources) if resources else ray.remote(function)
+    return ray.remote(function)
 
 
 def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -133,7 +133,7 @@ def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> 
     """
     if not size.gpus and _alone():
         return function(*arguments)
-    remote = as_task(_call, num_cpus=size.cpus, num_gpus=size.gpus)
+    remote = as_task(_call).options(num_cpus=size.cpus, num_gpus=size.gpus)
     try:
         return ray.get(remote.remote(function, *arguments))
     except RayTaskError as error:

@@ -158,7 +158,6 @@ def _row(
         if concept not in given[condition]:
             raise UserError(f"condition {condition}: no vector for concept {concept!r}")
         return row_of(given[condition][concept], block)
-    at, _ = row_of(main[concept], block)
     if condition == "other-concept":
         names = list(main)
         if len(names) < 2:
@@ -168,6 +167,7 @@ def _row(
         shuffled = main[concept].shuffled_map
         if shuffled is None:
             raise UserError(f"control shuffled-map: vector {concept!r} did not come through a map")
+        at, _ = row_of(main[concept], block)
         return at, shuffled[at]
     raise UserError(f"condition {condition}: no vectors were made for it")
 

@@ -140,7 +140,7 @@ class Run:
             name: Further(found[f"contrast-{name}"], found.get(f"corpus-{name}"))
             for name in further_sources(self.recipe)
         }
-        sets = [found[f"{what}-{side}"] for what in ("corpus", "contrast") for side in ("source", "target")]
+        sets = [found[f"{what}-{side}"] for what in READS for side in ("source", "target")]
         return Sides(*sets), further
 
     def _states(self, of: Harvested, texts: dict[str, pa.Table]) -> dict[str, ActivationSet]:

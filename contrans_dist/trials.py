@@ -105,10 +105,9 @@ def try_out(
     `evaluate`. Raises UserError when a validation item is scored too: what was chosen on it has seen it.
     """
     measure = headline(settings.benchmark)
-    _check_apart(settings, strengths)
-    validation = evaluate(
-        model, validation_of(settings, strengths), steering, out / VALIDATION, cluster, replace, title
-    )
+    chosen_on = validation_of(settings, strengths)
+    _check_apart(settings, chosen_on)
+    validation = evaluate(model, chosen_on, steering, out / VALIDATION, cluster, replace, title)
     scores = _scores(validation, f"validation_{measure.metric}") or _scores(validation, measure.metric)
     asked, text, perplexities = settings.search, budget_text(settings, strengths), {}
     if text is not None:
@@ -128,16 +127,15 @@ def try_out(
     )
 
 
-def _check_apart(settings: EvaluationSettings, strengths: tuple[float, ...]) -> None:
+def _check_apart(settings: EvaluationSettings, chosen_on: EvaluationSettings) -> None:
     if isinstance(settings, ToxigenEvaluation):  # its sets are drawn without overlap
         return
-    scored, chosen_on = (
-        [item.scenario for item in load_benchmark(each).items()]
-        for each in (settings, validation_of(settings, strengths))
+    scored, tried = (
+        [item.scenario for item in load_benchmark(each).items()] for each in (settings, chosen_on)
     )
-    both = overlap(chosen_on, unit_hashes(scored))
+    both = overlap(tried, unit_hashes(scored))
     if both:
-        some = f"{len(both)} of {len(chosen_on)} items are scored too, such as {both[0]!r}"
+        some = f"{len(both)} of {len(tried)} items are scored too, such as {both[0]!r}"
         raise UserError(f"validation: {some}; name others")
 
 

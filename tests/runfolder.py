@@ -1,5 +1,6 @@
 """A run folder written by hand, in the real formats, with planted numbers whose summary is known."""
 
+import csv
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,6 +34,12 @@ SOURCE = {"n_blocks": 4, "d": 12}
 TARGET = {"n_blocks": 6, "d": 16}
 BLOCK = 4
 PAIR = (3, 4)
+
+
+def figure_rows(folder: Path, name: str) -> list[dict[str, str]]:
+    """The data that a report put beside a figure."""
+    with (folder / "figures" / f"{name}.csv").open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
 
 
 def write_run(

@@ -1,6 +1,5 @@
 """Several runs on one page: what is matched, what is drawn, what is linked, and that it stays small."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 from runextras import MC1, PUBLISHED, SYSTEMS, write_perplexity, write_runs, write_toxigen, write_truthfulqa
-from runfolder import CONCEPTS, HITS, write_evaluation, write_run
+from runfolder import CONCEPTS, HITS, figure_rows, write_evaluation, write_run
 from test_report import HOSTILE, Page
 
 from contrans_dist.analysis import compare, differing_settings, improvements, pairs_of, positions
@@ -32,11 +31,6 @@ def compared(folder: Path) -> Page:
 def planted(gain: float) -> dict:
     """TruthfulQA scores whose vector is best at strength 2, by `gain` over a base of 0.2."""
     return {**MC1, "vector": (0.2, 0.2 + gain, 0.2 + gain / 2)}
-
-
-def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / "figures" / f"{name}.csv").open(encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_runs_come_in_the_recipes_order_and_a_single_run_has_none(tmp_path: Path) -> None:
@@ -63,7 +57,7 @@ def test_table_has_every_run_and_condition_with_the_papers_value(tmp_path: Path)
         "arXiv 0000.00000, Table 1", "The strength is not told.",
     ):  # fmt: skip
         assert expected in words
-    table = rows_of(folder, "truthfulqa-runs")
+    table = figure_rows(folder, "truthfulqa-runs")
     assert len(table) == 2 * (1 + 3 + len(SYSTEMS))
     best = {
         row["run"]: (float(row["strength"]), float(row["value"]))
@@ -110,7 +104,7 @@ def test_costs_are_read_where_each_run_reports_its_conditions(tmp_path: Path) ->
     assert "Each condition at the strength that truthfulqa reports." in words
     at = {
         (row["run"], row["condition"]): (float(row["strength"]), float(row["value"]))
-        for row in rows_of(folder, "perplexity-runs")
+        for row in figure_rows(folder, "perplexity-runs")
     }
     assert (at["a", "vector"], at["b", "vector"]) == ((2.0, 14.0), (1.0, 13.0))
     assert at["a", "self-align"] == at["b", "self-align"] == (2.0, 13.0)
@@ -164,7 +158,7 @@ def test_sources_and_targets_make_heat_maps(tmp_path: Path) -> None:
     runs: dict[str, dict[str, Any]] = {f"{a} -> {b}": {} for a, b in gain}
     folder = write_runs(tmp_path, runs, {f"{a} -> {b}": planted(value) for (a, b), value in gain.items()})
     assert compared(folder).tags.count("svg") == 2
-    table = {(row["source"], row["target"]): row for row in rows_of(folder, "truthfulqa-improvement")}
+    table = {(row["source"], row["target"]): row for row in figure_rows(folder, "truthfulqa-improvement")}
     for pair, value in gain.items():
         best = max(0.0, value, value / 2)  # of the three strengths
         assert float(table[pair]["improvement"]) == pytest.approx(best, abs=1e-9)

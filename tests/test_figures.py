@@ -1,6 +1,5 @@
 """Figures and tables of a page, read back: limits, marks, legends, the data beside them, what is cleared."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,17 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from runextras import write_runs
-from runfolder import CONCEPTS, HITS, ITEMS, SOURCE, STRENGTHS, write_activations, write_evaluation, write_run
+from runfolder import (
+    CONCEPTS,
+    HITS,
+    ITEMS,
+    SOURCE,
+    STRENGTHS,
+    figure_rows,
+    write_activations,
+    write_evaluation,
+    write_run,
+)
 from test_report import Page, report
 
 from contrans_dist.analysis import Picture, read_evaluation
@@ -22,11 +31,6 @@ from contrans_dist.statistics import wilson
 from contrans_dist.storage import Location
 
 KEY = "token_acc_negative"
-
-
-def rows_of(file: Path) -> list[dict[str, str]]:
-    with file.open() as stream:
-        return list(csv.DictReader(stream))
 
 
 def settle(folder: Path, **changes: Any) -> Path:
@@ -87,18 +91,18 @@ def test_a_side_of_one_block_is_among_the_norms(tmp_path: Path) -> None:
             folder / f"activations/{kind}-source", SOURCE | {"n_blocks": 1}, "demo:source", CONCEPTS
         )
     report(folder)
-    blocks = [(row["model"], row["block"]) for row in rows_of(folder / "figures/norms.csv")]
+    blocks = [(row["model"], row["block"]) for row in figure_rows(folder, "norms")]
     assert blocks == [("source", "0"), *(("target", str(block)) for block in range(6))]
 
 
 def test_folded_metrics_have_curves_and_groups(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     html = report(folder)
-    rows = rows_of(folder / "figures/emotions-logit-acc-negative-strength.csv")
+    rows = figure_rows(folder, "emotions-logit-acc-negative-strength")
     vector = {float(row["strength"]): float(row["value"]) for row in rows if row["condition"] == "vector"}
     expected = dict(zip(STRENGTHS, [min(hits + 2, ITEMS) / ITEMS for hits in HITS["vector"]], strict=True))
     assert vector == pytest.approx(expected)
-    panels = rows_of(folder / "figures/emotions-logit-acc-negative-concepts.csv")
+    panels = figure_rows(folder, "emotions-logit-acc-negative-concepts")
     assert {row["concept"] for row in panels} == set(CONCEPTS)
     assert {row["metric"] for row in panels} == {"logit_acc_negative"}
     folded = html[html.index("<summary>Logit Acc on negative scenarios</summary>") :]

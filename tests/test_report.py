@@ -1,6 +1,5 @@
 """The page: complete, self-contained, escaped, deterministic, and there for parts of a run too."""
 
-import csv
 import html as markup
 import itertools
 import json
@@ -27,7 +26,7 @@ from runextras import (
     write_truthfulqa,
     write_whole_run,
 )
-from runfolder import CONCEPTS, HITS, STRENGTHS, write_run
+from runfolder import CONCEPTS, HITS, STRENGTHS, figure_rows, write_run
 from test_points import with_tests
 
 from contrans_dist.analysis import Score
@@ -152,8 +151,7 @@ def test_data_behind_each_figure_lies_beside_it(folder: Path, html: str) -> None
     named = set(re.findall(r"Data: figures/([\w-]+)\.csv", html))
     files = {path.name for path in (folder / "figures").iterdir()}
     assert files == {f"{name}{end}" for name in named for end in (".csv", ".svg")}
-    with (folder / "figures/emotions-strength.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = figure_rows(folder, "emotions-strength")
     vector = {float(row["strength"]): float(row["value"]) for row in rows if row["condition"] == "vector"}
     assert vector == pytest.approx(dict(zip(STRENGTHS, [hits / 20 for hits in HITS["vector"]], strict=True)))
     assert len(rows) == 1 + len(HITS) * len(STRENGTHS)
@@ -330,8 +328,7 @@ def test_strengths_that_were_chosen_are_explained(whole_html: str) -> None:
 
 
 def test_perplexity_stands_below_the_curves(whole: Path, whole_html: str) -> None:
-    with (whole / "figures/truthfulqa-strength.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = figure_rows(whole, "truthfulqa-strength")
     assert {row["metric"] for row in rows} == {"mc1", "perplexity"}
     drawn = {
         (row["condition"], float(row["strength"])): float(row["value"])
@@ -509,8 +506,7 @@ def test_what_has_no_interval_says_so(tmp_path: Path) -> None:
     assert "Transplanted vector MC1 36.5 % 34.0 % best strength 2 no interval no interval" in words
     assert not re.search(r"\[\d+\.\d, \d+\.\d\]", words)
     assert "Neither interval nor test" in words
-    with (tmp_path / "figures/truthfulqa-strength.csv").open() as stream:
-        assert {(row["low"], row["high"]) for row in csv.DictReader(stream)} == {("", "")}
+    assert {(row["low"], row["high"]) for row in figure_rows(tmp_path, "truthfulqa-strength")} == {("", "")}
 
 
 def test_a_task_that_wants_less_is_shown_so(tmp_path: Path) -> None:

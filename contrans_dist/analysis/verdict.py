@@ -27,17 +27,15 @@ _AT_CHOSEN = (
     "The vector is taken at the strength that was chosen for it on validation items, and the controls at the "
     "same. {rule}"
 )
+_MEMORISED = (
+    " Its map was fitted on the concept's own prompts, so it is nearly the target's own vector again: "
+    "no transfer."
+)
 
 
 def rule(evaluation: Evaluation) -> str:
     """How the verdict of an evaluation is made, for people."""
     return (_AT_CHOSEN if evaluation.search else _AT_BEST).format(rule=_RULE)
-
-
-_MEMORISED = (
-    " Its map was fitted on the concept's own prompts, so it is nearly the target's own vector again: "
-    "no transfer."
-)
 
 
 @dataclass(frozen=True)

@@ -108,22 +108,28 @@ def summarise(table: pa.Table, metrics: Mapping[str, Metric]) -> dict[str, Any]:
     values = {name: _values(table, metric.columns) for name, metric in metrics.items()}
     number = _item_numbers(table)
     cells = _cells(_column(table, "condition"), _column(table, "strength"))
+    rows_of = {
+        (cell, title): _of_kind(rows, kinds, metric.kind)
+        for cell, rows in cells.items()
+        for title, metric in metrics.items()
+    }
+    items = {key: _by_item(values[key[1]][rows], number[rows]) for key, rows in rows_of.items()}
 
     def estimates(cell: Cell) -> dict[str, Estimate]:
         found: dict[str, Estimate] = {}
         for title, metric in metrics.items():
-            rows = _of_kind(cells[cell], kinds, metric.kind)
-            found |= _estimates(title, metric, values[title][rows], number[rows], concepts[rows])
+            if not len(rows_of[cell, title]):
+                continue
+            found[title] = metric.estimate(items[cell, title][1])
+            for group, rows in _groups(rows_of[cell, title], concepts).items():
+                of_group = _by_item(values[title][rows], number[rows])[1]
+                found[f"{group}/{title}"] = metric.estimate(of_group)
         return found
 
     def p_values(cell: Cell, other: Cell) -> dict[str, float]:
         found = {}
         for title, metric in metrics.items():
-            sides = [
-                _by_item(values[title][rows], number[rows])
-                for rows in (_of_kind(cells[cell], kinds, metric.kind), cells[other])
-            ]
-            mine, theirs = _paired(*sides)
+            mine, theirs = _paired(items[cell, title], items[other, title])
             if metric.test is not None and len(mine):
                 found[title] = metric.test(mine, theirs)
         return found
@@ -143,20 +149,9 @@ def _of_kind(rows: np.ndarray, kinds: np.ndarray | None, kind: str | None) -> np
     return rows if kinds is None or kind is None else rows[kinds[rows] == kind]
 
 
-def _estimates(
-    title: str, metric: Metric, values: np.ndarray, number: np.ndarray, groups: np.ndarray
-) -> dict[str, Estimate]:
-    """Over all items, then under `<group>/<title>`; those of no group stand in the first alone."""
-    if not len(values):
-        return {}
-    names = sorted({name for name in groups.tolist() if name})
-    return {
-        title: metric.estimate(_by_item(values, number)[1]),
-        **{
-            f"{name}/{title}": metric.estimate(_by_item(values[groups == name], number[groups == name])[1])
-            for name in names
-        },
-    }
+def _groups(rows: np.ndarray, concepts: np.ndarray) -> dict[str, np.ndarray]:
+    """Row numbers by concept; rows of none stand in no group."""
+    return {name: rows[concepts[rows] == name] for name in sorted(set(concepts[rows].tolist())) if name}
 
 
 def _item_numbers(table: pa.Table) -> np.ndarray:

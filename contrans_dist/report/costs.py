@@ -36,7 +36,7 @@ def cost_table(evaluation: Evaluation) -> Table | None:
 def _parts(cost: Mapping[str, float], evaluation: Evaluation) -> dict[str, dict[str, float]]:
     """What of the target's cost falls to each condition, by its rows."""
     counts = evaluation.content.get("rows") or {}
-    own = {key: int(n) for key, n in counts.items() if key == "base" or not condition_name(key).system}
+    own = {key: int(n) for key, n in counts.items() if not condition_name(key).system}
     total = sum(own.values())
     return {key: {name: value * n / total for name, value in cost.items()} for key, n in own.items()}
 

@@ -27,6 +27,7 @@ _WORDS = {
     "toxigen": ("Group", "groups"),
     "lm-eval": ("Task", "tasks"),
 }
+_CONCEPTS = ("Concept", "concepts")
 _MOST_PANELS = 24
 
 
@@ -53,7 +54,7 @@ def groups_of(
     groups = evaluation.groups(key)
     if not groups:
         return None
-    head, plural = _WORDS.get(evaluation.benchmark, ("Concept", "concepts"))
+    head, plural = _WORDS.get(evaluation.benchmark, _CONCEPTS)
     table, apart = _table(run, evaluation, verdict, vectors, head)
     curves = None
     if evaluation.is_sweep and len(groups) <= _MOST_PANELS:
@@ -79,11 +80,11 @@ def groups_of_runs(matched: Matched, key: str) -> tuple[str, Table] | None:
     groups = list(dict.fromkeys(group for evaluation in found for group in evaluation.groups(key)))
     if len(groups) < 2:
         return None
-    head, _ = _WORDS.get(matched.benchmark, ("Concept", "concepts"))
-    rows = [
-        [Cell(run), *(_group_cell(evaluation, group, key) for group in groups)]
-        for run, evaluation in matched.found.items()
-    ]
+    head, _ = _WORDS.get(matched.benchmark, _CONCEPTS)
+    rows = []
+    for run, evaluation in matched.found.items():
+        verdict = judge(evaluation, key)
+        rows.append([Cell(run), *(_group_cell(evaluation, group, verdict) for group in groups)])
     caption = (
         f"{metric(key).title} under the condition that is tested, each run at the strength it is read at. "
         "In brackets: 95\u202f% interval; below: without steering. Green: told apart from that and from "
@@ -92,15 +93,27 @@ def groups_of_runs(matched: Matched, key: str) -> tuple[str, Table] | None:
     return f"By {head.lower()}", Table(["Run", *groups], rows, caption)
 
 
-def _group_cell(evaluation: Evaluation, group: str, key: str) -> Cell:
-    verdict = judge(evaluation, key)
-    own = judge(evaluation, f"{group}/{key}", verdict.strength) if verdict else None
+def _group_cell(evaluation: Evaluation, group: str, verdict: Verdict | None) -> Cell:
+    own = _of_group(evaluation, group, verdict) if verdict else None
     if own is None:
         return Cell("–", kind="quiet")
-    percent, stands = own.kind.percent, own.status in ("clear", "partly")
-    cell = score_cell(own.score, percent, False, "apart" if stands else "")
-    before = f"from {number(own.base.value, percent)}" if own.base else ""
+    cell = _effect_cell(own)
+    before = f"from {number(own.base.value, own.kind.percent)}" if own.base else ""
     return Cell(cell.text, "\n".join(filter(None, (cell.note, before))), cell.kind)
+
+
+def _of_group(evaluation: Evaluation, group: str, verdict: Verdict) -> Verdict | None:
+    """The verdict of one group, at the strength at which the whole is read."""
+    return judge(evaluation, f"{group}/{verdict.metric}", verdict.strength)
+
+
+def _effect_cell(own: Verdict) -> Cell:
+    return score_cell(own.score, own.kind.percent, False, "apart" if _stands(own) else "")
+
+
+def _stands(own: Verdict) -> bool:
+    """Whether a group's effect is told apart."""
+    return own.status in ("clear", "partly")
 
 
 def _table(
@@ -111,11 +124,10 @@ def _table(
     cosines = dict((run.main_map.pair if run.main_map else None or {}) or {}).get("cosines") or {}
     rows, apart = [], 0
     for group in evaluation.groups(key):
-        own = judge(evaluation, f"{group}/{key}", verdict.strength)
+        own = _of_group(evaluation, group, verdict)
         if own is None:
             continue
-        stands = own.status in ("clear", "partly")
-        apart += stands
+        apart += _stands(own)
         sign = 1 if verdict.kind.higher else -1
         most = max(own.controls, key=lambda control: sign * control.score.value, default=None)
         reference = next((r for r in own.references if r.name.key in ("self-align", "self-modulation")), None)
@@ -125,7 +137,7 @@ def _table(
             [
                 Cell(group),
                 score_cell(own.base, percent, False),
-                score_cell(own.score, percent, False, "apart" if stands else ""),
+                _effect_cell(own),
                 _rival_cell(most, percent, named=True),
                 _rival_cell(reference, percent),
                 Cell(f"{cosines[group]:.2f}" if group in cosines else "–"),
