@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from contrans_dist.errors import UserError
+from contrans_dist.limits import JSON_BYTES, check_size
 
 _TEMPORARY = ".tmp-"
 _STALE_SECONDS = 24 * 3600
@@ -118,15 +119,28 @@ class Location:
         except (FileNotFoundError, IsADirectoryError) as error:
             raise UserError(f"{self}: no such file") from error
 
-    def read_bytes(self) -> bytes:
+    def inside(self, name: str) -> "Location":
+        """A file or folder directly in this folder, whose name some file gave. Raises UserError for a name
+        that leads elsewhere."""
+        if not name or name in (".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
+            raise UserError(f"{self}: expected the name of a file in this folder, found {name!r}")
+        return self / name
+
+    def read_bytes(self, most: int | None = None) -> bytes:
+        """Raises UserError for a file of more than `most` bytes."""
         with self.open() as stream:
+            if most is not None:
+                check_size(str(self), stream.size(), most)
             return bytes(stream.read())
 
-    def read_json(self) -> Any:
-        """Raises UserError when the file is missing or no JSON."""
+    def read_json(self, most: int = JSON_BYTES) -> Any:
+        """Raises UserError when the file is missing, too large, or no JSON in UTF-8."""
+        data = self.read_bytes(most)
         try:
-            return json.loads(self.read_bytes())
-        except ValueError as error:
+            return json.loads(data)
+        except RecursionError as error:
+            raise UserError(f"{self}: expected JSON, found lists in lists without end") from error
+        except ValueError as error:  # a UnicodeDecodeError is one
             raise UserError(f"{self}: expected JSON ({error})") from error
 
     # -- publishing ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from contrans_dist.cli import planning, reducing, runs, stages, steered
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.limits import VARIABLE
 
 _INTERRUPTED = 130
 _GO_ON = "interrupted; what is finished is kept: run the same command again to go on"
@@ -46,9 +47,15 @@ for command in (
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    limits: Annotated[
+        float | None,
+        typer.Option(min=1, help="Times the sizes beyond which a file is refused as too large."),
+    ] = None,
 ) -> None:
     if debug:
         os.environ["CONTRANS_DEBUG"] = "1"
+    if limits is not None:
+        os.environ[VARIABLE] = str(limits)
 
 
 def main() -> None:

@@ -1,0 +1,30 @@
+"""Sizes beyond which a file is taken for a mistake or an attack.
+
+Files from strangers are opened every day: each limit is far above what is honestly made, and checked while
+reading. `contrans --limits 10` (or CONTRANS_LIMITS=10) raises all of them tenfold.
+"""
+
+import os
+
+from contrans_dist.errors import UserError
+
+VARIABLE = "CONTRANS_LIMITS"
+
+JSON_BYTES = 32 << 20
+"""Of a manifest, metrics, a header."""
+
+
+def raised(most: int) -> int:
+    """A limit as it holds in this process."""
+    try:
+        factor = float(os.environ.get(VARIABLE, "1"))
+    except ValueError as error:
+        raise UserError(f"{VARIABLE}: expected a number such as 10") from error
+    return int(most * max(factor, 1.0))
+
+
+def check_size(what: str, size: int, most: int, unit: str = "bytes") -> None:
+    """Raise UserError when `size` is more than the limit `most`; `what` names file and field."""
+    if size > raised(most):
+        more = "`contrans --limits 10 ...` allows more"
+        raise UserError(f"{what}: {size:,} {unit}, expected at most {raised(most):,}; {more}")
