@@ -22,6 +22,7 @@ from contrans_dist.models import (
     resolve_blocks,
     split_name,
     tokenizer_hash,
+    unusable,
     weights_identity,
     wrap_model,
 )
@@ -118,6 +119,17 @@ def test_a_tokenizer_without_bos_or_template():
     assert encode(lm, "") == []
     with pytest.raises(UserError, match="no chat template"):
         encode(lm, "home", chat=True)
+
+
+def test_a_text_that_cannot_be_run_says_why():
+    lm = wrap_model(tiny_model(vocab=300), tiny_tokenizer())
+    lm.tokenizer.add_tokens(["<image>"])
+    bad = encode(lm, "home <image> home")
+    assert max(bad) >= 300 > encode(lm, "home")[-1]
+    assert unusable(lm, bad) == f"token {max(bad)} ('<image>') is beyond the model's 300 embeddings"
+    assert unusable(lm, encode(lm, "home")) is None
+    assert unusable(lm, [0, 299]) is None
+    assert "no tokens" in str(unusable(lm, []))
 
 
 def test_the_context_is_the_smallest_limit():

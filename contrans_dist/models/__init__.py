@@ -5,7 +5,7 @@ from contrans_dist.models.facts import ModelFacts, model_facts
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
 from contrans_dist.models.loading import DTYPES, QUANTIZATIONS, load_model, split_name
-from contrans_dist.models.tokens import cut_to, encode, encode_many, front_tokens
+from contrans_dist.models.tokens import cut_to, encode, encode_many, front_tokens, unusable
 
 __all__ = [
     "CPU_TOKENS",
@@ -27,6 +27,7 @@ __all__ = [
     "split_name",
     "text_config",
     "tokenizer_hash",
+    "unusable",
     "weights_identity",
     "wrap_model",
 ]

@@ -56,3 +56,15 @@ def cut_to(lm: "LanguageModel", ids: list[int], new_tokens: int) -> list[int]:
 def encode(lm: "LanguageModel", text: str, chat: bool = False) -> list[int]:
     """Token ids of one text; see `encode_many`."""
     return encode_many(lm, [text], chat)[0]
+
+
+def unusable(lm: "LanguageModel", ids: list[int]) -> str | None:
+    """Why a text of these tokens cannot be run, in words; None where it can."""
+    if not ids:
+        return "no tokens (an empty text, and a tokenizer without BOS)"
+    embedded = lm.decoder.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    beyond = next((token for token in ids if not 0 <= token < embedded), None)
+    if beyond is None:
+        return None
+    name = lm.tokenizer.convert_ids_to_tokens(beyond)
+    return f"token {beyond} ({name!r}) is beyond the model's {embedded} embeddings"
