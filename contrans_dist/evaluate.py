@@ -41,6 +41,7 @@ from contrans_dist.scorers import (
 )
 from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System, in_turn
+from contrans_dist.texts import texts_hash
 
 RESULTS, METRICS = "results.parquet", "metrics.json"
 
@@ -72,7 +73,7 @@ def evaluate(
         benchmark=benchmark,
         steering=steering,
         strengths=settings.strengths,
-        identity=_identity(settings, steering, items, [target, *others]),
+        identity=_identity(settings, steering, benchmark, items, [target, *others]),
         out=out,
     )
     finished = _found(spec, replace)
@@ -106,11 +107,15 @@ def evaluate(
 
 
 def _identity(
-    settings: EvaluationSettings, steering: Steering, items: Sequence[Any], systems: Sequence[System]
+    settings: EvaluationSettings,
+    steering: Steering,
+    benchmark: Any,
+    items: Sequence[Any],
+    systems: Sequence[System],
 ) -> dict[str, Any]:
     """What the numbers depend on: the target's model, the items, what is added, and every other system."""
     asked = hashlib.sha256(repr(list(items)).encode()).hexdigest()
-    identities = [[model_identity(model, _facts(model)) for model in system.models] for system in systems]
+    identities = [[_model(model, benchmark, items) for model in system.models] for system in systems]
     own = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
     # Places of files say nothing; the items that came from them are in `asked`.
     own = {name: value for name, value in own.items() if name not in ("validation", "shots", "include")}
@@ -128,8 +133,13 @@ def _identity(
     }
 
 
-def _facts(model: ModelSettings) -> Any:
-    return model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+def _model(model: ModelSettings, benchmark: Any, items: Sequence[Any]) -> dict[str, Any]:
+    """What a model's numbers depend on; under its chat template also the prompts that it writes."""
+    facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+    found = model_identity(model, facts)
+    if getattr(benchmark, "chat", False):
+        found["prompts"] = texts_hash(benchmark.chat_prompts(facts.reads, items, model.id))
+    return found
 
 
 def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:

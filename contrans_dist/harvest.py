@@ -26,7 +26,7 @@ from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, Unit, chec
 from contrans_dist.shards import plan_shards, rows_per_shard
 from contrans_dist.storage import Location
 from contrans_dist.streamed import SweepReport, SweepTask, clean, plan_sweeps
-from contrans_dist.texts import template_fields
+from contrans_dist.texts import prompts, template_fields, texts_hash
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,13 @@ def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) 
         return {"texts": 0, "reason": f"not measured: {first_line(error)}"}
 
 
+def prompts_of(facts: ModelFacts, job: HarvestJob) -> str:
+    """Identity of the prompts as they are run: a chat template may write what no setting tells."""
+    capture = job.capture
+    rendered = facts.prompts(prompts(job.texts, capture.template), capture.chat, capture.chat_date)
+    return texts_hash(rendered)
+
+
 @dataclass
 class _Set:
     """One activation set on its way: what is planned, what is there."""
@@ -100,7 +107,7 @@ class _Set:
             template_fields(job.capture.template)
         blocks = resolve_blocks(job.capture.blocks, facts.n_blocks)
         size = rows_per_shard(job.texts.num_rows, len(blocks), facts.d, job.capture.shard_size)
-        identity = identity_of(model, facts, job.capture, blocks, size, job.texts)
+        identity = identity_of(model, facts, job.capture, blocks, size, job.texts, prompts_of(facts, job))
         spec = HarvestSpec(identity, job.capture, blocks, facts.d, job.out)
         manifest = _manifest_there(spec)
         _refuse_other(spec, manifest)

@@ -58,6 +58,7 @@ def join(
 
     The default protocol holds rows out by a hash of the text, or of the text that a prefix was cut from.
     """
+    _check_dates(source, target)
     row = _first_difference(source, target)
     if row is not None:
         raise UserError(
@@ -73,6 +74,16 @@ def join(
     else:
         split = np.full(n, FIT)
     return Joined(source, target, split, rows)
+
+
+def _check_dates(source: ActivationSet, target: ActivationSet) -> None:
+    """Raise UserError where two chat templates were told different days: their prompts may differ by it."""
+    days = [side.manifest.get("identity", {}).get("chat_date") for side in (source, target)]
+    if None not in days and days[0] != days[1]:
+        raise UserError(
+            f"{source.location} has chat date {days[0]}, {target.location} {days[1]}: harvest both with the "
+            "same --chat-date"
+        )
 
 
 def values(side: ActivationSet, name: str) -> Iterator[list[str]]:

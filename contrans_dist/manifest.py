@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from contrans_dist import schema
 from contrans_dist.config import CaptureSettings, ModelSettings
-from contrans_dist.models import ModelFacts
+from contrans_dist.models import ModelFacts, around
 from contrans_dist.progress import note
 from contrans_dist.provenance import command_line, git_commit, now, versions
 from contrans_dist.shardfiles import HarvestSpec, ShardReport
@@ -43,12 +43,16 @@ def identity_of(
     blocks: list[int],
     shard_rows: int,
     texts: pa.Table,
+    prompts: str,
 ) -> dict[str, Any]:
     """What the bytes depend on. A field that differs refuses a resume, so nothing else belongs here."""
     return {
         **model_identity(model, facts),
         "template": capture.template,
         "chat": capture.chat,
+        "chat_date": capture.chat_date.isoformat() if capture.chat else None,
+        "prompts": prompts,
+        "max_tokens": capture.max_tokens,
         "position": capture.position,
         "blocks": blocks,
         "batch_tokens": capture.batch_tokens,
@@ -83,6 +87,9 @@ def manifest_of(
         "norms": {str(block): float(norm) for block, norm in zip(spec.blocks, medians, strict=True)},
         "tokens": sum(report.tokens for report in reports),
         "truncated": sum(report.truncated for report in reports),
+        "context": facts.context,
+        "tokenizer_limit": facts.tokenizer_limit,
+        "special_tokens": around(facts.reads, spec.capture.chat, spec.capture.chat_date),
         "canary": {"worst_deviation": max(report.canary for report in reports)},
         "shards": [
             {
@@ -106,7 +113,15 @@ def manifest_of(
 
 def warn(manifest: dict[str, Any], out: Location) -> None:
     if manifest["truncated"]:
-        note(f"{out}: {manifest['truncated']} texts are longer than the model's context; their start was cut")
+        asked, context = manifest["identity"]["max_tokens"], manifest["context"]
+        by = f"--max-tokens {asked}" if asked and asked < (context or asked + 1) else "the model's context"
+        note(f"{out}: {manifest['truncated']} texts are longer than {by}; their start was cut")
+    limit = manifest["tokenizer_limit"]
+    if limit and limit < (manifest["context"] or limit + 1):
+        note(
+            f"{out}: the tokenizer's own limit, {limit} tokens, is below the model's; texts are cut at the "
+            f"model's (--max-tokens {limit} would cut them there)"
+        )
     worst = manifest["canary"]["worst_deviation"]
     if worst > CANARY_WARNING[manifest["identity"]["dtype"]]:
         note(f"{out}: a text in a batch and alone differ by {worst:.1e}; look at the model's padding")

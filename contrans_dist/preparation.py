@@ -206,11 +206,17 @@ def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings,
     plain = CaptureSettings(
         blocks=harvested_blocks(recipe, side, n_blocks),
         batch_tokens=recipe.batch_tokens,
+        max_tokens=recipe.max_tokens,
         template=recipe.corpus.source_template if own else None,
     )
     template = (settings.source_template if own else None) or settings.template
     if framed(settings):
         template = _FRAMED
     return plain, plain.model_copy(
-        update={"template": template, "chat": settings.chat, "position": settings.position}
+        update={
+            "template": template,
+            "chat": settings.chat,
+            "chat_date": settings.chat_date,
+            "position": settings.position,
+        }
     )

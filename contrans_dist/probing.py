@@ -18,7 +18,7 @@ from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.errors import RunError
-from contrans_dist.models import LanguageModel, cut_to, encode_many
+from contrans_dist.models import After, LanguageModel, cut_to, encode_many
 from contrans_dist.pool import Task
 from contrans_dist.progress import Progress
 from contrans_dist.scorers import SystemActor, facts_of, read_part, run_on
@@ -73,7 +73,9 @@ class Probe:
     def _tokens(self, lm: LanguageModel, steered: Intervention) -> list[dict[str, Any]]:
         if not self.prompts:
             return []
-        found = token_changes(lm, _prompts(lm, self.prompts), steered)
+        prompts = _prompts(lm, self.prompts)
+        found = token_changes(lm, prompts, steered)
+        after = After(lm.tokenizer, prompts[0])
         rows = []
         for direction, tokens in (("up", found.up), ("down", found.down)):
             for token, count in Counter(tokens.ravel().tolist()).most_common(_MOST_TOKENS):
@@ -84,7 +86,7 @@ class Probe:
                         "strength": self.strength,
                         "direction": direction,
                         "token_id": token,
-                        "token_text": lm.tokenizer.decode([token]),
+                        "token_text": after.text([token], special=True),
                         "count": count,
                         "n_prompts": len(self.prompts),
                     }

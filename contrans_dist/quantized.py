@@ -9,10 +9,10 @@ from contrans_dist import schema
 from contrans_dist.artifacts import block_values
 from contrans_dist.capturing import capture_ids
 from contrans_dist.config import ModelSettings
-from contrans_dist.models import encode_many, load_model
+from contrans_dist.models import load_model
 from contrans_dist.models.placement import choose_placement
 from contrans_dist.shardfiles import HarvestSpec
-from contrans_dist.texts import prompts
+from contrans_dist.shards import token_ids
 
 SAMPLE_TEXTS = 32
 
@@ -43,7 +43,7 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> dict[str, Any
         trust_remote_code=model.trust_remote_code,
     )
     settings = spec.capture
-    ids = encode_many(lm, prompts(stored, settings.template), chat=settings.chat)
+    ids, _ = token_ids(lm, stored, settings)
     exact = capture_ids(lm, ids, spec.blocks, settings.position, settings.batch_tokens)
     cosines = {
         block: _cosines(block_values(stored, schema.block_column(block)), exact[block])

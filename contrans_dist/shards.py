@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from contrans_dist.capturing import Activations, canary, capture_ids, truncate
+from contrans_dist.config import CaptureSettings
 from contrans_dist.models import LanguageModel, encode_many
 from contrans_dist.shardfiles import (
     ROW_GROUP,
@@ -88,6 +89,15 @@ def canary_rows(rows: int) -> list[int]:
     return [rows // 2] if rows < _TWO_CANARIES else [rows // 3, 2 * rows // 3]
 
 
+def token_ids(
+    lm: LanguageModel, rows: pa.Table, settings: CaptureSettings
+) -> tuple[list[list[int]], list[int]]:
+    """What is run for each of the texts, and which of them were cut."""
+    texts = prompts(rows, settings.template)
+    ids = encode_many(lm, texts, settings.chat, settings.chat_date)
+    return truncate(lm, ids, settings.max_tokens)
+
+
 def compute_shard(
     lm: LanguageModel, rows: pa.Table, spec: HarvestSpec, shard: Shard, run: Callable[..., Any] = timed
 ) -> ShardReport:
@@ -99,7 +109,7 @@ def compute_shard(
     """
     began, capturing = time.monotonic(), 0.0
     settings = spec.capture
-    ids, truncated = truncate(lm, encode_many(lm, prompts(rows, settings.template), chat=settings.chat))
+    ids, truncated = token_ids(lm, rows, settings)
 
     def capture(start: int, stop: int) -> Activations:
         nonlocal capturing

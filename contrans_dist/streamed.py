@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from contrans_dist.capturing import deviation
 from contrans_dist.capturing.streamed import MEMORY, Plan, plan_capture, states_of, sweep
 from contrans_dist.errors import RunError
-from contrans_dist.models import encode_many
 from contrans_dist.models.streaming import StreamedModel
 from contrans_dist.shardfiles import (
     Counts,
@@ -38,9 +37,8 @@ from contrans_dist.shardfiles import (
     Unit,
     publish_shard,
 )
-from contrans_dist.shards import canary_rows
+from contrans_dist.shards import canary_rows, token_ids
 from contrans_dist.storage import Location, sync
-from contrans_dist.texts import prompts
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +116,7 @@ class _Planned:
     unit: Unit
     place: int
     texts: Plan
+    truncated: list[int]
     sample: list[int]
     """Texts that are also run alone, as the canary; their rows follow the others."""
     alone: Plan
@@ -125,13 +124,14 @@ class _Planned:
     @classmethod
     def of(cls, model: StreamedModel, unit: Unit, place: int) -> "_Planned":
         settings, rows, first = unit.spec.capture, unit.shard.rows, unit.shard.start
-        ids = encode_many(model.lm, prompts(unit.rows, settings.template), chat=settings.chat)
+        ids, truncated = token_ids(model.lm, unit.rows, settings)
         sample = canary_rows(rows)
         blocks, position = unit.spec.blocks, settings.position
         return cls(
             unit,
             place,
             plan_capture(model.lm, ids, blocks, position, settings.batch_tokens, first, place),
+            truncated,
             sample,
             plan_capture(model.lm, [ids[i] for i in sample], blocks, position, 1, first, place + rows),
         )
@@ -142,7 +142,7 @@ class _Planned:
         captured = self.texts.activations({k: files[k].read(self.place, rows) for k in self.unit.spec.blocks})
         alone = {k: files[k].read(self.place + rows, len(self.sample)) for k in self.unit.spec.blocks}
         worst = deviation(alone, {k: captured[k][self.sample] for k in alone})
-        counts = Counts(int(captured.n_tokens.sum()), len(captured.truncated), worst)
+        counts = Counts(int(captured.n_tokens.sum()), len(self.truncated), worst)
         unit = self.unit
         return publish_shard(unit.rows, [Piece(0, captured)], counts, unit.spec, unit.shard, device)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Any
 
@@ -188,6 +188,14 @@ def table_hash(table: pa.Table) -> str:
     digest = hashlib.sha256()
     for name in table.column_names:
         digest.update(json.dumps([name, table.column(name).to_pylist()], default=str).encode())
+    return digest.hexdigest()
+
+
+def texts_hash(texts: Iterable[str]) -> str:
+    """SHA-256 (hex) over texts, in order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(json.dumps(text).encode() + b"\n")
     return digest.hexdigest()
 
 

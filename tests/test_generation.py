@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, CONTEXT, tiny_model, tiny_tokenizer
 from torch import nn
+from truth import continued
 
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, wrap_model
@@ -61,7 +62,7 @@ def new_ids(lm: LanguageModel, prompt: list[int], intervention: Intervention, en
 
 def alone(lm: LanguageModel, ends: list[int]) -> list[list[str]]:
     return [
-        [lm.tokenizer.decode(new_ids(lm, prompt, each, ends), skip_special_tokens=True) for prompt in PROMPTS]
+        [continued(lm.tokenizer, prompt, new_ids(lm, prompt, each, ends)) for prompt in PROMPTS]
         for each in INTERVENTIONS
     ]
 
@@ -93,7 +94,7 @@ def test_rows_that_end_early_leave_the_others_alone(batch_size: int) -> None:
 def test_the_whole_context_can_be_used() -> None:
     lm = language_model("gpt2")
     prompt = [0, *RNG.integers(3, 290, size=CONTEXT - STEPS - 1).tolist()]
-    expected = lm.tokenizer.decode(new_ids(lm, prompt, INTERVENTIONS[1], [1]), skip_special_tokens=True)
+    expected = continued(lm.tokenizer, prompt, new_ids(lm, prompt, INTERVENTIONS[1], [1]))
     assert generate(lm, [prompt, PROMPTS[1]], INTERVENTIONS[1:2], max_new_tokens=STEPS)[0][0] == expected
     with pytest.raises(UserError, match=f"needs {CONTEXT + 1} tokens"):
         generate(lm, [[*prompt, 5]], max_new_tokens=STEPS)

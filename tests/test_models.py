@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, CONTEXT, save_tiny, tiny_model, tiny_tokenizer
+from tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from contrans_dist.capturing import capture
@@ -14,7 +14,6 @@ from contrans_dist.models import (
     encode,
     encode_many,
     find_blocks,
-    front_tokens,
     identity,
     load_model,
     loading,
@@ -115,7 +114,7 @@ def test_tokens_begin_with_exactly_one_bos():
 
 def test_a_tokenizer_without_bos_or_template():
     lm = wrap_model(tiny_model(), tiny_tokenizer(bos=False, pad=False))
-    assert front_tokens(lm.tokenizer) == []
+    assert lm.front == []
     assert encode(lm, "") == []
     with pytest.raises(UserError, match="no chat template"):
         encode(lm, "home", chat=True)
@@ -130,14 +129,6 @@ def test_a_text_that_cannot_be_run_says_why():
     assert unusable(lm, encode(lm, "home")) is None
     assert unusable(lm, [0, 299]) is None
     assert "no tokens" in str(unusable(lm, []))
-
-
-def test_the_context_is_the_smallest_limit():
-    assert wrap_model(tiny_model("gpt2"), tiny_tokenizer()).context == CONTEXT
-    assert wrap_model(tiny_model("bloom"), tiny_tokenizer()).context is None
-    tokenizer = tiny_tokenizer()
-    tokenizer.model_max_length = 64
-    assert wrap_model(tiny_model("gemma3"), tokenizer).context == 64
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

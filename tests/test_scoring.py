@@ -7,6 +7,7 @@ import torch
 from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from truth import continued
 
 from contrans_dist.errors import UserError
 from contrans_dist.models import wrap_model
@@ -288,7 +289,7 @@ def greedy_by_hand(lm, prompt: list[int], intervention: Intervention, steps: int
         if token == lm.tokenizer.eos_token_id:
             break
         ids.append(token)
-    return lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+    return continued(lm.tokenizer, prompt, ids[len(prompt) :])
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,10 @@ CONTEXT = 128
 
 
 def tiny_tokenizer(
-    vocab: int = 300, bos: bool = True, pad: bool = True, chat: bool = False
+    vocab: int = 300, bos: bool = True, pad: bool = True, chat: bool | str = False, eos: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of five sentences; without `bos` it adds no token, without `pad` it has none."""
+    """A byte-level BPE of five sentences; without `bos` it adds no token before a text, with `eos` one behind
+    it, without `pad` it has none. `chat`: a template of its own instead of `CHAT_TEMPLATE`."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -53,15 +54,18 @@ def tiny_tokenizer(
         show_progress=False,
     )
     backend.train_from_iterator(CORPUS, trainer)
-    if bos:
+    if bos or eos:
+        single = " ".join(["<s>"] * bos + ["$A"] + ["</s>"] * eos)
         backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+            single=single,
+            pair=f"{single} {single.replace('A', 'B')}",
+            special_tokens=[("<s>", 0), ("</s>", 1)],
         )
     names = {"bos_token": "<s>", "eos_token": "</s>"} if bos else {"eos_token": "</s>"}
     if pad:
         names["pad_token"] = "<pad>"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-    tokenizer.chat_template = CHAT_TEMPLATE if chat else None
+    tokenizer.chat_template = CHAT_TEMPLATE if chat is True else chat or None
     return tokenizer
 
 
@@ -173,9 +177,9 @@ def save_tiny(
 ) -> Path:
     """Writes a tiny model and its tokenizer as a folder that transformers loads; returns the folder.
 
-    `options`: `bos`, `pad`, `chat` of the tokenizer, `seed` and fields of the model's configuration.
+    `options`: `bos`, `pad`, `chat`, `eos` of the tokenizer, `seed` and fields of the model's configuration.
     """
-    of_tokenizer = {k: options.pop(k) for k in ("bos", "pad", "chat") if k in options}
+    of_tokenizer = {k: options.pop(k) for k in ("bos", "pad", "chat", "eos") if k in options}
     tiny_model(architecture, n_blocks, d, vocab, **options).save_pretrained(path)
     tiny_tokenizer(vocab, **of_tokenizer).save_pretrained(path)
     return Path(path)

@@ -56,3 +56,12 @@ def block_rows(frame: pd.DataFrame) -> np.ndarray:
     """`[texts, blocks, d]` of a frame's block columns."""
     names = [name for name in frame.columns if name.startswith("block_")]
     return np.stack([np.stack(frame[name].tolist()) for name in names], axis=1)
+
+
+def continued(tokenizer, prompt: list[int], new: list[int]) -> str:
+    """What follows a prompt: both decoded together, less what they have in common with the prompt alone."""
+    both, before = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt + new, prompt))
+    same = 0
+    while same < min(len(both), len(before)) and both[same] == before[same]:
+        same += 1
+    return both[same:]

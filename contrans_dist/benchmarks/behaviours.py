@@ -6,6 +6,7 @@ model gives to the letter of the matching option, over the letters that the ques
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,14 @@ from contrans_dist.benchmarks.choices import (
     check_finite,
     common_start,
     drawn,
-    plain_ids,
     question_template,
     spread,
 )
 from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, mean, summarise
-from contrans_dist.config import BehaviourEvaluation
+from contrans_dist.config import CHAT_DATE, BehaviourEvaluation
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel
+from contrans_dist.models import LanguageModel, encode_many
+from contrans_dist.models.tokens import plain_ids, rendered
 from contrans_dist.scoring import Intervention, continuation_logprobs
 from contrans_dist.statistics import balanced_mean_interval, wilcoxon
 
@@ -69,6 +70,7 @@ class BehaviourBenchmark:
 
     all_items: list[BehaviourItem]
     chat: bool = False
+    chat_date: date = CHAT_DATE
     batch_tokens: int = 4096
     name: str = field(default="behaviours", init=False)
 
@@ -96,7 +98,7 @@ class BehaviourBenchmark:
                         opening, options, matching,
                     )
                 )  # fmt: skip
-        return cls(items, settings.chat)
+        return cls(items, settings.chat, settings.chat_date)
 
     def items(self) -> list[BehaviourItem]:
         """Every question, behaviour by behaviour in the files' order."""
@@ -136,10 +138,18 @@ class BehaviourBenchmark:
     def _wholes(self, lm: LanguageModel, items: Sequence[BehaviourItem]) -> list[list[Ids]]:
         """Token ids of prompt and letter, for each letter of each item."""
         if self.chat:
-            return [[_chat_ids(lm, item, letter) for letter in item.options] for item in items]
-        texts = [item.prompt + _gap(item.prompt) + letter for item in items for letter in item.options]
-        ids = iter(plain_ids(lm, texts))
+            texts = self.chat_prompts(lm.tokenizer, items, lm.name)
+            ids = iter(plain_ids(lm.tokenizer, texts))
+        else:
+            texts = [item.prompt + _gap(item.prompt) + letter for item in items for letter in item.options]
+            ids = iter(encode_many(lm, texts))
         return [[next(ids) for _ in item.options] for item in items]
+
+    def chat_prompts(self, tokenizer: Any, items: Sequence[BehaviourItem], name: str = "") -> list[str]:
+        """For each letter of each item a user's turn, and the model's turn up to the letter. Raises UserError
+        where the tokenizer has no chat template."""
+        turns = [_turns(item, letter) for item in items for letter in item.options]
+        return rendered(tokenizer, turns, self.chat_date, name, continue_final_message=True) if turns else []
 
     def summarise(self, table: pa.Table) -> dict[str, Any]:
         """`conditions`, `reference` and `notes`, over all behaviours and by behaviour.
@@ -213,15 +223,8 @@ def _gap(prompt: str) -> str:
     return "" if not prompt or prompt[-1].isspace() or prompt[-1] in "([{\"'" else " "
 
 
-def _chat_ids(lm: LanguageModel, item: BehaviourItem, letter: str) -> Ids:
-    """Token ids of a user's turn, and of the model's turn up to the letter."""
-    if not getattr(lm.tokenizer, "chat_template", None):
-        raise UserError(f"--chat: the tokenizer of {lm.name or 'this model'} has no chat template")
-    turns = [
+def _turns(item: BehaviourItem, letter: str) -> list[dict[str, str]]:
+    return [
         {"role": "user", "content": item.prompt.removesuffix(item.opening).rstrip()},
         {"role": "assistant", "content": item.opening + _gap(item.opening) + letter},
     ]
-    encoded = lm.tokenizer.apply_chat_template(
-        turns, tokenize=True, continue_final_message=True, return_dict=True
-    )
-    return list(encoded["input_ids"])

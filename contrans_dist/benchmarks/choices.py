@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import LanguageModel
+from contrans_dist.models import LanguageModel, encode_many, encode_with_starts
 from contrans_dist.scoring import Intervention, TokenScores
 from contrans_dist.texts import template_fields
 
@@ -33,16 +33,6 @@ def drawn(count: int, limit: int | None, seed: int | str) -> Sequence[int]:
     return sorted(random.Random(seed).sample(range(count), limit))
 
 
-def plain_ids(lm: LanguageModel, texts: Sequence[str]) -> list[Ids]:
-    """Token ids of texts that go on: with what the tokenizer puts in front, not what it adds at the end."""
-    if not texts:
-        return []
-    encoded = lm.tokenizer(
-        list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False
-    )
-    return [[*lm.front, *ids] for ids in encoded["input_ids"]]
-
-
 def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[Ids, Ids]]:
     """(context, answer) tokens of each prompt followed by its answer, with a space between them.
 
@@ -53,19 +43,16 @@ def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
     """
     texts = [p + ("" if p[-1:].isspace() else " ") + a for p, a in zip(prompts, answers, strict=True)]
     bodies = [prompt.rstrip(" ") for prompt in prompts]
-    if getattr(lm.tokenizer, "is_fast", False):
-        encoded = lm.tokenizer(
-            texts, add_special_tokens=False, padding=False, truncation=False, verbose=False,
-            return_offsets_mapping=True,
-        )  # fmt: skip
-        wholes = [[*lm.front, *ids] for ids in encoded["input_ids"]]
+    wholes, starts = encode_with_starts(lm, texts)
+    if starts is None:
         cuts = [
-            len(lm.front) + next(i for i, (low, _) in enumerate(spans) if low >= len(body))
-            for body, spans in zip(bodies, encoded["offset_mapping"], strict=True)
+            common_start([whole, ids]) for whole, ids in zip(wholes, encode_many(lm, bodies), strict=True)
         ]
-    else:  # it cannot say which characters a token stands for
-        wholes = plain_ids(lm, texts)
-        cuts = [common_start([whole, ids]) for whole, ids in zip(wholes, plain_ids(lm, bodies), strict=True)]
+    else:
+        cuts = [
+            next(i for i, low in enumerate(each) if low >= len(body))
+            for body, each in zip(bodies, starts, strict=True)
+        ]
     return [(whole[:cut], whole[cut:]) for whole, cut in zip(wholes, cuts, strict=True)]
 
 

@@ -25,7 +25,7 @@ from contrans_dist.benchmarks.scenarios import (
 )
 from contrans_dist.benchmarks.summary import summarise_hits
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel
+from contrans_dist.models import After, LanguageModel
 from contrans_dist.scoring import BASE, Intervention, NextToken, cues, next_token
 from contrans_dist.storage import Location
 
@@ -121,6 +121,7 @@ class EmotionBenchmark:
                     f"item {item.id} has {len(context)} tokens, the model's context holds {lm.context}: "
                     "use fewer examples"
                 )
+        after = [After(lm.tokenizer, context) for context in contexts]
         got = next_token(lm, contexts, interventions, watch=tokens, batch_tokens=self.batch_tokens)
         own = np.array([concepts.index(item.concept) for item in items], dtype=np.int64)
         shared = _shared(concepts, tokens, own)
@@ -135,7 +136,11 @@ class EmotionBenchmark:
                 name: [each.columns[name] for each in interventions for _ in range(n_p)]
                 for name in BASE.columns
             },
-            "argmax_text": [lm.tokenizer.decode([token]) for token in got.argmax.ravel().tolist()],
+            "argmax_text": [
+                each.text([token], special=True)
+                for row in got.argmax.tolist()
+                for each, token in zip(after, row, strict=True)
+            ],
             "shared_with": shared * n_c,
         }
         arrays = {name: pa.array(columns[name], type=kind) for name, kind in _FIELDS}

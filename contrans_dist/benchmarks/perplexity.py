@@ -21,7 +21,7 @@ from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, summari
 from contrans_dist.benchmarks.windows import Grid, merged, passages, span_of, tokens_of
 from contrans_dist.config import PerplexityEvaluation
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel
+from contrans_dist.models import LanguageModel, encode
 from contrans_dist.scoring import Intervention, continuation_logprobs
 from contrans_dist.statistics import ratio_interval, wilcoxon
 from contrans_dist.storage import Location
@@ -191,8 +191,7 @@ def _front(lm: LanguageModel, items: Sequence[Passage]) -> Ids:
     if len(prompts) > 1:
         raise ValueError("passages that are scored together must have the same prompt")
     prompt = prompts.pop() if prompts else ""
-    more = lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-    return [*lm.front, *more]
+    return encode(lm, prompt)
 
 
 def _per_item(intervention: Intervention) -> bool:

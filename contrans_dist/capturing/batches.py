@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from contrans_dist.capturing.activations import Activations
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.tokens import shortened
 from contrans_dist.prefixes import Row, batch_rows
 
 Position = str | int
@@ -86,15 +87,17 @@ def prepare(lm: LanguageModel, ids: list[list[int]], position: Position, first_r
     return Prepared(ids, truncated, tokens, position == "mean")
 
 
-def truncate(lm: LanguageModel, ids: list[list[int]]) -> tuple[list[list[int]], list[int]]:
-    """Texts cut to the model's context, and which. The front tokens and the END of a text are kept."""
-    if lm.context is None or all(len(text) <= lm.context for text in ids):
+def truncate(
+    lm: LanguageModel, ids: list[list[int]], max_tokens: int | None = None
+) -> tuple[list[list[int]], list[int]]:
+    """Texts cut to the model's context and to `max_tokens`, and which were. The front tokens and the END of a
+    text are kept. Raises UserError where `max_tokens` leaves no room for a text."""
+    most = min((n for n in (lm.context, max_tokens) if n is not None), default=None)
+    if max_tokens is not None and max_tokens <= len(lm.front):
+        raise UserError(
+            f"--max-tokens {max_tokens}: expected more than the {len(lm.front)} before every text"
+        )
+    if most is None:
         return ids, []
-    cut, kept = [], []
-    for row, text in enumerate(ids):
-        if len(text) > lm.context:
-            front = lm.front if text[: len(lm.front)] == lm.front else []
-            text = front + text[len(text) - (lm.context - len(front)) :]
-            cut.append(row)
-        kept.append(text)
-    return kept, cut
+    cut = [row for row, text in enumerate(ids) if len(text) > most]
+    return [shortened(lm, text, most) for text in ids], cut

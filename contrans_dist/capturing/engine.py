@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from contrans_dist.capturing.activations import Activations
 from contrans_dist.capturing.batches import Position, prepare
 from contrans_dist.capturing.gather import Gatherer, Landing
 from contrans_dist.capturing.memory import did_not_fit
+from contrans_dist.config import CHAT_DATE
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
 from contrans_dist.prefixes import Group, Row, Trunk, pack, plan_for
@@ -128,15 +130,17 @@ def capture(
     position: Position = "last",
     batch_tokens: int = 4096,
     chat: bool = False,
+    chat_date: date = CHAT_DATE,
 ) -> Activations:
     """The residual stream as each block returns it, one row a text: `{block: float32 [n_texts, d]}`.
 
     `blocks`: numbers, a specification as in `resolve_blocks`, or None for all that are loaded. `position`:
     `last`, `mean`, or an offset such as -2. `batch_tokens`: at most so many tokens, padding included, run at
-    once. `chat`: through the tokenizer's chat template. Raises UserError for unusable input, RunError for NaN
-    or infinity.
+    once. `chat`: through the tokenizer's chat template, on `chat_date`. Raises UserError for unusable input,
+    RunError for NaN or infinity.
     """
-    activations = capture_ids(lm, encode_many(lm, list(texts), chat), blocks, position, batch_tokens)
+    ids = encode_many(lm, texts, chat, chat_date)
+    activations = capture_ids(lm, ids, blocks, position, batch_tokens)
     bad = activations.bad_rows()
     if bad:
         rows = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")

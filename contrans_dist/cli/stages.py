@@ -28,7 +28,7 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import CaptureSettings
+from contrans_dist.config import CHAT_DATE, CaptureSettings
 from contrans_dist.errors import UserError
 from contrans_dist.recipe import validated
 from contrans_dist.storage import Location
@@ -46,6 +46,12 @@ def harvest(
     ] = "last",
     template: Annotated[str | None, typer.Option(help="Prompt around each text, with {text}.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    chat_date: Annotated[
+        str, typer.Option(help="The day it is for a chat template that asks: YYYY-MM-DD.")
+    ] = CHAT_DATE.isoformat(),
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt; its end is kept. Default: the model's positions.")
+    ] = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
     actors: Actors = None,
@@ -67,10 +73,14 @@ def harvest(
         "position": int(position) if position.lstrip("-").isdigit() else position,
         "template": template,
         "chat": chat,
+        "chat_date": chat_date,
+        "max_tokens": max_tokens,
         "batch_tokens": batch_tokens,
         "shard_size": shard_size,
     }
-    capture = validated(CaptureSettings, content, "--position, --batch-tokens, --shard-size")
+    capture = validated(
+        CaptureSettings, content, "--position, --chat-date, --max-tokens, --batch-tokens, --shard-size"
+    )
     result = run_harvest(
         model_settings(model, dtype, quantization, trust_remote_code),
         read_texts(texts),

@@ -1,10 +1,11 @@
 """Evaluations of the steered target: what all have, and what each benchmark adds."""
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, FiniteFloat, Tag
 
-from contrans_dist.config.base import Settings
+from contrans_dist.config.base import CHAT_DATE, Settings
 
 Condition = Literal[
     "vector",
@@ -125,6 +126,8 @@ class BehaviourEvaluation(ValidatedEvaluation):
     """Prompt with `{text}` for question and choices; None is the question, a line break and `Answer: (`."""
     chat: bool = False
     """Put the prompt into the model's own chat template."""
+    chat_date: date = CHAT_DATE
+    """The day that it is for a chat template that asks."""
     limit: int | None = Field(None, ge=1)
     """Only so many questions a behaviour, drawn by `seed`."""
 

@@ -1,11 +1,12 @@
 """The parts of a run: models, how rows are taken, where it runs, texts, and the map."""
 
+from datetime import date
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from contrans_dist.config.base import Settings
+from contrans_dist.config.base import CHAT_DATE, Settings
 from contrans_dist.fitting import Centre, Fitting, Regularise, check_source_blocks, fitting
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -46,6 +47,10 @@ class CaptureSettings(Settings):
     """Prompt around each text, with `{text}`; other columns may be named as well."""
     chat: bool = False
     """Wrap each prompt as a user's turn of the model's own chat template."""
+    chat_date: date = CHAT_DATE
+    """The day that it is for a chat template that asks."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens of a prompt, of which the end is kept; None is as many as the model has positions for."""
     batch_tokens: int = Field(4096, ge=1)
     """Tokens in one forward pass, padding included."""
     shard_size: int | None = Field(None, ge=1)
@@ -125,6 +130,8 @@ class ConceptSettings(PromptSettings):
     source_template: str | None = None
     """Another template for the source, where its tokenizer wants one; None is the same."""
     chat: bool = False
+    chat_date: date = CHAT_DATE
+    """The day that it is for a chat template that asks."""
     position: Position = "last"
     method: Literal["mean", "pca"] = "mean"
     seed: int = 0

@@ -61,6 +61,8 @@ class Recipe(Settings):
     """Pictures of the harvested states by t-SNE, of the differences of contrast pairs, and how alike the maps
     are that are fitted on each concept's own prompts."""
     batch_tokens: int = Field(4096, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens of a harvested prompt, of which the end is kept; None is the model's positions."""
     cluster: ClusterSettings = ClusterSettings()
 
     @property

@@ -5,7 +5,9 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
+from contrans_dist.config import CHAT_DATE
 from contrans_dist.harness.answering import Answer
+from contrans_dist.models.tokens import rendered
 
 Answering = Callable[[Sequence[Any]], Sequence[Answer]]
 """Harness `Instance`s in, an answer to each out."""
@@ -47,9 +49,11 @@ class EngineLM(LM):  # type: ignore[misc]
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """A conversation as a prompt, by the tokenizer's own template."""
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
+        (prompt,) = rendered(
+            self.tokenizer,
+            [chat_history],
+            CHAT_DATE,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
+        return prompt

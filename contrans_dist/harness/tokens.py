@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.tokens import plain_ids
 
 Ids = list[int]
 _NO_LIMIT = 2048
@@ -25,9 +26,10 @@ def prefix_token(lm: LanguageModel) -> int:
 
 
 def encode(lm: LanguageModel, text: str) -> Ids:
-    """Ids with the tokenizer's own special tokens, but no second BOS for a text that brings its own."""
+    """Ids behind what the tokenizer puts in front, but no second BOS for a text that brings its own."""
     begins = lm.tokenizer.decode([prefix_token(lm)])
-    return list(lm.tokenizer.encode(text, add_special_tokens=not text.startswith(begins)))
+    (plain,) = plain_ids(lm.tokenizer, [text])
+    return plain if text.startswith(begins) else [*lm.front, *plain]
 
 
 def encode_pair(lm: LanguageModel, context: str, continuation: str) -> tuple[Ids, Ids]:
@@ -42,7 +44,7 @@ def encode_pair(lm: LanguageModel, context: str, continuation: str) -> tuple[Ids
         front = encode(lm, body)
         rest = encode(lm, body + continuation)[len(front) :]
     else:
-        rest = list(lm.tokenizer.encode(continuation, add_special_tokens=False))
+        (rest,) = plain_ids(lm.tokenizer, [continuation])
         front = [prefix_token(lm)]
         if rest[:1] == front:
             rest = rest[1:]

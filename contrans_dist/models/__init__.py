@@ -5,25 +5,37 @@ from contrans_dist.models.facts import ModelFacts, model_facts
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
 from contrans_dist.models.loading import DTYPES, QUANTIZATIONS, load_model, split_name
-from contrans_dist.models.tokens import cut_to, encode, encode_many, front_tokens, unusable
+from contrans_dist.models.tokens import (
+    After,
+    around,
+    cut_to,
+    encode,
+    encode_many,
+    encode_with_starts,
+    special_tokens,
+    unusable,
+)
 
 __all__ = [
     "CPU_TOKENS",
     "DTYPES",
     "QUANTIZATIONS",
+    "After",
     "LanguageModel",
     "ModelFacts",
+    "around",
     "cut_to",
     "encode",
     "encode_many",
+    "encode_with_starts",
     "find_blocks",
-    "front_tokens",
     "guided",
     "load_model",
     "matched_depth",
     "model_facts",
     "model_type",
     "resolve_blocks",
+    "special_tokens",
     "split_name",
     "text_config",
     "tokenizer_hash",

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from contrans_dist.models.blocks import text_config
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
+from contrans_dist.models.language_model import positions, tokenizer_limit
 from contrans_dist.models.loading import hub_errors, split_name
+from contrans_dist.models.tokens import chat_prompts
 
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -20,6 +23,7 @@ _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 class ModelFacts:
     """Shape and identity of a model."""
 
+    name: str
     model_type: str
     n_blocks: int
     d: int
@@ -32,6 +36,17 @@ class ModelFacts:
     """See `tokenizer_hash`."""
     config: str
     """SHA-256 of the configuration: rotary settings and the like change rows, not weights."""
+    context: int | None
+    """Tokens for which the model has positions; None where nothing limits them."""
+    tokenizer_limit: int | None
+    """What the tokenizer's own files say of the length of texts, by which nothing is cut."""
+    reads: Any = field(repr=False, compare=False)
+    """The tokenizer itself."""
+
+    def prompts(self, texts: list[str], chat: bool, chat_date: date) -> list[str]:
+        """Texts as they are cut into tokens: in the chat template, if asked. Raises UserError where the
+        tokenizer has none."""
+        return chat_prompts(self.reads, texts, chat_date, self.name) if chat else texts
 
 
 def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
@@ -46,6 +61,7 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         )
     text = text_config(config)
     return ModelFacts(
+        name=name,
         model_type=config.model_type,
         n_blocks=text.num_hidden_layers,
         d=text.hidden_size,
@@ -53,6 +69,9 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         weights=weights_identity(source, revision),
         tokenizer=tokenizer_hash(tokenizer),
         config=_config_hash(config),
+        context=positions(text),
+        tokenizer_limit=tokenizer_limit(tokenizer),
+        reads=tokenizer,
     )
 
 

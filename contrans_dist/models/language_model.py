@@ -10,10 +10,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
 from contrans_dist.models.passing import states_after
-from contrans_dist.models.tokens import front_tokens
+from contrans_dist.models.tokens import special_tokens
 
 CPU_TOKENS = 512
 """Tokens in one forward pass on a CPU, at most: larger ones leave its caches, and gain nothing."""
+_POSITIONS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length", "seq_length",
+    "max_sequence_length",
+)  # fmt: skip
+"""What architectures call the number of positions."""
 _SANE_LENGTH = 10**7
 """Tokenizers that know no limit say something like 1e30."""
 
@@ -33,7 +38,7 @@ class LanguageModel:
     """Width of the residual stream."""
     name: str = ""
     context: int | None = None
-    """Most tokens the model can take; None where nothing limits it."""
+    """Tokens for which the model has positions; None where nothing limits them."""
     front: list[int] = field(default_factory=list)
     """Tokens that the tokenizer puts before every text (BOS)."""
     split_at: int | None = None
@@ -96,11 +101,16 @@ def guided(lm: LanguageModel, tuned: LanguageModel, plain: LanguageModel) -> Lan
     )
 
 
-def _context(config: PretrainedConfig, tokenizer: Any) -> int | None:
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    limits = [getattr(config, name, None) for name in names]
-    limits.append(getattr(tokenizer, "model_max_length", None))
-    return min((int(x) for x in limits if isinstance(x, int) and 0 < x < _SANE_LENGTH), default=None)
+def positions(config: PretrainedConfig) -> int | None:
+    """Tokens for which a model has positions, by its text decoder's configuration; None where it has none."""
+    found = (getattr(config, name, None) for name in _POSITIONS)
+    return next((int(x) for x in found if isinstance(x, int) and 0 < x < _SANE_LENGTH), None)
+
+
+def tokenizer_limit(tokenizer: Any) -> int | None:
+    """What a tokenizer's own files say of the length of texts (`model_max_length`); None for nothing."""
+    limit = getattr(tokenizer, "model_max_length", None)
+    return int(limit) if isinstance(limit, int) and 0 < limit < _SANE_LENGTH else None
 
 
 def _split_at(config: PretrainedConfig) -> int | None:
@@ -149,7 +159,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: Any, name: str = "") -> Langua
         n_blocks=config.num_hidden_layers,
         d=config.hidden_size,
         name=name or getattr(model, "name_or_path", ""),
-        context=_context(config, tokenizer),
-        front=front_tokens(tokenizer) if tokenizer is not None else [],
+        context=positions(config),
+        front=special_tokens(tokenizer)[0] if tokenizer is not None else [],
         split_at=_split_at(config),
     )

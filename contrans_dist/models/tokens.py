@@ -1,41 +1,170 @@
-"""Texts to token ids."""
+"""Texts to token ids and back: the one place where this is done."""
 
+from collections.abc import Sequence
+from datetime import date
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
+from contrans_dist.config import CHAT_DATE
 from contrans_dist.errors import UserError
 
 if TYPE_CHECKING:
     from contrans_dist.models.language_model import LanguageModel
 
-
-def front_tokens(tokenizer: Any) -> list[int]:
-    """The token ids that a tokenizer puts before every text (mostly one BOS, or none)."""
-    text = "a"
-    with_special = tokenizer(text)["input_ids"]
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-    for start in range(len(with_special) - len(plain) + 1):
-        if with_special[start : start + len(plain)] == plain:
-            return with_special[:start]
-    return []
+Turns = list[dict[str, str]]
+"""A conversation: `role` and `content` of each turn."""
+_PROBES = ("a", "home", "0", "\u5b57")
+_MARK = "Zq7"
+_TAIL = 32
+"""Tokens of a prompt on which the text of what follows may depend."""
 
 
-def encode_many(lm: "LanguageModel", texts: list[str], chat: bool = False) -> list[list[int]]:
-    """Token ids of each text, not truncated, with the special tokens that the tokenizer itself adds.
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The token ids that a tokenizer puts before and after every text: mostly one BOS or none; nothing."""
+    for text in _PROBES:
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(text)["input_ids"]
+        for start in range(len(whole) - len(plain) + 1) if plain else ():
+            if whole[start : start + len(plain)] == plain:
+                return list(whole[:start]), list(whole[start + len(plain) :])
+    return [], []
 
-    `chat`: each text is the user's turn in the tokenizer's chat template, up to where the answer begins. The
-    template writes its own BOS, so none is added. Raises UserError where the tokenizer has no template.
+
+def encode_many(
+    lm: "LanguageModel", texts: Sequence[str], chat: bool = False, chat_date: date = CHAT_DATE
+) -> list[list[int]]:
+    """Token ids of each text, not truncated, behind what the tokenizer puts before every text (`lm.front`).
+
+    They end with the text's own last token: what a tokenizer adds behind a text (EOS) says that it is over,
+    and is left out. `chat`: each text is the user's turn in the tokenizer's chat template, up to where the
+    answer begins; the template writes its own BOS, so none is added. Raises UserError where the tokenizer has
+    no template.
     """
     if not texts:
         return []
-    if not chat:
-        return lm.tokenizer(list(texts), padding=False, truncation=False, verbose=False)["input_ids"]
-    if not getattr(lm.tokenizer, "chat_template", None):
-        raise UserError(f"--chat: the tokenizer of {lm.name or 'this model'} has no chat template")
-    turns = [[{"role": "user", "content": text}] for text in texts]
-    encoded = lm.tokenizer.apply_chat_template(
-        turns, tokenize=True, add_generation_prompt=True, return_dict=True
+    front = lm.front
+    if chat:
+        texts, front = chat_prompts(lm.tokenizer, texts, chat_date, lm.name), []
+    return [[*front, *ids] for ids in plain_ids(lm.tokenizer, texts)]
+
+
+def encode(lm: "LanguageModel", text: str, chat: bool = False, chat_date: date = CHAT_DATE) -> list[int]:
+    """Token ids of one text; see `encode_many`."""
+    return encode_many(lm, [text], chat, chat_date)[0]
+
+
+def encode_with_starts(
+    lm: "LanguageModel", texts: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]] | None]:
+    """As `encode_many`; and the character at which each token begins, -1 for those that no text stands for.
+
+    None instead of characters where the tokenizer cannot say.
+    """
+    if not texts or not getattr(lm.tokenizer, "is_fast", False):
+        return encode_many(lm, texts), None
+    encoded = _plain(lm.tokenizer, texts, return_offsets_mapping=True)
+    ids = [[*lm.front, *each] for each in encoded["input_ids"]]
+    before = [-1] * len(lm.front)
+    return ids, [
+        [*before, *(low if (low, high) != (0, 0) else -1 for low, high in spans)]
+        for spans in encoded["offset_mapping"]
+    ]
+
+
+def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text alone, with nothing put around it."""
+    return [list(ids) for ids in _plain(tokenizer, texts)["input_ids"]] if texts else []
+
+
+def _plain(tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
+    return tokenizer(
+        list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False, **options
     )
-    return encoded["input_ids"]
+
+
+# -- chat templates --------------------------------------------------------------------------------------
+
+
+def chat_prompts(tokenizer: Any, texts: Sequence[str], chat_date: date, name: str = "") -> list[str]:
+    """Each text as the user's turn in the tokenizer's chat template, up to where the answer begins."""
+    turns: list[Turns] = [[{"role": "user", "content": text}] for text in texts]
+    return rendered(tokenizer, turns, chat_date, name, add_generation_prompt=True)
+
+
+def rendered(
+    tokenizer: Any, conversations: list[Turns], chat_date: date, name: str = "", **options: bool
+) -> list[str]:
+    """Conversations as the tokenizer's chat template writes them on `chat_date`, at midnight: the same ones
+    on every day. `options` as in transformers' `apply_chat_template`. Raises UserError, naming the model,
+    where there is no template, or one that does not serve."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(f"--chat: the tokenizer of {name or 'this model'} has no chat template")
+    given: dict[str, Any] = {"date_string": chat_date.strftime("%d %b %Y"), **options}
+    try:
+        template = tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template, given["day"] = _CLOCK + template, _day(chat_date)
+        return list(
+            tokenizer.apply_chat_template(conversations, chat_template=template, tokenize=False, **given)
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"--chat: the chat template of {name or 'this model'} fails: {why}") from error
+
+
+_CLOCK = (
+    "{%- macro strftime_now(format) -%}{%- set told = namespace(text=format) -%}"
+    "{%- for code, value in day -%}{%- set told.text = told.text | replace(code, value) -%}{%- endfor -%}"
+    "{{ told.text }}{%- endmacro %}\n"
+)
+"""In front of a chat template that asks for the time: it is asked instead of the real clock."""
+_CODES = [*(f"%-{c}" for c in "dmHIMSjy"), *(f"%{c}" for c in "aAbBcdDeFgGhHIjklmMnpPrRStTuUVwWxXyY")]
+
+
+def _day(chat_date: date) -> list[tuple[str, str]]:
+    """What each code of `strftime` stands for at midnight; `%%` is kept apart meanwhile."""
+    codes = [(code, chat_date.strftime(code)) for code in _CODES]
+    return [("%%", "\0"), *codes, ("%z", ""), ("%Z", ""), ("%f", "000000"), ("\0", "%")]
+
+
+def around(tokenizer: Any, chat: bool = False, chat_date: date = CHAT_DATE) -> dict[str, str]:
+    """What stands before and after every text (`front`, `back`), and what the tokenizer would have added
+    behind it and is left out (`left_out`), as text."""
+    if chat:
+        front, _, back = chat_prompts(tokenizer, [_MARK], chat_date)[0].partition(_MARK)
+        return {"front": front, "back": back, "left_out": ""}
+    front_ids, back_ids = special_tokens(tokenizer)
+    return {"front": tokenizer.decode(front_ids), "back": "", "left_out": tokenizer.decode(back_ids)}
+
+
+# -- back to text ----------------------------------------------------------------------------------------
+
+
+class After:
+    """What follows a prompt (token ids), as text: the whole decoded, less the prompt decoded.
+
+    Decoded alone, a continuation would lose the space that it begins with in many tokenizers.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
+        special = set(tokenizer.all_special_ids)
+        self._tokenizer = tokenizer
+        self._tail = [token for token in prompt if token not in special][-_TAIL:]
+        self._before = self._decoded(self._tail, True)
+
+    def text(self, new: Sequence[int], special: bool = False) -> str:
+        """The text of the tokens `new`; with `special`, special tokens are shown."""
+        whole = self._decoded([*self._tail, *new], not special)
+        # Where the prompt ends inside a character, the whole says another one there.
+        return whole[len(commonprefix([self._before, whole])) :]  # noqa: RUF071 -- characters are meant
+
+    def _decoded(self, ids: list[int], skip: bool) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
+
+
+# -- what a model can take ---------------------------------------------------------------------------------
 
 
 def cut_to(lm: "LanguageModel", ids: list[int], new_tokens: int) -> list[int]:
@@ -50,21 +179,24 @@ def cut_to(lm: "LanguageModel", ids: list[int], new_tokens: int) -> list[int]:
         raise UserError(
             f"max_new_tokens {new_tokens}: the model's context holds {lm.context}, and a prompt needs room"
         )
-    return ids if len(ids) <= room else [*lm.front, *ids[len(ids) - (room - len(lm.front)) :]]
+    return shortened(lm, ids, room)
 
 
-def encode(lm: "LanguageModel", text: str, chat: bool = False) -> list[int]:
-    """Token ids of one text; see `encode_many`."""
-    return encode_many(lm, [text], chat)[0]
+def shortened(lm: "LanguageModel", ids: list[int], most: int | None) -> list[int]:
+    """A text of at most so many tokens, more than `lm.front` has: those in front and its END are kept."""
+    if most is None or len(ids) <= most:
+        return ids
+    front = lm.front if ids[: len(lm.front)] == lm.front else []
+    return [*front, *ids[len(ids) - (most - len(front)) :]]
 
 
-def unusable(lm: "LanguageModel", ids: list[int]) -> str | None:
+def unusable(lm: "LanguageModel", ids: Sequence[int]) -> str | None:
     """Why a text of these tokens cannot be run, in words; None where it can."""
     if not ids:
         return "no tokens (an empty text, and a tokenizer without BOS)"
     embedded = lm.decoder.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
-    beyond = next((token for token in ids if not 0 <= token < embedded), None)
-    if beyond is None:
+    beyond = max(ids) if min(ids) >= 0 else min(ids)
+    if 0 <= beyond < embedded:
         return None
     name = lm.tokenizer.convert_ids_to_tokens(beyond)
     return f"token {beyond} ({name!r}) is beyond the model's {embedded} embeddings"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from contrans_dist.benchmarks import Benchmark
-from contrans_dist.benchmarks.choices import answer_ids, plain_ids
+from contrans_dist.benchmarks.choices import answer_ids
 from contrans_dist.benchmarks.windows import Grid, merged, span_of, tokens_of
 from contrans_dist.harness.tokens import encode, encode_pair, encode_prompt, prefix_token, rolling, window
 from contrans_dist.models import cut_to
@@ -93,7 +93,7 @@ def _answers(_: Any, side: Side, items: Sequence[Any], _apart: bool) -> Asked:
 def _letters(benchmark: Any, side: Side, items: Sequence[Any], _apart: bool) -> Asked:
     """Behaviours: each letter after the prompt, of which the letter itself is not run."""
     prompts = [item.prompt for item in items]
-    ids = side.ids(prompts, chat=True) if benchmark.chat else plain_ids(side.lm, prompts)
+    ids = side.ids(prompts, benchmark.chat, benchmark.chat_date)
     return Asked([(each, 1) for each, item in zip(ids, items, strict=True) for _ in item.options])
 
 
@@ -102,7 +102,7 @@ def _windows(benchmark: Any, side: Side, items: Sequence[Any], apart: bool) -> A
     lm = side.lm
     ids, owner = tokens_of(lm.tokenizer, benchmark.text, benchmark.starts)
     ids, owner = ids[: benchmark.limit], owner[: benchmark.limit]
-    front = [*lm.front, *(plain_ids(lm, [items[0].prompt])[0][len(lm.front) :] if items[0].prompt else [])]
+    (front,) = side.ids([items[0].prompt])
     room, stride = benchmark.sizes(lm, len(front))
     grid = Grid(ids, front, room - len(front), stride)
     spans = [span_of(owner, item.index) for item in items]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from contrans_dist.capturing.batches import prepare
+from contrans_dist.capturing.batches import prepare, truncate
 from contrans_dist.config import CaptureSettings
 from contrans_dist.harvesters import SLOTS
 from contrans_dist.models import resolve_blocks
@@ -32,7 +32,11 @@ def _of_model(frame: Frame, each: Harvested) -> Iterator[Stage]:
     both = dict(zip(READS, captures(frame.recipe, each.side, side.n_blocks), strict=True))
     tables = {"corpus": frame.corpus, "contrast": frame.contrast}
     blocks = resolve_blocks(both["corpus"].blocks, side.n_blocks)
-    ids = {what: side.ids(prompts(tables[what], both[what].template), both[what].chat) for what in reads}
+    ids = {}
+    for what in reads:
+        capture = both[what]
+        texts = prompts(tables[what], capture.template)
+        ids[what] = truncate(side.lm, side.ids(texts, capture.chat, capture.chat_date), capture.max_tokens)[0]
     piece = min(_rows(max(map(len, ids.values())), blocks, side), piece_rows(len(blocks), side.d))
     held = _HELD * piece * len(blocks) * side.d * 4
     actors = frame.harvesters(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from contrans_dist.config import ModelSettings
+from contrans_dist.config import CHAT_DATE, ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import (
     DTYPES,
@@ -111,11 +112,11 @@ class Side:
         """What the language-model head costs at a position, in blocks."""
         return int(self.lm.config.vocab_size) * self.d / self.block_parameters
 
-    def ids(self, texts: Sequence[str], chat: bool = False) -> list[list[int]]:
+    def ids(self, texts: Sequence[str], chat: bool = False, chat_date: date = CHAT_DATE) -> list[list[int]]:
         """The texts as token ids."""
         if isinstance(self.lm.tokenizer, Pieces):
             chat = False
-        return [list(ids) for ids in encode_many(self.lm, list(texts), chat)]
+        return encode_many(self.lm, texts, chat, chat_date)
 
     def _tokenizer(self) -> Any:
         source, revision = split_name(self.model.id)

@@ -17,7 +17,7 @@ from contrans_dist.models import LanguageModel
 from contrans_dist.models.passing import first_of, handing, like, replaced, unpacked
 from contrans_dist.prefixes import Group, Packed, Row, Trunk, can_narrow, can_share, narrowed, pack, plan_for
 from contrans_dist.prefixes.trunks import as_arguments, fresh_cache
-from contrans_dist.scoring.batches import pad_id, positions_per_pass
+from contrans_dist.scoring.batches import positions_per_pass
 from contrans_dist.scoring.interventions import by_lowest_block
 from contrans_dist.steering import added
 
@@ -98,7 +98,7 @@ def _packed(
     wanted: Sequence[int],
 ) -> Packed:
     places = {i: range(len(sequences[i]) - wanted[i], len(sequences[i])) for row in batch for i in row.texts}
-    return pack(batch, sequences, places, len(group.trunk), pad_id(lm))
+    return pack(batch, sequences, places, len(group.trunk))
 
 
 @dataclass

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from contrans_dist.models import LanguageModel
-from contrans_dist.scoring.batches import check_lengths, pad_id
+from contrans_dist.models import After, LanguageModel
+from contrans_dist.scoring.batches import check_lengths
 from contrans_dist.scoring.interventions import BASE, Intervention, checked_offsets, row_for
 from contrans_dist.steering import added
 
@@ -34,8 +40,8 @@ def generate(
     Temperature 0 is greedy and does not depend on the batch; above 0, tokens are drawn from the whole softmax
     with `seed` (and then which rows share a batch does matter). The model's own sampling defaults are not
     used. A batch that does not fit into memory is halved. A text ends once it holds one of the strings
-    `until`, which stays in it. Raises UserError for an empty prompt, one that leaves no room in the context,
-    or a vector that does not fit.
+    `until`, which stays in it; what of it stands in the prompt does not count. Raises UserError for an empty
+    prompt, one that leaves no room in the context, or a vector that does not fit.
     """
     check_lengths(lm, prompts, more=max_new_tokens)
     offsets = checked_offsets(lm, interventions, len(prompts))
@@ -47,7 +53,8 @@ def generate(
         for c in range(len(offsets))
     ]
     texts = [[""] * len(prompts) for _ in offsets]
-    with _plain_sampling(lm, max_new_tokens, temperature), torch.random.fork_rng():
+    pad = _padding(prompts, int(lm.config.vocab_size))
+    with _plain_sampling(lm, max_new_tokens, temperature, pad), torch.random.fork_rng():
         torch.manual_seed(seed)
         start = 0
         while start < len(pairs):
@@ -56,7 +63,8 @@ def generate(
                 lm,
                 [prompts[p] for _, p in chunk],
                 [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
-                until,
+                [stop for stop in until if stop],
+                pad,
             )
             if new is None:
                 batch_size = len(chunk) // 2
@@ -72,11 +80,12 @@ def _continued(
     prompts: Sequence[Sequence[int]],
     offsets: Sequence[Mapping[int, Tensor]],
     until: Sequence[str],
+    pad: int,
 ) -> list[str] | None:
     """`_continue`; None where the device has no memory for several prompts at once: what their keys and
     values take grows with every token."""
     try:
-        return _continue(lm, prompts, offsets, until)
+        return _continue(lm, prompts, offsets, until, pad)
     except torch.OutOfMemoryError:
         if len(prompts) == 1:
             raise
@@ -89,10 +98,11 @@ def _continue(
     prompts: Sequence[Sequence[int]],
     offsets: Sequence[Mapping[int, Tensor]],
     until: Sequence[str],
+    pad: int,
 ) -> list[str]:
     """The texts that follow left-padded prompts, row i steered by `offsets[i]`."""
     width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad_id(lm), dtype=torch.int64)
+    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
@@ -101,19 +111,38 @@ def _continue(
     rows = {k: torch.stack([each.get(k, torch.zeros(lm.d)) for each in offsets]) for k in blocks}
     with torch.inference_mode(), added(lm.blocks, rows):
         processors = LogitsProcessorList([_Guides(*lm.guides, mask)] if lm.guides else [])
-        stopping = {"stop_strings": list(until), "tokenizer": lm.tokenizer} if until else {}
+        after = [After(lm.tokenizer, prompt) for prompt in prompts]
+        stops = _Stops(after, until, width)
         out = lm.model.generate(
             input_ids=ids.to(lm.device),
             attention_mask=mask.to(lm.device),
             logits_processor=processors,
-            **stopping,
+            stopping_criteria=StoppingCriteriaList([stops] if until else []),
         )
     ends = _end_ids(lm)
     texts = []
-    for new in out[:, width:].tolist():
-        stop = next((i for i, token in enumerate(new) if token in ends), len(new))
-        texts.append(str(lm.tokenizer.decode(new[:stop], skip_special_tokens=True)))
+    for row, new in enumerate(out[:, width:].tolist()):
+        new = new[: stops.lengths[row]]
+        end = next((i for i, token in enumerate(new) if token in ends), len(new))
+        texts.append(after[row].text(new[:end]))
     return texts
+
+
+class _Stops(StoppingCriteria):
+    """Ends each row once what follows its prompt, special tokens shown, holds one of the strings."""
+
+    def __init__(self, after: Sequence[After], until: Sequence[str], width: int) -> None:
+        self.after, self.until, self.width = after, until, width
+        self.lengths: list[int | None] = [None] * len(after)
+        """New tokens of each row that has ended."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        for row, new in enumerate(input_ids[:, self.width :].tolist()):
+            if self.lengths[row] is None:
+                text = self.after[row].text(new, special=True)
+                if any(stop in text for stop in self.until):
+                    self.lengths[row] = len(new)
+        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
 
 
 class _Guides(LogitsProcessor):
@@ -150,12 +179,12 @@ class _Guides(LogitsProcessor):
 
 
 @contextmanager
-def _plain_sampling(lm: LanguageModel, max_new_tokens: int, temperature: float) -> Iterator[None]:
+def _plain_sampling(lm: LanguageModel, max_new_tokens: int, temperature: float, pad: int) -> Iterator[None]:
     """Put a generation config in place that knows only what is asked for here, and the model's end tokens."""
     before = lm.model.generation_config
     chosen = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        pad_token_id=pad_id(lm),
+        pad_token_id=pad,
         eos_token_id=sorted(_end_ids(lm)) or None,
         bos_token_id=before.bos_token_id,
         **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {}),
@@ -165,6 +194,13 @@ def _plain_sampling(lm: LanguageModel, max_new_tokens: int, temperature: float) 
         yield
     finally:
         lm.model.generation_config = before
+
+
+def _padding(prompts: Sequence[Sequence[int]], vocabulary: int) -> int:
+    """A token to fill up with, which is masked: the tokenizer's own may lie beyond the embeddings. No prompt
+    ends with it, as transformers would warn of padding on the right."""
+    ends = {prompt[-1] for prompt in prompts}
+    return next((token for token in range(vocabulary) if token not in ends), 0)
 
 
 def _end_ids(lm: LanguageModel) -> set[int]:

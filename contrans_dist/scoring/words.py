@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel, encode_many
+from contrans_dist.models import LanguageModel, encode_many, encode_with_starts
 
 TAIL = 32  # characters at a prompt's end on which the tokens of a word after it may depend
 
@@ -60,27 +60,19 @@ def _split(lm: LanguageModel, prompts: Sequence[str], word: str) -> list[tuple[l
     texts = [body + ("" if not body or body[-1].isspace() else " ") + word for body in bodies]
     if not texts:
         return []
-    if not getattr(lm.tokenizer, "is_fast", False):  # it cannot say which characters a token stands for
-        wholes = encode_many(lm, texts)
+    wholes, starts = encode_with_starts(lm, texts)
+    if starts is None:
         places = [_differing(a, b) for a, b in zip(encode_many(lm, bodies), wholes, strict=True)]
     else:
-        encoded = lm.tokenizer(
-            texts, padding=False, truncation=False, verbose=False, return_offsets_mapping=True
-        )
-        wholes, spans = encoded["input_ids"], encoded["offset_mapping"]
-        places = [_first_from(len(body), each) for body, each in zip(bodies, spans, strict=True)]
+        # A token that begins before is the prompt's, even when it takes the space along.
+        places = [
+            next(i for i, low in enumerate(each) if low >= len(body))
+            for body, each in zip(bodies, starts, strict=True)
+        ]
     return [(list(ids[:place]), int(ids[place])) for ids, place in zip(wholes, places, strict=True)]
 
 
-def _first_from(start: int, spans: Sequence[tuple[int, int]]) -> int:
-    """The first token that begins at character `start` or later; special tokens stand at (0, 0).
-
-    A token that begins before is the prompt's, even when it takes the space along.
-    """
-    return next(i for i, (low, high) in enumerate(spans) if low >= start and (low, high) != (0, 0))
-
-
 def _differing(prompt: Sequence[int], whole: Sequence[int]) -> int:
-    """The first place at which the whole differs from the prompt alone (which may end on special tokens)."""
+    """The first place at which the whole differs from the prompt alone."""
     pairs = enumerate(zip(prompt, whole, strict=False))
     return next((i for i, (a, b) in pairs if a != b), len(prompt))
