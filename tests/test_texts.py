@@ -126,7 +126,9 @@ def test_leak_report_counts_each_side() -> None:
     report = leak_report(
         ["a b c d one", "a b c d two", "a b c d one"], unit_hashes(["a b c d one"]), np.empty(0, np.int64)
     )
-    assert report == {"evaluated": 2, "overlap_vector": 1, "overlap_map": 0, "examples": ["a b c d one"]}
+    assert report == {
+        "evaluated": 2, "overlap_vector": 1, "overlap_map": 0, "in_part": 0, "examples": ["a b c d one"],
+    }  # fmt: skip
 
 
 def test_official_emotion_files_overlap_completely(shared: Path) -> None:
