@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contrans_dist.scripts import SHARES, WITHOUT_BLANKS
+from contrans_dist.characters import SHARES, WITHOUT_BLANKS
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _FULL_STOPS = (  # of scripts that need no blank behind them, or whose stops are others

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from contrans_dist.characters import check_whole
 from contrans_dist.errors import UserError
 from contrans_dist.limits import (
     CELLS,
@@ -113,17 +114,6 @@ def read_document(location: Location) -> str:
     if not text.strip():
         raise UserError(f"{location}: expected a text, found none")
     return text
-
-
-def check_whole(text: str, where: str) -> None:
-    """Raise UserError for half a character: a lone surrogate, which no file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half, before = text[error.start], text[max(error.start - 20, 0) : error.start]
-        raise UserError(
-            f"{where}: expected whole characters, found half of one (\\u{ord(half):04x}) after {before!r}"
-        ) from error
 
 
 def parse_json(data: bytes | str, where: str, expected: str = "JSON") -> Any:

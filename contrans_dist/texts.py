@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contrans_dist import schema
+from contrans_dist.characters import check_whole
 from contrans_dist.errors import UserError
 from contrans_dist.limits import CELLS, COLUMNS, TEXT_BYTES, TEXTS, check_size
 from contrans_dist.progress import note
 from contrans_dist.storage import Location
 from contrans_dist.tablehash import python_values, table_hash
-from contrans_dist.textfiles import check_whole, lines, one_line, read_json, read_json_lines, read_parquet
+from contrans_dist.textfiles import lines, one_line, read_json, read_json_lines, read_parquet
 
 __all__ = [
     "prompts", "read_texts", "records", "table_hash", "template_fields", "text_id", "text_table",

@@ -1,4 +1,6 @@
-"""Scripts whose words are not set apart by blanks, and what of their letters makes a word."""
+"""Characters: whole ones, and letters of scripts whose words are not set apart by blanks."""
+
+from contrans_dist.errors import UserError
 
 _HAN = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _KANA = "\u3040-\u30ff\u3100-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f"
@@ -13,3 +15,15 @@ WITHOUT_BLANKS = _HAN + _KANA + _SOUTH_EAST_ASIA
 SHARES = {_HAN: 8, _HANGUL: 6, _KANA: 4, _SOUTH_EAST_ASIA: 3}
 """By letters, as in `WITHOUT_BLANKS`: the share of a word that one of them is on average, in twelfths.
 Hangul has blanks between its words, but they are long, and people disagree where the blanks stand."""
+
+
+def check_whole(text: str, where: str) -> None:
+    """Raise UserError for half a character: a lone surrogate, which no file can hold. An argument that is not
+    UTF-8 has such too."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half, before = text[error.start], text[max(error.start - 20, 0) : error.start]
+        raise UserError(
+            f"{where}: expected whole characters, found half of one (\\u{ord(half):04x}) after {before!r}"
+        ) from error
