@@ -16,16 +16,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from contrans_dist.affine import AffineMap, fit_map
+    from contrans_dist.affine import AffineMap
     from contrans_dist.artifacts import ActivationSet
     from contrans_dist.capturing import Activations, capture
-    from contrans_dist.concepts import concept_vector
     from contrans_dist.errors import RunError, UserError
     from contrans_dist.leastsquares import map_vectors
+    from contrans_dist.library import concept_vector, fit_map, transplant
     from contrans_dist.models import LanguageModel, load_model, wrap_model
     from contrans_dist.scoring import Intervention, generate, next_token
     from contrans_dist.steering import steer
-    from contrans_dist.transplanting import cosine, transplant
+    from contrans_dist.transplanting import cosine
     from contrans_dist.vectors import ConceptVector
 
 _HOMES = {
@@ -38,15 +38,15 @@ _HOMES = {
     "RunError": "errors",
     "UserError": "errors",
     "capture": "capturing",
-    "concept_vector": "concepts",
+    "concept_vector": "library",
     "cosine": "transplanting",
-    "fit_map": "affine",
+    "fit_map": "library",
     "generate": "scoring",
     "load_model": "models",
     "map_vectors": "leastsquares",
     "next_token": "scoring",
     "steer": "steering",
-    "transplant": "transplanting",
+    "transplant": "library",
     "wrap_model": "models",
 }
 

@@ -11,7 +11,19 @@ from contrans_dist.errors import UserError
 VARIABLE = "CONTRANS_LIMITS"
 
 JSON_BYTES = 32 << 20
-"""Of a manifest, metrics, a header."""
+"""Of a manifest, metrics, a header, and of texts in one JSON value."""
+TEXT_FILE_BYTES = 1 << 30
+"""Of a file of texts, and of what it holds when it is unpacked."""
+TEXT_BYTES = 16 << 20
+"""Of one text, and of the line that it stands in: more than any model reads."""
+TEXTS = 4 << 20
+COLUMNS = 1024
+"""Of a table of texts."""
+CELLS = 64 << 20
+"""Rows times columns of a table of texts, those inside its lists included."""
+RECIPE_BYTES = 256 << 10
+RECIPE_NODES = 100_000
+"""Keys and values of a recipe, each as often as an anchor repeats it."""
 
 
 def raised(most: int) -> int:

@@ -1,15 +1,18 @@
 """Recipes from YAML, settings from plain data: a mistake is one line with the nearest right key."""
 
 import difflib
+import reprlib
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
+from contrans_dist.characters import check_whole
 from contrans_dist.config import EvaluationSettings, Recipe, Settings, evaluation_settings
 from contrans_dist.errors import UserError
+from contrans_dist.limits import RECIPE_BYTES, check_size, raised
+from contrans_dist.yamlfiles import parse_yaml
 
 S = TypeVar("S", bound=Settings)
 
@@ -20,12 +23,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = Fa
     `small`: what stands under that key takes the place of the keys it names. Raises UserError that names the
     file, the key and the nearest right key.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such recipe") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: expected YAML ({' '.join(str(error).split())})") from error
+    content = parse_yaml(_read(path), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping with source, target, corpus, concepts and evaluations")
     if small:
@@ -35,6 +33,21 @@ def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = Fa
     for change in overrides or []:
         _override_runs(content, *override(content, change))
     return validated(Recipe, content, str(path))
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a recipe, not too many; `path` may be a pipe, or a device without end."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(raised(RECIPE_BYTES) + 1)
+            size = max(len(data), path.stat().st_size)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such recipe") from error
+    except OSError as error:
+        raise UserError(f"{path}: expected a recipe that can be read ({error.strerror})") from error
+    if len(data) > raised(RECIPE_BYTES):
+        check_size(str(path), size, RECIPE_BYTES)
+    return data
 
 
 def runs_of(recipe: Recipe) -> dict[str, Recipe]:
@@ -71,6 +84,7 @@ def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
 
     Raises UserError for anything else.
     """
+    check_whole(change, "--set")
     key, mark, value = change.partition("=")
     if not mark or not key:
         raise UserError(f"--set {change}: expected key=value, such as map.protocol=paper")
@@ -78,10 +92,7 @@ def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
     # YAML would take `{text}` for a mapping and drop a last space, and 24:30 for a number.
     text = last.endswith("template") or (last == "blocks" and ":" in value)
     plain = text and value[:1] not in ('"', "'") and value not in ("null", "~", "")
-    try:
-        content[last] = value if plain else yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {change}: expected a YAML value") from error
+    content[last] = value if plain else parse_yaml(value.encode(), f"--set {change}", "a YAML value")
     return key, content[last]
 
 
@@ -121,8 +132,9 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
     if first["type"] == "union_tag_invalid":
         known = ", ".join(first["ctx"]["expected_tags"].replace("'", "").split(", "))
         return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
+    shown = reprlib.repr(first["input"])
     wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
-    return f"{key}: expected {' or '.join(wanted)}, found {first['input']!r}"
+    return f"{key}: expected {' or '.join(wanted)}, found {shown}"
 
 
 def _real_path(content: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:

@@ -1,17 +1,28 @@
-"""Texts in: reading them with their other columns, prompt templates, and identities of texts."""
+"""Texts in: a table of texts with their other columns, prompt templates, and identities of texts."""
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contrans_dist import schema
+from contrans_dist.characters import check_whole
 from contrans_dist.errors import UserError
+from contrans_dist.limits import CELLS, COLUMNS, TEXT_BYTES, TEXTS, check_size
+from contrans_dist.progress import note
 from contrans_dist.storage import Location
+from contrans_dist.tablehash import python_values, table_hash
+from contrans_dist.textfiles import lines, one_line, read_json, read_json_lines, read_parquet
+
+__all__ = [
+    "prompts", "read_texts", "records", "table_hash", "template_fields", "text_id", "text_table",
+]  # fmt: skip
 
 
 def text_id(text: str) -> str:
@@ -23,34 +34,64 @@ def read_texts(source: "Location | str") -> pa.Table:
     """Texts with their other columns, in input order: `row`, `text_id`, `text`, then what the file had.
 
     `.txt`: one text a line. `.jsonl` and `.parquet`: a `text` column. `.json`: a ConTrans file (`pos` and
-    `neg` lists, giving `label` and `pair_id`), a list of texts, or a list of objects with a `question`.
-    Raises UserError, with file and line, for a text that is empty, is not UTF-8 or is missing, and for a
-    column name that we write ourselves.
+    `neg` lists, giving `label` and `pair_id`), a list of texts, or a list of objects with a `question`. Blank
+    lines are no texts.
+    Raises UserError, with file and line, for a text that is empty, is not UTF-8 or is missing, for a column
+    whose name is ours or that Parquet cannot hold, and beyond the limits.
     """
     location = Location.parse(source)
     suffix = location.name.rpartition(".")[2].lower()
-    readers = {"txt": _read_lines, "jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
-    if suffix not in readers:
-        raise UserError(f"{location}: expected a .txt, .jsonl, .json or .parquet file")
-    return text_table(readers[suffix](location), where=str(location))
+    where = str(location)
+    if suffix == "txt":
+        return _of_lines(location)
+    if suffix == "jsonl":
+        columns, numbers = read_json_lines(location)
+        return text_table(columns, where, [f"line {number}" for number in numbers])
+    if suffix == "json":
+        return text_table(_of_json(read_json(location), location), where)
+    if suffix == "parquet":
+        return text_table(read_parquet(location), where)
+    raise UserError(f"{location}: expected a .txt, .jsonl, .json or .parquet file")
 
 
-def text_table(columns: dict[str, list[Any]] | pa.Table, where: str = "texts") -> pa.Table:
-    """Give texts their keys: `row` from 0, `text_id`; other columns are kept. Checks as `read_texts`."""
+def _of_lines(location: Location) -> pa.Table:
+    texts: list[str] = []
+    blank = 0
+    for number, text in lines(location):
+        texts.append(text)
+        blank = number - len(texts)
+    if blank:
+        note(f"{location}: blank lines between the texts are left out ({blank})")
+    return text_table({"text": texts}, str(location))
+
+
+def text_table(
+    columns: dict[str, list[Any]] | pa.Table, where: str = "texts", rows: Sequence[str] | None = None
+) -> pa.Table:
+    """Give texts their keys: `row` from 0, `text_id`; other columns are kept. Checks as `read_texts`.
+
+    `rows`: what messages call each row, such as `line 3`; without it `row` and its number from 1.
+    """
     table = columns if isinstance(columns, pa.Table) else _to_arrow(columns, where)
-    table = table.drop_columns([name for name in ("row", "text_id") if name in table.column_names])
-    if "text" not in table.column_names:
-        raise UserError(f"{where}: expected a column `text`, found {', '.join(table.column_names) or 'none'}")
-    clashes = [name for name in table.column_names if schema.reserved(name)]
-    if clashes:
-        raise UserError(f"{where}: column {clashes[0]!r} is one that a harvest writes itself; rename it")
+    kept = [i for i, name in enumerate(table.column_names) if name not in ("row", "text_id")]
+    table = table.select(kept)
+    _check_names(table, where)
     if table.num_rows == 0:
         raise UserError(f"{where}: expected at least one text")
-    texts = table.column("text").to_pylist()
-    for index, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{where}, line {index + 1}: the text is empty; expected one text a row")
+    check_size(where, table.num_rows, TEXTS, "texts")
+    check_size(where, table.num_columns, COLUMNS, "columns")
+    check_size(where, table.num_rows * table.num_columns, CELLS, "cells")
     others = [name for name in table.column_names if name != "text"]
+    for name in others:
+        _check_held(table.column(name), name, where)
+    texts = _strings(table.column("text"), where)
+    for index, text in enumerate(texts):
+        if text is None or not text.strip():
+            row = rows[index] if rows is not None else f"row {index + 1}"
+            raise UserError(f"{where}, {row}: the text is empty; expected one text a row")
+        if len(text) * 4 > TEXT_BYTES:
+            row = rows[index] if rows is not None else f"row {index + 1}"
+            check_size(f"{where}, {row}", len(text.encode()), TEXT_BYTES)
     return pa.table(
         {
             "row": pa.array(range(len(texts)), pa.int64()),
@@ -61,55 +102,60 @@ def text_table(columns: dict[str, list[Any]] | pa.Table, where: str = "texts") -
     )
 
 
+def _check_names(table: pa.Table, where: str) -> None:
+    names = table.column_names
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: the column {twice[0]!r} is there twice; rename one")
+    if "text" not in names:
+        raise UserError(f"{where}: expected a column `text`, found {', '.join(names)[:200] or 'none'}")
+    for name in names:
+        if not name:
+            raise UserError(f"{where}: a column has no name; give it one")
+        if schema.reserved(name):
+            raise UserError(f"{where}: column {name!r} is one that a harvest writes itself; rename it")
+
+
 def _to_arrow(columns: dict[str, list[Any]], where: str) -> pa.Table:
     arrays = {}
     for name, values in columns.items():
+        check_whole(name, f"{where}: a column's name")
         try:
             arrays[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise UserError(f"{where}: column {name!r} mixes types ({error})") from error
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{where}: column {name!r} holds half a character; expected whole ones"
+            ) from error
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UserError(f"{where}: column {name!r} mixes types ({one_line(error)})") from error
     return pa.table(arrays)
 
 
-def _decoded_lines(location: Location) -> list[str]:
-    lines = location.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    decoded = []
-    for number, line in enumerate(lines, 1):
-        try:
-            decoded.append(line.removesuffix(b"\r").decode())
-        except UnicodeDecodeError as error:
-            byte = line[error.start]
-            message = f"{location}, line {number}: expected UTF-8, found byte 0x{byte:02x} at {error.start}"
-            raise UserError(message) from error
-    return decoded
-
-
-def _read_lines(location: Location) -> dict[str, list[Any]]:
-    return {"text": _decoded_lines(location)}
-
-
-def _read_jsonl(location: Location) -> dict[str, list[Any]]:
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(_decoded_lines(location), 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{location}, line {number}: expected a JSON object ({error})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise UserError(f"{location}, line {number}: expected a JSON object with a string `text`")
-        records.append(record)
-    names = list(dict.fromkeys(name for record in records for name in record))
-    return {name: [record.get(name) for record in records] for name in names}
-
-
-def _read_json(location: Location) -> dict[str, list[Any]]:
+def _check_held(column: pa.ChunkedArray, name: str, where: str) -> None:
+    """Raise UserError for a column that Parquet cannot hold: better before a model has run than after."""
     try:
-        content = json.loads(location.read_bytes().decode())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{location}: expected JSON in UTF-8 ({error})") from error
-    if isinstance(content, list) and all(isinstance(text, str) for text in content):
+        column.validate(full=True)
+        pq.write_table(pa.table({name: column}), pa.MockOutputStream(), compression="none")
+    except (pa.ArrowException, ValueError, OSError, RecursionError) as error:
+        raise UserError(
+            f"{where}: Parquet cannot hold the column {name!r} ({one_line(error)}); leave it out, or "
+            "give its objects a key"
+        ) from error
+
+
+def _strings(column: pa.ChunkedArray, where: str) -> list[str | None]:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise UserError(f"{where}: column `text` is of type {one_line(kind)}; expected strings")
+    try:
+        column.validate(full=True)
+        return list(column.to_pylist())
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: column `text`: expected UTF-8 ({one_line(error)})") from error
+
+
+def _of_json(content: Any, location: Location) -> dict[str, list[Any]]:
+    if _all_texts(content):
         return {"text": content}
     if isinstance(content, list) and all(isinstance(entry, dict) for entry in content):
         return _questions(content, location)
@@ -135,9 +181,10 @@ def _questions(entries: list[dict[str, Any]], location: Location) -> dict[str, l
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry.get("text", entry.get("question")), str):
             raise UserError(f"{location}, entry {number}: expected a string `text` or `question`")
+    # What every entry has, the first one has.
     names = [
         name
-        for name in dict.fromkeys(name for entry in entries for name in entry)
+        for name in (entries[0] if entries else ())
         if name not in ("text", "question") and all(isinstance(entry.get(name), str) for entry in entries)
     ]
     texts = [entry.get("text", entry.get("question")) for entry in entries]
@@ -148,20 +195,19 @@ def _all_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _read_parquet(location: Location) -> pa.Table:
-    try:
-        with location.open() as source:
-            return pq.read_table(source)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{location}: expected a Parquet file ({error})") from error
-
-
 def template_fields(template: str) -> list[str]:
-    """Column names a template asks for. Raises UserError for one that is malformed or lacks `{text}`."""
+    """Column names a template asks for. Raises UserError for one that is malformed, lacks `{text}`, or asks
+    for anything but a column as it is: a width, a conversion, an attribute, an index."""
+    check_whole(template, "template")
     try:
-        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        parts = [part for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise UserError(f"template {template!r}: {error}") from error
+    for _, name, width, conversion in parts:
+        if not name or width or conversion or name.isdigit() or any(mark in name for mark in ".[]{}"):
+            asked = f"{{{name}{'!' if conversion else ''}{conversion or ''}{':' if width else ''}{width}}}"
+            raise UserError(f"template: expected names of columns such as {{text}}, found {asked!r}")
+    fields = [str(name) for _, name, _, _ in parts]
     if "text" not in fields:
         raise UserError(f"template {template!r}: expected a place for the text, `{{text}}`")
     return fields
@@ -171,24 +217,21 @@ def prompts(table: pa.Table, template: str | None) -> list[str]:
     """The prompt of each row: the text itself, or the template filled with the row's columns.
 
     A two-character `\\n` in a template given on a command line stands for a line break. Raises UserError
-    when the template names a column that the texts lack.
+    when the template names a column that the texts lack, or that has no value in some row.
     """
     if template is None:
         return list(table.column("text").to_pylist())
     template = template.replace("\\n", "\n")
-    fields = template_fields(template)
+    fields = list(dict.fromkeys(template_fields(template)))
     missing = [name for name in fields if name not in table.column_names]
     if missing:
         raise UserError(f"template {template!r}: the texts have no column {missing[0]!r}")
-    return [template.format(**record) for record in table.select(list(dict.fromkeys(fields))).to_pylist()]
-
-
-def table_hash(table: pa.Table) -> str:
-    """Identity of a whole input: every text and every other column, in order."""
-    digest = hashlib.sha256()
-    for name in table.column_names:
-        digest.update(json.dumps([name, table.column(name).to_pylist()], default=str).encode())
-    return digest.hexdigest()
+    for name in fields:
+        if table.column(name).null_count:
+            row = pc.index(table.column(name).is_null(), True).as_py()
+            raise UserError(f"template {template!r}: column {name!r} has no value in row {row + 1}")
+    columns = [python_values(table.column(name)) for name in fields]
+    return [template.format(**dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def texts_hash(texts: Iterable[str]) -> str:
@@ -201,7 +244,9 @@ def texts_hash(texts: Iterable[str]) -> str:
 
 def records(table: pa.Table, where: str, needed: Sequence[str]) -> list[dict[str, Any]]:
     """Rows as dictionaries. Raises UserError when a needed column is missing."""
+    names = table.column_names
     for name in needed:
-        if name not in table.column_names:
-            raise UserError(f"{where}: expected a column {name!r}, found {', '.join(table.column_names)}")
-    return list(table.to_pylist())
+        if name not in names:
+            raise UserError(f"{where}: expected a column {name!r}, found {', '.join(names)[:200]}")
+    columns = [python_values(table.column(name)) for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

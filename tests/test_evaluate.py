@@ -332,7 +332,7 @@ def test_metrics_have_the_shape_of_the_design(
                 assert 0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1
                 assert f"sad/{name}_{kind}" in entry["metrics"]
     assert content["leak"] == {
-        "evaluated": 3 * PER_CONCEPT, "overlap_vector": 0, "overlap_map": 0, "examples": [],
+        "evaluated": 3 * PER_CONCEPT, "overlap_vector": 0, "overlap_map": 0, "in_part": 0, "examples": [],
     }  # fmt: skip
     assert not (made[0] / "parts").exists()
 
@@ -476,7 +476,9 @@ def test_leaks_are_counted_and_can_be_left_out(
     assert sorted(leak["examples"]) == sorted(seen)
     unseen = settings.model_copy(update={"only_unseen": True})
     held_out = evaluate(model, unseen, leaky, str(tmp_path / "unseen"), ONE)
-    assert held_out["leak"] == {"evaluated": 15, "overlap_vector": 0, "overlap_map": 0, "examples": []}
+    assert held_out["leak"] == {
+        "evaluated": 15, "overlap_vector": 0, "overlap_map": 0, "in_part": 0, "examples": [],
+    }  # fmt: skip
     found = pq.read_table(tmp_path / "unseen" / "results.parquet").column("scenario").to_pylist()
     assert not set(found) & set(seen)
     assert len(set(found)) == 15

@@ -4,15 +4,22 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from sets import make_set
 from tiny import CORPUS, save_tiny
+from typer.testing import CliRunner
 
 import contrans_dist as ct
+from contrans_dist.cli import app
+from contrans_dist.maps import MapSet
+from contrans_dist.vectors import ConceptVector
 
 BLOCKS = 4
 
@@ -144,3 +151,97 @@ def test_neither_ray_nor_torch_is_loaded_before_it_is_needed() -> None:
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def captured(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Rows of both models in memory, and the same rows as activation sets."""
+    folder = tmp_path_factory.mktemp("sets")
+    endings = ["and he was very", "but she was not", "when it was so"]
+    texts = [f"{CORPUS[i % 5]} That was day {i}, {endings[i % 3]}" for i in range(120)]
+    found: dict[str, Any] = {"folder": folder, "labels": ["positive", "negative"] * 60}
+    for side, path in zip(("source", "target"), models, strict=True):
+        rows = ct.capture(ct.load_model(str(path)), texts)
+        found[side] = rows
+        found[f"{side}_set"] = make_set(
+            folder / side, dict(rows), BLOCKS, texts, text_id=rows.text_ids,
+            token_id=pa.array(rows.token_ids), label=found["labels"],
+        )  # fmt: skip
+    return found
+
+
+def command(*arguments: Any) -> None:
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+
+
+@pytest.mark.parametrize("protocol", ["default", "paper"])
+@pytest.mark.parametrize("pair", [None, (2, 1)])
+def test_a_notebook_gives_what_the_commands_give(
+    captured: dict[str, Any], tmp_path: Path, protocol: Any, pair: tuple[int, int] | None
+) -> None:
+    folder, asked = captured["folder"], [] if pair is None else ["--blocks", f"{pair[0]}:{pair[1]}"]
+    vector, maps, out = (tmp_path / f"{name}.safetensors" for name in ("vector", "map", "out"))
+    command("refine", "--activations", folder / "source", "--out", vector)
+    command(
+        "fit", "--source", folder / "source", "--target", folder / "target", "--out", maps,
+        "--protocol", protocol, *asked,
+    )  # fmt: skip
+    command("transplant", "--vector", vector, "--map", maps, "--out", out, "--norm", "match")
+    [((at, _), theirs)] = MapSet.load(maps).maps.items()
+    carried = ConceptVector.load(str(out))
+
+    source, target = captured["source"], captured["target"]
+    positive = np.array(captured["labels"]) == "positive"
+    own = ct.concept_vector(
+        {block: rows[positive] for block, rows in source.items()},
+        {block: rows[~positive] for block, rows in source.items()},
+    )
+    ours = ct.fit_map(source, target, protocol=protocol, pair=pair)
+    assert ours.source_blocks == ([at - 1, at] if protocol == "default" else [at])
+    assert ours.centre == ("token" if protocol == "default" else False)
+    np.testing.assert_array_equal(ours.weight, theirs.weight)
+    np.testing.assert_array_equal(ours.bias, theirs.bias)
+    facts = ("r2_test", "r2_validation", "ridge", "n_fit", "n_effective", "whiten", "warnings")
+    assert [getattr(ours, name) for name in facts] == [getattr(theirs, name) for name in facts]
+    block = carried.blocks[0]
+    norms = source.norms[at], target.norms[block]
+    np.testing.assert_allclose(
+        ct.transplant(own, ours, "match", *norms), carried.at(block), rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        ct.transplant(ConceptVector.load(str(vector)), ours, "match", *norms), carried.at(block), rtol=1e-6
+    )
+    of_sets = ct.fit_map(captured["source_set"], captured["target_set"], protocol=protocol, pair=pair)
+    np.testing.assert_array_equal(of_sets.weight, theirs.weight)
+    np.testing.assert_array_equal(of_sets.bias, theirs.bias)
+
+
+def test_a_map_of_what_is_there(captured: dict[str, Any]) -> None:
+    """Blocks that were not captured cannot be read: the highest serves, alone where the one below is not."""
+    source, target = captured["source"], captured["target"]
+    few = replace(source, rows={block: source[block] for block in (0, 2)})
+    assert ct.fit_map(few, target).source_blocks == [2]
+    assert ct.fit_map(few, target, pair=(0, 3)).source_blocks == [0]
+    plain = ct.fit_map(few[2], target[3])
+    assert (plain.centre, plain.source_blocks) == (True, None)
+
+
+def test_rows_that_do_not_belong_together_are_named(captured: dict[str, Any]) -> None:
+    source, target = captured["source"], captured["target"]
+    other = replace(target, text_ids=[*target.text_ids[:7], "another", *target.text_ids[8:]])
+    with pytest.raises(ValueError, match="differ in text 7"):
+        ct.fit_map(source, other)
+    with pytest.raises(ValueError, match="source has 120 rows, target 119"):
+        ct.fit_map(source, replace(target, text_ids=target.text_ids[1:]))
+    with pytest.raises(ct.UserError, match="block 9 was not captured"):
+        ct.fit_map(source, target, pair=(2, 9))
+    with pytest.raises(ValueError, match="two arrays, two captures"):
+        ct.fit_map(source[2], target)
+    with pytest.raises(ValueError, match="rows by block"):
+        ct.fit_map(source[2], target[3], source_blocks=2)
+    mapping = ct.fit_map(source, target, pair=(2, 3))
+    with pytest.raises(ValueError, match="no block 1; the map reads blocks"):
+        ct.transplant({2: np.ones(16, np.float32)}, mapping)
+    with pytest.raises(ValueError, match="does not say which source blocks"):
+        ct.transplant({2: np.ones(16, np.float32)}, mapping.weight)

@@ -1,7 +1,7 @@
 """What a capture returns."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +17,10 @@ class Activations(Mapping[int, np.ndarray]):
     """int32 `[n_texts]`: the token that the row was taken from; -1 for position `mean`."""
     truncated: list[int]
     """Texts that were longer than the model's context, and lost tokens after their BOS."""
+    text_ids: list[str] = field(default_factory=list)
+    """Identities of the texts (`texts.text_id`); none where only their token ids were given."""
+    n_blocks: int = 0
+    """Decoder blocks of the whole model; 0 where only token ids were given."""
 
     def __getitem__(self, block: int) -> np.ndarray:
         return self.rows[block]
@@ -26,6 +30,11 @@ class Activations(Mapping[int, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def norms(self) -> dict[int, float]:
+        """Median Euclidean norm of the rows at each block; what `norm: match` needs."""
+        return {block: float(np.median(np.linalg.norm(rows, axis=1))) for block, rows in self.rows.items()}
 
     def bad_rows(self) -> list[int]:
         """Texts with a NaN or an infinity in any block."""

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -16,6 +17,7 @@ from contrans_dist.config import CHAT_DATE
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
 from contrans_dist.prefixes import Group, Row, Trunk, pack, plan_for
+from contrans_dist.texts import text_id
 
 
 def _check_blocks(lm: LanguageModel, blocks: Sequence[int] | str | None) -> list[int]:
@@ -148,7 +150,7 @@ def capture(
             f"NaN or infinity in the rows of texts {rows}, first at block {activations.first_bad_block()}"
             f" ({lm.dtype}); try another --dtype"
         )
-    return activations
+    return replace(activations, text_ids=[text_id(text) for text in texts], n_blocks=lm.n_blocks)
 
 
 def canary(

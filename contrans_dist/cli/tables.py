@@ -26,6 +26,7 @@ def metrics_lines(metrics: dict[str, Any]) -> list[str]:
     lines.append(
         f"leak check: of {leak['evaluated']} texts, {leak['overlap_vector']} were seen by the vectors "
         f"and {leak['overlap_map']} by the map"
+        + (f" ({leak['in_part']} of them in part)" if leak.get("in_part") else "")
     )
     return [*lines, *metrics.get("notes", [])]
 
