@@ -1,6 +1,5 @@
 """The evaluation driver: a benchmark over pools of actors, resumable, with the leak check beside it."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
@@ -10,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrans_dist.assignments import joined, plan_splits, scored_items
-from contrans_dist.benchmarks import Judged
+from contrans_dist.benchmarks import Benchmark, Judged
+from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.catalogue import load_benchmark
 from contrans_dist.cluster import connected, replicas
 from contrans_dist.conditions import Steering
@@ -72,7 +72,7 @@ def evaluate(
         benchmark=benchmark,
         steering=steering,
         strengths=settings.strengths,
-        identity=_identity(settings, steering, items, [target, *others]),
+        identity=_identity(benchmark, settings, steering, items, [target, *others]),
         out=out,
     )
     finished = _found(spec, replace)
@@ -106,20 +106,28 @@ def evaluate(
 
 
 def _identity(
-    settings: EvaluationSettings, steering: Steering, items: Sequence[Any], systems: Sequence[System]
+    benchmark: Benchmark,
+    settings: EvaluationSettings,
+    steering: Steering,
+    items: Sequence[Any],
+    systems: Sequence[System],
 ) -> dict[str, Any]:
-    """What the numbers depend on: the target's model, the items, what is added, and every other system."""
-    asked = hashlib.sha256(repr(list(items)).encode()).hexdigest()
+    """What the numbers depend on: the target's model, all that is scored, what is added, every other system.
+
+    And the leak check: the texts that vectors and map have seen.
+    """
     identities = [[model_identity(model, _facts(model)) for model in system.models] for system in systems]
     own = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
-    # Places of files say nothing; the items that came from them are in `asked`.
+    # Places of files say nothing; the items that came from them are in `items`.
     own = {name: value for name, value in own.items() if name not in ("validation", "shots", "include")}
     return {
         "benchmark": settings.benchmark,
         **own,
+        **benchmark.identity(),
         **identities[0][0],
-        "items": asked,
+        "items": content_hash(list(items)),
         "steering": steering.digest(),
+        "seen": content_hash([steering.vector_texts, steering.map_texts]),
         "strengths": list(settings.strengths),
         "systems": {
             system.name: {"models": found, "instruction": system.instruction}
