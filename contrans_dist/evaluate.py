@@ -28,6 +28,7 @@ from contrans_dist.models import model_facts
 from contrans_dist.pool import Outcome, Task, run_tasks
 from contrans_dist.progress import Progress, note
 from contrans_dist.provenance import command_line, git_commit, now, versions
+from contrans_dist.resultfiles import METRICS, RESULTS, read_metrics
 from contrans_dist.scorers import (
     JUDGED,
     PARTS,
@@ -41,8 +42,6 @@ from contrans_dist.scorers import (
 )
 from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System, in_turn
-
-RESULTS, METRICS = "results.parquet", "metrics.json"
 
 
 def evaluate(
@@ -145,9 +144,12 @@ def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
     metrics, parts = spec.out / METRICS, spec.out / PARTS
     identity: dict[str, Any] | None = None
     content: dict[str, Any] | None = None
+    if metrics.exists() and not (spec.out / RESULTS).exists():
+        note(f"{spec.out}: {RESULTS} is gone; it is evaluated anew")
+        metrics.delete()
     if metrics.exists():
+        identity = read_metrics(spec.out).identity
         content = dict(metrics.read_json())
-        identity = content.get("identity")
     elif names := parts.names():
         identity = next(filter(None, (_part_identity(parts / name) for name in names)), None)
     if identity is None or identity == spec.identity:
@@ -164,9 +166,10 @@ def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
 
 def _part_identity(location: Location) -> dict[str, Any] | None:
     try:
-        return facts_of(read_part(location)).get("identity")
-    except (pa.ArrowException, OSError, ValueError):
+        identity = facts_of(read_part(location)).get("identity")
+    except UserError:
         return None
+    return identity if isinstance(identity, dict) else None
 
 
 def _missing(folder: Location, splits: Sequence[Split], identity: dict[str, Any]) -> list[Split]:

@@ -12,6 +12,8 @@ from contrans_dist.config import EvaluationSettings, Recipe, Settings, evaluatio
 from contrans_dist.errors import UserError
 
 S = TypeVar("S", bound=Settings)
+_MOST_LETTERS = 200
+"""Of a wrong value, in a message."""
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = False) -> Recipe:
@@ -122,7 +124,9 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         known = ", ".join(first["ctx"]["expected_tags"].replace("'", "").split(", "))
         return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
     wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
-    return f"{key}: expected {' or '.join(wanted)}, found {first['input']!r}"
+    found = repr(first["input"])
+    found = found if len(found) <= _MOST_LETTERS else f"{found[:_MOST_LETTERS]}..."
+    return f"{key}: expected {' or '.join(wanted)}, found {found}".removeprefix(": ")
 
 
 def _real_path(content: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:

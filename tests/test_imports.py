@@ -10,11 +10,13 @@ import contrans_dist
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "limits", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress",
-    "artifacts", "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
+    "tensorfiles", "resultfiles", "runrecipe", "artifacts", "texts", "corpus", "leak", "models", "prefixes", "capturing",
+    "shardfiles", "shards",
     "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs",
-    "transplanting", "vectors", "maps", "refining", "joining", "rowsums", "projections", "reduce",
+    "transplanting", "vectors", "mapheaders", "maps", "refining", "joining", "rowsums", "projections",
+    "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "harness", "systems", "scorers",
     "assignments", "catalogue", "evaluate", "trials", "search",
     "probing", "transfers", "likeness", "methods", "selection", "inspection", "analysis", "assess",

@@ -103,8 +103,8 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
 
 
 def classifier_identity(name: str) -> dict[str, Any]:
-    """What a judge's numbers depend on: weights (`weights_identity`), configuration with its labels, tokenizer
-    and where that cuts. Raises as `load_classifier` for one that cannot be found.
+    """What a judge's numbers depend on: weights (`weights_identity`), configuration, labels, tokenizer, and
+    where that cuts. Raises as `load_classifier` for one that cannot be found.
     """
     try:
         where, revision = split_name(name)
