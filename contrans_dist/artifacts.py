@@ -1,7 +1,6 @@
-"""What is kept on disk: activation sets (Parquet and a manifest) and tensors (safetensors and a header)."""
+"""Activation sets on disk: Parquet shards and a manifest."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,51 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save_file
 
 from contrans_dist import schema
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
-
-_LARGEST_HEADER = 100 << 20
-"""safetensors itself refuses a larger one."""
-
-
-def save_tensors(location: Location, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> None:
-    """Publish arrays as one safetensors file whose metadata holds `header` as JSON."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    with location.staged() as path:
-        save_file(arrays, path, metadata={schema.METADATA_KEY.decode(): json.dumps(header, allow_nan=False)})
-
-
-def load_tensors(
-    location: Location, kind: str | None = None
-) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read a file written by `save_tensors`.
-
-    Raises UserError when the file is missing, is no safetensors, lacks our header or is not of `kind`.
-    """
-    header = tensor_header(location)
-    if kind is not None and header.get("kind") != kind:
-        raise UserError(f"{location}: expected a {kind} file, this is a {header.get('kind', 'foreign')} file")
-    try:
-        return load_safetensors(location.read_bytes()), header
-    except SafetensorError as error:
-        raise UserError(f"{location}: the file is damaged ({error}); make it again") from error
-
-
-def tensor_header(location: Location) -> dict[str, Any]:
-    """The header of a safetensors file of ours, without reading its tensors. Raises UserError otherwise."""
-    with location.open() as source:
-        size = int.from_bytes(source.read(8), "little")
-        head = source.read(min(size, _LARGEST_HEADER))
-    try:
-        metadata = json.loads(head).get("__metadata__", {})
-        return dict(json.loads(metadata[schema.METADATA_KEY.decode()]))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{location}: expected a vector or map file written by contrans") from error
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.evaluate import evaluate
 from contrans_dist.probing import probe
-from contrans_dist.search import FILE, search
+from contrans_dist.resultfiles import SEARCH
+from contrans_dist.search import search
 from contrans_dist.storage import Location
 from contrans_dist.systems import System
 from contrans_dist.trials import BUDGET, VALIDATION
@@ -41,9 +42,9 @@ def assess(
             steering = changed(steering, chosen=found["chosen"])
         metrics = evaluate(model, settings, steering, out, cluster, replace, others=others)
         if found is not None:
-            (out / FILE).write_json(found)
+            (out / SEARCH).write_json(found)
         else:  # of earlier settings
-            (out / FILE).delete()
+            (out / SEARCH).delete()
             for sweep in (VALIDATION, BUDGET):
                 (out / sweep).delete_folder()
         verdict = judged(out)

@@ -182,6 +182,8 @@ def row_of(vector: ConceptVector, block: int | None) -> tuple[int, Row]:
     """(block, row): at the block asked for, else the only one the vector carries."""
     if block is not None:
         return block, vector.at(block)
+    if not vector.blocks:
+        raise UserError(f"vector {vector.concept!r} carries nothing at any block")
     if len(vector.blocks) != 1:
         raise UserError(f"vector {vector.concept!r} carries blocks {vector.blocks}; say which with --block")
     return vector.blocks[0], vector.at(vector.blocks[0])

@@ -1,6 +1,5 @@
 """The evaluation driver: a benchmark over pools of actors, resumable, with the leak check beside it."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
@@ -10,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrans_dist.assignments import joined, plan_splits, scored_items
-from contrans_dist.benchmarks import Judged
+from contrans_dist.benchmarks import Benchmark, Judged
+from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.catalogue import load_benchmark
 from contrans_dist.cluster import connected, replicas
 from contrans_dist.conditions import Steering
@@ -28,6 +28,7 @@ from contrans_dist.models import model_facts
 from contrans_dist.pool import Outcome, Task, run_tasks
 from contrans_dist.progress import Progress, note
 from contrans_dist.provenance import command_line, git_commit, now, versions
+from contrans_dist.resultfiles import METRICS, RESULTS, read_metrics
 from contrans_dist.scorers import (
     JUDGED,
     PARTS,
@@ -42,8 +43,6 @@ from contrans_dist.scorers import (
 from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System, in_turn
 from contrans_dist.texts import texts_hash
-
-RESULTS, METRICS = "results.parquet", "metrics.json"
 
 
 def evaluate(
@@ -73,7 +72,7 @@ def evaluate(
         benchmark=benchmark,
         steering=steering,
         strengths=settings.strengths,
-        identity=_identity(settings, steering, benchmark, items, [target, *others]),
+        identity=_identity(benchmark, settings, steering, items, [target, *others]),
         out=out,
     )
     finished = _found(spec, replace)
@@ -107,24 +106,28 @@ def evaluate(
 
 
 def _identity(
+    benchmark: Benchmark,
     settings: EvaluationSettings,
     steering: Steering,
-    benchmark: Any,
     items: Sequence[Any],
     systems: Sequence[System],
 ) -> dict[str, Any]:
-    """What the numbers depend on: the target's model, the items, what is added, and every other system."""
-    asked = hashlib.sha256(repr(list(items)).encode()).hexdigest()
+    """What the numbers depend on: the target's model, all that is scored, what is added, every other system.
+
+    And the leak check: the texts that vectors and map have seen.
+    """
     identities = [[_model(model, benchmark, items) for model in system.models] for system in systems]
     own = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
-    # Places of files say nothing; the items that came from them are in `asked`.
+    # Places of files say nothing; the items that came from them are in `items`.
     own = {name: value for name, value in own.items() if name not in ("validation", "shots", "include")}
     return {
         "benchmark": settings.benchmark,
         **own,
+        **benchmark.identity(),
         **identities[0][0],
-        "items": asked,
+        "items": content_hash(list(items)),
         "steering": steering.digest(),
+        "seen": content_hash([steering.vector_texts, steering.map_texts]),
         "strengths": list(settings.strengths),
         "systems": {
             system.name: {"models": found, "instruction": system.instruction}
@@ -147,9 +150,12 @@ def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
     metrics, parts = spec.out / METRICS, spec.out / PARTS
     identity: dict[str, Any] | None = None
     content: dict[str, Any] | None = None
+    if metrics.exists() and not (spec.out / RESULTS).exists():
+        note(f"{spec.out}: {RESULTS} is gone; it is evaluated anew")
+        metrics.delete()
     if metrics.exists():
+        identity = read_metrics(spec.out).identity
         content = dict(metrics.read_json())
-        identity = content.get("identity")
     elif names := parts.names():
         identity = next(filter(None, (_part_identity(parts / name) for name in names)), None)
     if identity is None or identity == spec.identity:
@@ -166,9 +172,10 @@ def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
 
 def _part_identity(location: Location) -> dict[str, Any] | None:
     try:
-        return facts_of(read_part(location)).get("identity")
-    except (pa.ArrowException, OSError, ValueError):
+        identity = facts_of(read_part(location)).get("identity")
+    except UserError:
         return None
+    return identity if isinstance(identity, dict) else None
 
 
 def _missing(folder: Location, splits: Sequence[Split], identity: dict[str, Any]) -> list[Split]:

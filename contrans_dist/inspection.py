@@ -4,10 +4,14 @@ from contextlib import suppress
 from typing import Any
 
 from contrans_dist import schema
-from contrans_dist.artifacts import ActivationSet, tensor_header
+from contrans_dist.artifacts import ActivationSet
 from contrans_dist.errors import UserError
+from contrans_dist.mapheaders import open_map
+from contrans_dist.resultfiles import METRICS, RECORD, RunFile, read_file, read_metrics
 from contrans_dist.shardfiles import shard_identity
 from contrans_dist.storage import Location
+from contrans_dist.tensorfiles import open_tensors
+from contrans_dist.vectors import VectorHeader
 
 _LONG = ("identity", "shards", "conditions", "norms", "leak")
 
@@ -21,22 +25,32 @@ def describe(location: Location) -> dict[str, Any]:
         raise UserError(f"{location}: no such file or folder")
     name = location.name
     if name.endswith(".safetensors"):
-        return tensor_header(location)
+        file = open_tensors(location)
+        if file.kind == "vector":
+            file.model(VectorHeader)
+        elif file.kind == "map":
+            open_map(location)
+        return file.header
     if name.endswith(".parquet"):
         identity = shard_identity(location)
         if identity is None:
             raise UserError(f"{location}: expected a shard written by contrans")
         return {"kind": "shard", **identity}
-    for content, kind in (
-        (schema.MANIFEST, "activations"),
-        ("metrics.json", "evaluation"),
-        ("run.json", "run"),
-    ):
-        if (location / content).exists():
-            facts = dict((location / content).read_json())
-            short = {key: value for key, value in facts.items() if key not in _LONG}
-            return {"kind": kind, **short, **facts.get("identity", {})}
+    if (location / schema.MANIFEST).exists():
+        return _facts("activations", ActivationSet.open(location).manifest)
+    if (location / METRICS).exists():
+        read_metrics(location)
+        return _facts("evaluation", dict((location / METRICS).read_json()))
+    if (location / RECORD).exists():
+        read_file(location / RECORD, RunFile)
+        return _facts("run", dict((location / RECORD).read_json()))
     raise UserError(f"{location}: expected an activation set, vector, map, evaluation or run")
+
+
+def _facts(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """What a file says, its long parts left out and its identity last."""
+    short = {key: value for key, value in content.items() if key not in _LONG}
+    return {"kind": kind, **short, **(content.get("identity") or {})}
 
 
 def status_of(location: Location) -> dict[str, str]:
@@ -44,22 +58,27 @@ def status_of(location: Location) -> dict[str, str]:
 
     Raises UserError when there is nothing of the kind.
     """
+    return _status(location, 0)
+
+
+def _status(location: Location, depth: int) -> dict[str, str]:
     single = _state(location)
     if single is not None:
         return {str(location): single}
     found: dict[str, str] = {}
     for folder in ("activations", "evaluations"):
         for name in (location / folder).names():
-            state = _state(location / folder / name)
+            state = _told(location / folder / name)
             if state is not None:
                 found[f"{folder}/{name}"] = state
     for folder in ("vectors", "maps"):
         count = sum(len((location / folder / name).names()) or 1 for name in (location / folder).names())
         if count:
             found[folder] = f"{count} files"
-    for run in (location / "runs").names():
+    # A run has no runs of its own, whatever links lie there.
+    for run in (location / "runs").names() if depth == 0 else ():
         with suppress(UserError):  # one that has not begun
-            parts = status_of(location / "runs" / run)
+            parts = _status(location / "runs" / run, depth + 1)
             found |= {f"runs/{run}/{part}": state for part, state in parts.items()}
     if not found:
         raise UserError(f"{location}: expected a harvest, an evaluation or a run")
@@ -67,11 +86,20 @@ def status_of(location: Location) -> dict[str, str]:
     return found
 
 
+def _told(location: Location) -> str | None:
+    """The state of a part of a run; one that is damaged does not hide the others."""
+    try:
+        return _state(location)
+    except UserError as error:
+        return f"damaged ({str(error).removeprefix(f'{location}/')})"
+
+
 def _state(location: Location) -> str | None:
     if (location / schema.MANIFEST).exists():
         rows = ActivationSet.open(location)
         return f"complete, {rows.n_rows:,} rows in {len(rows.manifest['shards'])} shards"
-    if (location / "metrics.json").exists():
+    if (location / METRICS).exists():
+        read_metrics(location)
         return "complete"
     shards = [name for name in location.names() if name.startswith("shard-")]
     if shards:

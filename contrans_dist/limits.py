@@ -25,6 +25,18 @@ RECIPE_BYTES = 256 << 10
 RECIPE_NODES = 100_000
 """Keys and values of a recipe, each as often as an anchor repeats it."""
 
+RESULT_BYTES = 256 << 20
+"""Of a table of results, as it is in memory."""
+
+CONDITION_ROWS = 5_000
+"""Of conditions at strengths in one evaluation's metrics."""
+
+RUN_RECIPE_BYTES = 1 << 18
+"""Of the recipe that lies in a run's folder."""
+
+RUN_RECIPE_VALUES = 50_000
+"""Of that recipe, what its anchors repeat counted as often as it stands there."""
+
 
 def raised(most: int) -> int:
     """A limit as it holds in this process."""

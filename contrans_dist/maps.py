@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrans_dist.affine import AffineMap
-from contrans_dist.artifacts import load_tensors, save_tensors
 from contrans_dist.errors import UserError
+from contrans_dist.mapheaders import KIND, open_map
 from contrans_dist.provenance import command_line, git_commit, now
 from contrans_dist.storage import Location
+from contrans_dist.tensorfiles import save_tensors
 from contrans_dist.transplanting import transplant
 from contrans_dist.vectors import ConceptVector
 
-KIND = "map"
 Pair = tuple[int, int]
 """(block of the source, block of the target)"""
 
@@ -82,7 +82,8 @@ class MapSet:
         A map over several source blocks takes the vector's rows at all of them; `match` still measures the
         row at the pair's own source block, so that a strength means the same with any number of them. The
         result also carries the same vector through the shuffled map, as a control. Raises UserError when
-        the vector is of another width or carries nothing at the pair's source block.
+        the vector is of another width or carries nothing at the pair's source block, when `match` lacks a
+        norm, and when nothing, or no finite number, comes out.
         """
         source, target = self.only_pair(pair)
         mapping = self.maps[source, target]
@@ -96,25 +97,44 @@ class MapSet:
         norm_at = self.source_norms.get(source)
         if norm_at is not None:
             norm_at *= float(np.linalg.norm(row) / np.linalg.norm(vector.at(source)))
-        norms = {"source_norm": norm_at, "target_norm": self.target_norms.get(target)}
+        norms: dict[str, float | None] = {
+            "source_norm": norm_at,
+            "target_norm": self.target_norms.get(target),
+        }
         shuffled = self.shuffled.get((source, target))
         named = "+".join(map(str, read))
         step = f"mapped block {named} -> {target}, protocol {self.protocol}, norm {norm}"
         return replace(
             vector,
-            values=self._one_row(target, transplant(row, mapping, norm, **norms)),
+            values=self._carried(vector, row, mapping, norm, norms, target),
             shuffled_map=None
             if shuffled is None
-            else self._one_row(target, transplant(row, shuffled, norm, **norms)),
+            else self._carried(vector, row, shuffled, norm, norms, target),
             model=self.target_model,
             norms=self.target_norms,
             map_text_hashes=self.text_hashes,
             steps=(*vector.steps, step),
         )
 
-    def _one_row(self, block: int, row: NDArray[np.float32]) -> NDArray[np.float32]:
-        values = np.zeros((self.n_target_blocks, row.size), np.float32)
-        values[block] = row
+    def _carried(
+        self,
+        vector: ConceptVector,
+        row: NDArray[np.float32],
+        mapping: AffineMap | NDArray[np.float32],
+        norm: Literal["keep", "match"],
+        norms: dict[str, float | None],
+        block: int,
+    ) -> NDArray[np.float32]:
+        """`row` through one map, as the target's `[n_blocks, d]`."""
+        try:
+            with np.errstate(over="ignore"):
+                mapped = transplant(row, mapping, norm, norms["source_norm"], norms["target_norm"])
+        except ValueError as error:
+            raise UserError(f"vector {vector.concept!r}: {error}") from error
+        if not (np.isfinite(mapped).all() and mapped.any()):
+            raise UserError(f"vector {vector.concept!r}: the map takes it to nothing, or beyond float32")
+        values = np.zeros((self.n_target_blocks, mapped.size), np.float32)
+        values[block] = mapped
         return values
 
     def save(self, location: Location) -> None:
@@ -154,27 +174,29 @@ class MapSet:
 
     @classmethod
     def load(cls, location: "Location | str") -> "MapSet":
-        """Raises UserError when the file is missing or holds no maps of ours."""
-        tensors, header = load_tensors(Location.parse(location), KIND)
-        facts = {(entry["source"], entry["target"]): entry for entry in header["pairs"]}
-        maps = {
-            (source, target): AffineMap.from_header(
-                tensors[f"weight.{source}.{target}"], tensors[f"bias.{source}.{target}"], entry
-            )
-            for (source, target), entry in facts.items()
-        }
+        """Raises UserError when the file is missing, holds no maps of ours, or contradicts itself."""
+        file, header = open_map(Location.parse(location))
+        facts = {(pair.source, pair.target): pair for pair in header.pairs}
+        tensors = file.read(
+            ["text_hashes", *(f"{name}.{s}.{t}" for s, t in facts for name in ("weight", "bias", "shuffled"))]
+        )
         names = {pair: f"shuffled.{pair[0]}.{pair[1]}" for pair in facts}
         return cls(
-            source_model=header["source_model"],
-            target_model=header["target_model"],
-            n_target_blocks=header["n_target_blocks"],
-            protocol=header["protocol"],
-            maps=maps,
-            source_norms={int(block): norm for block, norm in header["source_norms"].items()},
-            target_norms={int(block): norm for block, norm in header["target_norms"].items()},
+            source_model=header.source_model,
+            target_model=header.target_model,
+            n_target_blocks=header.n_target_blocks,
+            protocol=header.protocol,
+            maps={
+                (s, t): AffineMap.from_header(
+                    tensors[f"weight.{s}.{t}"], tensors[f"bias.{s}.{t}"], pair.model_dump()
+                )
+                for (s, t), pair in facts.items()
+            },
+            source_norms=header.source_norms,
+            target_norms=header.target_norms,
             shuffled={pair: tensors[name] for pair, name in names.items() if name in tensors},
             text_hashes=tensors.get("text_hashes", np.empty(0, np.int64)),
-            r2_table=R2Table.from_json(header["r2_table"]) if header["r2_table"] else None,
-            cosines={pair: entry["cosines"] for pair, entry in facts.items() if entry["cosines"]},
-            selection=header["selection"],
+            r2_table=R2Table.from_json(header.r2_table.model_dump()) if header.r2_table else None,
+            cosines={pair: entry.cosines for pair, entry in facts.items() if entry.cosines},
+            selection=file.header.get("selection"),
         )

@@ -17,16 +17,16 @@ from contrans_dist.catalogue import load_benchmark
 from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
-from contrans_dist.errors import RunError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import After, LanguageModel, cut_to, encode_many
 from contrans_dist.pool import Task
 from contrans_dist.progress import Progress
+from contrans_dist.resultfiles import EXAMPLES, TOKENS
 from contrans_dist.scorers import SystemActor, facts_of, read_part, run_on
 from contrans_dist.scoring import BASE, Intervention, generate, token_changes
 from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System
 
-EXAMPLES, TOKENS = "examples.parquet", "tokens.parquet"
 NEW_TOKENS = 40
 _MOST_TOKENS = 20
 """Tokens kept a concept and direction; the papers print ten."""
@@ -121,7 +121,7 @@ def probe(
     for name in asked:
         if name not in wanted:
             (out / name).delete()
-    if all((out / name).exists() and facts_of(read_part(out / name)) == wanted[name] for name in wanted):
+    if all(_facts(out / name) == facts for name, facts in wanted.items()):
         return
     items = scored_items(load_benchmark(settings), settings, steering)
     probes = [
@@ -151,6 +151,14 @@ def probe(
         )
         with (out / name).staged() as path:
             pq.write_table(table, path, compression="zstd")
+
+
+def _facts(location: Location) -> dict[str, Any] | None:
+    """What a file that is there was read under; None for none, and for a damaged one, which is made again."""
+    try:
+        return facts_of(read_part(location)) if location.exists() else None
+    except UserError:
+        return None
 
 
 def probe_of(

@@ -134,7 +134,7 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
     shown = reprlib.repr(first["input"])
     wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
-    return f"{key}: expected {' or '.join(wanted)}, found {shown}"
+    return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")
 
 
 def _real_path(content: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:

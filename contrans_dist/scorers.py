@@ -14,13 +14,14 @@ from contrans_dist.actors import Actors
 from contrans_dist.benchmarks import Benchmark, Judged
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, fingerprint
+from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.classifier import load_classifier
 from contrans_dist.models.placement import Placement
 from contrans_dist.placing import place
 from contrans_dist.pool import Outcome, Task, run_kept
 from contrans_dist.scoring import Intervention
-from contrans_dist.storage import Location
+from contrans_dist.storage import Location, parse_json
 from contrans_dist.systems import TARGET, System
 
 PARTS, JUDGED = "parts", "judged"
@@ -157,15 +158,25 @@ def publish(location: Location, table: pa.Table, identity: dict[str, Any], cost:
 
 
 def read_part(location: Location) -> pa.Table:
-    """A published part. Raises pa.ArrowException or OSError for one that is damaged."""
-    with location.open() as source:
-        return pq.read_table(source, page_checksum_verification=True)
+    """A published part, or another table with our facts. Raises UserError for one that is damaged."""
+    try:
+        with location.open() as source:
+            return pq.read_table(source, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if not location.is_local and isinstance(error, OSError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{location}: the file is damaged ({reason}); remove it to make it again") from error
 
 
 def facts_of(table: pa.Table) -> dict[str, Any]:
     """The metadata that `publish` wrote; empty for a table without."""
     metadata = table.schema.metadata or {}
-    return dict(json.loads(metadata.get(schema.METADATA_KEY, b"{}")))
+    try:
+        facts = parse_json(metadata.get(schema.METADATA_KEY, b"{}"), "facts")
+    except UserError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def cost_of(table: pa.Table) -> dict[str, float]:

@@ -11,8 +11,6 @@ from contrans_dist.progress import note
 from contrans_dist.storage import Location
 from contrans_dist.trials import Trial, Trials, try_out
 
-FILE = "search.json"
-
 
 def search(
     model: ModelSettings,

@@ -1,6 +1,7 @@
 """Local paths and object stores behind one `Location`, with publishing that is all or nothing."""
 
 import json
+import math
 import os
 import socket
 import tempfile
@@ -94,7 +95,22 @@ class Location:
     # -- reading ---------------------------------------------------------------------------------
 
     def info(self) -> fs.FileInfo:
-        return self.filesystem.get_file_info(self.path)
+        """Raises UserError for a local path that cannot be looked at."""
+        with self._told():
+            return self.filesystem.get_file_info(self.path)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What a local file system refuses (a loop of links, a name too long, no permission) as UserError."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except (OSError, pa.ArrowInvalid) as error:
+            if not self.is_local:  # a store may answer the next time
+                raise
+            reason = " ".join(str(error).split()).rpartition("] ")[2]
+            raise UserError(f"{self}: cannot be read ({reason})") from error
 
     def exists(self) -> bool:
         return self.info().type is not fs.FileType.NotFound
@@ -107,16 +123,21 @@ class Location:
         """Names of the files and folders directly inside, sorted, temporary ones left out; none in a file."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         try:
-            names = [info.base_name for info in self.filesystem.get_file_info(selector)]
+            with self._told():
+                names = [info.base_name for info in self.filesystem.get_file_info(selector)]
         except NotADirectoryError:  # an object store finds nothing there, and says no more
             return []
         return sorted(name for name in names if not name.startswith("."))
 
     def open(self) -> pa.NativeFile:
         """Open for random access. Raises UserError when there is no such file."""
+        # To open a pipe waits for whoever writes into it.
+        if self.is_local and self.info().type not in (fs.FileType.File, fs.FileType.NotFound):
+            raise UserError(f"{self}: expected a file, this is a folder or no regular file")
         try:
-            return self.filesystem.open_input_file(self.path)
-        except (FileNotFoundError, IsADirectoryError) as error:
+            with self._told():
+                return self.filesystem.open_input_file(self.path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise UserError(f"{self}: no such file") from error
 
     def inside(self, name: str) -> "Location":
@@ -135,13 +156,7 @@ class Location:
 
     def read_json(self, most: int = JSON_BYTES) -> Any:
         """Raises UserError when the file is missing, too large, or no JSON in UTF-8."""
-        data = self.read_bytes(most)
-        try:
-            return json.loads(data)
-        except RecursionError as error:
-            raise UserError(f"{self}: expected JSON, found lists in lists without end") from error
-        except ValueError as error:  # a UnicodeDecodeError is one
-            raise UserError(f"{self}: expected JSON ({error})") from error
+        return parse_json(self.read_bytes(most), str(self))
 
     # -- publishing ------------------------------------------------------------------------------
 
@@ -204,6 +219,28 @@ class Location:
         for entry in os.scandir(self.path):
             if entry.name.startswith(_TEMPORARY) and entry.stat().st_mtime < oldest:
                 Path(entry.path).unlink(missing_ok=True)
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """JSON as plain data. Raises UserError, which begins with `where`, for anything else, NaN included."""
+    try:
+        value = json.loads(data, parse_constant=_finite, parse_float=_finite)
+        if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise UserError(f"{where}: expected JSON, found lists in lists without end") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: expected JSON, found half of a surrogate pair") from error
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise UserError(f"{where}: expected JSON ({error})") from error
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
 
 
 def sync(path: Path) -> None:

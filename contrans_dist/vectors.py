@@ -1,17 +1,36 @@
 """Concept vectors on disk: one row a block, what made them, and the model they are meant for."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, NonNegativeInt
 
-from contrans_dist.artifacts import load_tensors, save_tensors
+from contrans_dist.config import FileModel
 from contrans_dist.errors import UserError
 from contrans_dist.provenance import command_line, git_commit, now
 from contrans_dist.storage import Location
+from contrans_dist.tensorfiles import open_tensors, save_tensors
 
 KIND = "vector"
+Norms = dict[NonNegativeInt, Annotated[FiniteFloat, Field(ge=0)]]
+"""Median norm of a model's residual stream by block, as a header holds it."""
+
+
+class VectorHeader(FileModel):
+    """The header of a vector file."""
+
+    format: Literal[1] = 1
+    kind: Literal["vector"] = "vector"
+    concept: str
+    model: str
+    method: str = "mean"
+    blocks: tuple[NonNegativeInt, ...] | None = None
+    n_positive: NonNegativeInt = 0
+    n_negative: NonNegativeInt = 0
+    norms: Norms = Field(default_factory=dict)
+    steps: tuple[str, ...] = ()
 
 
 def _no_hashes() -> NDArray[np.int64]:
@@ -95,18 +114,32 @@ class ConceptVector:
 
     @classmethod
     def load(cls, location: "Location | str") -> "ConceptVector":
-        """Raises UserError when the file is missing or is no vector of ours."""
-        tensors, header = load_tensors(Location.parse(location), KIND)
-        return cls(
+        """Raises UserError when the file is missing, is no vector of ours, or contradicts itself."""
+        file = open_tensors(Location.parse(location), KIND)
+        header, shape = file.model(VectorHeader), file.shape("vector", "F32", 2)
+        beyond = [block for block in header.norms if block >= shape[0]]
+        if beyond:
+            raise UserError(f"{file.location}: header: norms: block {beyond[0]} of {shape[0]}")
+        for name in ("text_hashes", "map_text_hashes"):
+            if name in file.entries:
+                file.shape(name, "I64", 1)
+        if "shuffled_map" in file.entries:
+            file.require("shuffled_map", "F32", shape)
+        tensors = file.read(("vector", "text_hashes", "map_text_hashes", "shuffled_map"))
+        made = cls(
             values=tensors["vector"],
-            concept=header["concept"],
-            model=header["model"],
-            method=header["method"],
-            n_positive=header["n_positive"],
-            n_negative=header["n_negative"],
-            norms={int(block): norm for block, norm in header["norms"].items()},
+            concept=header.concept,
+            model=header.model,
+            method=header.method,
+            n_positive=header.n_positive,
+            n_negative=header.n_negative,
+            norms=header.norms,
             text_hashes=tensors.get("text_hashes", _no_hashes()),
             map_text_hashes=tensors.get("map_text_hashes", _no_hashes()),
             shuffled_map=tensors.get("shuffled_map"),
-            steps=tuple(header["steps"]),
+            steps=header.steps,
         )
+        if header.blocks is not None and list(header.blocks) != made.blocks:
+            found = f"the header names {list(header.blocks)}, the tensor carries {made.blocks}"
+            raise UserError(f"{file.location}: blocks: {found}")
+        return made

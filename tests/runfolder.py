@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from contrans_dist import schema
-from contrans_dist.artifacts import save_tensors
 from contrans_dist.statistics import wilson
 from contrans_dist.storage import Location
+from contrans_dist.tensorfiles import save_tensors
 
 CONCEPTS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
@@ -164,6 +164,8 @@ def write_map(file: Path, concepts: tuple[str, ...], source: str, target: str) -
     blocks = (list(range(SOURCE["n_blocks"])), list(range(TARGET["n_blocks"])))
     header = {
         "kind": "map", "protocol": "default", "source_model": source, "target_model": target,
+        "n_target_blocks": TARGET["n_blocks"], "source_norms": {str(PAIR[0]): 27.0},
+        "target_norms": {str(PAIR[1]): 36.0},
         "pairs": [
             {
                 "source": PAIR[0], "target": PAIR[1], "side": "primal", "n_fit": 80, "rank": 12,
@@ -185,8 +187,9 @@ def write_map(file: Path, concepts: tuple[str, ...], source: str, target: str) -
             "chosen": list(PAIR),
         },
     }  # fmt: skip
-    weight = np.zeros((SOURCE["d"], TARGET["d"]), np.float32)
-    save_tensors(Location.parse(file), {f"weight.{PAIR[0]}.{PAIR[1]}": weight}, header)
+    name = f"{PAIR[0]}.{PAIR[1]}"
+    weight, bias = np.eye(SOURCE["d"], TARGET["d"], dtype=np.float32), np.zeros(TARGET["d"], np.float32)
+    save_tensors(Location.parse(file), {f"weight.{name}": weight, f"bias.{name}": bias}, header)
 
 
 def _scores(concepts: tuple[str, ...], hits: int) -> dict[str, Any]:

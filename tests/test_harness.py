@@ -20,6 +20,7 @@ from tiny import CONTEXT, CORPUS, save_tiny
 import contrans_dist as ct
 from contrans_dist.analysis import read_evaluation
 from contrans_dist.benchmarks import Benchmark
+from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, HarnessEvaluation, ModelSettings
 from contrans_dist.errors import UserError
@@ -333,6 +334,49 @@ def test_limit_groups_and_no_examples(include: Path) -> None:
     items = bench.items()
     assert [item.id for item in items] == [f"{task}/{i}" for task in ("choose", "gaps") for i in range(4)]
     assert items[0].prompt.count("Question: ") == 1
+
+
+def test_what_is_scored_belongs_to_the_identity(tmp_path: Path) -> None:
+    """The data, the task's file, its group's and the code that they name."""
+    docs = [{"question": f"Is {i} odd?", "choices": ["no", "yes"], "gold": i % 2} for i in range(4)]
+    task_file(
+        tmp_path, "odd", docs, output_type="multiple_choice", doc_to_text="Q: {{question}}",
+        doc_to_choice="choices", doc_to_target="gold", metric_list=mean_metrics("acc"),
+    )  # fmt: skip
+    group = {
+        "group": "both",
+        "task": ["odd"],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+    }
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    (tmp_path / "code.py").write_text("def process(doc, results):\n    return {'acc': 1.0}\n")
+    task = tmp_path / "odd.yaml"
+    task.write_text(task.read_text() + "process_results: !function code.process\n")
+
+    def identity() -> tuple[str, str]:
+        asked = HarnessEvaluation(tasks=("both",), include=str(tmp_path))
+        benchmark = HarnessBenchmark.load(asked)
+        return content_hash(list(benchmark.items())), content_hash(benchmark.identity())
+
+    seen = [identity()]
+    assert identity() == seen[0]
+    for name, old, new in (
+        ("odd.json", "Is 3 odd", "Is 5 odd"),
+        ("odd.json", '"yes"', '"yess"'),
+        ("odd.json", '"gold": 1', '"gold": 0'),
+        ("odd.yaml", "Q: ", "q: "),
+        ("odd.yaml", "mean", "median"),
+        ("odd.yaml", "version: 1.0", "version: 2.0"),
+        ("both.yaml", "true", "false"),
+        ("code.py", "1.0", "2.0"),
+    ):
+        file = tmp_path / name
+        before = file.read_text()
+        assert old in before
+        file.write_text(before.replace(old, new))
+        assert identity() not in seen, (name, old)
+        seen.append(identity())
+        file.write_text(before)
 
 
 def logprobs_after(lm: LanguageModel, front: list[int], new: list[int]) -> list[float]:

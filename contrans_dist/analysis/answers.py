@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from contrans_dist.analysis.scores import Evaluation
+from contrans_dist.resultfiles import RESULTS, Kind, read_columns
 
-RESULTS_FILE = "results.parquet"
 _ANSWER_COLUMNS = ("argmax_text", "argmax_token", "answer", "token_text")
+_COLUMNS: dict[str, Kind] = {"concept": "text", "kind": "text", "condition": "text", "strength": "number"}
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Answers:
 def frequent_answers(evaluation: Evaluation, condition: str, strength: float, most: int = 3) -> list[Answers]:
     """What the target answered most often, unsteered and under a condition, for each concept.
 
-    Read from `results.parquet`; empty when that is missing or holds no answers' texts.
+    Read from `results.parquet`; empty when that is missing or holds no answers' texts. Raises UserError when
+    it is damaged.
     """
-    location = evaluation.location / RESULTS_FILE
+    location = evaluation.location / RESULTS
     if not location.exists():
         return []
-    with location.open() as source:
-        file = pq.ParquetFile(source)
-        answer = next((name for name in _ANSWER_COLUMNS if name in file.schema_arrow.names), None)
-        needed = ["concept", "kind", "condition", "strength"]
-        if answer is None or not set(needed) <= set(file.schema_arrow.names):
-            return []
-        table = file.read(columns=[*needed, answer])
+    table = read_columns(location, _COLUMNS, dict.fromkeys(_ANSWER_COLUMNS, "text"))
+    answer = next(
+        (name for name in _ANSWER_COLUMNS if table is not None and name in table.column_names), None
+    )
+    if table is None or answer is None:
+        return []
     table = table.filter(pc.equal(table["kind"], "negative"))
     zero = pc.equal(table["strength"], 0.0)
     steered = pc.and_(pc.equal(table["condition"], condition), pc.equal(table["strength"], strength))
@@ -54,7 +54,7 @@ def frequent_answers(evaluation: Evaluation, condition: str, strength: float, mo
 def _shares(table: pa.Table, answer: str) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for entry in table.group_by(["concept", answer]).aggregate([([], "count_all")]).to_pylist():
-        counts.setdefault(entry["concept"], {})[str(entry[answer])] = entry["count_all"]
+        counts.setdefault(entry["concept"] or "", {})[entry[answer] or ""] = entry["count_all"]
     return counts
 
 

@@ -10,9 +10,10 @@ import pyarrow as pa
 from contrans_dist.analysis.names import condition_order
 from contrans_dist.analysis.points import best_point, main_condition
 from contrans_dist.analysis.published import Published, read_published
-from contrans_dist.analysis.run import Run, read_recipe, read_scores
+from contrans_dist.analysis.run import Run, read_scores
 from contrans_dist.analysis.scores import Evaluation, Score
 from contrans_dist.errors import UserError
+from contrans_dist.runrecipe import read_run_recipe
 from contrans_dist.storage import Location
 
 _NOT_COMPARED = ("name", "description", "published", "runs", "axis", "small", "cluster", "batch_tokens")
@@ -89,9 +90,9 @@ def compare(runs: Sequence[Location], target: Location) -> Comparison:
     found = {label: read_scores(location) for label, location in zip(labels, runs, strict=True)}
     if not any(run.evaluations for run in found.values()):
         raise UserError(f"{', '.join(map(str, runs[:3]))}: nothing to compare; no run has an evaluation")
-    recipe = read_recipe(target)
-    if not any(location.parent.parent.uri == target.uri.rstrip("/") for location in runs):
-        recipe = {}  # somebody else's, by chance in the same folder
+    # Else it is somebody else's, by chance in the same folder.
+    own = any(location.parent.parent.uri == target.uri.rstrip("/") for location in runs)
+    recipe = read_run_recipe(target) if own else {}
     published = {label: read_published(recipe, label) or run.published for label, run in found.items()}
     return Comparison(
         name=str(recipe.get("name") or f"{len(found)} runs compared"),

@@ -1,16 +1,12 @@
 """An evaluation's `metrics.json` as scores, and scores as a table."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import pyarrow as pa
 
 from contrans_dist.analysis.scores import Evaluation, Leak, Row, Score
 from contrans_dist.analysis.strengths import read_search
-from contrans_dist.errors import UserError
+from contrans_dist.resultfiles import ConditionEntry, LeakEntry, ScoreEntry, read_metrics
 from contrans_dist.storage import Location
 
-METRICS_FILE = "metrics.json"
 _TABLE = pa.schema(
     [
         ("condition", pa.string()), ("strength", pa.float64()), ("concept", pa.string()),
@@ -22,73 +18,46 @@ _TABLE = pa.schema(
 
 def read_evaluation(location: Location) -> Evaluation:
     """Read the `metrics.json` of an evaluation folder. Raises UserError for one of another form."""
-    content = (location / METRICS_FILE).read_json()
-    try:
-        rows = [
-            Row(
-                str(entry["condition"]),
-                float(entry["strength"]),
-                {
-                    name: _score(score)
-                    for name, score in entry["metrics"].items()
-                    if score["value"] is not None
-                },
-                _p_values(entry),
-                {
-                    against: {float(at): _floats(by_metric) for at, by_metric in by_strength.items()}
-                    for against, by_strength in (entry.get("p_vs_elsewhere") or {}).items()
-                },
-            )
-            for entry in content["conditions"]
-        ]
-        block = content.get("block")
-        return Evaluation(
-            name=location.name,
-            location=location,
-            benchmark=str(content["benchmark"]),
-            model=str(content["model"]),
-            rows=rows,
-            leak=_leak(content.get("leak")),
-            block=int(block) if isinstance(block, int | float) else None,
-            notes=[str(note) for note in content.get("notes") or []],
-            throughput=dict(content.get("throughput") or {}),
-            costs={str(k): dict(v) for k, v in (content.get("costs") or {}).items()},
-            search=read_search(location),
-            reference=content.get("reference"),
-            content=content,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{location / METRICS_FILE}: expected benchmark, model and conditions with metrics ({error!r})"
-        ) from error
-
-
-def _score(entry: Mapping[str, Any]) -> Score:
-    low, high = entry.get("low"), entry.get("high")
-    # An interval without width is none: all that was resampled had one and the same value.
-    interval = None if low is None or high is None or low == high else (float(low), float(high))
-    return Score(float(entry["value"]), interval, int(entry.get("n") or 0))
-
-
-def _p_values(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    found = {"base": entry.get("p_vs_base") or {}, **(entry.get("p_vs") or {})}
-    return {against: _floats(by_metric) for against, by_metric in found.items()}
-
-
-def _floats(by_metric: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(p) for name, p in by_metric.items()}
-
-
-def _leak(entry: Mapping[str, Any] | None) -> Leak | None:
-    if not entry:
-        return None
-    vector, mapping = entry.get("overlap_vector"), entry.get("overlap_map")
-    return Leak(
-        int(entry["evaluated"]),
-        None if vector is None else int(vector),
-        None if mapping is None else int(mapping),
-        [str(example) for example in entry.get("examples") or []],
+    found = read_metrics(location)
+    return Evaluation(
+        name=location.name,
+        location=location,
+        benchmark=found.benchmark,
+        model=found.model,
+        rows=[_row(entry) for entry in found.conditions],
+        leak=_leak(found.leak),
+        block=found.block,
+        notes=found.notes or [],
+        throughput=dict(found.throughput or {}),
+        costs=found.costs or {},
+        search=read_search(location),
+        reference=found.reference,
+        content=found.model_dump(),
     )
+
+
+def _row(entry: ConditionEntry) -> Row:
+    known = {name: score for name, score in entry.metrics.items() if score.value is not None}
+    return Row(
+        entry.condition,
+        entry.strength,
+        {name: _score(score) for name, score in known.items()},
+        {"base": entry.p_vs_base or {}, **(entry.p_vs or {})},
+        entry.p_vs_elsewhere or {},
+    )
+
+
+def _score(entry: ScoreEntry) -> Score:
+    low, high = entry.low, entry.high
+    # An interval without width is none: all that was resampled had one and the same value.
+    interval = None if low is None or high is None or low == high else (low, high)
+    return Score(entry.value or 0.0, interval, entry.n or 0)
+
+
+def _leak(entry: LeakEntry | None) -> Leak | None:
+    if entry is None:
+        return None
+    return Leak(entry.evaluated, entry.overlap_vector, entry.overlap_map, entry.examples or [])
 
 
 def score_table(evaluation: Evaluation) -> pa.Table:

@@ -4,17 +4,19 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from contrans_dist.analysis.answers import RESULTS_FILE
 from contrans_dist.analysis.names import condition_order
 from contrans_dist.analysis.scores import Evaluation
+from contrans_dist.resultfiles import EXAMPLES, RESULTS, Kind, read_columns
 from contrans_dist.storage import Location
 
-EXAMPLES_FILE = "examples.parquet"
 OFFENSIVE = ("toxigen",)
 """Benchmarks whose texts are offensive by design."""
-_COLUMNS = ("concept", "item", "prompt", "condition", "strength", "continuation")
+_COLUMNS: dict[str, Kind] = {
+    "concept": "text", "item": "text", "prompt": "text", "condition": "text", "strength": "number",
+    "continuation": "text",
+}  # fmt: skip
+_ALSO: dict[str, Kind] = {"kind": "text", "group": "text", "toxicity": "number"}
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ def read_examples(
 
     `points`: condition -> strength that is of interest. Where a condition was continued at others only, its
     greatest is taken. The first `each` prompts of every group, at most `most`; none is picked by its outcome.
+    Raises UserError for a damaged file.
     """
-    for name in (EXAMPLES_FILE, RESULTS_FILE):
-        table = _read(evaluation.location / name, points if name == RESULTS_FILE else None)
+    for name in (EXAMPLES, RESULTS):
+        table = _read(evaluation.location / name, points if name == RESULTS else None)
         if table is not None and table.num_rows:
             return _examples(table, points, each, most)
     return []
@@ -58,19 +61,16 @@ def _read(location: Location, points: dict[str, float] | None) -> pa.Table | Non
     """Rows with continuations; only those of `base` and of the points, where points are given."""
     if not location.exists():
         return None
-    with location.open() as source:
-        file = pq.ParquetFile(source)
-        there = file.schema_arrow.names
-        if not set(_COLUMNS) <= set(there):
-            return None
-        table = file.read(columns=[*_COLUMNS, *(n for n in ("kind", "group", "toxicity") if n in there)])
-    if points is None:
+    table = read_columns(location, _COLUMNS, _ALSO)
+    if table is not None:
+        table = table.filter(table["strength"].is_valid())
+    if table is None or points is None:
         return table
     kept = pc.equal(table["strength"], 0.0)
     for condition, strength in points.items():
         own = pc.and_(pc.equal(table["condition"], condition), pc.equal(table["strength"], strength))
         kept = pc.or_(kept, own)
-    if "kind" in there:
+    if "kind" in table.column_names:
         kept = pc.and_(kept, pc.fill_null(pc.not_equal(table["kind"], "validation"), True))
     return table.filter(kept)
 

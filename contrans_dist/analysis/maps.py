@@ -5,8 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from contrans_dist.artifacts import tensor_header
-from contrans_dist.errors import UserError
+from contrans_dist.mapheaders import open_map
 from contrans_dist.storage import Location
 
 
@@ -70,29 +69,24 @@ class MapSummary:
 
 def read_map(location: Location) -> MapSummary:
     """Summary of a map file; only its header is read. Raises UserError for any other file."""
-    header = tensor_header(location)
-    if header.get("kind") != "map":
-        raise UserError(f"{location}: expected a map file, this is a {header.get('kind', 'foreign')} file")
-    try:
-        table, selection = header.get("r2_table"), header.get("selection") or {}
-        pairs = [dict(pair) for pair in header.get("pairs") or []]
-        chosen = selection.get("chosen") or (
-            [pairs[0]["source"], pairs[0]["target"]] if len(pairs) == 1 else None
-        )
-        return MapSummary(
-            name=location.name.removesuffix(".safetensors"),
-            protocol=str(header.get("protocol", "")),
-            source_model=str(header.get("source_model", "")),
-            target_model=str(header.get("target_model", "")),
-            pairs=pairs,
-            r2=Grid(list(table["source"]), list(table["target"]), [list(line) for line in table["r2"]])
-            if table
-            else None,
-            chosen=(int(chosen[0]), int(chosen[1])) if chosen else None,
-            candidates=sorted(selection.get("candidates") or [], key=lambda entry: -float(entry["score"])),
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{location}: expected the header of a map ({error!r})") from error
+    _, header = open_map(location)
+    pairs, chosen = [pair.model_dump() for pair in header.pairs], None
+    if header.selection and header.selection.chosen:
+        chosen = header.selection.chosen
+    elif len(pairs) == 1:
+        chosen = (header.pairs[0].source, header.pairs[0].target)
+    tried = header.selection.candidates if header.selection else []
+    table = header.r2_table
+    return MapSummary(
+        name=location.name.removesuffix(".safetensors"),
+        protocol=header.protocol,
+        source_model=header.source_model,
+        target_model=header.target_model,
+        pairs=pairs,
+        r2=Grid(table.source, table.target, table.r2) if table else None,
+        chosen=chosen,
+        candidates=sorted((each.model_dump() for each in tried), key=lambda entry: -float(entry["score"])),
+    )
 
 
 def grid_table(grid: Grid, value: str) -> pa.Table:

@@ -4,16 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from contrans_dist.analysis.run import Run
 from contrans_dist.errors import UserError
+from contrans_dist.resultfiles import Kind, read_columns
 from contrans_dist.storage import Location
 
 ANALYSES_FOLDER = "analyses"
 SIMILARITY_FILE = "map-similarity.parquet"
 _KINDS = ("states", "differences")
+_POINTS: dict[str, Kind] = {
+    "model": "text", "block": "whole", "concept": "text", "x": "number", "y": "number",
+}  # fmt: skip
+_PAIRS: dict[str, Kind] = {"a": "text", "b": "text", "similarity": "number"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def read_projections(run: Run) -> list[Projection]:
     for name in folder.names():
         kind, _, side = name.removesuffix(".parquet").partition("-")
         if kind in _KINDS and name.endswith(".parquet"):
-            table = _read(folder / name, ["model", "block", "concept", "x", "y"])
+            table = _read(folder / name, _POINTS)
             if table.num_rows:
                 found.append(Projection(kind, side, _panels(table), table))
     return sorted(found, key=lambda each: (_KINDS.index(each.kind), each.side))
@@ -81,7 +85,7 @@ def read_similarity(run: Run) -> Similarity | None:
     location = run.location / ANALYSES_FOLDER / SIMILARITY_FILE
     if not location.exists():
         return None
-    table = _read(location, ["a", "b", "similarity"])
+    table = _read(location, _PAIRS)
     rows = table.to_pylist()
     names = list(dict.fromkeys(str(row[end]) for end in ("a", "b") for row in rows))
     known = {(str(row["a"]), str(row["b"])): row["similarity"] for row in rows}
@@ -90,11 +94,9 @@ def read_similarity(run: Run) -> Similarity | None:
     return Similarity(names, values, table) if names else None
 
 
-def _read(location: Location, columns: list[str]) -> pa.Table:
+def _read(location: Location, columns: dict[str, Kind]) -> pa.Table:
     """The columns of a Parquet file. Raises UserError when one is missing."""
-    with location.open() as source:
-        file = pq.ParquetFile(source)
-        missing = [name for name in columns if name not in file.schema_arrow.names]
-        if missing:
-            raise UserError(f"{location}: no column {missing[0]!r}; expected {', '.join(columns)}")
-        return file.read(columns=columns)
+    table = read_columns(location, columns)
+    if table is None:
+        raise UserError(f"{location}: expected columns {', '.join(columns)}")
+    return table

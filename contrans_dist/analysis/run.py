@@ -4,10 +4,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-import yaml
-
 from contrans_dist import schema
-from contrans_dist.analysis.evaluations import METRICS_FILE, read_evaluation
+from contrans_dist.analysis.evaluations import read_evaluation
 from contrans_dist.analysis.maps import MapSummary, read_map
 from contrans_dist.analysis.names import BASE
 from contrans_dist.analysis.points import reported_strengths
@@ -15,9 +13,10 @@ from contrans_dist.analysis.published import Published, read_published
 from contrans_dist.analysis.scores import Evaluation
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.errors import UserError
+from contrans_dist.resultfiles import METRICS, RECORD, RunFile, read_file
+from contrans_dist.runrecipe import read_run_recipe
 from contrans_dist.storage import Location
 
-RECIPE_FILE, RECORD_FILE = "recipe.yaml", "run.json"
 RUNS_FOLDER, EVALUATIONS_FOLDER = "runs", "evaluations"
 
 
@@ -60,7 +59,7 @@ def read_run(location: Location) -> Run:
 
     Raises UserError when nothing that can be reported is there.
     """
-    if (location / METRICS_FILE).exists():
+    if (location / METRICS).exists():
         return Run(location, evaluations=[read_in_run(location)])
     if (location / schema.MANIFEST).exists():
         return Run(location, harvests={location.name: ActivationSet.open(location)})
@@ -75,11 +74,18 @@ def read_run(location: Location) -> Run:
         except UserError as error:
             problems.append(str(error))
     files = [name for name in (location / "maps").names() if name.endswith(".safetensors")]
-    maps = [read_map(location / "maps" / name) for name in files]
+    maps = []
+    for name in files:
+        try:
+            maps.append(read_map(location / "maps" / name))
+        except UserError as error:
+            problems.append(str(error))
     if not (harvests or maps or found.evaluations):
+        if problems:
+            raise UserError(problems[0])
         raise UserError(
             f"{location}: nothing to report; expected a run folder (activations/, maps/ or evaluations/), "
-            f"an evaluation ({METRICS_FILE}) or an activation set ({schema.MANIFEST})"
+            f"an evaluation ({METRICS}) or an activation set ({schema.MANIFEST})"
         )
     return replace(found, harvests=harvests, maps=maps, problems=problems)
 
@@ -93,16 +99,24 @@ def _from(location: Location, path: str) -> Location:
 
 def read_scores(location: Location) -> Run:
     """The evaluations of a run folder, or of an evaluation folder, with recipe and record alone."""
-    if (location / METRICS_FILE).exists():
+    if (location / METRICS).exists():
         return Run(location, evaluations=[read_in_run(location)])
-    recipe, problems, evaluations = read_recipe(location), [], []
-    record = (location / RECORD_FILE).read_json() if (location / RECORD_FILE).exists() else {}
+    recipe, problems, evaluations = read_run_recipe(location), [], []
+    record: dict[str, Any] = {}
+    try:
+        if (location / RECORD).exists():
+            record = read_file(location / RECORD, RunFile).model_dump(exclude_none=True)
+    except UserError as error:
+        problems.append(str(error))
     for name in _in_recipe_order((location / EVALUATIONS_FOLDER).names(), recipe):
         folder = location / EVALUATIONS_FOLDER / name
-        if (folder / METRICS_FILE).exists():
-            evaluations.append(read_evaluation(folder))
-        else:
-            problems.append(f"{folder}: unfinished evaluation (there is no {METRICS_FILE})")
+        try:
+            if (folder / METRICS).exists():
+                evaluations.append(read_evaluation(folder))
+            else:
+                problems.append(f"{folder}: unfinished evaluation (there is no {METRICS})")
+        except UserError as error:
+            problems.append(str(error))
     whole = _recipe_of_all(location)
     return Run(
         location,
@@ -144,7 +158,7 @@ def read_in_run(location: Location) -> Evaluation:
 def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) -> Evaluation | None:
     """A sweep from which an evaluation's strengths were chosen: scores on validation items, or the cost."""
     folder = evaluation.location / name
-    return read_evaluation(folder) if (folder / METRICS_FILE).exists() else None
+    return read_evaluation(folder) if (folder / METRICS).exists() else None
 
 
 def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
@@ -169,9 +183,8 @@ def left_out(run: Run, evaluation: Evaluation) -> str:
     """
     settings = (run.recipe.get("evaluations") or {}).get(evaluation.name)
     asked = settings.get("conditions") if isinstance(settings, dict) else None
-    missing = [
-        str(name) for name in dict.fromkeys(asked or []) if name not in (BASE.key, *evaluation.conditions)
-    ]
+    names = dict.fromkeys(map(str, asked if isinstance(asked, list) else []))
+    missing = [name for name in names if name not in (BASE.key, *evaluation.conditions)]
     if not missing:
         return ""
     sets = (run.harvests.get("contrast-source"), run.harvests.get("contrast-target"))
@@ -186,29 +199,17 @@ def runs_of(location: Location) -> list[Location]:
 
     Each is a folder `runs/<name>` with a `run.json`.
     """
-    folder, order = location / RUNS_FOLDER, list(read_recipe(location).get("runs") or {})
-    names = [name for name in folder.names() if (folder / name / RECORD_FILE).exists()]
+    folder, order = location / RUNS_FOLDER, list(read_run_recipe(location).get("runs") or {})
+    names = [name for name in folder.names() if (folder / name / RECORD).exists()]
     names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
     return [folder / name for name in names]
-
-
-def read_recipe(location: Location) -> dict[str, Any]:
-    """A folder's `recipe.yaml` as plain data; empty where there is none."""
-    file = location / RECIPE_FILE
-    if not file.exists():
-        return {}
-    try:
-        content = yaml.safe_load(file.read_bytes())
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: expected YAML ({' '.join(str(error).split())})") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _recipe_of_all(location: Location) -> dict[str, Any]:
     """The recipe of which a folder is one of several runs; empty for a run alone."""
     if location.parent.name != RUNS_FOLDER:
         return {}
-    whole = read_recipe(location.parent.parent)
+    whole = read_run_recipe(location.parent.parent)
     return whole if location.name in (whole.get("runs") or {}) else {}
 
 

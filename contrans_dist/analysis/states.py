@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from contrans_dist.artifacts import ActivationSet, load_tensors
+from contrans_dist.artifacts import ActivationSet
 from contrans_dist.storage import Location
+from contrans_dist.vectors import ConceptVector
 
 _MOST_ROWS = 60
 """Rows a concept in the picture: more hide one another and swell the page."""
@@ -34,13 +35,9 @@ def read_vectors(folder: Location, block: int) -> dict[str, Vector]:
     for name in folder.names():
         if not name.endswith(".safetensors"):
             continue
-        tensors, header = load_tensors(folder / name, kind="vector")
-        values = tensors["vector"]
-        if block >= len(values) or not np.any(values[block]):
-            continue
-        concept = str(header.get("concept") or name.removesuffix(".safetensors"))
-        norm = (header.get("norms") or {}).get(str(block))
-        vectors[concept] = Vector(concept, values[block], None if norm is None else float(norm))
+        found = ConceptVector.load(folder / name)
+        if block in found.blocks:
+            vectors[found.concept] = Vector(found.concept, found.values[block], found.norms.get(block))
     return vectors
 
 

@@ -1,12 +1,9 @@
 """How the strength of each condition was chosen: what was tried on validation items, and what it cost."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from contrans_dist.errors import UserError
+from contrans_dist.resultfiles import SEARCH, SearchFile, read_file
 from contrans_dist.storage import Location
-
-SEARCH_FILE = "search.json"
 
 
 @dataclass(frozen=True)
@@ -42,31 +39,19 @@ class Search:
 
 def read_search(folder: Location) -> Search | None:
     """The search of an evaluation; None where none was made. Raises UserError for a file of another form."""
-    location = folder / SEARCH_FILE
+    location = folder / SEARCH
     if not location.exists():
         return None
-    content = location.read_json()
-    try:
-        return Search(
-            str(content["criterion"]),
-            bool(content["higher"]),
-            _number(content.get("budget")),
-            _number(content.get("base_perplexity")),
-            [
-                Candidate(
-                    str(entry["condition"]),
-                    float(entry["strength"]),
-                    float(entry["score"]),
-                    _number(entry.get("perplexity")),
-                )
-                for entry in content["candidates"]
-                if entry["score"] is not None
-            ],
-            {str(name): float(strength) for name, strength in content["chosen"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{location}: expected criterion, candidates and chosen ({error!r})") from error
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    found = read_file(location, SearchFile)
+    return Search(
+        found.criterion,
+        found.higher,
+        found.budget,
+        found.base_perplexity,
+        [
+            Candidate(each.condition, each.strength, each.score, each.perplexity)
+            for each in found.candidates
+            if each.score is not None
+        ],
+        found.chosen,
+    )

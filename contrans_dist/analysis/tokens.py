@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
 from contrans_dist.analysis.scores import Evaluation
+from contrans_dist.errors import UserError
+from contrans_dist.resultfiles import TOKENS, Kind, read_columns
 
-TOKENS_FILE = "tokens.parquet"
-_COLUMNS = ["concept", "condition", "strength", "direction", "token_text", "count", "n_prompts"]
+_COLUMNS: dict[str, Kind] = {
+    "concept": "text", "condition": "text", "strength": "number", "direction": "text", "token_text": "text",
+    "count": "whole", "n_prompts": "whole",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,27 @@ def read_tokens(evaluation: Evaluation, condition: str, strength: float, most: i
     """Tokens of every concept, the most frequent first; empty where none were counted.
 
     At the given strength where it was counted, else at the greatest; of the given condition where it is
-    there, else of the first.
+    there, else of the first. Raises UserError for a damaged file.
     """
-    location = evaluation.location / TOKENS_FILE
+    location = evaluation.location / TOKENS
     if not location.exists():
         return []
-    with location.open() as source:
-        rows = pq.read_table(source, columns=_COLUMNS).to_pylist()
-    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    table = read_columns(location, _COLUMNS)
+    if table is None:
+        raise UserError(f"{location}: expected columns {', '.join(_COLUMNS)}")
+    numbers = ("strength", "count", "n_prompts")
+    rows = [row for row in table.to_pylist() if all(row[name] is not None for name in numbers)]
+    conditions = list(dict.fromkeys(row["condition"] or "" for row in rows))
     if not conditions:
         return []
     own = condition if condition in conditions else conditions[0]
-    rows = [row for row in rows if row["condition"] == own]
+    rows = [row for row in rows if (row["condition"] or "") == own]
     strengths = {row["strength"] for row in rows}
     at = strength if strength in strengths else max(strengths, key=abs)
     rows = [row for row in rows if row["strength"] == at]
     found = []
-    for concept in sorted({row["concept"] for row in rows}):
-        mine = [row for row in rows if row["concept"] == concept]
+    for concept in sorted({row["concept"] or "" for row in rows}):
+        mine = [row for row in rows if (row["concept"] or "") == concept]
         up, down = (
             sorted(
                 ((str(row["token_text"]), int(row["count"])) for row in mine if row["direction"] == way),

@@ -77,6 +77,12 @@ class Benchmark(Protocol):
     def items(self) -> Sequence[Any]:
         """Every item (a `ScoredItem`), in an order that depends on the settings alone."""
 
+    def identity(self) -> dict[str, Any]:
+        """What the numbers depend on besides the items and the settings of this benchmark, as JSON takes it.
+
+        A key of the settings' takes that one's place.
+        """
+
     def score(
         self, lm: LanguageModel, items: Sequence[Any], interventions: Sequence[Intervention]
     ) -> pa.Table:

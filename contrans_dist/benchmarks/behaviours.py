@@ -104,6 +104,10 @@ class BehaviourBenchmark:
         """Every question, behaviour by behaviour in the files' order."""
         return self.all_items
 
+    def identity(self) -> dict[str, Any]:
+        """Nothing: all that is scored is in the items."""
+        return {}
+
     def score(
         self, lm: LanguageModel, items: Sequence[BehaviourItem], interventions: Sequence[Intervention]
     ) -> pa.Table:

@@ -101,6 +101,10 @@ class EmotionBenchmark:
         """Every item, concept by concept, positive before negative."""
         return self.all_items
 
+    def identity(self) -> dict[str, Any]:
+        """The words that are told apart, those of concepts that are not scored among them."""
+        return {"words": self.labels}
+
     def score(
         self, lm: LanguageModel, items: Sequence[Item], interventions: Sequence[Intervention]
     ) -> pa.Table:

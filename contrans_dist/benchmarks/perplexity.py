@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from contrans_dist.benchmarks.choices import Ids, check_finite, spread
 from contrans_dist.benchmarks.hub import dataset_file
+from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, summarise
 from contrans_dist.benchmarks.windows import Grid, merged, passages, span_of, tokens_of
 from contrans_dist.config import PerplexityEvaluation
@@ -86,6 +87,10 @@ class PerplexityBenchmark:
             Passage(f"passage/{i:05d}", i, max(self.text[start:end].splitlines(), key=len).strip())
             for i, (start, end) in enumerate(zip(self.starts, ends, strict=True))
         ]
+
+    def identity(self) -> dict[str, Any]:
+        """The whole text, of which an item holds one line, and where it is cut."""
+        return {"text": content_hash([self.text, self.starts])}
 
     def score(
         self, lm: LanguageModel, items: Sequence[Passage], interventions: Sequence[Intervention]

@@ -18,7 +18,7 @@ from contrans_dist.benchmarks.toxigen_sets import draw
 from contrans_dist.config import ToxigenEvaluation
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, cut_to, encode, encode_many
-from contrans_dist.models.classifier import Classifier
+from contrans_dist.models.classifier import Classifier, classifier_identity
 from contrans_dist.scoring import BASE, Intervention, generate
 from contrans_dist.texts import template_fields
 
@@ -87,6 +87,10 @@ class ToxigenBenchmark:
     def items(self) -> list[ToxigenItem]:
         """Validation prompts, then evaluation prompts, group by group."""
         return self.all_items
+
+    def identity(self) -> dict[str, Any]:
+        """The judge, by what it is and not by its name; and what the notes say of the draw."""
+        return {"classifier": classifier_identity(self.classifier), "drawn": list(self.notes)}
 
     def score(
         self, lm: LanguageModel, items: Sequence[ToxigenItem], interventions: Sequence[Intervention]

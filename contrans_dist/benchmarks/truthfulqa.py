@@ -99,6 +99,10 @@ class TruthfulQABenchmark:
         """Every question, in the file's order."""
         return self.all_items
 
+    def identity(self) -> dict[str, Any]:
+        """Nothing: all that is scored is in the items."""
+        return {}
+
     def score(
         self, lm: LanguageModel, items: Sequence[Question], interventions: Sequence[Intervention]
     ) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from contrans_dist.cli.fitted import (
@@ -214,16 +215,20 @@ def transplant(
         raise UserError(f"--norm {norm}: expected keep or match")
     maps = MapSet.load(map_)
     carried = maps.carry(ConceptVector.load(vector), "match" if norm == "match" else "keep", _pair(blocks))
+    block = carried.blocks[0]
+    like = None if own is None else ConceptVector.load(own).at(block)
+    if like is not None and like.size != carried.d:
+        raise UserError(f"--own {own}: it is {like.size} wide, the map leads to {carried.d}")
     location = Location.parse(out)
     carried.save(location)
-    block = carried.blocks[0]
-    share = float((carried.at(block) ** 2).sum() ** 0.5) / carried.norms[block]
+    residual = carried.norms.get(block)
+    share = float(np.linalg.norm(carried.at(block))) / residual if residual else None
     content: dict[str, Any] = {"out": str(location), "block": block, "share_of_residual_norm": share}
-    text = (
-        f"{location}: {carried.concept} at block {block} of {carried.model}, {share:.2f} of its residual norm"
-    )
-    if own is not None:
-        content["cosine"] = cosine(carried.at(block), ConceptVector.load(own).at(block))
+    text = f"{location}: {carried.concept} at block {block} of {carried.model}"
+    if share is not None:
+        text += f", {share:.2f} of its residual norm"
+    if like is not None:
+        content["cosine"] = cosine(carried.at(block), like)
         text += f", cosine to its own {content['cosine']:.3f}"
     emit(as_json, content, text)
 

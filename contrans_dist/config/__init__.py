@@ -1,6 +1,6 @@
 """The typed, frozen description of what is to be run; YAML in, validated, fingerprint out."""
 
-from contrans_dist.config.base import CHAT_DATE, Settings, differing, fingerprint
+from contrans_dist.config.base import CHAT_DATE, FileModel, Settings, differing, fingerprint
 from contrans_dist.config.evaluations import (
     EVALUATIONS,
     AnyEvaluation,
@@ -37,7 +37,8 @@ from contrans_dist.config.whole import Published, Recipe
 __all__ = [
     "CHAT_DATE", "EVALUATIONS", "AnyEvaluation", "BehaviourEvaluation", "CaptureSettings", "ClusterSettings",
     "ConceptSettings", "Condition", "ConditionName", "ContrastSettings", "CorpusSettings", "Dtype",
-    "EmotionEvaluation", "EvaluationSettings", "HarnessEvaluation", "MapSettings", "ModelSettings",
+    "EmotionEvaluation", "EvaluationSettings", "FileModel", "HarnessEvaluation", "MapSettings",
+    "ModelSettings",
     "PerplexityEvaluation", "Placement", "Position", "Protocol", "Published", "Quantization", "Recipe",
     "SearchSettings", "Settings", "SourceSettings", "ToxigenEvaluation", "TruthfulQAEvaluation",
     "ValidatedEvaluation", "differing", "evaluation_settings", "fingerprint",

@@ -17,6 +17,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class FileModel(Settings):
+    """Base of what a file of ours holds: keys of later versions are passed over."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
 def fingerprint(identity: dict[str, Any]) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of an identity.
 

@@ -44,6 +44,10 @@ class HarnessBenchmark:
         """Every document, task by task."""
         return self._tasks().documents
 
+    def identity(self) -> dict[str, Any]:
+        """How groups are summed up, and the code of one's own tasks; the rest is in the documents."""
+        return self._tasks().identity()
+
     def score(
         self, lm: LanguageModel, items: Sequence[Document], interventions: Sequence[Intervention]
     ) -> pa.Table:

@@ -1,7 +1,5 @@
 """The harness's side, in the driver alone: tasks are loaded once and judged anew for each condition."""
 
-import hashlib
-import json
 import logging
 import os
 import random
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.config import HarnessEvaluation
 from contrans_dist.errors import UserError
 from contrans_dist.harness.answering import Answer, answers
@@ -68,8 +67,9 @@ class _Place:
 class Tasks:
     """Loaded tasks with their requests, which are built once: every condition is asked the very same."""
 
-    def __init__(self, loaded: Any, limit: int | None) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: Any, limit: int | None, code: str = "") -> None:
+        """`code`: hash of the functions that task files name."""
+        self.loaded, self.code = loaded, code
         self.documents: list[Document] = []
         self._places: dict[int, _Place] = {}  # by the id() of an Instance
         for name, task in loaded["tasks"].items():
@@ -104,7 +104,7 @@ class Tasks:
                 if own is None or (own != 0 and settings.num_fewshot is not None):
                     task.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
                 task.set_fewshot_seed(DEFAULT_OTHER_SEED + settings.seed)
-            return cls(loaded, settings.limit)
+            return cls(loaded, settings.limit, _code(settings.include))
 
     def evaluate(self, answered: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
         """The harness's own results (its `evaluate`) for the answers to every document, by its id."""
@@ -127,6 +127,14 @@ class Tasks:
 
         with _quiet(), _one_process(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             return dict(evaluate(lm=EngineLM(answer), task_dict=self.loaded, bootstrap_iters=_BOOTSTRAPS))
+
+    def identity(self) -> dict[str, Any]:
+        """What counts beside the documents: the groups' settings, and the code in the folder of tasks."""
+        groups = {
+            name: [group.aggregate_metric_list, group.child_names, group.version]
+            for name, group in self.loaded.get("groups", {}).items()
+        }
+        return {"groups": content_hash(groups), "code": self.code}
 
     def leaves(self, name: str) -> list[str]:
         """The tasks of a group, or the task itself."""
@@ -197,15 +205,18 @@ def _scenario(task: Any, doc: Any) -> str:
 
 
 def _judged_by(task: Any, doc: Any) -> str:
-    """Hash of all that turns a document's answers into numbers, short of the code of custom functions."""
+    """Hash of all that turns a document's answers into numbers, but for the code of functions (`_code`)."""
     from lm_eval import __version__
 
     judging = {name: task.get_config(name) for name in _JUDGING}
     content = {"harness": __version__, "version": task.VERSION, "judging": judging, "doc": doc}
-    text = json.dumps(
-        content, sort_keys=True, default=lambda each: getattr(each, "__name__", type(each).__name__)
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return content_hash(content)[:16]
+
+
+def _code(include: str | None) -> str:
+    """Hash of all Python files in a folder of task files; those of the harness go by its version."""
+    files = sorted(Path(include).rglob("*.py")) if include is not None else []
+    return content_hash([[str(file.relative_to(str(include))), file.read_bytes()] for file in files])
 
 
 @contextmanager

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from contrans_dist.errors import UserError
+from contrans_dist.models.facts import config_hash
+from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.loading import hub_errors, split_name
 
 BATCH_SIZE = 64
@@ -98,6 +100,26 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
     if model.config.problem_type == "regression":
         raise UserError(f"classifier {name}: a regression model, whose scores are no probabilities")
     return Classifier(model.eval().to(device), tokenizer, name)
+
+
+def classifier_identity(name: str) -> dict[str, Any]:
+    """What a judge's numbers depend on: weights (`weights_identity`), configuration, labels, tokenizer, and
+    where that cuts. Raises as `load_classifier` for one that cannot be found.
+    """
+    try:
+        where, revision = split_name(name)
+        with hub_errors(name):
+            config = AutoConfig.from_pretrained(where, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+        weights = weights_identity(where, revision)
+    except UserError as error:
+        raise UserError(str(error).replace("--model", "classifier", 1)) from error
+    return {
+        "weights": weights,
+        "config": config_hash(config),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "cut": [getattr(tokenizer, name, None) for name in ("model_max_length", "truncation_side")],
+    }
 
 
 def _positions(model: PreTrainedModel) -> int | None:

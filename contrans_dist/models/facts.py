@@ -68,14 +68,15 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         dtype=dtype or own_dtype(config, source),
         weights=weights_identity(source, revision),
         tokenizer=tokenizer_hash(tokenizer),
-        config=_config_hash(config),
+        config=config_hash(config),
         context=positions(text),
         tokenizer_limit=tokenizer_limit(tokenizer),
         reads=tokenizer,
     )
 
 
-def _config_hash(config: PretrainedConfig) -> str:
+def config_hash(config: PretrainedConfig) -> str:
+    """SHA-256 (hex) of a configuration, without what changes no number."""
     passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
     content = {key: value for key, value in config.to_dict().items() if key not in passing}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -44,7 +44,9 @@ def build_page(run: Run, studio: Studio) -> Page:
     for evaluation in run.evaluations:
         with_planes = not any(section.planes for section in sections)
         sections.append(build_section(run, evaluation, studio, with_planes))
-    warnings = [*run.problems, *(warning for found in run.maps for warning in found.warnings)]
+    analyses, unread = analysis_drawings(run, studio)
+    problems = [*run.problems, *(each for section in sections for each in section.problems), *unread]
+    warnings = [*problems, *(warning for found in run.maps for warning in found.warnings)]
     warnings += [
         warning for name, harvest in run.harvests.items() for warning in harvest_warnings(name, harvest)
     ]
@@ -53,7 +55,7 @@ def build_page(run: Run, studio: Studio) -> Page:
         description=str(run.record.get("description") or run.recipe.get("description") or ""),
         models=_models(run),
         sections=sections,
-        analyses=analysis_drawings(run, studio),
+        analyses=analyses,
         published=run.published,
         small=small_models([run]),
         paper=paper_table(run.published)

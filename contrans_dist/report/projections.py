@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from contrans_dist.analysis import Projection, Run, Similarity, read_projections, read_similarity
+from contrans_dist.errors import UserError
 from contrans_dist.report.figures import concept_look
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.parts import Drawing, Studio
@@ -23,9 +24,17 @@ _MEANINGS = {
 }
 
 
-def analysis_drawings(run: Run, studio: Studio) -> list[Drawing]:
-    """A drawing for every analysis that the run holds."""
-    drawings = []
+def analysis_drawings(run: Run, studio: Studio) -> tuple[list[Drawing], list[str]]:
+    """A drawing for every analysis that the run holds; and those that cannot be read, one line each."""
+    drawings: list[Drawing] = []
+    try:
+        _draw(run, studio, drawings)
+    except UserError as error:
+        return drawings, [str(error)]
+    return drawings, []
+
+
+def _draw(run: Run, studio: Studio, drawings: list[Drawing]) -> None:
     for found in read_projections(run):
         caption = _MEANINGS[found.kind].format(side=found.side)
         drawings.append(
@@ -46,7 +55,6 @@ def analysis_drawings(run: Run, studio: Studio) -> list[Drawing]:
                 "How alike the maps fitted on different prompts are.",
             )
         )
-    return drawings
 
 
 def projection_figure(found: Projection) -> Figure:

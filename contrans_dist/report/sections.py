@@ -1,7 +1,8 @@
 """One evaluation as a section of the page: verdict, tables, figures, examples, leak check, cost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from contrans_dist.analysis import (
     OFFENSIVE,
@@ -18,6 +19,7 @@ from contrans_dist.analysis import (
     rule,
     sentence,
 )
+from contrans_dist.errors import UserError
 from contrans_dist.report.costs import cost_table
 from contrans_dist.report.examples import Examples, examples_of, token_table
 from contrans_dist.report.groups import Groups, answers_table, groups_of
@@ -27,6 +29,7 @@ from contrans_dist.report.published import published_table
 from contrans_dist.report.strengths import Choice, choice_of, strength_drawing
 from contrans_dist.report.tables import STATUS_WORDS, condition_table, verdict_bars
 
+T = TypeVar("T")
 _NOUNS = {
     "emotions": "scenarios", "truthfulqa": "questions", "behaviours": "questions", "toxigen": "prompts",
     "perplexity": "texts",
@@ -77,6 +80,17 @@ class Section:
     notes: list[str] = field(default_factory=list)
     costs: Table | None = None
     throughput: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Files that cannot be read, and so are not shown, one line each."""
+
+    def part(self, make: Callable[[], T], otherwise: T) -> T:
+        """What `make` reads; where its file is damaged `otherwise`, and the problem is told."""
+        try:
+            return make()
+        except UserError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return otherwise
 
 
 def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes: bool = True) -> Section:
@@ -98,7 +112,8 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
     ]
     if not evaluation.metrics:
         return section
-    key, companions = evaluation.metrics[0], companions_of(run, evaluation)
+    key = evaluation.metrics[0]
+    companions: list[Evaluation] = section.part(lambda: companions_of(run, evaluation), [])
     section.headline_title = metric(key).title
     section.headline = condition_table(evaluation, key, companions)
     section.others = [_other(run, evaluation, k, section.anchor, studio) for k in evaluation.metrics[1:]]
@@ -115,14 +130,16 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
     section.rule = rule(evaluation) if verdict.status != "cost" else ""
     section.bars = verdict_bars(verdict)
     section.strength = strength_drawing(evaluation, key, companions, section.anchor, studio)
-    section.choice = choice_of(evaluation, section.anchor, studio)
-    section.tokens = token_table(evaluation, verdict)
-    section.examples = examples_of(evaluation, verdict)
-    vectors = _vectors(run, evaluation, verdict)
+    section.choice = section.part(lambda: choice_of(evaluation, section.anchor, studio), None)
+    section.tokens = section.part(lambda: token_table(evaluation, verdict), None)
+    section.examples = section.part(lambda: examples_of(evaluation, verdict), None)
+    vectors: dict[str, Vector] = section.part(lambda: _vectors(run, evaluation, verdict), {})
     section.groups = groups_of(run, evaluation, verdict, vectors, section.anchor, studio)
-    section.answers = answers_table(evaluation, verdict)
+    section.answers = section.part(lambda: answers_table(evaluation, verdict), None)
     if with_planes and verdict.status != "cost":
-        section.planes = plane_drawings(run, section.block, verdict, vectors, section.anchor, studio)
+        section.planes = section.part(
+            lambda: plane_drawings(run, section.block, verdict, vectors, section.anchor, studio), []
+        )
     return section
 
 
