@@ -11,7 +11,7 @@ from contrans_dist.errors import UserError
 VARIABLE = "CONTRANS_LIMITS"
 
 JSON_BYTES = 32 << 20
-"""Of a manifest, metrics, a header, and of texts in one JSON value."""
+"""Of metrics, a header, and of texts in one JSON value."""
 TEXT_FILE_BYTES = 1 << 30
 """Of a file of texts, and of what it holds when it is unpacked."""
 TEXT_BYTES = 16 << 20
@@ -36,6 +36,19 @@ RUN_RECIPE_BYTES = 1 << 18
 
 RUN_RECIPE_VALUES = 50_000
 """Of that recipe, what its anchors repeat counted as often as it stands there."""
+
+MANIFEST_BYTES = 16 << 20
+SHARDS = 50_000
+"""Of one activation set."""
+BLOCKS = 1_000
+WIDTH = 1 << 20
+"""Of a model: its blocks, and the numbers in one row of its residual stream."""
+FOOTER_BYTES = 8 << 20
+CHUNKS = 65_536
+"""Of a shard: its footer, and columns times row groups, of which a footer tells."""
+EXPANDING = 50
+SMALL_BYTES = 64 << 20
+"""A shard may unfold to so many times its size, and to so many bytes in any case."""
 
 
 def raised(most: int) -> int:
