@@ -31,12 +31,6 @@ RESULT_BYTES = 256 << 20
 CONDITION_ROWS = 5_000
 """Of conditions at strengths in one evaluation's metrics."""
 
-RUN_RECIPE_BYTES = 1 << 18
-"""Of the recipe that lies in a run's folder."""
-
-RUN_RECIPE_VALUES = 50_000
-"""Of that recipe, what its anchors repeat counted as often as it stands there."""
-
 MANIFEST_BYTES = 16 << 20
 SHARDS = 50_000
 """Of one activation set."""
