@@ -70,6 +70,13 @@ def test_values_of_set_are_read_with_the_same_care(value: str) -> None:
         load_recipe(path, [f"map.blocks.x={value}"])
 
 
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_without_end_are_refused(value: str) -> None:
+    path = Path(__file__).parents[1] / "contrans_dist" / "recipes" / "demo.yaml"
+    with pytest.raises(UserError, match=r"search\.budget: expected a finite number"):
+        load_recipe(path, [f"evaluations.emotions.search={{perplexity: a, budget: {value}}}"])
+
+
 READ = """
 import json, resource, sys, time
 from pathlib import Path

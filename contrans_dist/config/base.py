@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, and unknown keys are errors."""
+    """Base of every settings class: frozen; unknown keys are errors, and so are numbers that JSON has not."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
