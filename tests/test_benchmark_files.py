@@ -35,8 +35,8 @@ def behaviours(path: Path) -> Any:
 READERS: dict[str, Callable[[Path], Any]] = {
     "truthfulqa": truthfulqa,
     "behaviours": behaviours,
-    "emotions": read_scenarios,
-    "toxigen": read_statements,
+    "emotions": lambda path: read_scenarios(str(path)),
+    "toxigen": lambda path: read_statements(str(path)),
     "perplexity": perplexity,
 }
 QUESTION = {"question": "Q?", "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1, "b": 0}}

@@ -55,10 +55,10 @@ def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     assert grown < MEGABYTES * 1024
 
 
-def in_a_line(work: Callable[[], Any]) -> Any:
+def in_a_line(work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """What `work` returns; None where it refuses, which it does in one line that can be printed."""
     try:
-        return work()
+        return work(*arguments, **named)
     except UserError as error:
         said = str(error)
         assert "\n" not in said
@@ -74,10 +74,10 @@ def used(table: pa.Table | None) -> None:
     assert table.num_rows == len(prompts(table, None)) > 0
     assert len(table_hash(table)) == 64
     pq.write_table(table, pa.MockOutputStream())
-    in_a_line(lambda: prompts(table, "{text}" + "".join(f"{{{name}}}" for name in table.column_names)))
-    assert in_a_line(lambda: unit_hashes(prompts(table, None))) is not None
+    in_a_line(prompts, table, "{text}" + "".join(f"{{{name}}}" for name in table.column_names))
+    assert in_a_line(unit_hashes, prompts(table, None)) is not None
     for cut in ("end", "random", "after"):
-        in_a_line(lambda cut=cut: prepare_corpus(table, cut, per_text=2, words=["a", "."]))
+        in_a_line(prepare_corpus, table, cut, per_text=2, words=["a", "."])
 
 
 def mutated(data: bytes) -> st.SearchStrategy[bytes]:
@@ -140,9 +140,9 @@ def test_bytes_of_any_kind(tmp_path: Path, fuzz: Any) -> None:
     def check(case: tuple[str, bytes]) -> None:
         path = tmp_path / f"t.{case[0]}"
         path.write_bytes(case[1])
-        used(in_a_line(lambda: read_texts(str(path))))
+        used(in_a_line(read_texts, str(path)))
         for reader in READERS:
-            in_a_line(lambda reader=reader: reader(str(path)))
+            in_a_line(reader, str(path))
 
 
 LETTERS = st.text(st.characters(exclude_categories=()), max_size=8)
@@ -174,8 +174,8 @@ def test_objects_of_any_kind(tmp_path: Path, fuzz: Any) -> None:
         for name, text in (("t.jsonl", "\n".join(lines)), ("t.json", f"[{','.join(lines)}]")):
             path = tmp_path / name
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
-            used(in_a_line(lambda path=path: read_texts(str(path))))
-            in_a_line(lambda path=path: read_scenarios(str(path)))
+            used(in_a_line(read_texts, str(path)))
+            in_a_line(read_scenarios, str(path))
 
 
 ARRAYS = [
@@ -204,12 +204,12 @@ def test_tables_of_any_kind(tmp_path: Path, fuzz: Any) -> None:
         table = pa.Table.from_arrays(
             [text, *(array for _, array in columns)], names=["text", *(name for name, _ in columns)]
         )
-        used(in_a_line(lambda: text_table(table)))
+        used(in_a_line(text_table, table))
         try:
             pq.write_table(table, tmp_path / "t.parquet")
         except pa.ArrowException:
             return
-        used(in_a_line(lambda: read_texts(str(tmp_path / "t.parquet"))))
+        used(in_a_line(read_texts, str(tmp_path / "t.parquet")))
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +228,11 @@ def test_conditions_of_any_kind(rows: ActivationSet, fuzz: Any) -> None:
 
     @fuzz(st.lists(pieces.map("".join), max_size=3), st.sampled_from([",", "\\,", ",,"]))
     def check(given_pieces: list[str], between: str) -> None:
-        found = in_a_line(lambda: select_rows(rows, between.join(given_pieces)))
+        found = in_a_line(select_rows, rows, between.join(given_pieces))
         assert found is None or 0 < len(found) <= 2
 
     for name in names:
-        in_a_line(lambda name=name: select_rows(rows, f"{name}=nothing like it"))
+        in_a_line(select_rows, rows, f"{name}=nothing like it")
 
 
 def test_templates_of_any_kind(fuzz: Any) -> None:
@@ -243,8 +243,8 @@ def test_templates_of_any_kind(fuzz: Any) -> None:
 
     @fuzz(st.lists(pieces, max_size=8).map("".join) | LETTERS)
     def check(template: str) -> None:
-        fields = in_a_line(lambda: template_fields(template))
-        found = in_a_line(lambda: prompts(table, template))
+        fields = in_a_line(template_fields, template)
+        found = in_a_line(prompts, table, template)
         assert found is None or (fields and len(found) == 2 and all(len(each) < 200 for each in found))
 
 
@@ -313,11 +313,11 @@ def test_recipes_of_any_kind(tmp_path: Path, fuzz: Any) -> None:
         path = tmp_path / "recipe.yaml"
         path.write_bytes(data)
         for small in (False, True):
-            recipe = in_a_line(lambda small=small: load_recipe(path, changes, small))
+            recipe = in_a_line(load_recipe, path, changes, small)
             if recipe is None:
                 continue
             json.dumps(recipe.model_dump(mode="json"), ensure_ascii=False, allow_nan=False).encode()
-            in_a_line(lambda recipe=recipe: runs_of(recipe))
+            in_a_line(runs_of, recipe)
 
 
 def test_a_text_that_was_seen_is_found(fuzz: Any) -> None:

@@ -10,8 +10,8 @@ import contrans_dist
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "limits", "characters", "yamlfiles", "fitting", "config", "recipe", "schema", "storage",
-    "provenance", "progress", "artifacts", "textfiles", "tablehash", "texts", "corpus", "leak", "models",
-    "prefixes", "capturing", "shardfiles", "shards",
+    "provenance", "progress", "artifacts", "textfiles", "tablehash", "templates", "texts", "corpus",
+    "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
     "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs",
