@@ -7,12 +7,15 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from contrans_dist.characters import WITHOUT_BLANKS
 from contrans_dist.errors import UserError
 from contrans_dist.texts import text_table
 
 Cut = Literal["none", "end", "random", "after"]
 
 _FEWEST_WORDS = 4
+_UNSPACED = re.compile(f"[{WITHOUT_BLANKS}]")
+_WORD_END = re.compile(rf"(?= )|(?<=[{WITHOUT_BLANKS}])(?=\w)|(?<=\w)(?=[{WITHOUT_BLANKS}])")
 
 
 def cut_end(texts: list[str], seed: int = 42) -> list[str]:
@@ -21,7 +24,20 @@ def cut_end(texts: list[str], seed: int = 42) -> list[str]:
     numpy's legacy generator, because with seed 42 it repeats their published input file exactly.
     """
     generator = np.random.RandomState(seed)
-    return [" ".join(text.split()[: -generator.randint(2, 5)]) for text in texts]
+    drops = [generator.randint(2, 5) for _ in texts]
+    return [_without_end(text, drop) for text, drop in zip(texts, drops, strict=True)]
+
+
+def _without_end(text: str, words: int) -> str:
+    if not _UNSPACED.search(text):
+        return " ".join(text.split()[:-words])
+    ends = _word_ends(text.rstrip())
+    return text[: ends[-words - 1]] if len(ends) > words else ""
+
+
+def _word_ends(text: str) -> list[int]:
+    """Where the words of a text end; where no blanks set them apart, where its letters do."""
+    return [match.start() for match in _WORD_END.finditer(text)] + [len(text)]
 
 
 def cut_random(texts: list[str], per_text: int, seed: int) -> tuple[list[str], list[int]]:
@@ -33,11 +49,11 @@ def cut_random(texts: list[str], per_text: int, seed: int) -> tuple[list[str], l
     prefixes: list[str] = []
     origins: list[int] = []
     for index, text in enumerate(texts):
-        words = text.split(" ")
+        words = _word_ends(text)
         choices = np.arange(min(_FEWEST_WORDS, len(words)), len(words) + 1)
         ends = generator.choice(choices, size=min(per_text, len(choices)), replace=False)
         for end in sorted(int(end) for end in ends):
-            prefixes.append(" ".join(words[:end]))
+            prefixes.append(text[: words[end - 1]])
             origins.append(index)
     return prefixes, origins
 
@@ -47,12 +63,19 @@ def cut_after(texts: list[str], words: Sequence[str]) -> tuple[list[str], list[i
 
     A prompt that ends on "was very" asks the map for what a model expects after "very"; such rows say it.
     """
-    ending = re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")(?=\s)")
+    ending = re.compile("|".join(map(_as_word, words)))
     found: dict[str, int] = {}
     for index, text in enumerate(texts):
         for match in ending.finditer(text):
             found.setdefault(text[: match.end()], index)
     return list(found), list(found.values())
+
+
+def _as_word(word: str) -> str:
+    """A pattern for a word inside a text: with blanks around it, unless its script has none."""
+    before = "" if _UNSPACED.match(word) else r"\b"
+    after = r"(?=.)" if _UNSPACED.match(word[-1:]) else r"(?=\s)"
+    return before + re.escape(word) + after
 
 
 def prepare_corpus(

@@ -24,7 +24,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.methods import further_sources
 from contrans_dist.selection import harvested_blocks
 from contrans_dist.storage import Location
-from contrans_dist.texts import read_texts, table_hash, template_fields, text_table
+from contrans_dist.texts import frames, read_texts, table_hash, template_fields, text_table
 
 READS = ("corpus", "contrast")
 """The texts of a recipe: those the map is fitted on, and those that make the concept vectors."""
@@ -148,11 +148,10 @@ def around(table: pa.Table, template: str, where: str) -> pa.Table:
     missing = [name for name in template_fields(template) if name not in table.column_names]
     if missing:
         raise UserError(f"{where}: the template names a column {missing[0]!r} that is not there")
-    before, _, after = template.replace("\\n", "\n").partition("{text}")
-    rows = table.to_pylist()
+    before, after = frames(table, template)
     table = table.drop_columns([name for name in ("before", "after") if name in table.column_names])
-    table = table.append_column("before", pa.array([before.format(**row) for row in rows], pa.string()))
-    return table.append_column("after", pa.array([after.format(**row) for row in rows], pa.string()))
+    table = table.append_column("before", pa.array(before, pa.string()))
+    return table.append_column("after", pa.array(after, pa.string()))
 
 
 def both_ways(table: pa.Table, positive: str, negative: str, where: str) -> pa.Table:

@@ -1,7 +1,6 @@
 """Recipes from YAML, settings from plain data: a mistake is one line with the nearest right key."""
 
 import difflib
-import reprlib
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,8 @@ from contrans_dist.limits import RECIPE_BYTES, check_size, raised
 from contrans_dist.yamlfiles import parse_yaml
 
 S = TypeVar("S", bound=Settings)
+_MOST_LETTERS = 200
+"""Of a wrong value, in a message."""
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = False) -> Recipe:
@@ -86,6 +87,7 @@ def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
     """
     check_whole(change, "--set")
     key, mark, value = change.partition("=")
+    change = change[:_MOST_LETTERS]  # from here on for messages
     if not mark or not key:
         raise UserError(f"--set {change}: expected key=value, such as map.protocol=paper")
     content, last = _parent_of(content, key, f"--set {change}")
@@ -132,8 +134,9 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
     if first["type"] == "union_tag_invalid":
         known = ", ".join(first["ctx"]["expected_tags"].replace("'", "").split(", "))
         return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
-    shown = reprlib.repr(first["input"])
     wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
     return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")
 
 

@@ -18,6 +18,7 @@ from contrans_dist.leak import unit_hashes
 from contrans_dist.tablehash import python_values
 from contrans_dist.vectors import ConceptVector
 
+_LETTERS = 100
 _VALUES = 8
 """Told of a column when none is the one asked for."""
 
@@ -41,11 +42,13 @@ def rows_where(activations: ActivationSet, wanted: Sequence[tuple[str, str]]) ->
         found = _having(table.column(name), value, f"{activations.location}: column {name!r}")
         if not found.any():
             there = _told(table.column(name))
-            raise UserError(f"{activations.location}: no row has {name}={value}; {name} is {there}")
+            raise UserError(
+                f"{activations.location}: no row has {_shown(f'{name}={value}')}; {name} is {there}"
+            )
         mask &= found
     rows = np.flatnonzero(mask)
     if not rows.size:
-        asked = ",".join(f"{name}={value}" for name, value in wanted)
+        asked = _shown(",".join(f"{name}={value}" for name, value in wanted))
         raise UserError(f"{activations.location}: no row has {asked}, though some have each of them")
     return rows
 
@@ -99,6 +102,12 @@ def _is(found: Any, value: str) -> bool:
     return str(found) == value
 
 
+def _shown(value: Any) -> str:
+    """A value as part of a line."""
+    text = str(value)
+    return text[:_LETTERS] if text.isprintable() else repr(text[:_LETTERS])
+
+
 def _told(column: pa.ChunkedArray) -> str:
     """The commonest values of a column with their counts, for people."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -106,7 +115,7 @@ def _told(column: pa.ChunkedArray) -> str:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     counts = Counter(python_values(column)).most_common(_VALUES + 1)
-    told = [f"{'null' if value is None else value} ({count})" for value, count in counts[:_VALUES]]
+    told = [f"{'null' if value is None else _shown(value)} ({count})" for value, count in counts[:_VALUES]]
     return ", ".join(told) + (", ..." if len(counts) > _VALUES else "")
 
 

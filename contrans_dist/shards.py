@@ -23,7 +23,7 @@ from contrans_dist.shardfiles import (
     Work,
     publish_shard,
 )
-from contrans_dist.texts import prompts
+from contrans_dist.templates import prompts
 
 _TARGET_BYTES = 128 << 20
 _STORED_RATIO = 0.7

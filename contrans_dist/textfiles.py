@@ -91,17 +91,9 @@ def _text(line: bytes, where: str, number: int) -> str:
         raise UserError(f"{where}, line {number}: expected text, found a NUL; save UTF-16 as UTF-8")
     try:
         return line.removesuffix(b"\r").decode()
-    except UnicodeDecodeError:
-        return decoded(line, f"{where}, line {number}")
-
-
-def decoded(data: bytes, where: str) -> str:
-    """Raises UserError for what is not UTF-8."""
-    try:
-        return data.decode()
     except UnicodeDecodeError as error:
-        byte = data[error.start]
-        raise UserError(f"{where}: expected UTF-8, found byte 0x{byte:02x} at {error.start}") from error
+        byte = f"byte 0x{line[error.start]:02x} at {error.start}"
+        raise UserError(f"{where}, line {number}: expected UTF-8, found {byte}") from error
 
 
 def read_document(location: Location) -> str:
@@ -110,7 +102,10 @@ def read_document(location: Location) -> str:
         data = stream.read()
     if data.startswith(_FOREIGN_BOMS):
         raise UserError(f"{location}: {_IN_UTF16}")
-    text = decoded(data.removeprefix(_BOM), str(location))
+    try:
+        text = str(data.removeprefix(_BOM), "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{location}: expected UTF-8, found another byte at {error.start}") from error
     if not text.strip():
         raise UserError(f"{location}: expected a text, found none")
     return text
@@ -172,7 +167,9 @@ def read_json_lines(location: Location) -> tuple[dict[str, list[Any]], list[int]
     return columns, numbers
 
 
-def read_parquet(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(
+    location: Location, columns: Sequence[str] | None = None, expected: str = "a Parquet file"
+) -> pa.Table:
     """A table of texts, or some of its columns. Raises UserError for a file that is no Parquet, has a column
     twice, or unpacks to more than the limits; what a file says of itself is not believed."""
     with opened(location) as stream:
@@ -181,7 +178,7 @@ def read_parquet(location: Location, columns: Sequence[str] | None = None) -> pa
         try:
             return _parquet(source, location, columns)
         except (pa.ArrowException, OSError, ValueError, MemoryError, RecursionError) as error:
-            raise UserError(f"{location}: expected a Parquet file ({one_line(error)})") from error
+            raise UserError(f"{location}: expected {expected} ({one_line(error)})") from error
 
 
 def _parquet(source: pa.NativeFile, location: Location, columns: Sequence[str] | None) -> pa.Table:

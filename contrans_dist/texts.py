@@ -4,11 +4,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from string import Formatter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contrans_dist import schema
@@ -18,10 +16,11 @@ from contrans_dist.limits import CELLS, COLUMNS, TEXT_BYTES, TEXTS, check_size
 from contrans_dist.progress import note
 from contrans_dist.storage import Location
 from contrans_dist.tablehash import python_values, table_hash
+from contrans_dist.templates import frames, prompts, template_fields
 from contrans_dist.textfiles import lines, one_line, read_json, read_json_lines, read_parquet
 
 __all__ = [
-    "prompts", "read_texts", "records", "table_hash", "template_fields", "text_id", "text_table",
+    "frames", "prompts", "read_texts", "records", "table_hash", "template_fields", "text_id", "text_table",
 ]  # fmt: skip
 
 
@@ -84,14 +83,14 @@ def text_table(
     others = [name for name in table.column_names if name != "text"]
     for name in others:
         _check_held(table.column(name), name, where)
-    texts = _strings(table.column("text"), where)
-    for index, text in enumerate(texts):
-        if text is None or not text.strip():
+    texts: list[str] = []
+    for index, text in enumerate(_strings(table.column("text"), where)):
+        if text is None or not text.strip() or len(text) * 4 > TEXT_BYTES:
             row = rows[index] if rows is not None else f"row {index + 1}"
-            raise UserError(f"{where}, {row}: the text is empty; expected one text a row")
-        if len(text) * 4 > TEXT_BYTES:
-            row = rows[index] if rows is not None else f"row {index + 1}"
+            if text is None or not text.strip():
+                raise UserError(f"{where}, {row}: the text is empty; expected one text a row")
             check_size(f"{where}, {row}", len(text.encode()), TEXT_BYTES)
+        texts.append(text)
     return pa.table(
         {
             "row": pa.array(range(len(texts)), pa.int64()),
@@ -193,45 +192,6 @@ def _questions(entries: list[dict[str, Any]], location: Location) -> dict[str, l
 
 def _all_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def template_fields(template: str) -> list[str]:
-    """Column names a template asks for. Raises UserError for one that is malformed, lacks `{text}`, or asks
-    for anything but a column as it is: a width, a conversion, an attribute, an index."""
-    check_whole(template, "template")
-    try:
-        parts = [part for part in Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise UserError(f"template {template!r}: {error}") from error
-    for _, name, width, conversion in parts:
-        if not name or width or conversion or name.isdigit() or any(mark in name for mark in ".[]{}"):
-            asked = f"{{{name}{'!' if conversion else ''}{conversion or ''}{':' if width else ''}{width}}}"
-            raise UserError(f"template: expected names of columns such as {{text}}, found {asked!r}")
-    fields = [str(name) for _, name, _, _ in parts]
-    if "text" not in fields:
-        raise UserError(f"template {template!r}: expected a place for the text, `{{text}}`")
-    return fields
-
-
-def prompts(table: pa.Table, template: str | None) -> list[str]:
-    """The prompt of each row: the text itself, or the template filled with the row's columns.
-
-    A two-character `\\n` in a template given on a command line stands for a line break. Raises UserError
-    when the template names a column that the texts lack, or that has no value in some row.
-    """
-    if template is None:
-        return list(table.column("text").to_pylist())
-    template = template.replace("\\n", "\n")
-    fields = list(dict.fromkeys(template_fields(template)))
-    missing = [name for name in fields if name not in table.column_names]
-    if missing:
-        raise UserError(f"template {template!r}: the texts have no column {missing[0]!r}")
-    for name in fields:
-        if table.column(name).null_count:
-            row = pc.index(table.column(name).is_null(), True).as_py()
-            raise UserError(f"template {template!r}: column {name!r} has no value in row {row + 1}")
-    columns = [python_values(table.column(name)) for name in fields]
-    return [template.format(**dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def texts_hash(texts: Iterable[str]) -> str:

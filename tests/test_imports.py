@@ -11,8 +11,8 @@ PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "limits", "characters", "yamlfiles", "fitting", "config", "recipe", "schema", "storage",
     "provenance", "progress", "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers",
-    "shardreader", "artifacts", "textfiles", "tablehash", "texts", "corpus", "leak", "models", "prefixes",
-    "capturing", "shardfiles", "shards",
+    "shardreader", "artifacts", "textfiles", "tablehash", "templates", "texts", "corpus", "leak", "models",
+    "prefixes", "capturing", "shardfiles", "shards",
     "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs", "transplanting", "vectors", "mapheaders", "maps", "refining",

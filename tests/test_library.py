@@ -188,7 +188,7 @@ def test_a_notebook_gives_what_the_commands_give(
         "--protocol", protocol, *asked,
     )  # fmt: skip
     command("transplant", "--vector", vector, "--map", maps, "--out", out, "--norm", "match")
-    [((at, _), theirs)] = MapSet.load(maps).maps.items()
+    [((at, _), theirs)] = MapSet.load(str(maps)).maps.items()
     carried = ConceptVector.load(str(out))
 
     source, target = captured["source"], captured["target"]

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from contrans_dist.corpus import cut_end, cut_random, prepare_corpus
+from contrans_dist.corpus import cut_after, cut_end, cut_random, prepare_corpus
 from contrans_dist.errors import UserError
 from contrans_dist.leak import leak_report, overlap, unit_hashes
-from contrans_dist.texts import prompts, read_texts, text_table
+from contrans_dist.texts import frames, prompts, read_texts, text_table
 
 
 def write(path: Path, content: bytes | str) -> str:
@@ -138,3 +138,37 @@ def test_official_emotion_files_overlap_completely(shared: Path) -> None:
         evaluated = read_texts(str(folder / f"eval_{emotion}.json")).column("text").to_pylist()
         scenarios = [text.rpartition("Scenario: ")[2].split("\n")[0] for text in evaluated]
         assert len(overlap(scenarios, unit_hashes(refine))) > 0.95 * len(scenarios)
+
+
+CHINESE = "昨天下午你在苹果里发现了一条虫子。"
+THAI = "คุณพบหนอนในแอปเปิลของคุณเมื่อวานนี้"
+
+
+@pytest.mark.parametrize(
+    "text", [CHINESE, THAI, "りんごの中に虫を見つけましたよね", "GPT-2 在 2019 年由 OpenAI 发布了一次"]
+)
+def test_texts_without_blanks_are_cut_inside_too(text: str) -> None:
+    """A text without blanks was one word: never cut, or left out."""
+    prefixes, _ = cut_random([text], 6, seed=0)
+    assert len(set(prefixes)) == 6
+    assert all(text.startswith(prefix) and len(prefix) >= 4 for prefix in prefixes)
+    assert any(len(prefix) < len(text) for prefix in prefixes)
+    [cut] = cut_end([text])
+    assert cut
+    assert text.startswith(cut)
+    assert 2 <= len(text) - len(cut) <= 12
+
+
+def test_prefixes_end_on_words_of_any_script() -> None:
+    assert cut_after([CHINESE, "她发现了"], ["发现", "虫子"]) == (
+        ["昨天下午你在苹果里发现", "昨天下午你在苹果里发现了一条虫子", "她发现"],
+        [0, 0, 1],
+    )
+    assert cut_after(["It was very, very hot everywhere"], ["very"])[0] == ["It was very, very"]
+
+
+def test_a_template_that_shows_braces_frames_the_text() -> None:
+    table = text_table({"text": ["a", "b"], "who": ["Ann", "Bo"]})
+    assert frames(table, "{{text}} {who}: {text}, {text}!\\n") == (
+        ["{text} Ann: ", "{text} Bo: "], [", a!\n", ", b!\n"],
+    )  # fmt: skip

@@ -19,7 +19,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 MERGED = "a0: &a0 {x: 1}\n" + "".join(
     f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}], y{i}: 1}}\n" for i in range(1, 12)
 )
-REFUSED = {
+REFUSED: dict[str, tuple[str | bytes, str]] = {
     "laughs": (LAUGHS + "name: *a11\n", "keys and values, expected at most 100,000"),
     "merged": (MERGED + "source: *a11\n", "keys and values, expected at most 100,000"),
     "deep": ("name: " + "[" * 50_000 + "]" * 50_000, "expected YAML (more than 64 levels)"),
@@ -68,6 +68,13 @@ def test_values_of_set_are_read_with_the_same_care(value: str) -> None:
     path = Path(__file__).parents[1] / "contrans_dist" / "recipes" / "demo.yaml"
     with pytest.raises(UserError, match="--set"):
         load_recipe(path, [f"map.blocks.x={value}"])
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_without_end_are_refused(value: str) -> None:
+    path = Path(__file__).parents[1] / "contrans_dist" / "recipes" / "demo.yaml"
+    with pytest.raises(UserError, match=r"search\.budget: expected a finite number"):
+        load_recipe(path, [f"evaluations.emotions.search={{perplexity: a, budget: {value}}}"])
 
 
 READ = """

@@ -5,6 +5,7 @@ from typing import Any
 
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
+from contrans_dist.textfiles import read_json
 
 TEST_FILE = "test_dataset_ab.json"
 _MATCHING, _OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
@@ -29,7 +30,7 @@ def behaviour_files(source: Location | str, name: str) -> list[tuple[str, Locati
 
 
 def read_questions(location: Location) -> list[Record]:
-    records = location.read_json()
+    records = read_json(location)
     if not isinstance(records, list) or not records:
         raise UserError(f"{location}: expected a list of questions")
     return [_record(f"{location}, question {i}", each) for i, each in enumerate(records, 1)]

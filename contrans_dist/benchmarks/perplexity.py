@@ -26,6 +26,7 @@ from contrans_dist.models import LanguageModel, encode
 from contrans_dist.scoring import Intervention, continuation_logprobs
 from contrans_dist.statistics import ratio_interval, wilcoxon
 from contrans_dist.storage import Location
+from contrans_dist.textfiles import read_document
 
 _HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet")
 _REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -75,7 +76,7 @@ class PerplexityBenchmark:
         """
         if settings.window is not None and settings.stride is not None and settings.stride > settings.window:
             raise UserError(f"stride {settings.stride}: expected at most the window, {settings.window}")
-        text = _read(Location.parse(settings.texts)) if settings.texts else _wikitext()
+        text = read_document(Location.parse(settings.texts)) if settings.texts else _wikitext()
         if settings.limit is not None:
             text = text[: settings.limit * _CHARACTERS]
         return cls(text, tuple(passages(text)), settings.window, settings.stride, settings.limit)
@@ -221,16 +222,6 @@ def _perplexity(values: np.ndarray) -> Estimate:
 
 def _passages_differ(a: np.ndarray, b: np.ndarray) -> float:
     return wilcoxon(a[:, 0] / a[:, 1], b[:, 0] / b[:, 1])
-
-
-def _read(location: Location) -> str:
-    try:
-        text = location.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{location}: expected UTF-8, found another byte at {error.start}") from error
-    if not text.strip():
-        raise UserError(f"{location}: expected a text, found none")
-    return text
 
 
 def _wikitext() -> str:

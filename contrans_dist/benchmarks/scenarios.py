@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
 from contrans_dist.texts import read_texts, records, template_fields
@@ -39,7 +41,8 @@ def official_items(location: Location, concepts: Sequence[str] | None, per_conce
     """The authors' own prompts as they are: `pos` and `neg` of each `eval_<concept>.json`, in file order."""
     items = []
     for concept in concepts or _stems(location, _OFFICIAL):
-        rows = read_texts(location / f"{_OFFICIAL}{concept}.json").to_pylist()
+        file = location / f"{_OFFICIAL}{concept}.json"
+        rows = records(read_texts(file), str(file), ["label"])
         for kind in ("positive", "negative"):
             prompts = [row["text"] for row in rows if row["label"] == kind][:per_concept]
             items += [
@@ -58,7 +61,7 @@ def read_scenarios(source: Location | str) -> list[Record]:
     location = Location.parse(source)
     names = location.names() if not location.name.endswith((".jsonl", ".parquet", ".json", ".txt")) else []
     if not names:
-        return records(read_texts(location), str(location), ["text", "concept"])
+        return _of_concepts(read_texts(location), str(location))
     if is_official(location):
         items = official_items(location, None, None)
         return [{"text": i.scenario, "concept": i.concept} for i in items if i.kind == "positive"]
@@ -69,6 +72,16 @@ def read_scenarios(source: Location | str) -> list[Record]:
         concept: read_texts(location / f"{concept}.json").column("text").to_pylist() for concept in concepts
     }
     return [{"text": text, "concept": concept} for concept in concepts for text in texts[concept]]
+
+
+def _of_concepts(table: pa.Table, where: str) -> list[Record]:
+    """Rows with their concept as text. Raises UserError for one without."""
+    rows = records(table, where, ["text", "concept"])
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row["concept"], str | int | float) or row["concept"] == "":
+            raise UserError(f"{where}, row {number}: expected a concept, found {row['concept']!r}")
+        row["concept"] = str(row["concept"])
+    return rows
 
 
 def build_items(
@@ -143,9 +156,13 @@ def _shot(record: Record, words: Mapping[str, str], label: str, template: str, p
 
 
 def _filled(template: str, record: Record, fields: Sequence[str]) -> str:
-    missing = [name for name in fields if name not in record]
+    missing = [name for name in fields if record.get(name) is None]
     if missing:
-        raise UserError(f"template {template!r}: the scenarios have no column {missing[0]!r}")
+        raise UserError(
+            f"template {template!r}: the scenario {record['text']!r} has no value {missing[0]!r}"
+            if missing[0] in record
+            else f"template {template!r}: the scenarios have no column {missing[0]!r}"
+        )
     return template.format(**record)
 
 

@@ -9,16 +9,18 @@ where there is one, and the prompt files where there is none.
 import ast
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import csv
 
 from contrans_dist.benchmarks.hub import dataset_folder
 from contrans_dist.errors import UserError
 from contrans_dist.storage import Location
+from contrans_dist.textfiles import one_line, opened, read_parquet
 from contrans_dist.texts import read_texts
 
 HUB = "toxigen/toxigen-data"
@@ -85,25 +87,26 @@ def _tables(location: Location) -> list[Location]:
 
 
 def _read_table(location: Location) -> pa.Table:
-    try:
-        with location.open() as stream:
-            if location.name.endswith(".parquet"):
-                present = pq.read_schema(stream).names
-                stream.seek(0)
-                wanted = [name for name in (*_TRAIN, *_ANNOTATED, "label") if name in present]
-                return pq.read_table(stream, columns=wanted)
-            return csv.read_csv(stream, parse_options=csv.ParseOptions(newlines_in_values=True))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{location}: expected a table in CSV or Parquet ({error})") from error
+    if location.name.endswith(".parquet"):
+        return read_parquet(
+            location, list(dict.fromkeys((*_TRAIN, *_ANNOTATED, "label"))), "a table in Parquet"
+        )
+    with opened(location) as stream:
+        try:
+            table = csv.read_csv(stream, parse_options=csv.ParseOptions(newlines_in_values=True))
+            table.column_names  # noqa: B018 - a name that is not UTF-8 is found here
+            return table
+        except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+            raise UserError(f"{location}: expected a table in CSV ({one_line(error)})") from error
 
 
 def _from_table(table: pa.Table, where: str) -> list[Statement]:
     present = set(table.column_names)
     if present.issuperset(_TRAIN):
-        text, group, label, probability = (table.column(name).to_pylist() for name in _TRAIN)
+        text, group, label, probability = _columns(table, _TRAIN, where)
         toxic = [value == 1 for value in label]
     elif present.issuperset(_ANNOTATED):
-        text, group, rating = (table.column(name).to_pylist() for name in _ANNOTATED)
+        text, group, rating = _columns(table, _ANNOTATED, where)
         probability = [None if value is None else (value - 1) / 4 for value in rating]
         if "label" in present:
             toxic = [value == "hate" for value in table.column("label").to_pylist()]
@@ -116,6 +119,22 @@ def _from_table(table: pa.Table, where: str) -> list[Statement]:
         for t, g, bad, p in zip(text, group, toxic, probability, strict=True)
         if t and g and p is not None
     ]
+
+
+def _columns(table: pa.Table, names: Sequence[str], where: str) -> list[list[Any]]:
+    """Columns as values: first a text and a group, then numbers. Raises UserError for other types."""
+    found = []
+    for place, name in enumerate(names):
+        wanted = pa.string() if place < 2 else pa.float64()
+        try:
+            column = table.column(name)
+            kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+                raise pa.ArrowInvalid(f"found {kind}")
+            found.append(column.cast(wanted).to_pylist())
+        except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+            raise UserError(f"{where}: column {name!r}: expected {wanted} ({one_line(error)})") from error
+    return found
 
 
 def _from_prompts(location: Location) -> list[Statement]:
@@ -137,9 +156,10 @@ def plain(text: str) -> str:
     """Without the b'...' that the annotations are wrapped in, and with real line breaks."""
     if re.fullmatch(r"b(['\"]).*\1", text, flags=re.DOTALL):
         try:
-            text = ast.literal_eval(text).decode(errors="replace")
-        except (SyntaxError, ValueError):
-            text = text[2:-1]
+            found = ast.literal_eval(text)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            found = None
+        text = found.decode(errors="replace") if isinstance(found, bytes) else text[2:-1]
     return text.replace("\\n", "\n").strip()
 
 

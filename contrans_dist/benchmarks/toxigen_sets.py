@@ -116,7 +116,7 @@ def refinement_texts(
 def _labelled(location: Location) -> list[Statement]:
     rows = records(read_texts(location), str(location), ["text", "group", "label"])
     for number, row in enumerate(rows, 1):
-        if row["label"] not in _TONES:
+        if not isinstance(row["label"], str) or row["label"] not in _TONES:
             raise UserError(
                 f"{location}, line {number}: label {row['label']!r}: expected one of {', '.join(_TONES)}"
             )

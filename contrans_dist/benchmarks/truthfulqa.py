@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from contrans_dist.benchmarks.choices import (
     answer_ids,
@@ -31,6 +30,8 @@ from contrans_dist.models import LanguageModel
 from contrans_dist.scoring import Intervention, continuation_logprobs
 from contrans_dist.statistics import wilcoxon
 from contrans_dist.storage import Location
+from contrans_dist.textfiles import read_json, read_parquet
+from contrans_dist.texts import records as records_of
 
 TEMPLATES = {"default": "Q: {text}\nA:", "paper": "[INST] {text}[/INST]"}
 NORMALISATIONS = {"sum": "sum", "token": "per_token", "character": "per_character"}
@@ -196,13 +197,10 @@ def mc2(scores: np.ndarray, true: np.ndarray) -> float:
 def _read(location: Location) -> list[tuple[str, list[Choice], list[Choice]]]:
     """(question, MC1 choices, MC2 choices) of each record of a JSON or Parquet file."""
     if location.name.endswith(".parquet"):
-        try:
-            with location.open() as source:
-                records = pq.read_table(source).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{location}: expected a Parquet file ({error})") from error
+        columns = ["question", "mc1_targets", "mc2_targets"]
+        records = records_of(read_parquet(location, columns), str(location), columns)
     else:
-        records = location.read_json()
+        records = read_json(location)
     if not isinstance(records, list) or not records:
         raise UserError(f"{location}: expected a list of questions")
     parse = partial(_choices, location)

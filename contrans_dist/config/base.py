@@ -12,9 +12,9 @@ CHAT_DATE = date(2024, 7, 26)
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, and unknown keys are errors."""
+    """Base of every settings class: frozen; unknown keys are errors, and so are numbers that JSON has not."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class FileModel(Settings):

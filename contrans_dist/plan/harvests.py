@@ -12,7 +12,7 @@ from contrans_dist.plan.parts import Actors, Stage
 from contrans_dist.plan.sides import Side
 from contrans_dist.preparation import READS, Harvested, captures, harvested, identity_of
 from contrans_dist.shards import canary_rows, piece_rows, plan_shards, rows_per_shard
-from contrans_dist.texts import prompts
+from contrans_dist.templates import prompts
 
 _STORED = {"float32": 0.90, "bfloat16": 0.70, "float16": 0.75}
 """Bytes on disk for a raw float32 byte of activations, measured."""
