@@ -124,9 +124,9 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         known = ", ".join(first["ctx"]["expected_tags"].replace("'", "").split(", "))
         return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
     wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
-    found = repr(first["input"])
-    found = found if len(found) <= _MOST_LETTERS else f"{found[:_MOST_LETTERS]}..."
-    return f"{key}: expected {' or '.join(wanted)}, found {found}".removeprefix(": ")
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
+    return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")
 
 
 def _real_path(content: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:

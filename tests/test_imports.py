@@ -10,8 +10,8 @@ import contrans_dist
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "limits", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress",
-    "tensorfiles", "resultfiles", "runrecipe", "artifacts", "texts", "corpus", "leak", "models", "prefixes", "capturing",
-    "shardfiles", "shards",
+    "tensorfiles", "resultfiles", "runrecipe", "artifacts", "texts", "corpus", "leak", "models", "prefixes",
+    "capturing", "shardfiles", "shards",
     "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs",
