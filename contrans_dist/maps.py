@@ -96,7 +96,9 @@ class MapSet:
         row = np.concatenate([vector.at(block) for block in read])
         norm_at = self.source_norms.get(source)
         if norm_at is not None:
-            norm_at *= float(np.linalg.norm(row) / np.linalg.norm(vector.at(source)))
+            # Whatever the row is, it is not zero; in float64 its length is finite.
+            lengths = [np.linalg.norm(each.astype(np.float64)) for each in (row, vector.at(source))]
+            norm_at *= float(lengths[0] / lengths[1])
         norms: dict[str, float | None] = {
             "source_norm": norm_at,
             "target_norm": self.target_norms.get(target),

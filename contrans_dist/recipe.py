@@ -145,7 +145,9 @@ def _real_path(content: Any, location: tuple[int | str, ...], missing: bool) -> 
     path: list[str] = []
     for index, part in enumerate(location):
         inside = isinstance(content, dict | list | tuple)
-        known = inside and (part in content if isinstance(content, dict) else isinstance(part, int))
+        known = inside and (
+            part in content if isinstance(content, dict) else isinstance(part, int) and part < len(content)
+        )
         if known:
             content = content[part]
         elif not (missing and index == len(location) - 1):

@@ -166,11 +166,11 @@ class Location:
 
         Locally the file is written beside its final name, synced and renamed. For an object store it is
         uploaded to its final key, which the store shows only when complete. After an exception nothing
-        appears under the final name.
+        appears under the final name. Raises UserError for a local place where no file can be.
         """
         if self.is_local:
             folder = Path(self.path).parent
-            folder.mkdir(parents=True, exist_ok=True)
+            self._check_place(folder)
         else:
             folder = Path(tempfile.gettempdir())
         # The name stays short: file systems end at 255 bytes.
@@ -185,6 +185,15 @@ class Location:
                 self._upload(temporary)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _check_place(self, folder: Path) -> None:
+        """Make the folder of a local file. Raises UserError where a file or a folder is in the way."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self}: cannot be written ({error.strerror}: {error.filename})") from error
+        if os.path.isdir(self.path):
+            raise UserError(f"{self}: expected a place for a file, there is a folder")
 
     def _upload(self, source: Path) -> None:
         with source.open("rb") as data, self.filesystem.open_output_stream(self.path) as stream:

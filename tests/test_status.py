@@ -13,7 +13,7 @@ def test_every_run_is_told_and_one_that_has_not_begun_is_left_out(tmp_path: Path
     for run, file in (("a", "metrics.json"), ("b", "parts/part-00000.parquet")):
         path = tmp_path / "runs" / run / "evaluations" / "emotions" / file
         path.parent.mkdir(parents=True)
-        path.write_text("{}")
+        path.write_text('{"benchmark": "emotions", "model": "m", "conditions": []}')
     (tmp_path / "runs" / "c").mkdir()
     assert status_of(Location.parse(tmp_path)) == {
         "runs/a/evaluations/emotions": "complete",

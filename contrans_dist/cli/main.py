@@ -4,14 +4,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from contrans_dist.cli import planning, reducing, runs, stages, steered
+from contrans_dist.cli.usage import printable, run_command
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.limits import VARIABLE
+from contrans_dist.provenance import versions
 
 _INTERRUPTED = 130
 _GO_ON = "interrupted; what is finished is kept: run the same command again to go on"
@@ -44,6 +47,12 @@ for command in (
     app.command()(command)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo("\n".join(f"{package} {version}" for package, version in versions().items()))
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -51,6 +60,9 @@ def _options(
         float | None,
         typer.Option(min=1, help="Times the sizes beyond which a file is refused as too large."),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
 ) -> None:
     if debug:
         os.environ["CONTRANS_DEBUG"] = "1"
@@ -60,7 +72,7 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
-    guarded(app)
+    guarded(lambda: run_command(app))
 
 
 def run_script(command: Callable[..., Any], epilog: str) -> None:
@@ -70,7 +82,7 @@ def run_script(command: Callable[..., Any], epilog: str) -> None:
     """
     script = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
     script.command(epilog=epilog)(command)
-    guarded(script)
+    guarded(lambda: run_command(script))
 
 
 def guarded(work: Callable[[], Any]) -> None:
@@ -78,6 +90,9 @@ def guarded(work: Callable[[], Any]) -> None:
 
     Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what the terminal cannot show is shown by its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         work()
     except (UserError, RunError) as error:
@@ -102,6 +117,6 @@ def _fail(error: BaseException, code: int, message: str | None = None) -> None:
     if os.environ.get("CONTRANS_DEBUG"):
         traceback.print_exception(error)
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"contrans: {error if message is None else message}", markup=False
+        printable(f"contrans: {error if message is None else message}"), markup=False
     )
     sys.exit(code)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from contrans_dist.cli.usage import printable
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.errors import UserError
 from contrans_dist.recipe import validated
@@ -63,8 +64,8 @@ def lasting(out: str | None) -> str | None:
 
 
 def show(text: str) -> None:
-    """A result, on standard output, as it is."""
-    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+    """A result, on standard output, as it is, but for what would steer the terminal."""
+    Console(soft_wrap=True, highlight=False).print(printable(text, keep="\n\t"), markup=False)
 
 
 def emit(as_json: bool, content: dict[str, Any], text: str) -> None:

@@ -9,8 +9,10 @@ import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
+from contrans_dist.cli.usage import printable
 from contrans_dist.recipe import load_recipe
 from contrans_dist.storage import Location
 
@@ -102,5 +104,6 @@ def inspect(uri: Annotated[str, typer.Argument(help="Any artefact.")], as_json: 
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in found.items():
-        table.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        table.add_row(Text(printable(name)), Text(printable(shown)))
     Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(table)

@@ -1,5 +1,6 @@
 """Commands that run a steered model: evaluate, generate."""
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -172,6 +173,14 @@ def generate(
     from contrans_dist.scoring import generate as continue_prompts
     from contrans_dist.vectors import ConceptVector
 
+    if not math.isfinite(strength):
+        raise UserError(f"--strength {strength}: expected a finite number")
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {max_new_tokens}: expected at least 1")
+    interventions = [BASE]
+    if vector is not None:
+        at, row = row_of(ConceptVector.load(vector), block)
+        interventions.append(Intervention("steered", {at: row}, strength))
     options: dict[str, Any] = {
         "dtype": dtype,
         "quantization": quantization,
@@ -181,10 +190,6 @@ def generate(
     if placement.kind == "stream":
         raise UserError(f"--model {model}: {placement.reason.partition(':')[0]}; try --quantization")
     lm = load_model(model, **options, device=placement.device_map)
-    interventions = [BASE]
-    if vector is not None:
-        at, row = row_of(ConceptVector.load(vector), block)
-        interventions.append(Intervention("steered", {at: row}, strength))
     texts = continue_prompts(lm, encode_many(lm, prompts), interventions, max_new_tokens=max_new_tokens)
     names = [intervention.name for intervention in interventions]
     rows = [
