@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
@@ -16,8 +17,13 @@ from safetensors.numpy import save_file
 
 from contrans_dist import schema
 from contrans_dist.errors import UserError
+from contrans_dist.limits import MANIFEST_BYTES
+from contrans_dist.setmanifest import AGAIN, Manifest, ShardEntry
+from contrans_dist.shardreader import DamagedError, block_values, files_in, opened
 from contrans_dist.storage import Location
 
+_REQUESTS = 16
+"""Shards that are looked at beside each other in an object store."""
 _LARGEST_HEADER = 100 << 20
 """safetensors itself refuses a larger one."""
 
@@ -63,66 +69,96 @@ class ActivationSet:
 
     location: Location
     manifest: dict[str, Any]
+    """As it stands in its file."""
 
     @classmethod
     def open(cls, location: "Location | str") -> "ActivationSet":
-        """Raises UserError when there is no complete set at `location`."""
+        """Raises UserError when there is no complete set at `location`, or one that is not what its manifest
+        says: sizes and footers of all its shards are held against it. Their pages are checked when read."""
         location = Location.parse(location)
         manifest = location / schema.MANIFEST
         if not manifest.exists():
             started = any(name.endswith(".parquet") for name in location.names())
             state = "unfinished: run the same harvest again" if started else "no activation set"
             raise UserError(f"{location}: {state} (there is no {schema.MANIFEST})")
-        content = manifest.read_json()
-        if content.get("format") != schema.FORMAT_VERSION:
-            raise UserError(
-                f"{manifest}: expected format {schema.FORMAT_VERSION}, found {content.get('format')!r}"
-            )
-        return cls(location, content)
+        made = cls(location, manifest.read_json(MANIFEST_BYTES))
+        wrong = made.wrong_shards()
+        if wrong:
+            name, reason = next(iter(wrong.items()))
+            count = "1 shard is" if len(wrong) == 1 else f"{len(wrong)} shards are"
+            raise UserError(f"{location / name}: {reason}; {AGAIN}: {count} computed anew")
+        return made
+
+    @cached_property
+    def facts(self) -> Manifest:
+        """The model of the manifest. Raises UserError when it is none."""
+        return Manifest.of(self.manifest, self.location / schema.MANIFEST)
+
+    def wrong_shards(self) -> dict[str, str]:
+        """What is wrong with each shard whose size or footer is not as the manifest says, by name."""
+        entries, sizes = self.facts.shards, files_in(self.location)
+        found = {entry.name: "it is missing" for entry in entries if entry.name not in sizes}
+        if found:
+            return found
+
+        def wrong(entry: ShardEntry) -> str | None:
+            if entry.bytes not in (None, sizes[entry.name]):
+                return f"it has {sizes[entry.name]:,} bytes, expected {entry.bytes:,}"
+            try:
+                with opened(self.location.inside(entry.name)) as shard:
+                    return shard.not_of(self.facts, entry)
+            except DamagedError as error:
+                return error.reason
+
+        # Each footer is a request to an object store.
+        with ThreadPoolExecutor(1 if self.location.is_local else _REQUESTS) as threads:
+            results = threads.map(wrong, entries)
+            return {entry.name: each for entry, each in zip(entries, results, strict=True) if each}
 
     @property
     def n_rows(self) -> int:
-        return int(self.manifest["rows"])
+        return self.facts.rows
 
     @property
     def blocks(self) -> list[int]:
         """The decoder blocks (from 0) whose activations are here."""
-        return [int(block) for block in self.manifest["blocks"]]
+        return list(self.facts.blocks)
 
     @property
     def n_blocks(self) -> int:
         """Number of decoder blocks of the whole model, harvested or not."""
-        return int(self.manifest["n_blocks"])
+        return self.facts.n_blocks
 
     @property
     def d(self) -> int:
         """Width of the residual stream."""
-        return int(self.manifest["d"])
+        return self.facts.d
 
     @property
     def norms(self) -> dict[int, float]:
         """Median Euclidean norm of the rows at each harvested block."""
-        return {int(block): float(norm) for block, norm in self.manifest["norms"].items()}
+        return {int(block): norm for block, norm in self.facts.norms.items()}
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns that are not activations."""
-        return list(self.manifest["columns"])
+        return list(self.facts.columns)
 
     @cached_property
-    def _shards(self) -> list[tuple[int, int, Location]]:
-        """(first row, one past the last, file) of each shard."""
-        return [
-            (int(shard["start"]), int(shard["start"]) + int(shard["rows"]), self.location / shard["name"])
-            for shard in self.manifest["shards"]
-        ]
+    def _shards(self) -> list[tuple[int, int, ShardEntry]]:
+        """(first row, one past the last, entry) of each shard, counting the rows that are there."""
+        ends = list(accumulate(entry.rows for entry in self.facts.shards))
+        return [(end - entry.rows, end, entry) for end, entry in zip(ends, self.facts.shards, strict=True)]
 
     def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[pa.Table]:
-        for first, last, location in self._shards:
+        for first, last, entry in self._shards:
             if first >= stop or last <= start:
                 continue
-            with location.open() as source:
-                table = read_shard(source, columns, max(start - first, 0), min(stop, last) - first)
+            with opened(self.location.inside(entry.name)) as shard:
+                wrong = shard.not_of(self.facts, entry)
+                if wrong:
+                    raise UserError(f"{shard.location}: {wrong}; {AGAIN}: it is computed anew")
+                table = shard.read(columns, max(start - first, 0), min(stop, last) - first)
             yield table
 
     def read_block(self, block: int, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
@@ -144,25 +180,3 @@ class ActivationSet:
             raise UserError(f"{self.location}: no column {missing[0]!r}; it holds {', '.join(self.columns)}")
         stop = self.n_rows if stop is None else stop
         return pa.concat_tables(self._tables(names, start, stop))
-
-
-def read_shard(source: pa.NativeFile, columns: list[str], start: int, stop: int) -> pa.Table:
-    """Rows `start` to `stop` of a shard's columns, reading only the row groups that hold them."""
-    file = pq.ParquetFile(source, page_checksum_verification=True)
-    groups, first, skipped = [], 0, 0
-    for index in range(file.num_row_groups):
-        rows = file.metadata.row_group(index).num_rows
-        if first < stop and first + rows > start:
-            groups.append(index)
-        elif first + rows <= start:
-            skipped += rows
-        first += rows
-    return file.read_row_groups(groups, columns=columns).slice(start - skipped, stop - start)
-
-
-def block_values(table: pa.Table, column: str) -> NDArray[np.float32]:
-    """A block column as float32 `[rows, d]`."""
-    width = table.schema.field(column).type.list_size
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column(column).chunks]
-    flat = np.concatenate(parts) if len(parts) != 1 else parts[0]
-    return flat.reshape(-1, width)

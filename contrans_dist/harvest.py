@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from contrans_dist.cluster import Replicas, connected, first_line, replicas
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings, differing
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvesters import SLOTS, HarvestActor, SweepActor
+from contrans_dist.limits import CHUNKS, MANIFEST_BYTES, SHARDS, check_size
 from contrans_dist.manifest import identity_of, manifest_of, warn
 from contrans_dist.models import ModelFacts, model_facts, resolve_blocks
 from contrans_dist.models.placement import Placement
@@ -22,7 +23,17 @@ from contrans_dist.placing import place
 from contrans_dist.pool import Outcome, Task, run_tasks
 from contrans_dist.progress import Progress, note
 from contrans_dist.quantized import quantization_check
-from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, Unit, check_shard, shard_identity
+from contrans_dist.setmanifest import Manifest, OtherFormatError
+from contrans_dist.shardfiles import (
+    ROW_GROUP,
+    HarvestSpec,
+    Shard,
+    ShardReport,
+    Unit,
+    check_shard,
+    read_norms,
+    shard_identity,
+)
 from contrans_dist.shards import plan_shards, rows_per_shard
 from contrans_dist.storage import Location
 from contrans_dist.streamed import SweepReport, SweepTask, clean, plan_sweeps
@@ -107,6 +118,9 @@ class _Set:
             template_fields(job.capture.template)
         blocks = resolve_blocks(job.capture.blocks, facts.n_blocks)
         size = rows_per_shard(job.texts.num_rows, len(blocks), facts.d, job.capture.shard_size)
+        check_size("--shard-size", -(-job.texts.num_rows // size), SHARDS, "shards")
+        chunks = -(-size // ROW_GROUP) * (len(blocks) + job.texts.num_columns + 2)
+        check_size("--shard-size", chunks, CHUNKS, "column chunks in a shard")
         identity = identity_of(model, facts, job.capture, blocks, size, job.texts, prompts_of(facts, job))
         spec = HarvestSpec(identity, job.capture, blocks, facts.d, job.out)
         manifest = _manifest_there(spec)
@@ -126,13 +140,16 @@ class _Set:
         return [Unit(self.spec, shard, self.texts.slice(shard.start, shard.rows)) for shard in self.missing]
 
     def check_existing(self) -> None:
-        """Take in the shards that are there and sound. Checked in parallel: they may be many."""
+        """Take in the shards that are there and sound, by their footers. In parallel: they may be many."""
         out = self.spec.out
         out.sweep()
         names = set(out.names())
-        sums = {entry["name"]: entry["sha256"] for entry in self.manifest["shards"]} if self.manifest else {}
+        entries = {}
+        if self.manifest is not None:
+            model = Manifest.of(self.manifest, out / schema.MANIFEST)
+            entries = {entry.name: entry for entry in model.shards}
         there = [shard for shard in self.shards if shard.name in names]
-        results = of_each(check_shard, [(self.spec, shard, sums.get(shard.name)) for shard in there])
+        results = of_each(check_shard, [(self.spec, shard, entries.get(shard.name)) for shard in there])
         for shard, result in zip(there, results, strict=True):
             if isinstance(result, str):
                 note(f"{out / shard.name}: {result}; it is computed again")
@@ -146,7 +163,7 @@ class _Set:
     def finish(self, facts: ModelFacts) -> ActivationSet:
         """Write the manifest, last of all: its being there means that the set is whole."""
         if self.manifest is None or not self.complete or self.throughput:
-            reports = [self.reports[shard.index] for shard in self.shards]
+            reports = [self._with_norms(shard) for shard in self.shards]
             self.manifest = manifest_of(
                 self.spec, facts, self.texts, reports, self.throughput, self.quantization
             )
@@ -154,10 +171,25 @@ class _Set:
             warn(self.manifest, self.spec.out)
         return ActivationSet(self.spec.out, self.manifest)
 
+    def _with_norms(self, shard: Shard) -> ShardReport:
+        report = self.reports[shard.index]
+        return report if report.norms is not None else replace(report, norms=read_norms(self.spec, shard))
+
 
 def _manifest_there(spec: HarvestSpec) -> dict[str, Any] | None:
+    """The folder's manifest; None where there is none, or one that does not add up: it is written anew."""
     location = spec.out / schema.MANIFEST
-    return dict(location.read_json()) if location.exists() else None
+    if not location.exists():
+        return None
+    try:
+        content: dict[str, Any] = location.read_json(MANIFEST_BYTES)
+        Manifest.of(content, location)
+    except OtherFormatError:
+        raise
+    except UserError as error:
+        note(f"{error}, which this is")
+        return None
+    return content
 
 
 def _refuse_other(spec: HarvestSpec, manifest: dict[str, Any] | None) -> None:

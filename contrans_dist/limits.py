@@ -11,7 +11,20 @@ from contrans_dist.errors import UserError
 VARIABLE = "CONTRANS_LIMITS"
 
 JSON_BYTES = 32 << 20
-"""Of a manifest, metrics, a header."""
+"""Of metrics, a header."""
+
+MANIFEST_BYTES = 16 << 20
+SHARDS = 50_000
+"""Of one activation set."""
+BLOCKS = 1_000
+WIDTH = 1 << 20
+"""Of a model: its blocks, and the numbers in one row of its residual stream."""
+FOOTER_BYTES = 8 << 20
+CHUNKS = 65_536
+"""Of a shard: its footer, and columns times row groups, of which a footer tells."""
+EXPANDING = 50
+SMALL_BYTES = 64 << 20
+"""A shard may unfold to so many times its size, and to so many bytes in any case."""
 
 
 def raised(most: int) -> int:

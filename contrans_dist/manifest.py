@@ -10,6 +10,7 @@ from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.models import ModelFacts, around
 from contrans_dist.progress import note
 from contrans_dist.provenance import command_line, git_commit, now, versions
+from contrans_dist.setmanifest import sealed
 from contrans_dist.shardfiles import HarvestSpec, ShardReport
 from contrans_dist.storage import Location
 from contrans_dist.texts import table_hash
@@ -69,9 +70,9 @@ def manifest_of(
     throughput: dict[str, Any],
     quantization: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    norms = np.concatenate([report.norms for report in reports])
-    medians = np.median(norms, axis=0)
-    return {
+    norms = [report.norms for report in reports if report.norms is not None]
+    medians = np.median(np.concatenate(norms), axis=0)
+    content = {
         "format": schema.FORMAT_VERSION,
         "kind": "activations",
         "fingerprint": spec.fingerprint,
@@ -96,7 +97,7 @@ def manifest_of(
                 "name": schema.shard_name(report.index),
                 "start": report.start,
                 "rows": report.rows,
-                "sha256": report.sha256,
+                "footer": report.footer,
                 "bytes": report.bytes,
             }
             for report in reports
@@ -109,6 +110,7 @@ def manifest_of(
         "git_commit": git_commit(),
         "created": now(),
     }
+    return sealed(content)
 
 
 def warn(manifest: dict[str, Any], out: Location) -> None:

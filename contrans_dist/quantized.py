@@ -3,15 +3,14 @@
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from contrans_dist import schema
-from contrans_dist.artifacts import block_values
 from contrans_dist.capturing import capture_ids
 from contrans_dist.config import ModelSettings
 from contrans_dist.models import load_model
 from contrans_dist.models.placement import choose_placement
 from contrans_dist.shardfiles import HarvestSpec
+from contrans_dist.shardreader import block_values, opened
 from contrans_dist.shards import token_ids
 
 SAMPLE_TEXTS = 32
@@ -32,8 +31,8 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> dict[str, Any
     )
     if placement.kind == "stream":
         return {"texts": 0, "reason": f"not measured: {placement.reason}"}
-    with (spec.out / schema.shard_name(0)).open() as source:
-        stored = pq.ParquetFile(source).read_row_group(0).slice(0, SAMPLE_TEXTS)
+    with opened(spec.out / schema.shard_name(0)) as shard:
+        stored = shard.file.read_row_group(0).slice(0, SAMPLE_TEXTS)
     lm = load_model(
         model.id,
         dtype=model.dtype,

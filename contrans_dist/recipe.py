@@ -122,7 +122,13 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         known = ", ".join(first["ctx"]["expected_tags"].replace("'", "").split(", "))
         return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
     wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
-    return f"{key}: expected {' or '.join(wanted)}, found {first['input']!r}"
+    return f"{key}: expected {' or '.join(wanted)}, found {_short(first['input'])}"
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it: the beginning of a long one."""
+    shown = repr(value) if not isinstance(value, dict | list) or len(value) < 100 else f"{len(value)} entries"
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
 def _real_path(content: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:

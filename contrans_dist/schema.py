@@ -6,6 +6,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 METADATA_KEY = b"contrans"
 """Key of the JSON that every Parquet and safetensors file of ours carries about its own origin."""
+PAGES_KEY = b"contrans-pages"
+"""Key of the JSON in a shard's footer that is known only after its rows."""
 
 KEY_COLUMNS = ("row", "text_id", "text", "n_tokens", "token_id")
 

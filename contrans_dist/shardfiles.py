@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from contrans_dist import schema
-from contrans_dist.artifacts import block_values
 from contrans_dist.capturing import Activations
 from contrans_dist.config import CaptureSettings, fingerprint
-from contrans_dist.errors import RunError
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.footers import page_facts
+from contrans_dist.setmanifest import ShardEntry
+from contrans_dist.shardreader import DamagedError, ShardFile, opened, row_norms
 from contrans_dist.storage import Location
 
 ROW_GROUP = 128
@@ -89,13 +91,14 @@ class ShardReport:
     index: int
     start: int
     rows: int
-    sha256: str
+    footer: str
+    """SHA-256 of the file's footer, which holds that of the rest."""
     bytes: int
     tokens: int
     truncated: int
     canary: float
-    norms: NDArray[np.float32]
-    """Euclidean norm of each row at each block, `[rows, n_blocks]`."""
+    norms: NDArray[np.float32] | None
+    """Euclidean norm of each row at each block, `[rows, n_blocks]`; None where reading them takes long."""
     device: str = ""
     work: Work | None = None
     """None for a shard that was there."""
@@ -125,18 +128,21 @@ def publish_shard(
     }
     extra = [name for name in rows.column_names if name not in ("row", "text_id", "text")]
     layout = schema.activation_schema(spec.blocks, spec.d, rows.select(extra).schema)
-    sealed = layout.with_metadata({schema.METADATA_KEY: json.dumps({**facts, "seal": _seal(layout, facts)})})
-    encoding = schema.column_encoding(spec.blocks)
+    layout = layout.with_metadata({schema.METADATA_KEY: json.dumps(facts)})
+    options = {"column_encoding": schema.column_encoding(spec.blocks), **schema.PARQUET_OPTIONS}
     norms = []
     with (spec.out / shard.name).staged() as path:
-        with pq.ParquetWriter(path, sealed, column_encoding=encoding, **schema.PARQUET_OPTIONS) as writer:
+        with pq.ParquetWriter(path, layout, **options) as writer:
             for piece in pieces:
                 _check_finite(piece, shard)
-                writer.write_table(_table(rows, piece, spec, sealed), row_group_size=ROW_GROUP)
+                writer.write_table(_table(rows, piece, spec, layout), row_group_size=ROW_GROUP)
                 norms.append(_norms(piece.activations))
-        with path.open("rb") as file:
-            sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-    return _report(shard, facts, sha256, size, np.concatenate(norms), device)
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            writer.add_key_value_metadata(page_facts(layout, content, np.concatenate(norms), options))
+        # Nothing appears that a reader would refuse.
+        with opened(Location(str(path))) as written:
+            return _report(shard, facts, written, np.concatenate(norms), device)
 
 
 def _check_finite(piece: Piece, shard: Shard) -> None:
@@ -162,73 +168,60 @@ def _table(rows: pa.Table, piece: Piece, spec: HarvestSpec, layout: pa.Schema) -
     return pa.Table.from_arrays([arrays[name] for name in layout.names], schema=layout)
 
 
-def check_shard(spec: HarvestSpec, shard: Shard, sha256: str | None) -> ShardReport | str:
-    """Read a shard that is there: its report when it is whole and the one asked for, else what is wrong.
+def check_shard(spec: HarvestSpec, shard: Shard, entry: ShardEntry | None) -> ShardReport | str:
+    """A shard that is there, by its footer: its report when it is the one asked for, else what is wrong.
 
-    Page checksums, schema, fingerprint and rows are checked, and the file's SHA-256 where a manifest has one.
+    `entry`: what a manifest says of it, where there is one. What is in its pages is checked when it is read.
     """
-    data = (spec.out / shard.name).read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if sha256 not in (None, digest):
-        return "its checksum is not the manifest's"
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        layout = file.schema_arrow
-        facts = json.loads(layout.metadata[schema.METADATA_KEY])
-        if facts.pop("seal") != _seal(layout, facts):
-            return "its footer is damaged"
-        if facts["fingerprint"] != spec.fingerprint:
-            return "it was harvested with other settings"
-        if not {schema.block_column(block) for block in spec.blocks} <= set(layout.names):
-            return "its rows or blocks are not the planned ones"
-        # A row group at a time: shards are checked beside each other, and each may be large.
-        read = [_read_group(file, index, spec.blocks) for index in range(file.num_row_groups)]
-    except Exception:  # a damaged footer makes a reader raise whatever it likes
-        return "it cannot be read"
-    planned = np.arange(shard.start, shard.start + shard.rows)
-    if not np.array_equal(np.concatenate([rows for rows, _ in read]), planned):
-        return "its rows or blocks are not the planned ones"
-    return _report(shard, facts, digest, len(data), np.concatenate([norms for _, norms in read]))
+        with opened(spec.out / shard.name) as found:
+            wrong = found.mismatch(spec.fingerprint, spec.blocks, spec.d)
+            planned = (shard.start, shard.rows)
+            if (found.facts.start, found.rows + len(found.facts.skipped)) != planned:
+                wrong = wrong or "its rows are not the planned ones"
+            if entry is not None and wrong is None:
+                wrong = found.not_entry(entry)
+            if wrong is not None:
+                return wrong
+            return _report(shard, found.facts.model_dump(), found, found.kept_norms(spec.blocks))
+    except DamagedError as error:
+        return error.reason
+    except UserError as error:  # beyond the limits
+        return str(error)
 
 
-def _read_group(
-    file: pq.ParquetFile, index: int, blocks: list[int]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Row numbers and norms of one row group, all of whose pages are read."""
-    table = file.read_row_group(index)
-    values = {block: block_values(table, schema.block_column(block)) for block in blocks}
-    return table.column("row").to_numpy(), _norms(values)
+def read_norms(spec: HarvestSpec, shard: Shard) -> NDArray[np.float32]:
+    """The norms of a shard that does not keep them, from its rows. Raises UserError when it is damaged."""
+    with opened(spec.out / shard.name) as found:
+        return found.norms(spec.blocks)
 
 
 def shard_identity(location: Location) -> dict[str, Any] | None:
     """The identity a shard was harvested under, from its footer alone; None when the file cannot be read."""
     try:
-        with location.open() as source:
-            metadata = pq.read_schema(source).metadata or {}
-        return dict(json.loads(metadata[schema.METADATA_KEY])["identity"])
-    except Exception:  # as above
+        with opened(location) as shard:
+            return shard.identity
+    except UserError:
         return None
 
 
-def _seal(layout: pa.Schema, facts: dict[str, Any]) -> str:
-    """Digest of a shard's columns and facts: Parquet keeps checksums of its pages, but not of its footer."""
-    columns = layout.to_string(show_field_metadata=False, show_schema_metadata=False)
-    return hashlib.sha256(json.dumps([columns, facts], sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _norms(values: Mapping[int, NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.stack([np.linalg.norm(values[block], axis=1) for block in sorted(values)], axis=1)
+    return row_norms([values[block] for block in sorted(values)])
 
 
 def _report(
-    shard: Shard, facts: dict[str, Any], sha256: str, size: int, norms: NDArray[np.float32], device: str = ""
+    shard: Shard,
+    facts: dict[str, Any],
+    found: ShardFile,
+    norms: NDArray[np.float32] | None,
+    device: str = "",
 ) -> ShardReport:
     return ShardReport(
         index=shard.index,
         start=shard.start,
-        rows=shard.rows,
-        sha256=sha256,
-        bytes=size,
+        rows=found.rows,
+        footer=found.footer,
+        bytes=found.size,
         tokens=facts["tokens"],
         truncated=facts["truncated"],
         canary=facts["canary"],

@@ -49,7 +49,9 @@ def make_set(
     folder.mkdir(parents=True)
     starts = range(0, n, shard)
     for index, start in enumerate(starts):
-        pq.write_table(table.slice(start, shard), folder / f"shard-{index:05d}.parquet", row_group_size=64)
+        own = {"format": 1, "fingerprint": f"of {folder.name}", "start": start}
+        part = table.slice(start, shard).replace_schema_metadata({"contrans": json.dumps(own)})
+        pq.write_table(part, folder / f"shard-{index:05d}.parquet", row_group_size=64)
     manifest = {
         "format": 1,
         "kind": "activations",

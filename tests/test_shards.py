@@ -18,7 +18,9 @@ from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.manifest import identity_of
 from contrans_dist.models import LanguageModel, load_model, model_facts, resolve_blocks
-from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, check_shard
+from contrans_dist.setmanifest import ShardEntry
+from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, check_shard, read_norms
+from contrans_dist.shardreader import opened
 from contrans_dist.shards import compute_shard, plan_shards, rows_per_shard
 from contrans_dist.storage import Location
 from contrans_dist.texts import text_table
@@ -175,6 +177,10 @@ def shard(
     return spec, shards[1], reports[1], (out / shards[1].name).read_bytes()
 
 
+def entry_of(report: ShardReport) -> ShardEntry:
+    return ShardEntry(name="", start=report.start, rows=report.rows, bytes=report.bytes, footer=report.footer)
+
+
 def put(spec: HarvestSpec, shard: Shard, data: bytes) -> None:
     (spec.out / shard.name).write_bytes(data)
 
@@ -184,12 +190,13 @@ def test_a_sound_shard_is_taken_in_as_it_was_made(
 ) -> None:
     spec, planned, report, data = shard
     put(spec, planned, data)
-    for sha256 in (None, hashlib.sha256(data).hexdigest()):
-        found = check_shard(spec, planned, sha256)
+    for entry in (None, entry_of(report)):
+        found = check_shard(spec, planned, entry)
         assert isinstance(found, ShardReport)
-        for name in ("index", "start", "rows", "sha256", "bytes", "tokens", "truncated", "canary"):
+        for name in ("index", "start", "rows", "footer", "bytes", "tokens", "truncated", "canary"):
             assert getattr(found, name) == getattr(report, name)
         np.testing.assert_array_equal(found.norms, report.norms)
+    np.testing.assert_allclose(read_norms(spec, planned), report.norms, rtol=1e-6)
 
 
 def test_a_cut_shard_is_found(shard: tuple[HarvestSpec, Shard, ShardReport, bytes]) -> None:
@@ -202,25 +209,35 @@ def test_a_cut_shard_is_found(shard: tuple[HarvestSpec, Shard, ShardReport, byte
 def test_a_flipped_bit_is_found_or_changes_nothing(
     shard: tuple[HarvestSpec, Shard, ShardReport, bytes],
 ) -> None:
-    """Parquet's page checksums leave out the footer: there, too, no other row, name or count may come in."""
+    """In the footer, of which Parquet keeps no checksum, on opening, in the pages on reading, and anywhere by
+    `verify`: no other row, name or count may come in."""
     spec, planned, report, data = shard
     whole = pq.read_table(pa.BufferReader(data))
+    pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     found = 0
     for position in range(0, len(data), 11):
         damaged = bytearray(data)
         damaged[position] ^= 1 << (position % 8)
         put(spec, planned, bytes(damaged))
-        assert check_shard(spec, planned, report.sha256) == "its checksum is not the manifest's"
+        assert isinstance(check_shard(spec, planned, entry_of(report)), str) == (position >= pages)
         result = check_shard(spec, planned, None)
-        if isinstance(result, str):
+        if position < pages:
+            with pytest.raises(UserError), opened(spec.out / planned.name) as shard_file:
+                shard_file.verify()
+        try:
+            with opened(spec.out / planned.name) as shard_file:
+                assert shard_file.read(whole.column_names, 0, planned.rows).equals(whole)
+        except UserError as error:
             found += 1
+            assert planned.name in str(error)
             continue
-        assert pq.read_table(pa.BufferReader(bytes(damaged))).equals(whole, check_metadata=True)
-        assert (result.tokens, result.truncated, result.canary) == (
-            report.tokens,
-            report.truncated,
-            report.canary,
-        )
+        if isinstance(result, ShardReport):
+            assert (result.tokens, result.truncated, result.canary, result.rows) == (
+                report.tokens,
+                report.truncated,
+                report.canary,
+                report.rows,
+            )
     assert found > len(data) / 11 / 2
 
 
@@ -232,9 +249,9 @@ def test_a_shard_of_other_settings_or_rows_is_not_taken(
     other = HarvestSpec({**spec.identity, "dtype": "float16"}, spec.capture, spec.blocks, spec.d, spec.out)
     assert check_shard(other, planned, None) == "it was harvested with other settings"
     moved = Shard(planned.index, planned.start + 1, planned.rows)
-    assert check_shard(spec, moved, None) == "its rows or blocks are not the planned ones"
+    assert check_shard(spec, moved, None) == "its rows are not the planned ones"
     put(spec, planned, b"no parquet at all")
-    assert check_shard(spec, planned, None) == "it cannot be read"
+    assert check_shard(spec, planned, None) == "expected a Parquet file that is whole"
 
 
 def test_nan_names_its_rows_and_publishes_nothing(tmp_path: Path) -> None:

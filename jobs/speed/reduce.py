@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from contrans_dist import schema
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.leastsquares import map_vectors
 from contrans_dist.moments import MomentSums
@@ -308,6 +309,8 @@ def _write_set(folder: Path, n: int, d: int, seed: int) -> ActivationSet:
         names = [f"text {row}" for row in range(start, stop)]
         block = pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
         table = pa.table({"row": range(start, stop), "text_id": names, "text": names, "block_000": block})
+        own = {"format": 1, "fingerprint": f"random {seed}", "start": int(start)}
+        table = table.replace_schema_metadata({schema.METADATA_KEY: json.dumps(own)})
         pq.write_table(table, folder / f"shard-{index:05d}.parquet", row_group_size=1024, compression="none")
     pieces = [
         {"name": f"shard-{index:05d}.parquet", "start": int(start), "rows": int(stop - start)}
@@ -316,6 +319,7 @@ def _write_set(folder: Path, n: int, d: int, seed: int) -> ActivationSet:
     manifest = {
         "format": 1,
         "kind": "activations",
+        "fingerprint": f"random {seed}",
         "identity": {"model": f"random {seed}"},
         "rows": n,
         "d": d,
