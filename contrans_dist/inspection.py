@@ -6,7 +6,7 @@ from typing import Any
 from contrans_dist import schema
 from contrans_dist.artifacts import ActivationSet, tensor_header
 from contrans_dist.errors import UserError
-from contrans_dist.shardfiles import shard_identity
+from contrans_dist.shardreader import opened
 from contrans_dist.storage import Location
 
 _LONG = ("identity", "shards", "conditions", "norms", "leak")
@@ -23,10 +23,8 @@ def describe(location: Location) -> dict[str, Any]:
     if name.endswith(".safetensors"):
         return tensor_header(location)
     if name.endswith(".parquet"):
-        identity = shard_identity(location)
-        if identity is None:
-            raise UserError(f"{location}: expected a shard written by contrans")
-        return {"kind": "shard", **identity}
+        with opened(location) as shard:
+            return {"kind": "shard", **shard.facts.identity}
     for content, kind in (
         (schema.MANIFEST, "activations"),
         ("metrics.json", "evaluation"),

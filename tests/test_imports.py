@@ -18,7 +18,8 @@ ROOMS = [
     "transplanting", "vectors", "maps", "refining", "joining", "rowsums", "projections", "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "harness", "systems", "scorers",
     "assignments", "catalogue", "evaluate", "trials", "search",
-    "probing", "transfers", "likeness", "methods", "selection", "inspection", "analysis", "assess",
+    "probing", "transfers", "likeness", "methods", "selection", "inspection", "verification",
+    "analysis", "assess",
     "report", "demo", "preparation", "plan",
     "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip
