@@ -8,12 +8,13 @@ stands before the footer, the rows' norms, and a seal over all of this).
 import base64
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
 
 from contrans_dist import schema
 from contrans_dist.setmanifest import Count, Facts, Finite, Skipped
@@ -28,6 +29,7 @@ class ShardFacts(Facts):
 
     format: int
     fingerprint: str
+    identity: Annotated[dict[str, Any], Field(default_factory=dict)]
     start: Count
     tokens: Count = 0
     truncated: Count = 0

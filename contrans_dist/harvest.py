@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from contrans_dist import schema
 from contrans_dist.actors import of_each, on_a_node
 from contrans_dist.artifacts import ActivationSet
+from contrans_dist.claims import Claim, claimed
 from contrans_dist.cluster import Replicas, connected, first_line, replicas
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings, differing
 from contrans_dist.errors import RunError, UserError
@@ -72,16 +74,19 @@ def harvest_sets(
     cluster = cluster or ClusterSettings()
     facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
     sets = [_Set.of(model, facts, job) for job in jobs]
-    with connected(cluster.address):
+    with connected(cluster.address), ExitStack() as claims:
         for each in sets:
             each.check_existing()
         unfinished = [each for each in sets if not each.complete]
+        for each in unfinished:
+            each.claim = claims.enter_context(claimed(each.spec.out, each.spec.identity))
+            _refuse_other(each.spec, _manifest_there(each.spec))  # it may have been written meanwhile
         if unfinished:
             _compute_missing(model, unfinished, cluster)
         if model.quantization is not None:
             for each in unfinished:
                 each.quantization = _checked(model, each.spec, cluster)
-    return [each.finish(facts) for each in sets]
+        return [each.finish(facts) for each in sets]
 
 
 def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) -> dict[str, Any]:
@@ -111,6 +116,8 @@ class _Set:
     throughput: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] | None = None
     """What was measured of the quantised model."""
+    claim: Claim | None = None
+    """On the folder; None where nothing is left to do."""
 
     @classmethod
     def of(cls, model: ModelSettings, facts: ModelFacts, job: HarvestJob) -> "_Set":
@@ -163,6 +170,7 @@ class _Set:
     def finish(self, facts: ModelFacts) -> ActivationSet:
         """Write the manifest, last of all: its being there means that the set is whole."""
         if self.manifest is None or not self.complete or self.throughput:
+            self._confirm()
             reports = [self._with_norms(shard) for shard in self.shards]
             self.manifest = manifest_of(
                 self.spec, facts, self.texts, reports, self.throughput, self.quantization
@@ -170,6 +178,24 @@ class _Set:
             (self.spec.out / schema.MANIFEST).write_json(self.manifest)
             warn(self.manifest, self.spec.out)
         return ActivationSet(self.spec.out, self.manifest)
+
+    def _confirm(self) -> None:
+        """Take the shards as they are there now: another run of the same harvest may have written some too.
+
+        Raises RunError where one is not this harvest's.
+        """
+        if self.claim is not None:
+            self.claim.check()
+        found = of_each(check_shard, [(self.spec, shard, None) for shard in self.shards])
+        wrong = [(s.name, each) for s, each in zip(self.shards, found, strict=True) if isinstance(each, str)]
+        if wrong:
+            raise RunError(
+                f"{self.spec.out}: {len(wrong)} of {len(self.shards)} shards are no longer as they were written "
+                f"({': '.join(wrong[0])}); run the same command again to make only these"
+            )
+        for each in found:
+            if each.footer != self.reports[each.index].footer:
+                self.reports[each.index] = each
 
     def _with_norms(self, shard: Shard) -> ShardReport:
         report = self.reports[shard.index]

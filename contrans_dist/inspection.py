@@ -8,7 +8,7 @@ from contrans_dist.artifacts import ActivationSet
 from contrans_dist.errors import UserError
 from contrans_dist.mapheaders import open_map
 from contrans_dist.resultfiles import METRICS, RECORD, RunFile, read_file, read_metrics
-from contrans_dist.shardfiles import shard_identity
+from contrans_dist.shardreader import opened
 from contrans_dist.storage import Location
 from contrans_dist.tensorfiles import open_tensors
 from contrans_dist.vectors import VectorHeader
@@ -32,10 +32,8 @@ def describe(location: Location) -> dict[str, Any]:
             open_map(location)
         return file.header
     if name.endswith(".parquet"):
-        identity = shard_identity(location)
-        if identity is None:
-            raise UserError(f"{location}: expected a shard written by contrans")
-        return {"kind": "shard", **identity}
+        with opened(location) as shard:
+            return {"kind": "shard", **shard.facts.identity}
     if (location / schema.MANIFEST).exists():
         return _facts("activations", ActivationSet.open(location).manifest)
     if (location / METRICS).exists():

@@ -200,7 +200,7 @@ def shard_identity(location: Location) -> dict[str, Any] | None:
     """The identity a shard was harvested under, from its footer alone; None when the file cannot be read."""
     try:
         with opened(location) as shard:
-            return shard.identity
+            return shard.facts.identity
     except UserError:
         return None
 

@@ -60,10 +60,6 @@ class ShardFile:
     def layout(self) -> pa.Schema:
         return self.file.schema_arrow
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return dict(json.loads(self.file.metadata.metadata[schema.METADATA_KEY]).get("identity") or {})
-
     def row_numbers(self) -> NDArray[np.int64]:
         """The rows of the input that it holds."""
         left_out = [each.row for each in self.facts.skipped]

@@ -10,7 +10,7 @@ import contrans_dist
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "limits", "characters", "yamlfiles", "fitting", "config", "recipe", "schema", "storage",
-    "provenance", "progress", "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers",
+    "provenance", "progress", "claims", "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers",
     "shardreader", "artifacts", "textfiles", "tablehash", "templates", "texts", "corpus", "leak", "models",
     "prefixes", "capturing", "shardfiles", "shards",
     "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
@@ -19,7 +19,8 @@ ROOMS = [
     "joining", "library", "rowsums", "projections", "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "harness", "systems", "scorers",
     "assignments", "catalogue", "evaluate", "trials", "search",
-    "probing", "transfers", "likeness", "methods", "selection", "inspection", "analysis", "assess",
+    "probing", "transfers", "likeness", "methods", "selection", "inspection", "verification",
+    "analysis", "assess",
     "report", "demo", "preparation", "plan",
     "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip

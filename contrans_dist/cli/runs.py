@@ -13,6 +13,8 @@ from rich.text import Text
 
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
 from contrans_dist.cli.usage import printable
+from contrans_dist.errors import RunError
+from contrans_dist.progress import note
 from contrans_dist.recipe import load_recipe
 from contrans_dist.storage import Location
 
@@ -85,11 +87,21 @@ def report(
 
 
 def status(
-    uri: Annotated[str, typer.Argument(help="Folder of a harvest or run.")], as_json: AsJson = False
+    uri: Annotated[str, typer.Argument(help="Folder of a harvest or run.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every byte of its activations and check it.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How far a harvest or a run is."""
+    from contrans_dist import verification
     from contrans_dist.inspection import status_of
 
+    damaged = verification.verify(Location.parse(uri)) if verify else []
+    for line in damaged:
+        note(line)
+    if damaged:
+        raise RunError(f"{uri}: {len(damaged)} of its files are damaged, as told above")
     found = status_of(Location.parse(uri))
     emit(as_json, found, "\n".join(f"{name}: {state}" for name, state in found.items()))
 
