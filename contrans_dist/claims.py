@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import ConfigDict, Field
 from pyarrow import fs
+from pydantic import ConfigDict, Field
 
 from contrans_dist.config import Settings, differing, fingerprint
 from contrans_dist.errors import RunError, UserError
