@@ -12,7 +12,7 @@ import pytest
 
 # `os.sysconf` itself is there on macOS, without the names that tell of memory.
 _GONE: list[tuple[Any, str]] = [
-    *((os, name) for name in ("posix_fadvise", "preadv", "pwritev", "sched_getaffinity", "sendfile", "memfd_create")),
+    *((os, name) for name in ("posix_fadvise", "preadv", "pwritev", "sched_getaffinity", "memfd_create")),
     *((mmap, name) for name in ("MAP_ANONYMOUS", "MAP_POPULATE", "MAP_NORESERVE")),
     *((signal, name) for name in ("SIGPWR", "SIGPOLL", "SIGSTKFLT", "pidfd_send_signal")),
 ]  # fmt: skip
