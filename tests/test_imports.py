@@ -9,7 +9,7 @@ import contrans_dist
 
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
-    "errors", "limits", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress",
+    "errors", "limits", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress", "patience",
     "artifacts", "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
     "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from contrans_dist.models.blocks import text_config
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.loading import hub_errors, split_name
+from contrans_dist.patience import patiently
 
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -34,6 +35,7 @@ class ModelFacts:
     """SHA-256 of the configuration: rotary settings and the like change rows, not weights."""
 
 
+@patiently
 def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
     """Facts from the configuration, the tokenizer and the weight files. Raises as `load_model`."""
     source, revision = split_name(name)
