@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A failure while running. One line that names what is missing and how to go on; exit code 1."""
+
+
+class PassingError(RunError):
+    """A failure that may pass by itself, as a server that is too busy: worth another try."""

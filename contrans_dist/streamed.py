@@ -7,7 +7,6 @@ A sweep that was killed goes on after the last block after which its states were
 each block, but not so often that it takes more than a twentieth of the time.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from contrans_dist.capturing import deviation
@@ -284,18 +284,17 @@ def _work_folder(task: SweepTask) -> Iterator[Path]:
         shutil.rmtree(folder)
     finally:
         if lock is not None:
-            os.close(lock)
+            lock.release()
 
 
-def _locked(folder: Path) -> int | None:
+def _locked(folder: Path) -> FileLock | None:
     """A lock on the folder, which ends with this process; None where another has it."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = FileLock(folder / _LOCK, is_singleton=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
+        lock.acquire(blocking=False)
+    except Timeout:
         return None
-    return descriptor
+    return lock
 
 
 def clean(out: Location) -> None:
@@ -306,4 +305,4 @@ def clean(out: Location) -> None:
         lock = _locked(folder)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+            lock.release()

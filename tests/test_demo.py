@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from other_system import other_system
 
 from contrans_dist import demo
 from contrans_dist.artifacts import ActivationSet
@@ -13,8 +14,10 @@ from contrans_dist.storage import Location
 
 @pytest.fixture(scope="module")
 def run(in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As it goes on any system, not only on Linux."""
     folder = tmp_path_factory.mktemp("demo") / "run"
-    summary = run_demo(Location.parse(folder))
+    with other_system():
+        summary = run_demo(Location.parse(folder))
     assert summary["report"] == str(folder / "report.html")
     return folder
 

@@ -266,7 +266,7 @@ def test_a_folder_in_use_is_left_alone(model: Path, tmp_path: Path) -> None:
     _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
     clean(Location.parse(out))
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".sweep-key"]
-    os.close(lock)
+    lock.release()
     clean(Location.parse(out))
     assert not theirs.exists()
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import PassingError, RunError, UserError
+from contrans_dist.models.hub import hub_failure, one_line
+from contrans_dist.patience import patiently
 from contrans_dist.storage import Location
 
 
@@ -28,16 +30,20 @@ def dataset_folder(repository: str, pattern: str) -> Location:
     )  # fmt: skip
 
 
+@patiently
 def _fetched(repository: str, what: str, fetch: Callable[[], str]) -> Location:
     try:
         return Location.parse(fetch())
-    except (LocalEntryNotFoundError, ConnectionError) as error:
-        raise RunError(
-            f"{repository}: {what} is not in the local cache, and the hub does not answer; name local `texts`"
-        ) from error
-    except OSError as error:
-        reason = " ".join(str(error).split())[:200]
+    except (OSError, HTTPError) as error:
+        failure = hub_failure(repository, error)
+        if isinstance(failure, PassingError):
+            raise failure from error
+        if isinstance(failure, RunError) or isinstance(error, LocalEntryNotFoundError):
+            raise RunError(
+                f"{repository}: {what} is not in the local cache, and the hub does not answer; "
+                "name local `texts`"
+            ) from error
         raise UserError(
             f"{repository}: the hub does not give {what}; accept its terms and log in, or name local `texts` "
-            f"({reason})"
+            f"({one_line(error)})"
         ) from error

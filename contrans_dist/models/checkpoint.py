@@ -5,6 +5,7 @@ import mmap
 import os
 import threading
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _DTYPES = {
 }
 _OWN_PAGES = 1 << 20
 _PER_READ = 64 << 20
-"""Bytes asked for at once: Linux reads at most 2 GB a call."""
+"""Bytes asked for at once: systems read at most 2 GB a call."""
 
 
 class Stored:
@@ -64,7 +65,6 @@ class Checkpoint:
         self.tensors: dict[str, Stored] = {}
         self.bytes_read = 0
         self._lock = threading.Lock()
-        self._open: dict[str, int] = {}
         for path in files:
             self._list(path)
 
@@ -92,44 +92,40 @@ class Checkpoint:
             start = 8 + length + entry["data_offsets"][0]
             self.tensors[name] = Stored(self, path, _DTYPES[entry["dtype"]], entry["shape"], start)
 
-    def _descriptor(self, path: str) -> int:
-        with self._lock:
-            if path not in self._open:
-                self._open[path] = os.open(path, os.O_RDONLY)
-                # Whole tensors are asked for: what the kernel would read ahead of them may be dropped unused.
-                os.posix_fadvise(self._open[path], 0, 0, os.POSIX_FADV_RANDOM)
-            return self._open[path]
-
     def read(self, stored: Stored) -> torch.Tensor:
         """The bytes of one tensor, uint8. Several threads may read at once. Raises RunError if they end."""
-        descriptor = self._descriptor(stored.path)
         raw = _room(stored.nbytes)
         view = memoryview(raw.numpy())  # type: ignore[arg-type]
         done = 0
-        while done < len(view):
-            got = os.preadv(descriptor, [view[done : done + _PER_READ]], stored.at + done)
-            if got == 0:
-                raise RunError(f"{stored.path}: ends {len(view) - done} bytes too early; download it again")
-            done += got
-        # Nothing is read twice: kept, it would push out what is, where memory is short.
-        os.posix_fadvise(descriptor, stored.at, len(view), os.POSIX_FADV_DONTNEED)
+        with open(stored.path, "rb", buffering=0) as file:
+            # Whole tensors are asked for: what the kernel would read ahead of them may be dropped unused.
+            _advise(file, 0, 0, "POSIX_FADV_RANDOM")
+            file.seek(stored.at)
+            while done < len(view):
+                got = file.readinto(view[done : done + _PER_READ])
+                if not got:
+                    raise RunError(
+                        f"{stored.path}: ends {len(view) - done} bytes too early; download it again"
+                    )
+                done += got
+            # Nothing is read twice: kept, it would push out what is, where memory is short.
+            _advise(file, stored.at, len(view), "POSIX_FADV_DONTNEED")
         with self._lock:
             self.bytes_read += len(view)
         return raw
 
-    def close(self) -> None:
-        """Let go of the files."""
-        with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
+
+def _advise(file: FileIO, start: int, length: int, advice: str) -> None:
+    """What the kernel may do with a part of a file; only some systems can be told."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), start, length, getattr(os, advice))
 
 
 def _room(nbytes: int) -> torch.Tensor:
     """Memory that is given back when it is freed: the allocator would keep what many threads took."""
     if nbytes < _OWN_PAGES:
         return torch.empty(nbytes, dtype=torch.uint8)
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, nbytes, access=mmap.ACCESS_COPY)
     return torch.frombuffer(pages, dtype=torch.uint8)
 
 

@@ -13,6 +13,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.models.facts import config_hash
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.loading import hub_errors, split_name
+from contrans_dist.patience import patiently
 
 BATCH_SIZE = 64
 """Texts that are judged in one pass, where nothing else is said."""
@@ -76,6 +77,7 @@ class Classifier:
         return found
 
 
+@patiently
 def load_classifier(name: str, device: torch.device | str | None = None) -> Classifier:
     """Load a judge from the hub (`@revision` if wanted), a folder, or by `demo:` name; on a GPU if it can.
 

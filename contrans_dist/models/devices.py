@@ -1,8 +1,8 @@
 """What is free on the devices of this machine."""
 
-import os
 from pathlib import Path
 
+import psutil
 import torch
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -11,11 +11,7 @@ _USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_
 
 def host_memory() -> int:
     """Bytes of memory that a process may still take here: what is free, and left of the group's limit."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = pages
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
+    free = int(psutil.virtual_memory().available)
     for limit in map(Path, _LIMITS):
         text = limit.read_text().strip() if limit.exists() else "max"
         if text.isdigit():

@@ -15,6 +15,7 @@ from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import positions, tokenizer_limit
 from contrans_dist.models.loading import hub_errors, split_name
 from contrans_dist.models.tokens import chat_prompts
+from contrans_dist.patience import patiently
 
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -49,6 +50,7 @@ class ModelFacts:
         return chat_prompts(self.reads, texts, chat_date, self.name) if chat else texts
 
 
+@patiently
 def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
     """Facts from the configuration, the tokenizer and the weight files. Raises as `load_model`."""
     source, revision = split_name(name)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.models.hub import hub_failure, one_line
 
 _FULL_LIMIT = 4 * 2**30
 _SAMPLES = 256
@@ -72,8 +73,10 @@ def weights_identity(name: str, revision: str | None = None, full_limit: int = _
             name, _, revision = name.rpartition("@")
         try:
             commit = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{name}: its commit is not known: {str(error).splitlines()[0]}") from error
+        except OSError as error:
+            raise hub_failure(name, error) from error
+        except ValueError as error:
+            raise RunError(f"{name}: its commit is not known: {one_line(error)}") from error
         return f"commit:{commit}"
     files = _weight_files(Path(name))
     sampled = sum(path.stat().st_size for path in files) > full_limit

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -23,7 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
+from contrans_dist.models.hub import hub_failure, one_line
 from contrans_dist.models.language_model import LanguageModel, wrap_model
+from contrans_dist.patience import patiently
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("int8", "nf4")
@@ -53,11 +56,6 @@ def split_name(name: str, revision: str | None = None) -> tuple[str, str | None]
     return name, revision
 
 
-def _one_line(error: Exception | None) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
 @contextlib.contextmanager
 def hub_errors(name: str) -> Iterator[None]:
     """What transformers raises, as one line; and its bars and its report on skipped weights silenced."""
@@ -66,17 +64,14 @@ def hub_errors(name: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except OSError as error:
-        text = str(error)
-        if "connect" in text.lower() or "offline" in text.lower():
-            raise RunError(
-                f"{name}: not in the local cache, and the hub does not answer; {_one_line(error)}"
-            ) from error
-        raise UserError(f"--model {name}: {_one_line(error)}") from error
-    except (ValueError, KeyError, ImportError, TypeError) as error:
-        raise UserError(f"--model {name}: {_one_line(error)}") from error
+    except (OSError, HTTPError) as error:
+        raise hub_failure(name, error) from error
+    except (ValueError, KeyError, ImportError, StrictDataclassError) as error:
+        raise UserError(f"--model {name}: {one_line(error)}") from error
+    except (TypeError, AttributeError) as error:
+        raise RunError(f"{name}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
     except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{name}: its weights cannot be loaded: {_one_line(error)}") from error
+        raise RunError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
@@ -104,7 +99,7 @@ def _model_class(config: PretrainedConfig, head: bool, trust_remote_code: bool) 
         find_blocks(model)
         return type(model)
     raise UserError(
-        f"model type '{config.model_type}' is no language model for transformers: {_one_line(reason)}"
+        f"model type '{config.model_type}' is no language model for transformers: {one_line(reason)}"
     )
 
 
@@ -183,6 +178,7 @@ class Described:
         return model
 
 
+@patiently
 def describe(
     name: str,
     *,
@@ -209,6 +205,7 @@ def describe(
     return Described(source, revision, config, whole, loaded, highest_block, quantised)
 
 
+@patiently
 def load_model(
     name: str,
     *,

@@ -20,6 +20,7 @@ from contrans_dist.models.language_model import LanguageModel, wrap_model
 from contrans_dist.models.loading import describe, hub_errors, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
 from contrans_dist.models.passing import replaced, unpacked
+from contrans_dist.patience import patiently
 
 Form = Callable[[Tensor], object]
 """The residual stream as a block returns it: alone, or first in a tuple."""
@@ -183,6 +184,7 @@ class StreamedModel:
         return seen
 
 
+@patiently
 def open_streamed(
     name: str,
     *,

@@ -3,14 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from contrans_dist.models import CPU_TOKENS
 from contrans_dist.models.devices import host_memory
 from contrans_dist.plan.calls import Call
 from contrans_dist.plan.sides import Judge, Side
-
-_USUAL_MEMORY = 480 << 20
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,4 @@ class Stage:
 
 def actor_memory() -> int:
     """Bytes of a process that has what an actor needs and no model: this one has it too."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return _USUAL_MEMORY
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)

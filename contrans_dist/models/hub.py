@@ -1,0 +1,58 @@
+"""What went wrong when the model hub was asked: the user's mistake, a failure, or one that may pass."""
+
+from collections.abc import Iterator
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from contrans_dist.errors import PassingError, RunError, UserError
+
+_BUSY = (408, 425, 429)
+
+
+def one_line(error: BaseException | None) -> str:
+    """An exception as one line of at most 300 characters."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def hub_failure(name: str, error: OSError | HTTPError) -> UserError | RunError:
+    """What to raise for an OSError of transformers or of the hub's client: by what is at the bottom of it.
+
+    PassingError for a server that is busy or breaks off, RunError where none can be reached or this machine
+    fails, UserError for what is not there, not allowed or malformed.
+    """
+    reason = one_line(error)
+    for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            break
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            if status in _BUSY or status >= 500:
+                return PassingError(f"{name}: the hub answers with status {status}; {one_line(cause)}")
+            return UserError(f"--model {name}: {reason}")
+        if isinstance(cause, ConnectionResetError | ConnectionAbortedError | BrokenPipeError | TimeoutError):
+            return PassingError(f"{name}: the connection to the hub broke off; {reason}")
+        if isinstance(cause, HTTPError) and "Connect" not in type(cause).__name__:
+            # Its client's own classes; one that cannot connect has tried several times already.
+            return PassingError(f"{name}: the connection to the hub broke off; {one_line(cause)}")
+        if isinstance(cause, HTTPError | ConnectionError):
+            return RunError(f"{name}: not in the local cache, and the hub does not answer; {reason}")
+        user = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, FileNotFoundError)
+        if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, user):
+            return RunError(f"{name}: cannot be read: {reason}")
+    if "connect" in reason.lower() or "offline" in reason.lower():
+        return RunError(f"{name}: not in the local cache, and the hub does not answer; {reason}")
+    return UserError(f"--model {name}: {reason}")
