@@ -242,7 +242,7 @@ def _metrics(
 ) -> dict[str, Any]:
     return {
         "benchmark": spec.benchmark.name,
-        "model": spec.system.model.id,
+        "model": spec.identity["model"],
         "protocol": spec.identity.get("protocol", "default"),
         "block": spec.steering.blocks[0] if len(spec.steering.blocks) == 1 else None,
         "blocks": spec.steering.blocks,

@@ -8,6 +8,7 @@ import pyarrow as pa
 from contrans_dist import schema
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.models import ModelFacts, around
+from contrans_dist.printing import without_credentials
 from contrans_dist.progress import note
 from contrans_dist.provenance import command_line, git_commit, now, versions
 from contrans_dist.setmanifest import sealed
@@ -23,7 +24,7 @@ def model_identity(model: ModelSettings, facts: ModelFacts) -> dict[str, Any]:
     """What a model's numbers depend on: its weights, how they are loaded, and the libraries that run them."""
     installed = versions()
     identity: dict[str, Any] = {
-        "model": model.id,
+        "model": without_credentials(model.id),
         "weights": facts.weights,
         "config": facts.config,
         "dtype": facts.dtype,

@@ -24,14 +24,16 @@ RECIPES = Path(str(files("contrans_dist"))) / "recipes"
 
 
 def find_recipe(name: Path) -> Path:
-    """The recipe file: a path, or the name of a bundled recipe. Raises UserError naming what is bundled."""
-    bundled = RECIPES / f"{name}.yaml"
-    if name.exists() or not bundled.exists():
-        if not name.exists() and not name.suffix:
-            known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-            raise UserError(f"{name}: no such recipe; bundled are {known}")
-        return name
-    return bundled
+    """The recipe file: the name of a bundled recipe, or a path, which has a suffix or a folder in it.
+
+    Raises UserError naming what is bundled.
+    """
+    bundled = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    if str(name) in bundled:
+        return bundled[str(name)]
+    if not name.exists() and not name.suffix:
+        raise UserError(f"{name}: no such recipe; bundled are {', '.join(sorted(bundled))}")
+    return name
 
 
 def run_demo(out: Location) -> dict[str, Any]:

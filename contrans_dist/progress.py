@@ -5,8 +5,11 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from contrans_dist.printing import shown
 
 console = Console(stderr=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 5.0
@@ -14,14 +17,14 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 def note(message: str) -> None:
     """One line for the person who is watching."""
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(shown(message), markup=False, soft_wrap=True)
 
 
 class Progress:
     """Counts finished items of a long piece of work, as a context manager."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
+        self.title, self.total, self.unit = shown(title), total, unit
         self.done = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Bar | None = None
@@ -30,7 +33,7 @@ class Progress:
             self._bar = Bar(
                 *columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console
             )
-            self._task = self._bar.add_task(title, total=total, rate="")
+            self._task = self._bar.add_task(escape(self.title), total=total, rate="")
 
     def __enter__(self) -> "Progress":
         if self._bar:
@@ -65,4 +68,4 @@ class Progress:
 
     def note(self, message: str) -> None:
         """One line that does not tear the bar."""
-        (self._bar.console if self._bar else console).print(message, markup=False, soft_wrap=True)
+        (self._bar.console if self._bar else console).print(shown(message), markup=False, soft_wrap=True)

@@ -7,6 +7,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from contrans_dist.printing import without_credentials
+
 _PACKAGES = (
     "contrans-dist",
     "torch",
@@ -18,8 +20,6 @@ _PACKAGES = (
     "ray",
 )
 _SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|password|api[-_]?key|access[-_]?key)")
-_CREDENTIALS = re.compile(r"://(?:[^/@\s]+|[^@\s]*:[^@\s]*)@")
-_QUERY = re.compile(r"(://[^?\s]+)\?\S+")
 
 
 def versions() -> dict[str, str]:
@@ -31,11 +31,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def without_credentials(text: str) -> str:
-    """The text with user, password and query taken out of every URI in it."""
-    return _QUERY.sub(r"\1", _CREDENTIALS.sub("://", text))
 
 
 def command_line(arguments: list[str] | None = None) -> str:

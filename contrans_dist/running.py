@@ -29,9 +29,10 @@ from contrans_dist.methods import (
 )
 from contrans_dist.models import model_facts
 from contrans_dist.preparation import READS, Harvested, RecipeTexts, captures, harvested, identity_of
+from contrans_dist.printing import without_credentials
 from contrans_dist.progress import note
 from contrans_dist.projections import differences_table, states_table
-from contrans_dist.provenance import command_line, git_commit, now, versions, without_credentials
+from contrans_dist.provenance import command_line, git_commit, now, versions
 from contrans_dist.report import write_report
 from contrans_dist.selection import fit_chosen
 from contrans_dist.storage import Location
@@ -41,9 +42,14 @@ T = TypeVar("T")
 
 
 def keep_recipe(recipe: Recipe, out: Location) -> None:
-    """Write a recipe as it was resolved, `recipe.yaml`, without credentials."""
-    resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (out / "recipe.yaml").write_bytes(without_credentials(resolved).encode())
+    """Write a recipe as it was resolved, `recipe.yaml`."""
+    (out / "recipe.yaml").write_bytes(resolved(recipe).encode())
+
+
+def resolved(recipe: Recipe) -> str:
+    """A recipe as YAML, with every default filled in and without credentials."""
+    content = recipe.model_dump(mode="json")
+    return without_credentials(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def _way(run: Location, shared: Location) -> str:
@@ -160,7 +166,8 @@ class Run:
         if self.shared is None:
             return self.out / "activations" / name
         identity = identity_of(model, capture, table)
-        folder = f"{name.partition('-')[0]}-{re.sub('[^A-Za-z0-9]+', '-', model.id)}-{identity}"
+        plain = re.sub("[^A-Za-z0-9]+", "-", without_credentials(model.id))
+        folder = f"{name.partition('-')[0]}-{plain}-{identity}"
         self.activations[name] = f"{_way(self.out, self.shared)}/{folder}"
         return self.shared / folder
 

@@ -141,7 +141,7 @@ def publish_shard(
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             writer.add_key_value_metadata(page_facts(layout, content, np.concatenate(norms), options))
         # Nothing appears that a reader would refuse.
-        with opened(Location(str(path))) as written:
+        with opened(Location.parse(path)) as written:
             return _report(shard, facts, written, np.concatenate(norms), device)
 
 

@@ -3,114 +3,117 @@
 import json
 import math
 import os
+import re
+import shutil
 import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+import psutil
 import pyarrow as pa
 from pyarrow import fs
 
-from contrans_dist.errors import UserError
+from contrans_dist.addresses import above, joined, parse_address, show_address, whole_address
+from contrans_dist.errors import PassingError, UserError
 from contrans_dist.limits import JSON_BYTES, check_size
+from contrans_dist.patience import patiently
+from contrans_dist.printing import without_credentials
 
 _TEMPORARY = ".tmp-"
+_WORK = "contrans-staged-"
 _STALE_SECONDS = 24 * 3600
 _COPY_BYTES = 8 << 20
+_REFUSED = re.compile(
+    "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID"
+    "|Permission denied|Bucket .*not found|HTTP status 40[134]",
+    re.IGNORECASE,
+)
+"""What a store says of a request that will never be granted; of all else it may think better."""
 
 
 @dataclass(frozen=True)
 class Location:
     """A file or folder, given as a local path or a URI (`s3://`, `gs://`, `file://`).
 
-    Only the text is kept, so a location travels to another process; each opens its own filesystem.
+    It is text alone, so that it travels to another process; each opens its own filesystem.
     """
 
-    uri: str
+    store: str
+    """The bucket's URI, with credentials and options; empty for this machine."""
+    path: str
+    """The path inside `filesystem`: absolute, or of the bucket and what is in it."""
 
     @classmethod
     def parse(cls, text: "str | os.PathLike[str] | Location") -> "Location":
-        """Raises UserError for a URI whose scheme or form no filesystem understands."""
+        """Raises UserError for what no filesystem understands, or a store that cannot be reached."""
         if isinstance(text, Location):
             return text
-        raw = os.fspath(text)
-        location = cls(raw if "://" in raw else os.path.abspath(os.path.expanduser(raw)))
-        location._resolved  # noqa: B018 - a bad URI is reported here, not in the middle of a run
+        location = cls(*parse_address(os.fspath(text)))
+        location.filesystem  # noqa: B018 - a bad URI is reported here, not in the middle of a run
         return location
-
-    @cached_property
-    def _resolved(self) -> tuple[fs.FileSystem, str]:
-        if "://" not in self.uri:
-            return fs.LocalFileSystem(), self.uri
-        try:
-            filesystem, path = fs.FileSystem.from_uri(self.uri)
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise UserError(f"{self}: expected a path or an s3://, gs:// or file:// URI ({error})") from error
-        return filesystem, path
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        return self._resolved[0]
+        try:
+            return _filesystem(self.store)
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            reason = " ".join(without_credentials(str(error)).split())
+            raise UserError(
+                f"{self}: expected a path or an s3://, gs:// or file:// URI ({reason})"
+            ) from error
 
     @property
-    def path(self) -> str:
-        """The path inside `filesystem`."""
-        return self._resolved[1]
+    def uri(self) -> str:
+        """For another process: with the credentials and options, so never to be shown."""
+        return whole_address(self.store, self.path)
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.filesystem, fs.LocalFileSystem)
+        return not self.store
 
     @property
     def name(self) -> str:
-        return self.path.rstrip("/").rsplit("/", 1)[-1]
+        return self.path.rpartition("/")[2]
 
     @property
     def parent(self) -> "Location":
-        head, query = self._split()
-        return Location(head.rstrip("/").rsplit("/", 1)[0] + query)
-
-    def _split(self) -> tuple[str, str]:
-        head, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return head, mark + query
+        return Location(self.store, above(self.path))
 
     def __truediv__(self, name: str) -> "Location":
-        head, query = self._split()
-        return Location(f"{head.rstrip('/')}/{name}{query}")
+        return Location(self.store, joined(self.path, name))
 
     def __str__(self) -> str:
         """For people, logs and manifests: without the credentials and options a URI may carry."""
-        if "://" not in self.uri:
-            return self.uri
-        parts = urlsplit(self.uri)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return show_address(self.store, self.path)
 
     # -- reading ---------------------------------------------------------------------------------
 
+    @patiently
     def info(self) -> fs.FileInfo:
-        """Raises UserError for a local path that cannot be looked at."""
+        """Raises UserError for what cannot be looked at, RunError for a store that does not answer."""
         with self._told():
             return self.filesystem.get_file_info(self.path)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What a local file system refuses (a loop of links, a name too long, no permission) as UserError."""
+        """What a file system refuses (a loop of links, a name too long, no permission) as UserError; what a
+        store may do the next time as PassingError."""
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise
         except (OSError, pa.ArrowInvalid) as error:
-            if not self.is_local:  # a store may answer the next time
-                raise
-            reason = " ".join(str(error).split()).rpartition("] ")[2]
-            raise UserError(f"{self}: cannot be read ({reason})") from error
+            reason = " ".join(without_credentials(str(error)).split()).rpartition("] ")[2]
+            if self.is_local or _REFUSED.search(reason):
+                raise UserError(f"{self}: cannot be reached ({reason})") from error
+            raise PassingError(f"{self}: the store does not answer ({reason[:300]})") from error
 
     def exists(self) -> bool:
         return self.info().type is not fs.FileType.NotFound
@@ -119,6 +122,7 @@ class Location:
         """Bytes of the file."""
         return int(self.info().size or 0)
 
+    @patiently
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted, temporary ones left out; none in a file."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
@@ -129,6 +133,7 @@ class Location:
             return []
         return sorted(name for name in names if not name.startswith("."))
 
+    @patiently
     def open(self) -> pa.NativeFile:
         """Open for random access. Raises UserError when there is no such file."""
         # To open a pipe waits for whoever writes into it.
@@ -147,9 +152,10 @@ class Location:
             raise UserError(f"{self}: expected the name of a file in this folder, found {name!r}")
         return self / name
 
+    @patiently
     def read_bytes(self, most: int | None = None) -> bytes:
-        """Raises UserError for a file of more than `most` bytes."""
-        with self.open() as stream:
+        """Raises UserError for a file of more than `most` bytes, or one that is not there."""
+        with self._told(), self.open() as stream:
             if most is not None:
                 check_size(str(self), stream.size(), most)
             return bytes(stream.read())
@@ -165,26 +171,29 @@ class Location:
         """Yield a local path to write; what is there when the block ends well appears whole.
 
         Locally the file is written beside its final name, synced and renamed. For an object store it is
-        uploaded to its final key, which the store shows only when complete. After an exception nothing
-        appears under the final name. Raises UserError for a local place where no file can be.
+        uploaded beside its final key and copied there by the store, at once. After an exception nothing
+        appears under the final name. Raises UserError for a local place where no file can be, RunError for a
+        store that does not answer.
         """
         if self.is_local:
             folder = Path(self.path).parent
             self._check_place(folder)
+            temporary = folder / _temporary_name()
         else:
-            folder = Path(tempfile.gettempdir())
-        # The name stays short: file systems end at 255 bytes.
-        temporary = folder / f"{_TEMPORARY}{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+            # For the user's eyes alone: others can read in a temporary folder.
+            temporary = Path(tempfile.mkdtemp(prefix=f"{_WORK}{os.getpid()}-")) / "file"
         try:
             yield temporary
             sync(temporary)
             if self.is_local:
                 os.replace(temporary, self.path)
-                sync(folder)
+                sync(temporary.parent)
             else:
                 self._upload(temporary)
         finally:
             temporary.unlink(missing_ok=True)
+            if not self.is_local:
+                temporary.parent.rmdir()
 
     def _check_place(self, folder: Path) -> None:
         """Make the folder of a local file. Raises UserError where a file or a folder is in the way."""
@@ -195,10 +204,20 @@ class Location:
         if os.path.isdir(self.path):
             raise UserError(f"{self}: expected a place for a file, there is a folder")
 
+    @patiently
     def _upload(self, source: Path) -> None:
-        with source.open("rb") as data, self.filesystem.open_output_stream(self.path) as stream:
-            while chunk := data.read(_COPY_BYTES):
-                stream.write(chunk)
+        """Not to the final key itself: a stream to a store that is let go publishes what it was given so far,
+        after an exception as well, and knows no way to withdraw it."""
+        beside = self.parent / _temporary_name()
+        try:
+            with self._told():
+                with source.open("rb") as data, self.filesystem.open_output_stream(beside.path) as stream:
+                    shutil.copyfileobj(data, stream, _COPY_BYTES)
+                self.filesystem.move(beside.path, self.path)
+        except BaseException:
+            with suppress(Exception):
+                self.filesystem.delete_file(beside.path)
+            raise
 
     def write_bytes(self, data: bytes) -> None:
         """Publish `data` whole or not at all."""
@@ -210,24 +229,50 @@ class Location:
         text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False, allow_nan=False)
         self.write_bytes(text.encode() + b"\n")
 
+    @patiently
     def delete(self) -> None:
         """Remove the file; one that is not there is no error."""
-        if self.exists():
+        with self._told(), suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path)
 
+    @patiently
     def delete_folder(self) -> None:
         """Remove the folder and what is in it; one that is not there is no error."""
-        if self.exists():
+        with self._told(), suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.path)
 
+    @patiently
     def sweep(self) -> None:
-        """Remove temporary files that a killed process left in this local folder over a day ago."""
-        if not self.is_local or not os.path.isdir(self.path):
-            return
+        """Remove temporary files that a killed process left in this folder over a day ago, and what such a
+        one left on this machine on its way to a store."""
         oldest = time.time() - _STALE_SECONDS
-        for entry in os.scandir(self.path):
-            if entry.name.startswith(_TEMPORARY) and entry.stat().st_mtime < oldest:
-                Path(entry.path).unlink(missing_ok=True)
+        with self._told():
+            for entry in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
+                made = entry.mtime.timestamp() if entry.mtime is not None else oldest
+                if entry.base_name.startswith(_TEMPORARY) and entry.is_file and made < oldest:
+                    (self / entry.base_name).delete()
+        if not self.is_local:
+            _sweep_staged(Path(tempfile.gettempdir()))
+
+
+def _temporary_name() -> str:
+    """Short: file systems end at 255 bytes."""
+    return f"{_TEMPORARY}{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def _sweep_staged(folder: Path) -> None:
+    """Remove our own work folders of processes that are no more."""
+    for entry in folder.glob(f"{_WORK}*"):
+        process = entry.name.removeprefix(_WORK).partition("-")[0]
+        with suppress(OSError):  # another run may sweep here too
+            own = not hasattr(os, "getuid") or entry.lstat().st_uid == os.getuid()
+            if own and process.isdigit() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(entry)
+
+
+@lru_cache(maxsize=64)
+def _filesystem(store: str) -> fs.FileSystem:
+    return fs.FileSystem.from_uri(store)[0] if store else fs.LocalFileSystem()
 
 
 def parse_json(data: bytes | str, where: str) -> Any:

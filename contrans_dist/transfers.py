@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from contrans_dist.addresses import file_names
 from contrans_dist.affine import random_map
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.config import Recipe
@@ -51,8 +52,9 @@ def refine_sides(
 
 def save_vectors(vectors: Vectors, out: Location, name: str) -> None:
     """Save as `vectors/<name>/<concept>.safetensors` under `out`."""
+    files = file_names(vectors)
     for concept, vector in vectors.items():
-        vector.save(out / "vectors" / name / f"{concept}.safetensors")
+        vector.save(out / "vectors" / name / f"{files[concept]}.safetensors")
 
 
 def condition_vectors(

@@ -1,12 +1,22 @@
 """Publishing is all or nothing, locally and on an object store."""
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+import ray
+from pyarrow import fs
 
-from contrans_dist.errors import UserError
+from contrans_dist import patience, storage
+from contrans_dist.addresses import file_names
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.storage import Location
 
 
@@ -108,7 +118,157 @@ def test_an_activation_set_on_an_object_store_is_resumed(bucket: str, tmp_path: 
     assert "hush" not in (out / "manifest.json").read_bytes().decode()
 
 
-@pytest.mark.parametrize("uri", ["nope://x/y", "s3:///"])
-def test_a_bad_uri_is_one_line(uri: str) -> None:
-    with pytest.raises(UserError):
+NAMES = [
+    "run#1",
+    "a b",
+    "100%",
+    "50%25",
+    "what?",
+    "a;b&c=d",
+    "über",
+    "x%20y",
+    "'q'",
+    "[a]{b}",
+    "~",
+    "日本",
+    "a:b@c",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_a_path(name: str, tmp_path: Path, bucket: str) -> None:
+    """Before, all of `run#1` went into one file `run`, and a name with a blank was no URI."""
+    for folder in (Location.parse(tmp_path), Location.parse(bucket)):
+        place = folder / name / "file.json"
+        place.write_json(name)
+        assert place.parent.name == name
+        assert name in place.parent.parent.names()
+        assert Location.parse(place.uri) == place
+        assert Location.parse(place.uri).read_json() == name
+    assert (tmp_path / name / "file.json").exists()
+    if "%" not in name:
+        assert Location.parse(f"file://{tmp_path}/{name}/file.json").read_json() == name
+    assert Location.parse(f"file://{tmp_path}/{quote(name)}/file.json").read_json() == name
+    if "?" not in name and "%" not in name:
+        base, _, options = bucket.partition("?")
+        assert Location.parse(f"{base}/{name}/file.json?{options}").read_json() == name
+    shown = Location.parse(bucket) / name
+    assert Location.parse(f"{shown}?{bucket.partition('?')[2]}").path == shown.path
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["nope://x/y", "s3:///", "", "s3://bucket/a/../b", "s3://bucket/what?", "s3://bucket/a?b", "file://host/x",
+     "s3://bucket/a\nb", "s3://bucket/x?nonsense=1", "a\0b", "file://x"],
+)  # fmt: skip
+def test_what_cannot_be_addressed_is_one_line(uri: str) -> None:
+    with pytest.raises(UserError) as error:
         Location.parse(uri)
+    assert "\n" not in str(error.value)
+
+
+def test_only_text_travels(bucket: str) -> None:
+    """Before, the open filesystem went along."""
+    place = Location.parse(bucket) / "x"
+    place.exists()
+    data = ray.cloudpickle.dumps(place)
+    assert b"pyarrow" not in data
+    assert ray.cloudpickle.loads(data) == place
+
+
+def test_an_upload_that_breaks_off_leaves_what_was_there(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, closing the stream published what it had been given so far."""
+    place = Location.parse(bucket) / "upload" / "big.bin"
+    place.write_bytes(b"as it was")
+
+    def broken(source, target, _size):
+        target.write(source.read(12 << 20))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.shutil, "copyfileobj", broken)
+        with pytest.raises(KeyboardInterrupt):
+            place.write_bytes(b"x" * (20 << 20))
+    assert place.read_bytes() == b"as it was"
+    listed = place.filesystem.get_file_info(fs.FileSelector(place.parent.path))
+    assert [entry.base_name for entry in listed] == ["big.bin"]
+    assert not list(Path(tempfile.gettempdir()).glob(f"contrans-staged-{os.getpid()}-*"))
+
+
+def test_a_store_that_fails_is_asked_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PAUSES", (0.01, 0.01, 0.01))
+    place, real, calls = Location.parse(bucket) / "again.bin", shutil.copyfileobj, []
+
+    def twice(*arguments):
+        calls.append(arguments)
+        if len(calls) < 3:
+            raise OSError("AWS Error SLOW_DOWN during UploadPart operation")
+        real(*arguments)
+
+    monkeypatch.setattr(storage.shutil, "copyfileobj", twice)
+    place.write_bytes(b"whole")
+    assert (place.read_bytes(), len(calls)) == (b"whole", 3)
+    monkeypatch.setattr(storage.shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError("reset")))
+    with pytest.raises(
+        RunError, match=r"again\.bin: the store does not answer \(reset\).*run the same command"
+    ):
+        place.write_bytes(b"other")
+    assert place.read_bytes() == b"whole"
+
+
+def test_what_a_store_refuses_is_the_users(bucket: str) -> None:
+    base, _, options = bucket.partition("?")
+    with pytest.raises(UserError, match="s3://nobody/x: "):
+        Location.parse(f"{base.replace('bucket/runs', 'nobody/x')}?{options}").write_bytes(b"x")
+
+
+def test_staged_files_are_for_their_owner_alone(bucket: str) -> None:
+    with (Location.parse(bucket) / "mine.bin").staged() as path:
+        path.write_bytes(b"x")
+        assert path.parent.stat().st_mode & 0o077 == 0
+    assert not path.parent.exists()
+
+
+def test_what_a_killed_process_staged_is_swept(bucket: str) -> None:
+    """Before, eight such files stayed behind."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    processes = (dead.pid, dead.pid, os.getpid())
+    empty, left, alive = (Path(tempfile.mkdtemp(prefix=f"contrans-staged-{each}-")) for each in processes)
+    (left / "file").write_bytes(b"x")
+    Location.parse(bucket).sweep()
+    assert not empty.exists()
+    assert not left.exists()
+    assert alive.exists()
+    alive.rmdir()
+
+
+def test_sweep_does_not_stumble_over_what_goes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, `stat` was called on an entry that another run had renamed."""
+    old = tmp_path / ".tmp-host-1-a"
+    old.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    folder = Location.parse(tmp_path)
+    listed = folder.filesystem.get_file_info(fs.FileSelector(str(tmp_path)))
+    old.unlink()
+    monkeypatch.setattr(
+        storage, "_filesystem", lambda _store: SimpleNamespace(
+            get_file_info=lambda _selector: listed, delete_file=fs.LocalFileSystem().delete_file
+        )
+    )  # fmt: skip
+    folder.sweep()
+
+
+def test_names_of_files_for_what_people_name() -> None:
+    names = ["fear", "a,b", "a/b", "..", ".x", "Fear", "é" * 200, "é" * 201, "50%", "a%2Fb", "x\ny", "日本"]
+    found = file_names(names)
+    assert (found["fear"], found["a,b"], found["日本"]) == ("fear", "a,b", "日本")
+    assert len({each.casefold() for each in found.values()}) == len(names)
+    for each in found.values():
+        assert not each.startswith(".")
+        assert "/" not in each
+        assert len(f"{each}.safetensors".encode()) < 255

@@ -11,7 +11,7 @@ from commands import run
 
 from contrans_dist.cli import run_script
 from contrans_dist.cli.reducing import reduce
-from contrans_dist.cli.usage import printable
+from contrans_dist.printing import printable
 
 WRONG = [
     (["evaluate", "--modle", "x"], "evaluate: no option --modle; did you mean --model?"),

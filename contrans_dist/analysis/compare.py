@@ -91,7 +91,7 @@ def compare(runs: Sequence[Location], target: Location) -> Comparison:
     if not any(run.evaluations for run in found.values()):
         raise UserError(f"{', '.join(map(str, runs[:3]))}: nothing to compare; no run has an evaluation")
     # Else it is somebody else's, by chance in the same folder.
-    own = any(location.parent.parent.uri == target.uri.rstrip("/") for location in runs)
+    own = any(location.parent.parent == target for location in runs)
     recipe = read_run_recipe(target) if own else {}
     published = {label: read_published(recipe, label) or run.published for label, run in found.items()}
     return Comparison(

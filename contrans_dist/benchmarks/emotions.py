@@ -29,6 +29,7 @@ from contrans_dist.models import After, LanguageModel
 from contrans_dist.scoring import BASE, Intervention, NextToken, cues, next_token
 from contrans_dist.storage import Location
 
+_BETWEEN = "\t"
 METRICS = {
     "token_acc_negative": ("token_hit", "negative"),
     "token_acc_positive": ("token_hit", "positive"),
@@ -112,8 +113,8 @@ class EmotionBenchmark:
 
         Columns: `item`, `concept`, `kind`, `condition`, `strength`, `block` (lowest one steered, null for
         none), `scenario`, `argmax` (token id), `argmax_text`, `token_hit`, `logit_hit`, `logprob` (of the
-        concept's first sub-token), `shared_with` (concepts whose word begins with the same sub-token),
-        `logits.<concept>` (float32).
+        concept's first sub-token), `shared_with` (concepts whose word begins with the same sub-token, tabs
+        between), `logits.<concept>` (float32).
         """
         concepts = list(self.labels)
         found = cues(lm, [item.prompt for item in items], list(self.labels.values()))
@@ -157,7 +158,7 @@ class EmotionBenchmark:
         pairs = {
             tuple(sorted((concept, other)))
             for concept, others in _pairs_in(table)
-            for other in others.split(",")
+            for other in others.split(_BETWEEN)
             if others
         }
         notes = [
@@ -207,7 +208,7 @@ def _shared(concepts: Sequence[str], tokens: np.ndarray, own: np.ndarray) -> lis
                 stacklevel=3,
             )
     return [
-        ",".join(c for w, c in enumerate(concepts) if w != mine and row[w] == row[mine])
+        _BETWEEN.join(c for w, c in enumerate(concepts) if w != mine and row[w] == row[mine])
         for row, mine in zip(tokens, own, strict=True)
     ]
 

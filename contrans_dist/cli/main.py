@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 from contrans_dist.cli import planning, reducing, runs, stages, steered
-from contrans_dist.cli.usage import printable, run_command
+from contrans_dist.cli.usage import run_command
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.limits import VARIABLE
+from contrans_dist.printing import shown
 from contrans_dist.provenance import versions
 
 _INTERRUPTED = 130
@@ -115,8 +116,8 @@ def guarded(work: Callable[[], Any]) -> None:
 
 def _fail(error: BaseException, code: int, message: str | None = None) -> None:
     if os.environ.get("CONTRANS_DEBUG"):
-        traceback.print_exception(error)
+        sys.stderr.write(shown("".join(traceback.format_exception(error))))
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        printable(f"contrans: {error if message is None else message}"), markup=False
+        shown(f"contrans: {error if message is None else message}", keep=""), markup=False
     )
     sys.exit(code)

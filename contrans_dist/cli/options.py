@@ -1,6 +1,5 @@
 """Options that several commands share, and how results are printed."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from contrans_dist.cli.usage import printable
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.errors import UserError
+from contrans_dist.printing import json_line, shown
 from contrans_dist.recipe import validated
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -64,14 +63,14 @@ def lasting(out: str | None) -> str | None:
 
 
 def show(text: str) -> None:
-    """A result, on standard output, as it is, but for what would steer the terminal."""
-    Console(soft_wrap=True, highlight=False).print(printable(text, keep="\n\t"), markup=False)
+    """A result, on standard output, as it is, but for secrets and what would steer the terminal."""
+    Console(soft_wrap=True, highlight=False).print(shown(text, keep="\n\t"), markup=False)
 
 
 def emit(as_json: bool, content: dict[str, Any], text: str) -> None:
     """The result of a command: one JSON object, or text."""
     if as_json:
-        sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json_line(content) + "\n")
     else:
         show(text)
 

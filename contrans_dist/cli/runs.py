@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
-from contrans_dist.cli.usage import printable
 from contrans_dist.errors import RunError
+from contrans_dist.printing import shown
 from contrans_dist.progress import note
 from contrans_dist.recipe import load_recipe
 from contrans_dist.storage import Location
@@ -44,13 +44,14 @@ def run(
 ) -> None:
     """Do all of a recipe: harvest, reduce, transplant, evaluate, report. What is already there is reused."""
     from contrans_dist.pipeline import find_recipe, run_recipe
+    from contrans_dist.running import resolved
 
     path = find_recipe(recipe)
     changes = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
     settings = load_recipe(path, changes, small)
     if dry_run:
-        content = settings.model_dump(mode="json")
-        emit(as_json, content, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
+        text = resolved(settings)
+        emit(as_json, yaml.safe_load(text), text.rstrip())
         return
     _finish(run_recipe(settings, Location.parse(out or f"runs/{settings.name}")), as_json)
 
@@ -116,6 +117,6 @@ def inspect(uri: Annotated[str, typer.Argument(help="Any artefact.")], as_json: 
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in found.items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        table.add_row(Text(printable(name)), Text(printable(shown)))
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        table.add_row(Text(shown(name, keep="")), Text(shown(text, keep="")))
     Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(table)

@@ -3,7 +3,6 @@
 import difflib
 import re
 import sys
-import unicodedata
 from typing import Any
 
 import typer
@@ -11,14 +10,6 @@ import typer
 from contrans_dist.errors import UserError
 
 _NO_COMMAND = re.compile(r"No such command '(.*?)'")
-
-
-def printable(text: str, keep: str = "") -> str:
-    """The text with what moves the cursor, colours or hides escaped, as `\\x1b`; `keep` stays as it is."""
-    return "".join(
-        c if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else repr(c)[1:-1]
-        for c in text
-    )
 
 
 def run_command(app: typer.Typer) -> None:

@@ -128,10 +128,11 @@ def _verdict_cell(evaluation: Evaluation | None) -> Cell:
 
 def _link(run: Location, target: Location) -> str:
     """From the page in `target` to a run's own page below it; empty where there is none."""
-    above = target.uri.rstrip("/") + "/"
-    if not run.uri.startswith(above) or not (run / "report.html").exists():
+    above = target.path.rstrip("/") + "/"
+    below = run.store == target.store and run.path.startswith(above)
+    if not below or not (run / "report.html").exists():
         return ""
-    return f"{quote(run.uri.removeprefix(above).strip('/'))}/report.html"
+    return f"{quote(run.path.removeprefix(above))}/report.html"
 
 
 def _settings(differing: dict[str, dict[str, str]], runs: list[str]) -> Table | None:
