@@ -13,7 +13,6 @@ from contrans_dist import schema
 from contrans_dist.characters import check_whole
 from contrans_dist.errors import UserError
 from contrans_dist.limits import CELLS, COLUMNS, TEXT_BYTES, TEXTS, check_size
-from contrans_dist.progress import note
 from contrans_dist.storage import Location
 from contrans_dist.tablehash import python_values, table_hash
 from contrans_dist.templates import frames, prompts, template_fields
@@ -34,7 +33,7 @@ def read_texts(source: "Location | str") -> pa.Table:
 
     `.txt`: one text a line. `.jsonl` and `.parquet`: a `text` column. `.json`: a ConTrans file (`pos` and
     `neg` lists, giving `label` and `pair_id`), a list of texts, or a list of objects with a `question`. Blank
-    lines are no texts.
+    lines are no texts: in `.jsonl` they are passed over, in `.txt` they may stand at the end.
     Raises UserError, with file and line, for a text that is empty, is not UTF-8 or is missing, for a column
     whose name is ours or that Parquet cannot hold, and beyond the limits.
     """
@@ -55,12 +54,13 @@ def read_texts(source: "Location | str") -> pa.Table:
 
 def _of_lines(location: Location) -> pa.Table:
     texts: list[str] = []
-    blank = 0
     for number, text in lines(location):
         texts.append(text)
-        blank = number - len(texts)
-    if blank:
-        note(f"{location}: blank lines between the texts are left out ({blank})")
+        if number != len(texts):  # a file of paragraphs, or one whose lines belong to those of another
+            raise UserError(
+                f"{location}, line {len(texts)}: the text is empty; expected one text a line, blank lines at "
+                "the end alone"
+            )
     return text_table({"text": texts}, str(location))
 
 

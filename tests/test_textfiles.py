@@ -54,6 +54,8 @@ def refused(path: Path) -> str:
         ("t.json", b"[" * 100_000, "found lists in lists without end"),
         ("t.json", b'{"pos": ["a"], "pos": ["b"], "neg": []}', "the key 'pos' is there twice"),
         ("t.json", b"[]", "expected at least one text"),
+        ("t.txt", b"one\n \n\ntwo\n", "line 2: the text is empty; expected one text a line"),
+        ("t.txt", b"\none\n", "line 1: the text is empty"),
         ("t.txt", "zwei\nWörter".encode("utf-16"), "looks like UTF-16"),
         ("t.txt", "zwei\nWörter".encode("utf-16-le"), "save UTF-16 as UTF-8"),
         ("t.txt", "zwei\nWörter".encode("latin-1"), "line 2: expected UTF-8, found byte 0xf6 at 1"),
@@ -73,8 +75,8 @@ def test_each_fault_is_named(tmp_path: Path, name: str, content: bytes, said: st
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("t.txt", b"one\n\n  \ntwo\n\n\n"),
-        ("t.txt", b"\xef\xbb\xbfone\r\n\r\ntwo\r\n"),
+        ("t.txt", b"one\ntwo\n\n  \n\n"),
+        ("t.txt", b"\xef\xbb\xbfone\r\ntwo\r\n\r\n"),
         ("t.jsonl", b'\xef\xbb\xbf{"text": "one"}\n\n{"text": "two"}\r\n\n'),
         ("t.json", b'\xef\xbb\xbf["one", "two"]'),
         ("t.json", '["one", "two"]'.encode("utf-16")),
@@ -84,14 +86,6 @@ def test_each_fault_is_named(tmp_path: Path, name: str, content: bytes, said: st
 def test_marks_and_blank_lines_are_no_texts(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert read_texts(str(tmp_path / name)).column("text").to_pylist() == ["one", "two"]
-
-
-def test_blank_lines_between_texts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "t.txt").write_text("one\n\n\ntwo\n\n")
-    read_texts(str(tmp_path / "t.txt"))
-    assert "t.txt: blank lines between the texts are left out (2)" in capsys.readouterr().err.replace(
-        "\n", ""
-    )
 
 
 TEXTS = ["one", "two", "one"]

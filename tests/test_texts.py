@@ -47,6 +47,7 @@ def test_contrans_files_give_label_and_pair(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("t.txt", b"fine\nbad \xff byte\n", "line 2: expected UTF-8, found byte 0xff at 4"),
+        ("t.txt", b"fine\n\nmore", "line 2: the text is empty"),
         ("t.txt", b"\n \n", "at least one text"),
         ("t.txt", b"", "at least one text"),
         ("t.jsonl", b'{"text": "a"}\n{"text": ', "line 2: expected a JSON object"),
