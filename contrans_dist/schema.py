@@ -28,7 +28,7 @@ def block_column(block: int) -> str:
 def block_of(column: str) -> int | None:
     """The inverse of `block_column`; None for every other column."""
     head, _, digits = column.partition("_")
-    return int(digits) if head == "block" and digits.isdigit() else None
+    return int(digits) if head == "block" and digits.isdecimal() else None
 
 
 def shard_name(index: int) -> str:

@@ -316,6 +316,7 @@ def test_places_where_no_file_can_be(capsys: pytest.CaptureFixture[str], files: 
     plain = files["vector"].parent / "plain.safetensors"
     vector().save(Location.parse(plain))
     given = ["transplant", "--vector", plain, "--map", files["map"], "--blocks", "3:4", "--out"]
+    run(capsys, *given[:-2], "\u00b2:\u00b3", *given[-1:], plain).refused("expected source:target")
     run(capsys, *given, plain.parent).refused("expected a place for a file, there is a folder")
     run(capsys, *given, plain / "o.safetensors").refused("cannot be written")
 
