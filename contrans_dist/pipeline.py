@@ -25,6 +25,8 @@ RECIPES = Path(str(files("contrans_dist"))) / "recipes"
 
 def find_recipe(name: Path) -> Path:
     """The recipe file: a path, or the name of a bundled recipe. Raises UserError naming what is bundled."""
+    if len(name.name) > 200:  # no file system takes it
+        raise UserError(f"{str(name)[:60]}...: expected the name of a recipe")
     bundled = RECIPES / f"{name}.yaml"
     if name.exists() or not bundled.exists():
         if not name.exists() and not name.suffix:

@@ -131,10 +131,6 @@ with tempfile.TemporaryDirectory() as _folder:
     METRICS["conditions"] = METRICS["conditions"][:6]
     METRICS |= {"costs": {"target": {"rows": 5, "seconds": 1.0}}, "rows": {"vector": 5}, "blocks": [4]}
     ROWS = (_made / "results.parquet").read_bytes()
-QUIET = {
-    "deadline": None, "derandomize": True, "database": None,
-    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-}  # fmt: skip
 
 
 def _vector(data: bytes, folder: Path) -> None:
@@ -203,7 +199,10 @@ READERS = {
 def _fuzz(name: str, folder: Path, times: int) -> None:
     check, data, few = READERS[name]
 
-    @settings(max_examples=few * times, **QUIET)
+    @settings(
+        max_examples=few * times, deadline=None, derandomize=True, database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )  # fmt: skip
     @given(data)
     def run(found: bytes) -> None:
         check(found, folder)
