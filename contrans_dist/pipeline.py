@@ -28,6 +28,8 @@ def find_recipe(name: Path) -> Path:
 
     Raises UserError naming what is bundled.
     """
+    if len(name.name) > 200:  # no file system takes it
+        raise UserError(f"{str(name)[:60]}...: expected the name of a recipe")
     bundled = {path.stem: path for path in RECIPES.glob("*.yaml")}
     if str(name) in bundled:
         return bundled[str(name)]

@@ -147,8 +147,9 @@ def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
 )
 def test_heads_that_are_none(head: bytes, said: str, tmp_path: Path) -> None:
     path = raw(tmp_path / "x.safetensors", head)
-    for work in (ConceptVector.load, MapSet.load, lambda name: describe(Location.parse(name))):
-        refused(lambda work=work: work(str(path)), "x.safetensors: ", said)
+    refused(lambda: ConceptVector.load(str(path)), "x.safetensors: ", said)
+    refused(lambda: MapSet.load(str(path)), "x.safetensors: ", said)
+    refused(lambda: describe(Location.parse(path)), "x.safetensors: ", said)
 
 
 def test_a_head_longer_than_the_file_or_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +317,7 @@ def test_places_where_no_file_can_be(capsys: pytest.CaptureFixture[str], files: 
     plain = files["vector"].parent / "plain.safetensors"
     vector().save(Location.parse(plain))
     given = ["transplant", "--vector", plain, "--map", files["map"], "--blocks", "3:4", "--out"]
+    run(capsys, *given[:-2], "\u00b2:\u00b3", *given[-1:], plain).refused("expected source:target")
     run(capsys, *given, plain.parent).refused("expected a place for a file, there is a folder")
     run(capsys, *given, plain / "o.safetensors").refused("cannot be written")
 

@@ -44,7 +44,7 @@ def identity(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         settings: EvaluationSettings, steered: Steering | None = None, others: tuple[System, ...] = ()
     ) -> dict[str, Any]:
         own = ModelSettings(id=str(model))
-        return evaluate(own, settings, steered or Steering(), tmp_path / "out", others=others)
+        return evaluate(own, settings, steered or Steering(), str(tmp_path / "out"), others=others)
 
     return found
 

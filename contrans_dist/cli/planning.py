@@ -15,6 +15,8 @@ from contrans_dist.errors import UserError
 from contrans_dist.recipe import load_recipe
 
 _TERA, _GIGA = 1e12, 1e9
+_MOST = 1e9
+"""Of GB, cores or TFLOP/s: more is a slip of the pen."""
 _WIDTH = 110
 """Columns of a table at least: a line that the terminal breaks is read more easily than names cut to bits."""
 
@@ -22,8 +24,12 @@ _WIDTH = 110
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: key.subkey=value.")] = None,
-    nodes: Annotated[int, typer.Option(help="Nodes of the cluster, all of one kind.")] = 1,
-    gpus_per_node: Annotated[int | None, typer.Option(help="Default: as this machine has.")] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Nodes of the cluster, all of one kind.")
+    ] = 1,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="Default: as this machine has.")
+    ] = None,
     gpu_memory: Annotated[float | None, typer.Option(help="GB of each GPU.")] = None,
     cpus_per_node: Annotated[float | None, typer.Option(help="Default: as this machine has.")] = None,
     memory_per_node: Annotated[float | None, typer.Option(help="GB of memory of a node.")] = None,
@@ -50,6 +56,13 @@ def plan(
 
     if calibrate and tflops is not None:
         raise UserError("--tflops and --calibrate: expected one of the two")
+    amounts = {
+        "--gpu-memory": gpu_memory, "--cpus-per-node": cpus_per_node, "--memory-per-node": memory_per_node,
+        "--tflops": tflops,
+    }  # fmt: skip
+    for flag, amount in amounts.items():
+        if amount is not None and not 0 < amount < _MOST:
+            raise UserError(f"{flag} {amount:g}: expected a number above 0 and below {_MOST:g}")
     settings = load_recipe(find_recipe(recipe), set_, small)
     given: dict[str, Any] = {
         "count": nodes,

@@ -1,5 +1,6 @@
 """Commands that do one stage each: harvest, refine, fit, transplant."""
 
+import re
 from typing import Annotated, Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def harvest(
 
     content = {
         "blocks": blocks,
-        "position": int(position) if position.lstrip("-").isdigit() else position,
+        "position": int(position) if re.fullmatch("-?[0-9]{1,9}", position) else position,
         "template": template,
         "chat": chat,
         "chat_date": chat_date,
@@ -236,7 +237,7 @@ def transplant(
 def _pair(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    left, mark, right = text.partition(":")
-    if not (mark and left.isdigit() and right.isdigit()):
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
+    if found is None:
         raise UserError(f"--blocks {text}: expected source:target such as 24:30")
-    return int(left), int(right)
+    return int(found[1]), int(found[2])

@@ -1,7 +1,7 @@
 """Commands that run a steered model: evaluate, generate."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -181,11 +181,7 @@ def generate(
     if vector is not None:
         at, row = row_of(ConceptVector.load(vector), block)
         interventions.append(Intervention("steered", {at: row}, strength))
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "quantization": quantization,
-        "trust_remote_code": trust_remote_code,
-    }
+    options = model_settings(model, dtype, quantization, trust_remote_code).model_dump(exclude={"id"})
     placement = choose_placement(model, **options)
     if placement.kind == "stream":
         raise UserError(f"--model {model}: {placement.reason.partition(':')[0]}; try --quantization")

@@ -46,7 +46,7 @@ def _line(error: Any) -> str:
     kind, of = type(error).__name__, "".join(f"{name}: " for name in path.split()[1:])
     if kind == "NoSuchOption" and context is not None:
         names = [name for each in context.command.get_params(context) for name in each.opts]
-        return f"{of}no option {option}{_near(option, names, path)}"
+        return f"{of}no option {option}{_near(str(option), names, path)}"
     if command is not None and context is not None:
         names = context.command.list_commands(context)
         return f"{of}no command {command[1]!r}{_near(command[1], names, path)}"
