@@ -103,9 +103,7 @@ def test_a_tokenizer_that_needs_a_package_says_which(folder: Path, monkeypatch: 
         lambda name: None if name == "sentencepiece" else real(name),
     )
     for read in (load_model, model_facts):
-        with pytest.raises(
-            UserError, match=r"tokenizer\.model alone, which needs sentencepiece: pip install"
-        ):
+        with pytest.raises(UserError, match=r"tokenizer\.model alone, .* pip install sentencepiece"):
             read(str(folder))
 
 
