@@ -45,7 +45,7 @@ def identity_of(
     blocks: list[int],
     shard_rows: int,
     texts: pa.Table,
-    prompts: str,
+    prompts: str = "",
 ) -> dict[str, Any]:
     """What the bytes depend on. A field that differs refuses a resume, so nothing else belongs here."""
     return {

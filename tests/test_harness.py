@@ -201,7 +201,8 @@ def compare_rows(table: pa.Table, documents: dict[str, Document], expected: dict
                 request = documents[row["item"]].requests[place]
                 n += 1
                 if request.method == "generate_until":
-                    assert row["texts"][place] == resp
+                    # Decoded alone, as the harness does, some tokenizers' texts lose their first space.
+                    assert row["texts"][place].removeprefix(" ") == resp.removeprefix(" ")
                     continue
                 logprob = resp[0] if request.method == "loglikelihood" else resp
                 assert row["logprobs"][place] == pytest.approx(logprob, rel=2e-5, abs=2e-3)

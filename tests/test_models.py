@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 from tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+)
 
 from contrans_dist.capturing import capture
 from contrans_dist.errors import RunError, UserError
@@ -16,7 +22,6 @@ from contrans_dist.models import (
     find_blocks,
     identity,
     load_model,
-    loading,
     matched_depth,
     resolve_blocks,
     split_name,
@@ -215,7 +220,7 @@ def test_what_the_hub_says_becomes_one_line(said, raised, words, monkeypatch):
     def refuse(*_, **__):
         raise OSError(said)
 
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", refuse)
     with pytest.raises(raised, match=words) as caught:
         load_model("org/x")
     assert "\n" not in str(caught.value)

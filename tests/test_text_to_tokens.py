@@ -67,7 +67,8 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
 def writing(lm: Any, monkeypatch: pytest.MonkeyPatch, new: list[int]) -> Any:
     """The model made to write these tokens after any prompt."""
     head = lm.model.lm_head
-    real, passes = head.forward, []
+    real = head.forward
+    passes: list[int] = []
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         logits = torch.full_like(real(hidden), -5.0)
@@ -260,7 +261,7 @@ def test_prompts_and_their_day_belong_to_an_evaluation(in_process: None, tmp_pat
             texts=str(tmp_path / "refusal" / "test_dataset_ab.json"), conditions=(), strengths=(0.0,),
             chat=True, **given,
         )  # fmt: skip
-        return evaluate(ModelSettings(id=str(folder)), settings, Steering(), tmp_path / out, ONE)
+        return evaluate(ModelSettings(id=str(folder)), settings, Steering(), str(tmp_path / out), ONE)
 
     usual = run("usual")
     later = run("later", chat_date="2025-03-05")

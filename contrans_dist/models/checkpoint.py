@@ -15,6 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.models.stored import check_shapes
 
 _DTYPES = {
     "F64": torch.float64,
@@ -74,6 +75,7 @@ class Checkpoint:
         return sum(stored.nbytes for stored in self.tensors.values())
 
     def _list(self, path: str) -> None:
+        check_shapes(Path(path))
         try:
             with safe_open(
                 path, framework="numpy"

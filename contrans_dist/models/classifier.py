@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from contrans_dist.errors import UserError
 from contrans_dist.models.facts import config_hash
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
-from contrans_dist.models.loading import hub_errors, split_name
+from contrans_dist.models.loading import hub_errors, load_tokenizer, split_name
+from contrans_dist.models.stored import read_config
 from contrans_dist.patience import patiently
 
 BATCH_SIZE = 64
@@ -60,21 +62,26 @@ class Classifier:
         Of a text longer than the model takes, the beginning is judged.
         """
         found = np.zeros((len(texts), len(self.labels)), np.float32)
-        # A tokenizer without a padding token cannot fill up the shorter texts of a batch.
-        batch_size = batch_size if self.tokenizer.pad_token is not None else 1
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = self.tokenizer(
-                [texts[i] for i in rows],
-                padding=batch_size > 1,
-                truncation=self.longest is not None,
-                max_length=self.longest,
-                return_tensors="pt",
-            ).to(self.model.device)
-            logits = self.model(**batch).logits.float()
-            found[rows] = (logits.softmax(dim=1) if self.exclusive else logits.sigmoid()).cpu().numpy()
+        # A decoder that knows no padding token takes one text at a time.
+        batch_size = batch_size if self.model.config.pad_token_id is not None else 1
+        encoded = self._encoded(texts)
+        # Only texts of one length run together: nothing is filled up, with whatever token.
+        order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
+        for _, alike in groupby(order, key=lambda i: len(encoded[i])):
+            same = list(alike)
+            for start in range(0, len(same), batch_size):
+                rows = same[start : start + batch_size]
+                ids = torch.tensor([encoded[i] for i in rows], device=self.model.device)
+                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+                chances = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+                found[rows] = chances.cpu().numpy()
         return found
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        limit = {"truncation": True, "max_length": self.longest} if self.longest is not None else {}
+        return list(self.tokenizer(list(texts), padding=False, verbose=False, **limit)["input_ids"])
 
 
 @patiently
@@ -88,7 +95,8 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
     try:
         where, revision = split_name(name)
         with hub_errors(name):
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+            read_config(name, where, revision)
+            tokenizer = load_tokenizer(name, where, revision)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 where, revision=revision, output_loading_info=True
             )
@@ -111,8 +119,8 @@ def classifier_identity(name: str) -> dict[str, Any]:
     try:
         where, revision = split_name(name)
         with hub_errors(name):
-            config = AutoConfig.from_pretrained(where, revision=revision)
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+            config = read_config(name, where, revision)
+            tokenizer = load_tokenizer(name, where, revision)
         weights = weights_identity(where, revision)
     except UserError as error:
         raise UserError(str(error).replace("--model", "classifier", 1)) from error

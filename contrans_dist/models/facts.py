@@ -4,20 +4,17 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from contrans_dist.models.blocks import text_config
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import positions, tokenizer_limit
-from contrans_dist.models.loading import hub_errors, split_name
+from contrans_dist.models.loading import hub_errors, load_tokenizer, split_name
+from contrans_dist.models.stored import own_dtype, read_config
 from contrans_dist.models.tokens import chat_prompts
 from contrans_dist.patience import patiently
-
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,8 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
     """Facts from the configuration, the tokenizer and the weight files. Raises as `load_model`."""
     source, revision = split_name(name)
     with hub_errors(name):
-        config: Any = AutoConfig.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
+        config = read_config(name, source, revision, trust_remote_code)
+        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
     text = text_config(config)
     return ModelFacts(
         name=name,
@@ -82,15 +75,3 @@ def config_hash(config: PretrainedConfig) -> str:
     passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
     content = {key: value for key, value in config.to_dict().items() if key not in passing}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def own_dtype(config: PretrainedConfig, source: str) -> str:
-    """The checkpoint's precision: what its configuration says, else that of its first tensor."""
-    for part in (config, text_config(config)):
-        if getattr(part, "dtype", None) is not None:
-            return str(part.dtype).removeprefix("torch.")
-    for path in sorted(Path(source).glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 - a safetensors file is no dictionary
-                return _STORED.get(file.get_slice(key).get_dtype(), "float32")
-    return "float32"

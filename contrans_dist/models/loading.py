@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -26,6 +26,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
 from contrans_dist.models.hub import hub_failure, one_line
 from contrans_dist.models.language_model import LanguageModel, wrap_model
+from contrans_dist.models.stored import NOT_TENSORS, check_files, own_dtype, read_config
 from contrans_dist.patience import patiently
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,16 +67,32 @@ def hub_errors(name: str) -> Iterator[None]:
         yield
     except (OSError, HTTPError) as error:
         raise hub_failure(name, error) from error
-    except (ValueError, KeyError, ImportError, StrictDataclassError) as error:
+    except (ValueError, KeyError, ImportError, RecursionError, StrictDataclassError) as error:
         raise UserError(f"--model {name}: {one_line(error)}") from error
     except (TypeError, AttributeError) as error:
         raise RunError(f"{name}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
     except (SafetensorError, RuntimeError) as error:
         raise RunError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
+    except Exception as error:
+        if type(error).__name__ == "UnpicklingError":
+            raise UserError(f"--model {name}: a weight file {NOT_TENSORS}") from error
+        raise
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model. Raises UserError where a package is missing, and what transformers raises."""
+    folder = Path(source)
+    missing = find_spec("sentencepiece") is None and (folder / "tokenizer.model").is_file()
+    if missing and not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"--model {name}: its tokenizer is a tokenizer.model alone, which needs sentencepiece: "
+            "pip install sentencepiece"
+        )
+    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def torch_dtype(asked: str | torch.dtype | None) -> torch.dtype | None:
@@ -85,8 +102,11 @@ def torch_dtype(asked: str | torch.dtype | None) -> torch.dtype | None:
     return DTYPES[asked] if isinstance(asked, str) else asked
 
 
-def _model_class(config: PretrainedConfig, head: bool, trust_remote_code: bool) -> type[PreTrainedModel]:
-    """The class for this configuration, found by building it without weights; checks that it has blocks."""
+def _model_class(
+    name: str, source: str, config: PretrainedConfig, head: bool, trust_remote_code: bool
+) -> type[PreTrainedModel]:
+    """The class for this configuration, found by building it without weights; checks that it has blocks, and
+    that a folder's files can hold its weights."""
     autos: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
     reason: Exception | None = None
     for auto in autos if head else [AutoModel, *autos]:
@@ -97,6 +117,7 @@ def _model_class(config: PretrainedConfig, head: bool, trust_remote_code: bool) 
             reason = reason or error
             continue
         find_blocks(model)
+        check_files(name, source, sum(parameter.numel() for parameter in model.parameters()))
         return type(model)
     raise UserError(
         f"model type '{config.model_type}' is no language model for transformers: {one_line(reason)}"
@@ -190,14 +211,12 @@ def describe(
     """What `load_model` with these options loads, from the configuration alone. Raises as `load_model`."""
     source, revision = split_name(name, revision)
     with hub_errors(name):
-        config: Any = AutoConfig.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
+        config: Any = read_config(name, source, revision, trust_remote_code)
         quantised = getattr(config, "quantization_config", None) is not None
         n_blocks = text_config(config).num_hidden_layers
         if highest_block is not None and not 0 <= highest_block < n_blocks:
             raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
-        whole = _model_class(config, head, trust_remote_code)
+        whole = _model_class(name, source, config, head, trust_remote_code)
         if not isinstance(config, whole.config_class or PretrainedConfig):
             config = text_config(config)
         shallow = highest_block is not None and highest_block < n_blocks - 1
@@ -236,14 +255,12 @@ def load_model(
     )
     source, revision = described.source, described.revision
     with hub_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
+        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
         model, info = described.loaded.from_pretrained(
             source,
             config=described.config,
             revision=revision,
-            dtype=kind or "auto",
+            dtype=kind or DTYPES[own_dtype(described.config, source)],
             quantization_config=quantizer,
             device_map=_device_map(device, quantizer is not None),
             output_loading_info=True,

@@ -6,8 +6,8 @@ from transformers import PretrainedConfig
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.models.blocks import find_blocks, text_config
-from contrans_dist.models.facts import own_dtype
 from contrans_dist.models.loading import DTYPES, Described, describe
+from contrans_dist.models.stored import own_dtype
 
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """A weight of a block: nf4 has a float32 scale for every 64."""

@@ -15,10 +15,10 @@ from contrans_dist.config import ModelSettings
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import find_blocks
 from contrans_dist.models.devices import free_memory
-from contrans_dist.models.facts import own_dtype
 from contrans_dist.models.language_model import CPU_TOKENS
 from contrans_dist.models.loading import DTYPES, Described, describe
 from contrans_dist.models.needs import Needs, needs, needs_of
+from contrans_dist.models.stored import own_dtype
 
 Asked = Literal["auto", "device-map", "stream"]
 Device = int | str

@@ -152,13 +152,13 @@ class After:
         special = set(tokenizer.all_special_ids)
         self._tokenizer = tokenizer
         self._tail = [token for token in prompt if token not in special][-_TAIL:]
-        self._before = self._decoded(self._tail, True)
+        self._before = {skip: self._decoded(self._tail, skip) for skip in (True, False)}
 
     def text(self, new: Sequence[int], special: bool = False) -> str:
         """The text of the tokens `new`; with `special`, special tokens are shown."""
         whole = self._decoded([*self._tail, *new], not special)
         # Where the prompt ends inside a character, the whole says another one there.
-        return whole[len(commonprefix([self._before, whole])) :]  # noqa: RUF071 -- characters are meant
+        return whole[len(commonprefix([self._before[not special], whole])) :]  # noqa: RUF071 -- characters are meant
 
     def _decoded(self, ids: list[int], skip: bool) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))

@@ -22,9 +22,9 @@ from contrans_dist.models import (
     text_config,
     wrap_model,
 )
-from contrans_dist.models.facts import own_dtype
 from contrans_dist.models.loading import Described, describe, hub_errors
 from contrans_dist.models.needs import activation_bytes
+from contrans_dist.models.stored import own_dtype
 
 _PIECE = re.compile(r"\w{1,5}|[^\w\s]")
 
