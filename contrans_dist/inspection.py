@@ -31,6 +31,8 @@ def describe(location: Location) -> dict[str, Any]:
         ("run.json", "run"),
     ):
         if (location / content).exists():
+            if content == schema.MANIFEST:
+                ActivationSet.open(location)
             facts = dict((location / content).read_json())
             short = {key: value for key, value in facts.items() if key not in _LONG}
             return {"kind": kind, **short, **facts.get("identity", {})}
