@@ -418,9 +418,9 @@ def test_every_byte_is_verified_and_damage_named(
     data = (folder / "shard-00001.parquet").read_bytes()
     pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     assert hashlib.sha256(data[:pages]).hexdigest() in data[pages:].decode("latin-1")
-    for place in (4, pages // 2, pages - 1, pages + 20, len(data) - 40):
+    for position in (4, pages // 2, pages - 1, pages + 20, len(data) - 40):
         spoilt = bytearray(data)
-        spoilt[place] ^= 4
+        spoilt[position] ^= 4
         (folder / "shard-00001.parquet").write_bytes(bytes(spoilt))
         assert run("status", str(folder), "--verify", monkeypatch=monkeypatch) == 1
         said = capsys.readouterr().err
@@ -465,7 +465,7 @@ def hostile_sets(parent: Path) -> dict[str, str]:
     nothing = pa.nulls(1000)
     zstd = {"compression": "zstd", "compression_level": 3}
     small = {"row_group_size": 1, "write_statistics": False}
-    tables = {
+    tables: dict[str, tuple[pa.Table, dict[str, Any]]] = {
         "columns": (pa.table({**plain, **block, **{f"c{i}": nothing for i in range(70_000)}}), zstd),
         "groups": (pa.concat_tables([pa.table({**plain, **block})] * 12), small),
         "metadata": (pa.table({**plain, **block}).replace_schema_metadata({"x": "y" * (20 << 20)}), zstd),
