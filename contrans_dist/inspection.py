@@ -6,6 +6,7 @@ from typing import Any
 from contrans_dist import schema
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.errors import UserError
+from contrans_dist.limits import MANIFEST_BYTES
 from contrans_dist.mapheaders import open_map
 from contrans_dist.resultfiles import METRICS, RECORD, RunFile, read_file, read_metrics
 from contrans_dist.shardreader import opened
@@ -35,7 +36,8 @@ def describe(location: Location) -> dict[str, Any]:
         with opened(location) as shard:
             return {"kind": "shard", **shard.facts.identity}
     if (location / schema.MANIFEST).exists():
-        return _facts("activations", ActivationSet.open(location).manifest)
+        ActivationSet.open(location)
+        return _facts("activations", dict((location / schema.MANIFEST).read_json(MANIFEST_BYTES)))
     if (location / METRICS).exists():
         read_metrics(location)
         return _facts("evaluation", dict((location / METRICS).read_json()))

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
@@ -26,6 +27,17 @@ DELETE = f"delete it and {AGAIN}: it is computed anew"
 _TAIL_BYTES = 64 << 10
 _MAGIC = b"PAR1"
 _BATCH_ROWS = 256
+
+
+_TEXT = (pa.string(), pa.large_string(), pa.string_view())
+_KEY_TYPES = {
+    "row": (pa.int64(),),
+    "text_id": _TEXT,
+    "text": _TEXT,
+    "n_tokens": (pa.int32(), pa.int64()),
+    "token_id": (pa.int32(), pa.int64()),
+}
+"""Other programs write some of them wider."""
 
 
 class DamagedError(UserError):
@@ -104,7 +116,7 @@ class ShardFile:
         batches, unfolded = [], 0
         # A dictionary page unfolds without a bound that could be known before.
         for batch in self.file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns):
-            unfolded += batch.nbytes
+            unfolded += sum(map(_unfolded, batch.columns))
             check_size(str(self.location), unfolded, self.most_bytes)
             batches.append(batch)
         return pa.Table.from_batches(batches) if batches else self.file.read_row_groups([], columns=columns)
@@ -138,6 +150,9 @@ class ShardFile:
         missing = [name for name in (*columns, *map(schema.block_column, blocks)) if name not in names]
         if missing:
             return f"it has no column {missing[0]!r}"
+        for name, types in _KEY_TYPES.items():
+            if name in names and self.layout.field(name).type not in types:
+                return f"{name}: expected {types[0]}, found {str(self.layout.field(name).type)[:80]}"
         for name in map(schema.block_column, blocks):
             kind = self.layout.field(name).type
             if not pa.types.is_fixed_size_list(kind) or (kind.value_type, kind.list_size) != (
@@ -251,6 +266,16 @@ def _check_seal(shard: ShardFile) -> None:
     own = shard.file.metadata.metadata[schema.METADATA_KEY]
     if shard.pages.seal != seal_of(shard.file.metadata, own, shard.pages.content, shard.pages.norms):
         raise DamagedError(shard.location, "its footer is damaged")
+
+
+def _unfolded(column: pa.Array) -> int:
+    """Bytes of a column's values, each counted as often as it stands there."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    values = column.dictionary
+    if not (pa.types.is_string(values.type) or pa.types.is_binary(values.type)):
+        return int(column.nbytes)
+    return pc.sum(pc.binary_length(values).take(column.indices.cast(pa.int64()))).as_py() or 0
 
 
 def files_in(folder: Location) -> dict[str, int]:

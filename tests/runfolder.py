@@ -120,8 +120,8 @@ def write_activations(
         columns[schema.block_column(block)] = values.tolist()
         norms[str(block)] = float(d + 5 * block)
     layout = schema.activation_schema(blocks, d, pa.schema([pa.field(key, pa.string()) for key in extra]))
-    own = {"format": 1, "fingerprint": "0123456789abcdef", "start": 0}
-    layout = layout.with_metadata({"contrans": json.dumps(own)})
+    origin = {"format": 1, "fingerprint": "0123456789abcdef", "start": 0}
+    layout = layout.with_metadata({"contrans": json.dumps(origin)})
     shard = folder / schema.shard_name(0)
     pq.write_table(pa.table({key: list(values) for key, values in columns.items()}, schema=layout), shard)
     manifest = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from inprocess import ray_here
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ from truth import block_rows, by_transformers, read_all
 from contrans_dist.artifacts import ActivationSet
 from contrans_dist.cli import main
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
-from contrans_dist.errors import RunError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import HarvestJob, harvest, harvest_sets
 from contrans_dist.harvesters import HarvestActor
 from contrans_dist.shardfiles import HarvestSpec, Unit
@@ -218,6 +219,57 @@ def test_damaged_shards_are_computed_again_and_only_they(
     earlier_manifest = manifest_of(made)
     for name in ("tokens", "truncated", "canary", "norms", "fingerprint", "columns"):
         assert unfinished[name] == earlier_manifest[name]
+
+
+def test_a_set_that_does_not_add_up_is_refused_and_mended(
+    made: Path, model: str, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shard replaced by another of the set, one of a stranger's, a flipped digit in the manifest; harvested
+    again, only what is wrong is computed anew."""
+    folders = {name: tmp_path / name / "set" for name in ("shards", "manifest", "both")}
+    for folder in folders.values():
+        shutil.copytree(made, folder)
+    for name in ("shards", "both"):
+        shutil.copy(made / "shard-00009.parquet", folders[name] / "shard-00004.parquet")
+        table = pq.read_table(made / "shard-00006.parquet").replace_schema_metadata(None)
+        pq.write_table(table, folders[name] / "shard-00006.parquet")
+    for name in ("manifest", "both"):
+        content = manifest_of(folders[name])
+        content["shards"][3]["rows"] += 1
+        (folders[name] / "manifest.json").write_text(json.dumps(content))
+    for name, wanted in (("shards", "2 shards are computed anew"), ("manifest", "manifest.json")):
+        with pytest.raises(UserError, match=f"{wanted}"):
+            ActivationSet.open(str(folders[name]))
+    before = {name: stamps(folder) for name, folder in folders.items()}
+    jobs = [HarvestJob(read_texts(texts), Location.parse(folder), CAPTURE) for folder in folders.values()]
+    with ray_here():
+        harvest_sets(ModelSettings(id=model), jobs, ONE)
+    assert "manifest.json" in capsys.readouterr().err
+    for name, folder in folders.items():
+        assert_same_set(folder, made)
+        again = {shard for shard, stamp in stamps(folder).items() if before[name][shard] != stamp}
+        assert again == (set() if name == "manifest" else {"shard-00004.parquet", "shard-00006.parquet"})
+        assert ActivationSet.open(str(folder)).n_rows == N_TEXTS
+
+
+def test_what_is_finished_is_taken_by_its_footers(
+    made: Path, model: str, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pages are not read on a rerun: damage there is found on reading, and mended when the file is gone."""
+    out = Path(shutil.copytree(made, tmp_path / "set"))
+    path = out / "shard-00005.parquet"
+    flipped = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(6)
+    flipped[column.data_page_offset + column.total_compressed_size - 3] ^= 16
+    path.write_bytes(bytes(flipped))
+    with ray_here():
+        found = harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
+        assert "nothing to do" in capsys.readouterr().err
+        with pytest.raises(UserError, match=r"shard-00005.parquet: damaged .* delete it and run the same"):
+            found.read_block(0)
+        path.unlink()
+        harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
+    assert_same_set(out, made)
 
 
 def test_what_is_there_is_not_computed_again(

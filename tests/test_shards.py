@@ -196,6 +196,7 @@ def test_a_sound_shard_is_taken_in_as_it_was_made(
         for name in ("index", "start", "rows", "footer", "bytes", "tokens", "truncated", "canary"):
             assert getattr(found, name) == getattr(report, name)
         np.testing.assert_array_equal(found.norms, report.norms)
+    assert report.norms is not None
     np.testing.assert_allclose(read_norms(spec, planned), report.norms, rtol=1e-6)
 
 

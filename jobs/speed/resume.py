@@ -1,0 +1,62 @@
+"""What it takes to see that a finished set is finished: `python jobs/speed/resume.py FOLDER [GB]`.
+
+Writes a set of so many GB of random rows as a harvest writes it, if none is there, then times the driver's
+check of its shards by their footers, and every byte of it by `verify`.
+"""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from contrans_dist.capturing import Activations
+from contrans_dist.config import CaptureSettings
+from contrans_dist.shardfiles import Counts, HarvestSpec, Piece, Shard, check_shard, publish_shard
+from contrans_dist.storage import Location
+from contrans_dist.texts import text_table
+from contrans_dist.verification import verify
+
+_BLOCKS, _D, _ROWS = 8, 4096, 1024
+
+
+def main() -> None:
+    folder, size = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
+    spec = HarvestSpec(
+        {"model": "random"}, CaptureSettings(), list(range(_BLOCKS)), _D, Location.parse(folder)
+    )
+    shards = [
+        Shard(index, index * _ROWS, _ROWS) for index in range(int(size * 1e9 / (_BLOCKS * _D * _ROWS * 2.8)))
+    ]
+    for shard in shards:
+        if not (folder / shard.name).exists():
+            _write(spec, shard)
+    written = sum((folder / shard.name).stat().st_size for shard in shards)
+    print(f"{written / 1e9:.2f} GB in {len(shards)} shards")
+    _timed("footers", lambda: [check_shard(spec, shard, None) for shard in shards])
+    _timed("every byte", lambda: verify(Location.parse(folder)))
+
+
+def _write(spec: HarvestSpec, shard: Shard) -> None:
+    rng = np.random.default_rng(shard.index)
+    whole = rng.standard_normal((_BLOCKS, _ROWS, _D), dtype=np.float32)
+    whole = (whole.view(np.uint32) & 0xFFFF0000).view(np.float32)  # as bfloat16 has it
+    table = text_table({"text": [f"text {row}" for row in range(shard.start, shard.start + _ROWS)]})
+    table = table.set_column(0, "row", pa.array(range(shard.start, shard.start + _ROWS), pa.int64()))
+    ones = np.ones(_ROWS, np.int32)
+    piece = Piece(0, Activations(dict(enumerate(whole)), ones, ones, []))
+    publish_shard(table, [piece], Counts(_ROWS, 0, 0.0), spec, shard, "cpu")
+
+
+def _timed(name: str, work: object) -> None:
+    assert callable(work)
+    began = time.monotonic()
+    work()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{name}: {time.monotonic() - began:.2f} s, peak {peak:,.0f} MB so far in this process")
+
+
+if __name__ == "__main__":
+    main()
