@@ -34,7 +34,7 @@ class ShardFacts(Facts):
     tokens: Count = 0
     truncated: Count = 0
     canary: Finite = 0.0
-    skipped: tuple[Skipped, ...] = ()
+    skipped: Annotated[list[Skipped], Field(default_factory=list)]
 
 
 class PageFacts(Facts):

@@ -17,6 +17,7 @@ from contrans_dist.cluster import Replicas, connected, first_line, replicas
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings, differing
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvesters import SLOTS, HarvestActor, SweepActor
+from contrans_dist.leftout import check_left_out
 from contrans_dist.limits import CHUNKS, MANIFEST_BYTES, SHARDS, check_size
 from contrans_dist.manifest import identity_of, manifest_of, warn
 from contrans_dist.models import ModelFacts, model_facts, resolve_blocks
@@ -49,6 +50,10 @@ class HarvestJob:
     texts: pa.Table
     out: Location
     capture: CaptureSettings
+    source: Location | None = None
+    """The file that the texts are of, to name it in messages."""
+    skip_bad: bool = False
+    """Leave out texts that cannot be run."""
 
 
 def harvest(
@@ -57,13 +62,17 @@ def harvest(
     out: "Location | str",
     capture: CaptureSettings | None = None,
     cluster: ClusterSettings | None = None,
+    source: Location | None = None,
+    skip_bad: bool = False,
 ) -> ActivationSet:
     """Harvest a model's residual stream on `texts` (a table of `texts.text_table`) into an activation set.
 
-    What is already there, whole and of the same fingerprint is kept; the rest is computed. Raises UserError
-    when the folder holds a harvest under other settings (naming the fields), RunError when shards failed.
+    What is already there, whole and of the same fingerprint is kept; the rest is computed. `source`: the file
+    that the texts are of. `skip_bad`: texts that cannot be run are left out. Raises UserError when the folder
+    holds a harvest under other settings (naming the fields) or a text cannot be run (naming it, when all
+    others are done), RunError when shards failed.
     """
-    job = HarvestJob(texts, Location.parse(out), capture or CaptureSettings())
+    job = HarvestJob(texts, Location.parse(out), capture or CaptureSettings(), source, skip_bad)
     return harvest_sets(model, [job], cluster)[0]
 
 
@@ -81,12 +90,21 @@ def harvest_sets(
         for each in unfinished:
             each.claim = claims.enter_context(claimed(each.spec.out, each.spec.identity))
             _refuse_other(each.spec, _manifest_there(each.spec))  # it may have been written meanwhile
-        if unfinished:
+        if any(each.missing for each in unfinished):
             _compute_missing(model, unfinished, cluster)
         if model.quantization is not None:
             for each in unfinished:
                 each.quantization = _checked(model, each.spec, cluster)
-        return [each.finish(facts) for each in sets]
+        made: list[ActivationSet] = []
+        wrong: list[UserError | RunError] = []
+        for each in sets:
+            try:
+                made.append(each.finish(facts))
+            except (UserError, RunError) as error:  # the other sets are whole all the same
+                wrong.append(error)
+        if wrong:
+            raise wrong[0]
+        return made
 
 
 def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) -> dict[str, Any]:
@@ -109,7 +127,7 @@ class _Set:
     """One activation set on its way: what is planned, what is there."""
 
     spec: HarvestSpec
-    texts: pa.Table
+    job: HarvestJob
     shards: list[Shard]
     manifest: dict[str, Any] | None
     reports: dict[int, ShardReport] = field(default_factory=dict)
@@ -132,7 +150,11 @@ class _Set:
         spec = HarvestSpec(identity, job.capture, blocks, facts.d, job.out)
         manifest = _manifest_there(spec)
         _refuse_other(spec, manifest)
-        return cls(spec, job.texts, plan_shards(job.texts.num_rows, size), manifest)
+        return cls(spec, job, plan_shards(job.texts.num_rows, size), manifest)
+
+    @property
+    def texts(self) -> pa.Table:
+        return self.job.texts
 
     @property
     def complete(self) -> bool:
@@ -168,9 +190,16 @@ class _Set:
             note(f"{out}: {len(self.reports)} of {len(self.shards)} shards are there; going on with the rest")
 
     def finish(self, facts: ModelFacts) -> ActivationSet:
-        """Write the manifest, last of all: its being there means that the set is whole."""
-        if self.manifest is None or not self.complete or self.throughput:
+        """Write the manifest, last of all: its being there means that the set is whole.
+
+        Raises as `check_left_out`, when all that can be done is done.
+        """
+        written = self.complete and not self.throughput
+        if not written:
             self._confirm()
+        skipped = [each for shard in self.shards for each in self.reports[shard.index].skipped]
+        check_left_out(self.spec.out, skipped, self.texts, self.job.source, self.job.skip_bad)
+        if not written:
             reports = [self._with_norms(shard) for shard in self.shards]
             self.manifest = manifest_of(
                 self.spec, facts, self.texts, reports, self.throughput, self.quantization
@@ -190,7 +219,7 @@ class _Set:
         wrong = [(s.name, each) for s, each in zip(self.shards, found, strict=True) if isinstance(each, str)]
         if wrong:
             raise RunError(
-                f"{self.spec.out}: {len(wrong)} of {len(self.shards)} shards are no longer as they were written "
+                f"{self.spec.out}: {len(wrong)} of {len(self.shards)} shards are not as they were written "
                 f"({': '.join(wrong[0])}); run the same command again to make only these"
             )
         for each in found:
@@ -251,7 +280,8 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
     with Progress(title, sum(unit.shard.rows for unit in units.values()), "texts") as progress:
 
         def reached(besides: float = 0.0) -> None:
-            progress.reach(int(sum(report.rows for report in fresh.values()) + besides))
+            done = sum(report.rows + len(report.skipped) for report in fresh.values())
+            progress.reach(int(done + besides))
 
         def keep(task: Task, result: ShardReport | SweepReport) -> None:
             for line in result.notes:

@@ -9,11 +9,11 @@ import contrans_dist
 
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
-    "errors", "limits", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress", "claims",
-    "setmanifest", "footers", "shardreader",
+    "errors", "limits", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress",
+    "claims", "workfolders", "setmanifest", "footers", "shardreader",
     "artifacts", "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
-    "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
-    "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
+    "streamed", "quantized", "harvesters", "manifest", "leftout", "cluster", "actors", "pool", "placing",
+    "harvest", "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs",
     "transplanting", "vectors", "maps", "refining", "joining", "rowsums", "projections", "reduce",
     "steering", "scoring", "conditions", "statistics", "benchmarks", "harness", "systems", "scorers",

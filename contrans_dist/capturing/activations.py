@@ -27,6 +27,16 @@ class Activations(Mapping[int, np.ndarray]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def take(self, texts: list[int]) -> "Activations":
+        """Those of some of the texts."""
+        places = {text: place for place, text in enumerate(texts)}
+        return Activations(
+            {block: rows[texts] for block, rows in self.rows.items()},
+            self.n_tokens[texts],
+            self.token_ids[texts],
+            [places[text] for text in self.truncated if text in places],
+        )
+
     def bad_rows(self) -> list[int]:
         """Texts with a NaN or an infinity in any block."""
         bad = np.zeros(len(self.n_tokens), dtype=bool)

@@ -1,0 +1,121 @@
+"""Texts that a model cannot run are named, with file and line, and all others are harvested."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from test_harvest import cli, stamps
+from tiny import save_tiny, tiny_tokenizer
+from transformers import AutoTokenizer
+from truth import block_rows, by_transformers, read_all
+
+from contrans_dist.artifacts import ActivationSet
+
+GOOD = [f"the {word} and the dog" for word in ("boy", "cat", "tree", "ball", "bird", "man", "water", "park")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its tokenizer knows a token that the model has no embedding for."""
+    folder = save_tiny(tmp_path_factory.mktemp("model"), "llama", n_blocks=2, d=16)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("<image>")["input_ids"][-1] == 300
+    return str(folder)
+
+
+def harvest(model: str, texts: Path, out: Path, *options: str) -> list[str]:
+    return [
+        *("harvest", "--model", model, "--texts", str(texts), "--out", str(out), "--shard-size", "4"),
+        *("--actors", "1", *options),
+    ]
+
+
+def rows_of(model: str, lines: list[str]) -> np.ndarray:
+    return by_transformers(Path(model), lines)[0]
+
+
+@pytest.mark.parametrize("placement", ["auto", "stream"])
+def test_a_poison_text_is_named_and_the_rest_harvested(
+    local: None,
+    in_process: None,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    placement: str,
+) -> None:
+    """The second shard has one of them and four good texts follow it; the third has nothing else."""
+    lines = [*GOOD[:5], "look <image> there", *GOOD[5:], "<image> <image>"]
+    texts, out = tmp_path / "texts.txt", tmp_path / "set"
+    texts.write_text("".join(line + "\n" for line in lines))
+    command = harvest(model, texts, out, "--placement", placement, "--shard-size", "3")
+    assert cli(*command, monkeypatch=monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert f"{texts}, line 6 ('look <image> there'): token 300 ('<image>') is beyond the model's 300" in told
+    assert "2 of 10 texts cannot be run" in told
+    assert "--skip-bad leaves these out" in told
+    assert "failed" not in told
+    assert not (out / "manifest.json").exists()
+
+    before = stamps(out)
+    assert len(before) == 4
+    assert cli(*command, "--skip-bad", "--json", monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr()
+    assert stamps(out) == before
+    assert "they are left out" in said.err
+    assert json.loads(said.out)["rows"] == len(GOOD)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [each["row"] for each in manifest["skipped"]] == [5, 9]
+    assert "beyond the model's 300 embeddings" in manifest["skipped"][0]["reason"]
+
+    frame, wanted = read_all(out), rows_of(model, GOOD)
+    assert frame["row"].tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert frame["text"].tolist() == GOOD
+    np.testing.assert_allclose(block_rows(frame), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    found = ActivationSet.open(str(out))
+    assert (found.n_rows, found.read_columns(["text"], 4, 7).column("text").to_pylist()) == (8, GOOD[4:7])
+    np.testing.assert_array_equal(found.read_block(1, 4, 7), block_rows(frame)[4:7, 1])
+
+    assert cli(*command, "--skip-bad", monkeypatch=monkeypatch) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert cli(*command, monkeypatch=monkeypatch) == 2
+    assert stamps(out) == before
+
+
+def test_a_text_too_short_for_the_position_and_one_that_gives_nan(
+    local: None,
+    in_process: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save_tiny(tmp_path / "model", "llama", n_blocks=2, d=16, bos=False)
+    word = AutoTokenizer.from_pretrained(folder)("!")["input_ids"][-1]
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][word] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for placement in ("auto", "stream"):
+        texts, out = tmp_path / "texts.jsonl", tmp_path / placement
+        lines = [*GOOD[:4], "a", *GOOD[4:], "the man came home!"]
+        texts.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        command = harvest(str(folder), texts, out, "--position", "-2", "--placement", placement)
+        command[command.index("4")] = "10"
+        assert cli(*command, monkeypatch=monkeypatch) == 2
+        told = capsys.readouterr().err
+        assert "2 of 10 texts cannot be run" in told
+        assert "line 5 ('a'): position -2 asked for, but it has 1 tokens" in told
+        command[command.index("-2")] = "last"
+        out = tmp_path / f"{placement}-last"
+        command[command.index("--out") + 1] = str(out)
+        assert cli(*command, monkeypatch=monkeypatch) == 1
+        told = capsys.readouterr().err
+        assert "line 10 ('the man came home!'): NaN or infinity, first at block 0 (try dtype float32" in told
+        assert cli(*command, "--skip-bad", monkeypatch=monkeypatch) == 0
+        frame = read_all(out)
+        assert frame["text"].tolist() == lines[:-1]
+        wanted = rows_of(str(folder), lines[:-1])
+        np.testing.assert_allclose(block_rows(frame), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
