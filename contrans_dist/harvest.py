@@ -89,7 +89,8 @@ def harvest_sets(
         unfinished = [each for each in sets if not each.complete]
         for each in unfinished:
             each.claim = claims.enter_context(claimed(each.spec.out, each.spec.identity))
-            _refuse_other(each.spec, _manifest_there(each.spec))  # it may have been written meanwhile
+            # It may have been written meanwhile.
+            _refuse_other(each.spec, _identity_there(each.spec.out, _manifest_there(each.spec)))
         if any(each.missing for each in unfinished):
             _compute_missing(model, unfinished, cluster)
         if model.quantization is not None:
@@ -130,6 +131,8 @@ class _Set:
     job: HarvestJob
     shards: list[Shard]
     manifest: dict[str, Any] | None
+    chosen: tuple[int, ...]
+    """The blocks that were asked for: the folder's set may hold more."""
     reports: dict[int, ShardReport] = field(default_factory=dict)
     throughput: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] | None = None
@@ -149,8 +152,13 @@ class _Set:
         identity = identity_of(model, facts, job.capture, blocks, size, job.texts, prompts_of(facts, job))
         spec = HarvestSpec(identity, job.capture, blocks, facts.d, job.out)
         manifest = _manifest_there(spec)
-        _refuse_other(spec, manifest)
-        return cls(spec, job, plan_shards(job.texts.num_rows, size), manifest)
+        found = _identity_there(spec.out, manifest)
+        if found is not None:
+            spec = replace(spec, identity=holding_more(found, identity, job.capture.shard_size is None))
+            spec = replace(spec, blocks=list(spec.identity["blocks"]))
+        _refuse_other(spec, found)
+        shards = plan_shards(job.texts.num_rows, spec.identity["shard_size"])
+        return cls(spec, job, shards, manifest, chosen=tuple(blocks))
 
     @property
     def texts(self) -> pa.Table:
@@ -206,7 +214,7 @@ class _Set:
             )
             (self.spec.out / schema.MANIFEST).write_json(self.manifest)
             warn(self.manifest, self.spec.out)
-        return ActivationSet(self.spec.out, self.manifest)
+        return ActivationSet(self.spec.out, self.manifest, self.chosen)
 
     def _confirm(self) -> None:
         """Take the shards as they are there now: another run of the same harvest may have written some too.
@@ -247,14 +255,27 @@ def _manifest_there(spec: HarvestSpec) -> dict[str, Any] | None:
     return content
 
 
-def _refuse_other(spec: HarvestSpec, manifest: dict[str, Any] | None) -> None:
-    """Raise UserError when the folder holds rows harvested under another identity."""
+def _identity_there(out: Location, manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the rows in the folder were harvested as; None where there are none."""
     if manifest is not None:
-        found = manifest.get("identity")
-    else:
-        names = (name for name in spec.out.names() if name.startswith("shard-"))
-        identities = (shard_identity(spec.out / name) for name in names)
-        found = next((identity for identity in identities if identity is not None), None)
+        return manifest.get("identity")
+    names = (name for name in out.names() if name.startswith("shard-"))
+    identities = (shard_identity(out / name) for name in names)
+    return next((identity for identity in identities if identity is not None), None)
+
+
+def holding_more(found: dict[str, Any], asked: dict[str, Any], any_size: bool) -> dict[str, Any]:
+    """What is asked for, as a set that is there holds it: with all of its blocks, if those that are asked for
+    are among them, and cut into shards as it is, unless their size was asked for."""
+    held, size = found.get("blocks"), found.get("shard_size")
+    if not isinstance(held, list) or not set(asked["blocks"]) <= set(held):
+        return asked
+    taken = {**asked, "blocks": held}
+    return {**taken, "shard_size": size} if any_size and isinstance(size, int) and size > 0 else taken
+
+
+def _refuse_other(spec: HarvestSpec, found: dict[str, Any] | None) -> None:
+    """Raise UserError when the folder holds rows harvested under another identity."""
     if found is not None and found != spec.identity:
         fields = "; ".join(differing(found, spec.identity))
         raise UserError(f"{spec.out}: holds a harvest under other settings ({fields}); choose another --out")

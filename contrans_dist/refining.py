@@ -72,6 +72,15 @@ def concept_rows(
     if "label" in activations.columns:
         positive = select_rows(activations, f"concept={concept},label=positive")
         negative = select_rows(activations, f"concept={concept},label=negative")
+        if activations.facts.skipped and "pair_id" in activations.columns:
+            # Pairs are taken by their order: one that has lost a text would shift all behind it.
+            pairs = np.array(
+                activations.read_columns(["pair_id"]).column("pair_id").to_pylist(), dtype=object
+            )
+            positive, negative = (
+                mine[np.isin(pairs[mine], pairs[other])]
+                for mine, other in ((positive, negative), (negative, positive))
+            )
     else:
         labels = activations.read_columns(["concept"]).column("concept").to_pylist()
         try:

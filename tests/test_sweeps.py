@@ -313,3 +313,57 @@ def test_sweeps_are_planned_alike_whatever_is_there(model: Path, tmp_path: Path)
     assert max(sizes) - min(sizes) <= 2 * SHARD
     other = [(sets[0][0], [Shard(0, 0, 3)])]
     assert not set(plan_sweeps(sets, 2)) & set(plan_sweeps(other, 2))
+
+
+@pytest.mark.parametrize("how", ["open to all", "a link", "a file"])
+def test_a_work_folder_that_others_can_fill_is_not_believed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A record that says that the sweep is through, with rows that are all sevens."""
+    texts, out = _texts(), tmp_path / "out"
+    units = _units(_spec(model, texts, out), texts)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    places, after = {}, 0
+    for unit in units:
+        places[unit.name] = after
+        after += unit.shard.rows + 1
+    record = {"places": places, "blocks": list(range(N_BLOCKS)), "after": N_BLOCKS - 1}
+    (elsewhere / "sweep.json").write_text(json.dumps(record))
+    for k in range(N_BLOCKS):
+        np.full((after, 32), 7, np.float32).tofile(elsewhere / f"rows-{k:04d}.raw")
+    out.mkdir()
+    planted = out / ".sweep-key"
+    if how == "a link":
+        planted.symlink_to(elsewhere)
+    elif how == "a file":
+        planted.write_text("")
+    else:
+        elsewhere.rename(planted)
+        planted.chmod(0o777)
+    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
+    assert report.blocks_read == list(range(N_BLOCKS))
+    _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".sweep-key"]
+
+
+@pytest.mark.parametrize("damage", ["record", "rows"])
+def test_a_damaged_record_or_row_file_starts_the_sweep_afresh(
+    model: Path, tmp_path: Path, damage: str
+) -> None:
+    texts, out = _texts(), tmp_path / "out"
+    units = _units(_spec(model, texts, out), texts)
+    (out / units[2].shard.name).mkdir(parents=True)
+    with pytest.raises(OSError, match=units[2].shard.name):
+        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
+    (out / units[2].shard.name).rmdir()
+    folder = out / ".sweep-key"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    if damage == "record":
+        (folder / "sweep.json").write_text('{"places": {"a": -1}, "blocks": "all", "after": 5}')
+    else:
+        os.truncate(folder / "rows-0002.raw", 100)
+    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
+    assert report.blocks_read == list(range(N_BLOCKS))
+    _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
+    assert not folder.exists()
