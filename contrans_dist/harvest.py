@@ -207,7 +207,7 @@ class _Set:
             self._confirm()
         skipped = [each for shard in self.shards for each in self.reports[shard.index].skipped]
         check_left_out(self.spec.out, skipped, self.texts, self.job.source, self.job.skip_bad)
-        if not written:
+        if self.manifest is None or not written:
             reports = [self._with_norms(shard) for shard in self.shards]
             self.manifest = manifest_of(
                 self.spec, facts, self.texts, reports, self.throughput, self.quantization
