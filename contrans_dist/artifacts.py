@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -29,6 +29,10 @@ class ActivationSet:
     location: Location
     manifest: dict[str, Any]
     """As it stands in its file."""
+    chosen: tuple[int, ...] | None = None
+    """Only these of its blocks; None is all of them."""
+    kept: NDArray[np.int64] | None = field(default=None, compare=False)
+    """Only these of its rows, ascending; None is all of them."""
 
     @classmethod
     def open(cls, location: "Location | str") -> "ActivationSet":
@@ -76,12 +80,23 @@ class ActivationSet:
 
     @property
     def n_rows(self) -> int:
-        return self.facts.rows
+        return self.facts.rows if self.kept is None else len(self.kept)
+
+    def row_numbers(self) -> NDArray[np.int64]:
+        """The rows of the input that are here, int64 `[rows]`."""
+        left_out = [each.row for each in self.facts.skipped]
+        found = np.setdiff1d(np.arange(self.facts.rows + len(left_out)), left_out, assume_unique=True)
+        return found if self.kept is None else found[self.kept]
+
+    def keeping(self, numbers: NDArray[np.int64]) -> "ActivationSet":
+        """The same set with these rows of the input alone."""
+        found = np.flatnonzero(np.isin(self.row_numbers(), numbers))
+        return replace(self, kept=found if self.kept is None else self.kept[found])
 
     @property
     def blocks(self) -> list[int]:
         """The decoder blocks (from 0) whose activations are here."""
-        return list(self.facts.blocks)
+        return list(self.facts.blocks if self.chosen is None else self.chosen)
 
     @property
     def n_blocks(self) -> int:
@@ -96,7 +111,7 @@ class ActivationSet:
     @property
     def norms(self) -> dict[int, float]:
         """Median Euclidean norm of the rows at each harvested block."""
-        return {int(block): norm for block, norm in self.facts.norms.items()}
+        return {block: self.facts.norms[str(block)] for block in self.blocks}
 
     @property
     def columns(self) -> list[str]:
@@ -110,6 +125,17 @@ class ActivationSet:
         return [(end - entry.rows, end, entry) for end, entry in zip(ends, self.facts.shards, strict=True)]
 
     def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[pa.Table]:
+        if self.kept is None:
+            yield from self._stored(columns, start, stop)
+            return
+        kept = self.kept[start:stop]
+        first = int(kept[0]) if len(kept) else 0
+        for table in self._stored(columns, first, int(kept[-1]) + 1 if len(kept) else 0):
+            here = kept[(kept >= first) & (kept < first + table.num_rows)] - first
+            first += table.num_rows
+            yield table.take(pa.array(here))
+
+    def _stored(self, columns: list[str], start: int, stop: int) -> Iterator[pa.Table]:
         for first, last, entry in self._shards:
             if first >= stop or last <= start:
                 continue

@@ -1,8 +1,8 @@
 """Claims on folders: runs that would write different things into one folder learn of each other first.
 
-A claim is a small file in the folder that says who is at work there, and as what. Whoever wants to work writes
-its own and then lists all: of two, one at least sees the other, on a disk as on an object store, where what
-was written is listed at once. Of two that ask at the same time the one whose name sorts first stays.
+A claim is a small file in the folder that says who is at work there, and as what. Whoever wants to work
+writes its own and then lists all: of two, one at least sees the other, on a disk as on an object store, where
+what was written is listed at once. Of two that ask at the same time the one whose name sorts first stays.
 """
 
 import os
@@ -146,8 +146,8 @@ class Claim:
         """Raise RunError when another has taken the folder over."""
         if not self.location.exists():
             raise RunError(
-                f"{self.folder}: nothing was heard of this run for {LOST_SECONDS / 60:g} minutes, and another "
-                "took the folder over; run it again"
+                f"{self.folder}: nothing was heard of this run for {LOST_SECONDS / 60:g} minutes, and "
+                "another took the folder over; run it again"
             )
 
 

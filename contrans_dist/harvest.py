@@ -17,6 +17,7 @@ from contrans_dist.cluster import Replicas, connected, first_line, replicas
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings, differing
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvesters import SLOTS, HarvestActor, SweepActor
+from contrans_dist.leftout import check_left_out
 from contrans_dist.limits import CHUNKS, MANIFEST_BYTES, SHARDS, check_size
 from contrans_dist.manifest import identity_of, manifest_of, warn
 from contrans_dist.models import ModelFacts, model_facts, resolve_blocks
@@ -49,6 +50,10 @@ class HarvestJob:
     texts: pa.Table
     out: Location
     capture: CaptureSettings
+    source: Location | None = None
+    """The file that the texts are of, to name it in messages."""
+    skip_bad: bool = False
+    """Leave out texts that cannot be run."""
 
 
 def harvest(
@@ -57,13 +62,17 @@ def harvest(
     out: "Location | str",
     capture: CaptureSettings | None = None,
     cluster: ClusterSettings | None = None,
+    source: Location | None = None,
+    skip_bad: bool = False,
 ) -> ActivationSet:
     """Harvest a model's residual stream on `texts` (a table of `texts.text_table`) into an activation set.
 
-    What is already there, whole and of the same fingerprint is kept; the rest is computed. Raises UserError
-    when the folder holds a harvest under other settings (naming the fields), RunError when shards failed.
+    What is already there, whole and of the same fingerprint is kept; the rest is computed. `source`: the file
+    that the texts are of. `skip_bad`: texts that cannot be run are left out. Raises UserError when the folder
+    holds a harvest under other settings (naming the fields) or a text cannot be run (naming it, when all
+    others are done), RunError when shards failed.
     """
-    job = HarvestJob(texts, Location.parse(out), capture or CaptureSettings())
+    job = HarvestJob(texts, Location.parse(out), capture or CaptureSettings(), source, skip_bad)
     return harvest_sets(model, [job], cluster)[0]
 
 
@@ -80,13 +89,23 @@ def harvest_sets(
         unfinished = [each for each in sets if not each.complete]
         for each in unfinished:
             each.claim = claims.enter_context(claimed(each.spec.out, each.spec.identity))
-            _refuse_other(each.spec, _manifest_there(each.spec))  # it may have been written meanwhile
-        if unfinished:
+            # It may have been written meanwhile.
+            _refuse_other(each.spec, _identity_there(each.spec.out, _manifest_there(each.spec)))
+        if any(each.missing for each in unfinished):
             _compute_missing(model, unfinished, cluster)
         if model.quantization is not None:
             for each in unfinished:
                 each.quantization = _checked(model, each.spec, cluster)
-        return [each.finish(facts) for each in sets]
+        made: list[ActivationSet] = []
+        wrong: list[UserError | RunError] = []
+        for each in sets:
+            try:
+                made.append(each.finish(facts))
+            except (UserError, RunError) as error:  # the other sets are whole all the same
+                wrong.append(error)
+        if wrong:
+            raise wrong[0]
+        return made
 
 
 def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) -> dict[str, Any]:
@@ -109,9 +128,11 @@ class _Set:
     """One activation set on its way: what is planned, what is there."""
 
     spec: HarvestSpec
-    texts: pa.Table
+    job: HarvestJob
     shards: list[Shard]
     manifest: dict[str, Any] | None
+    chosen: tuple[int, ...]
+    """The blocks that were asked for: the folder's set may hold more."""
     reports: dict[int, ShardReport] = field(default_factory=dict)
     throughput: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] | None = None
@@ -131,8 +152,17 @@ class _Set:
         identity = identity_of(model, facts, job.capture, blocks, size, job.texts, prompts_of(facts, job))
         spec = HarvestSpec(identity, job.capture, blocks, facts.d, job.out)
         manifest = _manifest_there(spec)
-        _refuse_other(spec, manifest)
-        return cls(spec, job.texts, plan_shards(job.texts.num_rows, size), manifest)
+        found = _identity_there(spec.out, manifest)
+        if found is not None:
+            spec = replace(spec, identity=holding_more(found, identity, job.capture.shard_size is None))
+            spec = replace(spec, blocks=list(spec.identity["blocks"]))
+        _refuse_other(spec, found)
+        shards = plan_shards(job.texts.num_rows, spec.identity["shard_size"])
+        return cls(spec, job, shards, manifest, chosen=tuple(blocks))
+
+    @property
+    def texts(self) -> pa.Table:
+        return self.job.texts
 
     @property
     def complete(self) -> bool:
@@ -168,16 +198,23 @@ class _Set:
             note(f"{out}: {len(self.reports)} of {len(self.shards)} shards are there; going on with the rest")
 
     def finish(self, facts: ModelFacts) -> ActivationSet:
-        """Write the manifest, last of all: its being there means that the set is whole."""
-        if self.manifest is None or not self.complete or self.throughput:
+        """Write the manifest, last of all: its being there means that the set is whole.
+
+        Raises as `check_left_out`, when all that can be done is done.
+        """
+        written = self.complete and not self.throughput
+        if not written:
             self._confirm()
+        skipped = [each for shard in self.shards for each in self.reports[shard.index].skipped]
+        check_left_out(self.spec.out, skipped, self.texts, self.job.source, self.job.skip_bad)
+        if self.manifest is None or not written:
             reports = [self._with_norms(shard) for shard in self.shards]
             self.manifest = manifest_of(
                 self.spec, facts, self.texts, reports, self.throughput, self.quantization
             )
             (self.spec.out / schema.MANIFEST).write_json(self.manifest)
             warn(self.manifest, self.spec.out)
-        return ActivationSet(self.spec.out, self.manifest)
+        return ActivationSet(self.spec.out, self.manifest, self.chosen)
 
     def _confirm(self) -> None:
         """Take the shards as they are there now: another run of the same harvest may have written some too.
@@ -190,7 +227,7 @@ class _Set:
         wrong = [(s.name, each) for s, each in zip(self.shards, found, strict=True) if isinstance(each, str)]
         if wrong:
             raise RunError(
-                f"{self.spec.out}: {len(wrong)} of {len(self.shards)} shards are no longer as they were written "
+                f"{self.spec.out}: {len(wrong)} of {len(self.shards)} shards are not as they were written "
                 f"({': '.join(wrong[0])}); run the same command again to make only these"
             )
         for each in found:
@@ -218,14 +255,27 @@ def _manifest_there(spec: HarvestSpec) -> dict[str, Any] | None:
     return content
 
 
-def _refuse_other(spec: HarvestSpec, manifest: dict[str, Any] | None) -> None:
-    """Raise UserError when the folder holds rows harvested under another identity."""
+def _identity_there(out: Location, manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the rows in the folder were harvested as; None where there are none."""
     if manifest is not None:
-        found = manifest.get("identity")
-    else:
-        names = (name for name in spec.out.names() if name.startswith("shard-"))
-        identities = (shard_identity(spec.out / name) for name in names)
-        found = next((identity for identity in identities if identity is not None), None)
+        return manifest.get("identity")
+    names = (name for name in out.names() if name.startswith("shard-"))
+    identities = (shard_identity(out / name) for name in names)
+    return next((identity for identity in identities if identity is not None), None)
+
+
+def holding_more(found: dict[str, Any], asked: dict[str, Any], any_size: bool) -> dict[str, Any]:
+    """What is asked for, as a set that is there holds it: with all of its blocks, if those that are asked for
+    are among them, and cut into shards as it is, unless their size was asked for."""
+    held, size = found.get("blocks"), found.get("shard_size")
+    if not isinstance(held, list) or not set(asked["blocks"]) <= set(held):
+        return asked
+    taken = {**asked, "blocks": held}
+    return {**taken, "shard_size": size} if any_size and isinstance(size, int) and size > 0 else taken
+
+
+def _refuse_other(spec: HarvestSpec, found: dict[str, Any] | None) -> None:
+    """Raise UserError when the folder holds rows harvested under another identity."""
     if found is not None and found != spec.identity:
         fields = "; ".join(differing(found, spec.identity))
         raise UserError(f"{spec.out}: holds a harvest under other settings ({fields}); choose another --out")
@@ -251,7 +301,8 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
     with Progress(title, sum(unit.shard.rows for unit in units.values()), "texts") as progress:
 
         def reached(besides: float = 0.0) -> None:
-            progress.reach(int(sum(report.rows for report in fresh.values()) + besides))
+            done = sum(report.rows + len(report.skipped) for report in fresh.values())
+            progress.reach(int(done + besides))
 
         def keep(task: Task, result: ShardReport | SweepReport) -> None:
             for line in result.notes:

@@ -13,6 +13,7 @@ from contrans_dist.fitting import blocks_below, check_source_blocks
 from contrans_dist.maps import Pair, R2Table
 from contrans_dist.models import matched_depth, resolve_blocks
 from contrans_dist.pairs import r2_table
+from contrans_dist.progress import note
 from contrans_dist.splits import FIT, paper_split, split_of
 
 _ROWS_READ = 65_536
@@ -56,9 +57,12 @@ def join(
 ) -> Joined:
     """Join on `row`; the text ids must agree. Raises UserError naming the first row that differs.
 
+    Rows that one of them was harvested without are left out. `rows`: only these of the source's take part.
+
     The default protocol holds rows out by a hash of the text, or of the text that a prefix was cut from.
     """
     _check_dates(source, target)
+    source, target, rows = _in_both(source, target, rows)
     row = _first_difference(source, target)
     if row is not None:
         raise UserError(
@@ -84,6 +88,22 @@ def _check_dates(source: ActivationSet, target: ActivationSet) -> None:
             f"{source.location} has chat date {days[0]}, {target.location} {days[1]}: harvest both with the "
             "same --chat-date"
         )
+
+
+def _in_both(
+    source: ActivationSet, target: ActivationSet, rows: NDArray[np.int64] | None
+) -> tuple[ActivationSet, ActivationSet, NDArray[np.int64] | None]:
+    """The sets without the rows of the input that the other was harvested without, and `rows` among them."""
+    numbers = source.row_numbers(), target.row_numbers()
+    left_out = [{each.row for each in side.facts.skipped} for side in (source, target)]
+    if left_out[0] == left_out[1]:
+        return source, target, rows
+    both = np.setdiff1d(np.concatenate(numbers), list(left_out[0] | left_out[1]))
+    note(f"{source.location} and {target.location}: {len(left_out[0] ^ left_out[1])} rows are in one alone")
+    if rows is not None:
+        asked = numbers[0][rows]
+        rows = np.searchsorted(both, asked[np.isin(asked, both)])
+    return source.keeping(both), target.keeping(both), rows
 
 
 def values(side: ActivationSet, name: str) -> Iterator[list[str]]:

@@ -71,6 +71,7 @@ def manifest_of(
     throughput: dict[str, Any],
     quantization: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
+    skipped = [each.model_dump() for report in reports for each in report.skipped]
     norms = [report.norms for report in reports if report.norms is not None]
     medians = np.median(np.concatenate(norms), axis=0)
     content = {
@@ -78,7 +79,7 @@ def manifest_of(
         "kind": "activations",
         "fingerprint": spec.fingerprint,
         "identity": spec.identity,
-        "rows": texts.num_rows,
+        "rows": sum(report.rows for report in reports),
         "d": spec.d,
         "n_blocks": facts.n_blocks,
         "blocks": spec.blocks,
@@ -103,6 +104,7 @@ def manifest_of(
             }
             for report in reports
         ],
+        **({"skipped": skipped} if skipped else {}),
         "throughput": throughput,
         **({} if quantization is None else {"quantization_check": quantization}),
         "devices": sorted({report.device for report in reports if report.device}),

@@ -33,6 +33,8 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> dict[str, Any
         return {"texts": 0, "reason": f"not measured: {placement.reason}"}
     with opened(spec.out / schema.shard_name(0)) as shard:
         stored = shard.file.read_row_group(0).slice(0, SAMPLE_TEXTS)
+    if not stored.num_rows:
+        return {"texts": 0, "reason": "not measured: no text of the first shard can be run"}
     lm = load_model(
         model.id,
         dtype=model.dtype,

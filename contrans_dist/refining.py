@@ -161,6 +161,15 @@ def concept_rows(
     if "label" in activations.columns:
         positive = rows_where(activations, [("concept", concept), ("label", "positive")])
         negative = rows_where(activations, [("concept", concept), ("label", "negative")])
+        if activations.facts.skipped and "pair_id" in activations.columns:
+            # Pairs are taken by their order: one that has lost a text would shift all behind it.
+            pairs = np.array(
+                activations.read_columns(["pair_id"]).column("pair_id").to_pylist(), dtype=object
+            )
+            positive, negative = (
+                mine[np.isin(pairs[mine], pairs[other])]
+                for mine, other in ((positive, negative), (negative, positive))
+            )
     else:
         labels = _concepts(activations)
         try:

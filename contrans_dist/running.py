@@ -155,7 +155,12 @@ class Run:
         facts = model_facts(model.id, trust_remote_code=model.trust_remote_code)
         captured = dict(zip(READS, captures(self.recipe, of.side, facts.n_blocks), strict=True))
         jobs = [
-            HarvestJob(table, self._folder(f"{what}-{name}", model, captured[what], table), captured[what])
+            HarvestJob(
+                table,
+                self._folder(f"{what}-{name}", model, captured[what], table),
+                captured[what],
+                skip_bad=self.recipe.skip_bad,
+            )
             for what, table in texts.items()
         ]
         sets = harvest_sets(model, jobs, self.recipe.cluster)

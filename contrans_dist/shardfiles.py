@@ -16,7 +16,7 @@ from contrans_dist.capturing import Activations
 from contrans_dist.config import CaptureSettings, fingerprint
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.footers import page_facts
-from contrans_dist.setmanifest import ShardEntry
+from contrans_dist.setmanifest import ShardEntry, Skipped
 from contrans_dist.shardreader import DamagedError, ShardFile, opened, row_norms
 from contrans_dist.storage import Location
 
@@ -72,6 +72,8 @@ class Counts:
     truncated: int
     canary: float
     """Worst deviation of a row in a batch from the same text alone."""
+    skipped: tuple[Skipped, ...] = ()
+    """Rows of the input that are left out, since they cannot be run."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class ShardReport:
     canary: float
     norms: NDArray[np.float32] | None
     """Euclidean norm of each row at each block, `[rows, n_blocks]`; None where reading them takes long."""
+    skipped: tuple[Skipped, ...] = ()
     device: str = ""
     work: Work | None = None
     """None for a shard that was there."""
@@ -118,13 +121,17 @@ class Piece:
 def publish_shard(
     rows: pa.Table, pieces: Iterable[Piece], counts: Counts, spec: HarvestSpec, shard: Shard, device: str
 ) -> ShardReport:
-    """Write a shard piece by piece; it appears whole or not at all. Raises RunError for NaN or infinity."""
+    """Write a shard piece by piece; it appears whole or not at all.
+
+    `rows`: those of the input that it holds. Raises SpoiltError for NaN or infinity in a piece.
+    """
     facts = {
         "format": schema.FORMAT_VERSION,
         "fingerprint": spec.fingerprint,
         "identity": spec.identity,
         "start": shard.start,
         **asdict(counts),
+        "skipped": [each.model_dump() for each in counts.skipped],
     }
     extra = [name for name in rows.column_names if name not in ("row", "text_id", "text")]
     layout = schema.activation_schema(spec.blocks, spec.d, rows.select(extra).schema)
@@ -134,7 +141,8 @@ def publish_shard(
     with (spec.out / shard.name).staged() as path:
         with pq.ParquetWriter(path, layout, **options) as writer:
             for piece in pieces:
-                _check_finite(piece, shard)
+                if spoilt := spoilt_rows(rows, piece):
+                    raise SpoiltError(shard.name, spoilt)
                 writer.write_table(_table(rows, piece, spec, layout), row_group_size=ROW_GROUP)
                 norms.append(_norms(piece.activations))
             with path.open("rb") as file:
@@ -145,14 +153,32 @@ def publish_shard(
             return _report(shard, facts, written, np.concatenate(norms), device)
 
 
-def _check_finite(piece: Piece, shard: Shard) -> None:
+_SPOILT = "NaN or infinity, "
+
+
+class SpoiltError(RunError):
+    """Rows that hold NaN or infinity."""
+
+    def __init__(self, where: str, rows: dict[int, str]) -> None:
+        named = ", ".join(map(str, list(rows)[:5]))
+        told = next(iter(rows.values())).removeprefix(_SPOILT)
+        super().__init__(f"{where}: {len(rows)} rows hold NaN or infinity (row {named}; {told})")
+        self.where, self.rows = where, rows
+        """Why, by number of the row in the input."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.rows)
+
+
+def spoilt_rows(rows: pa.Table, piece: Piece) -> dict[int, str]:
+    """Why rows of a piece of `rows` are of no use, by their number in the input."""
     bad = piece.activations.bad_rows()
-    if bad:
-        named = ", ".join(str(shard.start + piece.start + row) for row in bad[:5])
-        raise RunError(
-            f"{shard.name}: {len(bad)} rows hold NaN or infinity (row {named}; first at block "
-            f"{piece.activations.first_bad_block()}); try dtype float32 or bfloat16"
-        )
+    if not bad:
+        return {}
+    block = piece.activations.first_bad_block()
+    reason = f"{_SPOILT}first at block {block} (try dtype float32 or bfloat16)"
+    numbers = rows.column("row").slice(piece.start).to_pylist()
+    return {numbers[row]: reason for row in bad}
 
 
 def _table(rows: pa.Table, piece: Piece, spec: HarvestSpec, layout: pa.Schema) -> pa.Table:
@@ -226,5 +252,6 @@ def _report(
         truncated=facts["truncated"],
         canary=facts["canary"],
         norms=norms,
+        skipped=tuple(Skipped.model_validate(each) for each in facts["skipped"]),
         device=device,
     )

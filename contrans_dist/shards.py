@@ -2,17 +2,21 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from contrans_dist.capturing import Activations, canary, capture_ids, truncate
+from contrans_dist.capturing.batches import parse_position, too_short
 from contrans_dist.config import CaptureSettings
-from contrans_dist.models import LanguageModel, encode_many
+from contrans_dist.models import LanguageModel, encode_many, unusable
+from contrans_dist.setmanifest import Skipped
 from contrans_dist.shardfiles import (
     ROW_GROUP,
     Counts,
@@ -20,8 +24,10 @@ from contrans_dist.shardfiles import (
     Piece,
     Shard,
     ShardReport,
+    SpoiltError,
     Work,
     publish_shard,
+    spoilt_rows,
 )
 from contrans_dist.templates import prompts
 
@@ -98,39 +104,102 @@ def token_ids(
     return truncate(lm, ids, settings.max_tokens)
 
 
+@dataclass(frozen=True)
+class Runnable:
+    """The texts of a shard that can be run."""
+
+    rows: pa.Table
+    ids: list[list[int]]
+    truncated: frozenset[int]
+    """Which of them, by row of the input, were cut."""
+    skipped: tuple[Skipped, ...] = ()
+    """Those that cannot be run: each of these would fail by itself."""
+
+    @classmethod
+    def of(cls, lm: LanguageModel, rows: pa.Table, settings: CaptureSettings) -> "Runnable":
+        """Of these rows of the input."""
+        ids, cut = token_ids(lm, rows, settings)
+        position, numbers = parse_position(settings.position), rows.column("row").to_pylist()
+        reasons = {
+            row: unusable(lm, text) or too_short(position, len(text))
+            for row, text in zip(numbers, ids, strict=True)
+        }
+        bad = {row: reason for row, reason in reasons.items() if reason is not None}
+        return cls(rows, ids, frozenset(numbers[place] for place in cut)).without(bad)[1]
+
+    def without(self, bad: Mapping[int, str]) -> "tuple[list[int], Runnable]":
+        """The places of those that are left, and these alone. `bad`: why a row of the input is of no use."""
+        numbers = self.rows.column("row").to_pylist()
+        kept = [place for place, row in enumerate(numbers) if row not in bad]
+        fresh = [Skipped(row=row, reason=reason) for row, reason in bad.items()]
+        return kept, Runnable(
+            self.rows if len(kept) == len(numbers) else self.rows.take(pa.array(kept, pa.int64())),
+            [self.ids[place] for place in kept],
+            self.truncated - set(bad),
+            tuple(sorted([*self.skipped, *fresh], key=lambda each: each.row)),
+        )
+
+
 def compute_shard(
     lm: LanguageModel, rows: pa.Table, spec: HarvestSpec, shard: Shard, run: Callable[..., Any] = timed
 ) -> ShardReport:
     """Run the shard's texts (`rows` of the input table) through the model and publish its file.
 
-    Shards that are computed in several threads share an `InTurn` as `run`. Raises RunError, naming rows
-    and block, when an activation is NaN or infinite, and UserError for a text that is too short for the
-    position; nothing is published then.
+    A text that cannot be run is left out, and the shard says so. Shards that are computed in several threads
+    share an `InTurn` as `run`. Raises RunError, naming rows and block, when half of the activations or more
+    are NaN or infinite; nothing is published then.
     """
     began, capturing = time.monotonic(), 0.0
     settings = spec.capture
-    ids, truncated = token_ids(lm, rows, settings)
-
-    def capture(start: int, stop: int) -> Activations:
-        nonlocal capturing
-        first, part = shard.start + start, ids[start:stop]
-        work = partial(capture_ids, lm, part, spec.blocks, settings.position, settings.batch_tokens, first)
-        captured, seconds = run(work)
-        capturing += seconds
-        return captured
-
     size = piece_rows(len(spec.blocks), spec.d)
-    first = capture(0, size)
-    sample = canary_rows(len(first.n_tokens))
-    reference = {block: found[sample] for block, found in first.items()}
-    worst, seconds = run(partial(canary, lm, [ids[row] for row in sample], reference, settings.position))
-    capturing += seconds
 
-    def pieces() -> Iterator[Piece]:
-        yield Piece(0, first)
-        for start in range(size, shard.rows, size):
-            yield Piece(start, capture(start, start + size))
+    def worked(work: Callable[[], _T]) -> _T:
+        nonlocal capturing
+        result, seconds = run(work)
+        capturing += seconds
+        return result
 
-    counts = Counts(sum(map(len, ids)), len(truncated), worst)
-    report = publish_shard(rows, pieces(), counts, spec, shard, str(lm.device))
+    def pieces(texts: Runnable) -> Iterator[Piece]:
+        for start in range(0, len(texts.ids), size):
+            part, first = texts.ids[start : start + size], shard.start + start
+            yield Piece(
+                start,
+                worked(
+                    partial(
+                        capture_ids, lm, part, spec.blocks, settings.position, settings.batch_tokens, first
+                    )
+                ),
+            )
+
+    def published(texts: Runnable) -> ShardReport:
+        coming = pieces(texts)
+        first, worst = next(coming, Piece(0, no_activations(spec.blocks, spec.d))), 0.0
+        if texts.ids:
+            sample = canary_rows(len(first.activations.n_tokens))
+            reference = {block: found[sample] for block, found in first.activations.items()}
+            alone = [texts.ids[row] for row in sample]
+            worst = worked(partial(canary, lm, alone, reference, settings.position))
+        counts = Counts(sum(map(len, texts.ids)), len(texts.truncated), worst, texts.skipped)
+        try:
+            return publish_shard(texts.rows, chain([first], coming), counts, spec, shard, str(lm.device))
+        except SpoiltError as error:
+            found = dict(error.rows)
+            for piece in coming:
+                found |= spoilt_rows(texts.rows, piece)
+            few_spoilt(SpoiltError(shard.name, found), len(texts.ids))
+            return published(texts.without(found)[1])
+
+    report = published(Runnable.of(lm, rows, settings))
     return replace(report, work=Work(_PROCESS, began, time.monotonic(), capturing))
+
+
+def few_spoilt(error: SpoiltError, rows: int) -> None:
+    """Raise the error unless less than half of the rows are spoilt: the others show that the model works."""
+    if 2 * len(error.rows) >= rows:
+        raise error
+
+
+def no_activations(blocks: list[int], d: int) -> Activations:
+    """Those of no texts."""
+    nothing = np.empty(0, np.int32)
+    return Activations({block: np.empty((0, d), np.float32) for block in blocks}, nothing, nothing, [])

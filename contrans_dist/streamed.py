@@ -11,21 +11,20 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from pydantic import Field
 
-from contrans_dist.capturing import deviation
+from contrans_dist.capturing import Activations, deviation
 from contrans_dist.capturing.streamed import MEMORY, Plan, plan_capture, states_of, sweep
+from contrans_dist.config import Settings
 from contrans_dist.errors import RunError
 from contrans_dist.models.streaming import StreamedModel
 from contrans_dist.shardfiles import (
@@ -34,18 +33,20 @@ from contrans_dist.shardfiles import (
     Piece,
     Shard,
     ShardReport,
+    SpoiltError,
     Unit,
     publish_shard,
 )
-from contrans_dist.shards import canary_rows, token_ids
+from contrans_dist.shards import Runnable, canary_rows, few_spoilt
 from contrans_dist.storage import Location, sync
+from contrans_dist.workfolders import LOCK, remove_unused, work_folder
 
 _log = logging.getLogger(__name__)
 
 _SAVE_SHARE = 20
 """Saving takes at most one part in so many of the time."""
 _FOLDER = ".sweep-"
-_LOCK, _RECORD = "lock", "sweep.json"
+_RECORD = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,15 @@ class RowFile:
         self.path, self.d = path, d
 
     def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None:
-        with open(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644), "wb", buffering=0) as file:
+        with open(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600), "wb", buffering=0) as file:
             for place, row in zip(places, rows, strict=True):
                 file.seek(place * self.d * 4)
                 file.write(row.tobytes())
 
     def read(self, place: int, rows: int) -> NDArray[np.float32]:
         """Rows `place` to `place + rows`."""
+        if not rows:
+            return np.empty((0, self.d), np.float32)
         flat = np.fromfile(self.path, dtype=np.float32, count=rows * self.d, offset=place * self.d * 4)
         return flat.reshape(rows, self.d)
 
@@ -115,36 +118,50 @@ class _Planned:
 
     unit: Unit
     place: int
+    runnable: Runnable
     texts: Plan
-    truncated: list[int]
     sample: list[int]
     """Texts that are also run alone, as the canary; their rows follow the others."""
     alone: Plan
 
     @classmethod
     def of(cls, model: StreamedModel, unit: Unit, place: int) -> "_Planned":
-        settings, rows, first = unit.spec.capture, unit.shard.rows, unit.shard.start
-        ids, truncated = token_ids(model.lm, unit.rows, settings)
-        sample = canary_rows(rows)
+        settings, first = unit.spec.capture, unit.shard.start
+        runnable = Runnable.of(model.lm, unit.rows, settings)
+        ids, rows = runnable.ids, len(runnable.ids)
+        sample = canary_rows(rows) if ids else []
         blocks, position = unit.spec.blocks, settings.position
         return cls(
             unit,
             place,
+            runnable,
             plan_capture(model.lm, ids, blocks, position, settings.batch_tokens, first, place),
-            truncated,
             sample,
             plan_capture(model.lm, [ids[i] for i in sample], blocks, position, 1, first, place + rows),
         )
 
+    @property
+    def end(self) -> int:
+        """One past the place of its last row."""
+        return self.place + len(self.runnable.ids) + len(self.sample)
+
     def publish(self, files: dict[int, RowFile], device: str) -> ShardReport:
-        """Write the shard. Raises RunError for NaN or infinity in its rows."""
-        rows = self.unit.shard.rows
-        captured = self.texts.activations({k: files[k].read(self.place, rows) for k in self.unit.spec.blocks})
-        alone = {k: files[k].read(self.place + rows, len(self.sample)) for k in self.unit.spec.blocks}
+        """Write the shard. Raises SpoiltError where half of its rows or more hold NaN or infinity."""
+        rows, blocks = len(self.runnable.ids), self.unit.spec.blocks
+        captured = self.texts.activations({k: files[k].read(self.place, rows) for k in blocks})
+        alone = {k: files[k].read(self.place + rows, len(self.sample)) for k in blocks}
         worst = deviation(alone, {k: captured[k][self.sample] for k in alone})
-        counts = Counts(int(captured.n_tokens.sum()), len(self.truncated), worst)
+        try:
+            return self._write(self.runnable, captured, worst, device)
+        except SpoiltError as error:
+            few_spoilt(error, rows)
+            kept, runnable = self.runnable.without(error.rows)
+            return self._write(runnable, captured.take(kept), worst, device)
+
+    def _write(self, texts: Runnable, captured: Activations, worst: float, device: str) -> ShardReport:
         unit = self.unit
-        return publish_shard(unit.rows, [Piece(0, captured)], counts, unit.spec, unit.shard, device)
+        counts = Counts(int(captured.n_tokens.sum()), len(texts.truncated), worst, texts.skipped)
+        return publish_shard(texts.rows, [Piece(0, captured)], counts, unit.spec, unit.shard, device)
 
 
 def run_sweep(
@@ -156,15 +173,16 @@ def run_sweep(
     """Make the task's shards, going on from what an earlier run of it has saved.
 
     `memory`: bytes of states that need not go to disk. `told(k)` is called when all texts are through block
-    k. A shard with NaN or infinity is reported as failed and the others published. Raises UserError for a
-    text that is too short for the position.
+    k. A text that cannot be run is left out, and its shard says so. A shard of whose rows half or more hold
+    NaN or infinity is reported as failed, and the others are published.
     """
     report, read, loaded = SweepReport(), model.checkpoint.bytes_read, len(model.blocks_read)
-    with _work_folder(task) as folder:
+    with work_folder(_parent(task.units[0].spec.out), _FOLDER, task.key) as folder:
         record = _Record.of(folder)
         planned = [_Planned.of(model, unit, place) for unit, place in record.placed(task.units)]
         files = {k: RowFile(folder / f"rows-{k:04d}.raw", model.lm.d) for k in record.blocks}
-        if not record.through:
+        record.check(files, planned)
+        if not record.through and any(each.texts.batches for each in planned):
             _sweep(model, planned, files, record, memory, told)
         for each in planned:
             try:
@@ -219,6 +237,14 @@ def _sweep(
         sweep(model, batches, dict(files), states, record.after, finished)
 
 
+class _Saved(Settings):
+    """A record as it stands in its file."""
+
+    places: dict[str, Annotated[int, Field(ge=0)]]
+    blocks: list[Annotated[int, Field(ge=0)]]
+    after: Annotated[int, Field(ge=0)] | None
+
+
 @dataclass
 class _Record:
     """What of a sweep is safe on disk."""
@@ -233,8 +259,23 @@ class _Record:
 
     @classmethod
     def of(cls, folder: Path) -> "_Record":
-        path = folder / _RECORD
-        return cls(folder, **json.loads(path.read_text())) if path.exists() else cls(folder)
+        try:
+            content = _Saved.model_validate_json((folder / _RECORD).read_bytes())
+        except (OSError, ValueError):
+            return cls(folder)
+        return cls(folder, content.places, content.blocks, content.after)
+
+    def check(self, files: Mapping[int, RowFile], planned: Sequence[_Planned]) -> None:
+        """Start afresh where a file does not hold the rows that it should by now."""
+        if self.after is None:
+            return
+        for k in (k for k in self.blocks if k <= (self.after or 0)):
+            end = max((each.end for each in planned if k in each.unit.spec.blocks), default=0)
+            size = files[k].path.stat().st_size if files[k].path.is_file() else 0
+            if size < end * files[k].d * 4:
+                _log.warning("%s: rows of block %d are missing; starting afresh", self.folder, k)
+                self.after = None
+                return
 
     @property
     def through(self) -> bool:
@@ -246,7 +287,7 @@ class _Record:
         names = {unit.name for unit in units}
         if not (names == set(self.places) or (self.through and names < set(self.places))):
             for path in self.folder.iterdir():
-                if path.name != _LOCK:
+                if path.name != LOCK:
                     path.unlink()
             places, after = {}, 0
             for unit in units:
@@ -266,43 +307,11 @@ class _Record:
         sync(self.folder)
 
 
-@contextmanager
-def _work_folder(task: SweepTask) -> Iterator[Path]:
-    """The folder that this sweep works in, which is gone when all went well. One that another run is at work
-    in is left alone, and a fresh one taken."""
-    out = task.units[0].spec.out
-    parent = Path(out.path) if out.is_local else Path(tempfile.gettempdir())
-    folder = parent / f"{_FOLDER}{task.key}"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _locked(folder)
-    if lock is None:
-        folder = parent / f"{_FOLDER}{task.key}-{uuid.uuid4().hex[:8]}"
-        folder.mkdir()
-        lock = _locked(folder)
-    try:
-        yield folder
-        shutil.rmtree(folder)
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def _locked(folder: Path) -> FileLock | None:
-    """A lock on the folder, which ends with this process; None where another has it."""
-    lock = FileLock(folder / _LOCK, is_singleton=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return None
-    return lock
+def _parent(out: Location) -> Path:
+    return Path(out.path) if out.is_local else Path(tempfile.gettempdir())
 
 
 def clean(out: Location) -> None:
     """Remove what killed sweeps have left in a folder of shards that is complete."""
-    if not out.is_local or not os.path.isdir(out.path):
-        return
-    for folder in Path(out.path).glob(f"{_FOLDER}*"):
-        lock = _locked(folder)
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.release()
+    if out.is_local:
+        remove_unused(Path(out.path), _FOLDER)

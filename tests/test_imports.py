@@ -10,10 +10,11 @@ import contrans_dist
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "limits", "printing", "addresses", "characters", "yamlfiles", "fitting", "config", "recipe",
-    "schema", "progress", "patience", "storage", "provenance", "claims", "tensorfiles", "resultfiles",
-    "runrecipe", "setmanifest", "footers", "shardreader", "artifacts", "textfiles", "tablehash", "templates",
-    "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards", "streamed",
-    "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
+    "schema", "progress", "patience", "storage", "provenance", "claims", "workfolders", "tensorfiles",
+    "resultfiles", "runrecipe", "setmanifest", "footers", "shardreader", "artifacts", "textfiles",
+    "tablehash", "templates", "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles",
+    "shards", "streamed", "quantized", "harvesters", "manifest", "leftout", "cluster", "actors", "pool",
+    "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs", "transplanting", "vectors", "mapheaders", "maps", "refining",
     "joining", "library", "rowsums", "projections", "reduce",

@@ -17,7 +17,6 @@ from tiny import CONTEXT, save_tiny
 from truth import block_rows, read_all
 
 from contrans_dist.config import CaptureSettings, ModelSettings
-from contrans_dist.errors import UserError
 from contrans_dist.harvesters import HarvestActor, SweepActor
 from contrans_dist.manifest import identity_of
 from contrans_dist.models import load_model, model_facts, resolve_blocks
@@ -25,8 +24,9 @@ from contrans_dist.models.streaming import open_streamed
 from contrans_dist.shardfiles import HarvestSpec, Shard, ShardReport, Unit, check_shard
 from contrans_dist.shards import compute_shard, plan_shards
 from contrans_dist.storage import Location
-from contrans_dist.streamed import SweepTask, _locked, _Record, clean, plan_sweeps, run_sweep
+from contrans_dist.streamed import SweepTask, _Record, clean, plan_sweeps, run_sweep
 from contrans_dist.texts import text_table
+from contrans_dist.workfolders import locked
 
 N_BLOCKS, SHARD = 6, 4
 WORDS = ["the", "boy", "was", "happy", "sad", "angry", "afraid", "dog", "cat", "tree", "ball", "forest"]
@@ -45,7 +45,7 @@ CAPTURE = CaptureSettings(shard_size=SHARD, batch_tokens=48)
 def _spec(model: Path, texts: pa.Table, out: Path, capture: CaptureSettings = CAPTURE) -> HarvestSpec:
     facts = model_facts(str(model))
     blocks = resolve_blocks(capture.blocks, facts.n_blocks)
-    identity = identity_of(ModelSettings(id=str(model)), facts, capture, blocks, SHARD, texts)
+    identity = identity_of(ModelSettings(id=str(model)), facts, capture, blocks, SHARD, texts, "prompts")
     return HarvestSpec(identity, capture, blocks, facts.d, Location.parse(out))
 
 
@@ -256,9 +256,10 @@ def test_other_shards_start_afresh(model: Path, tmp_path: Path) -> None:
 def test_a_folder_in_use_is_left_alone(model: Path, tmp_path: Path) -> None:
     texts, out = _texts(), tmp_path / "out"
     theirs = out / ".sweep-key"
-    theirs.mkdir(parents=True)
+    out.mkdir()
+    theirs.mkdir(mode=0o700)
     (theirs / "sweep.json").write_text('{"after": 3}')
-    lock = _locked(theirs)
+    lock = locked(theirs)
     assert lock is not None
     run_sweep(
         open_streamed(str(model), device="cpu"), SweepTask("key", _units(_spec(model, texts, out), texts))
@@ -289,8 +290,11 @@ def test_a_text_that_is_too_short(model: Path, tmp_path: Path) -> None:
     capture = CaptureSettings(position=-6)
     texts = text_table({"text": ["the boy was happy and sad"] * 5 + ["dog"]})
     units = _units(_spec(model, texts, tmp_path / "out", capture), texts)
-    with pytest.raises(UserError, match="text 5: position -6 asked for"):
-        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
+    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
+    (left_out,) = [each for made in report.reports.values() for each in made.skipped]
+    assert left_out.row == 5
+    assert left_out.reason.startswith("position -6 asked for, but it has ")
+    assert read_all(tmp_path / "out")["row"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_sweeps_are_planned_alike_whatever_is_there(model: Path, tmp_path: Path) -> None:
@@ -309,3 +313,57 @@ def test_sweeps_are_planned_alike_whatever_is_there(model: Path, tmp_path: Path)
     assert max(sizes) - min(sizes) <= 2 * SHARD
     other = [(sets[0][0], [Shard(0, 0, 3)])]
     assert not set(plan_sweeps(sets, 2)) & set(plan_sweeps(other, 2))
+
+
+@pytest.mark.parametrize("how", ["open to all", "a link", "a file"])
+def test_a_work_folder_that_others_can_fill_is_not_believed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A record that says that the sweep is through, with rows that are all sevens."""
+    texts, out = _texts(), tmp_path / "out"
+    units = _units(_spec(model, texts, out), texts)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    places, after = {}, 0
+    for unit in units:
+        places[unit.name] = after
+        after += unit.shard.rows + 1
+    record = {"places": places, "blocks": list(range(N_BLOCKS)), "after": N_BLOCKS - 1}
+    (elsewhere / "sweep.json").write_text(json.dumps(record))
+    for k in range(N_BLOCKS):
+        np.full((after, 32), 7, np.float32).tofile(elsewhere / f"rows-{k:04d}.raw")
+    out.mkdir()
+    planted = out / ".sweep-key"
+    if how == "a link":
+        planted.symlink_to(elsewhere)
+    elif how == "a file":
+        planted.write_text("")
+    else:
+        elsewhere.rename(planted)
+        planted.chmod(0o777)
+    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
+    assert report.blocks_read == list(range(N_BLOCKS))
+    _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".sweep-key"]
+
+
+@pytest.mark.parametrize("damage", ["record", "rows"])
+def test_a_damaged_record_or_row_file_starts_the_sweep_afresh(
+    model: Path, tmp_path: Path, damage: str
+) -> None:
+    texts, out = _texts(), tmp_path / "out"
+    units = _units(_spec(model, texts, out), texts)
+    (out / units[2].shard.name).mkdir(parents=True)
+    with pytest.raises(OSError, match=units[2].shard.name):
+        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
+    (out / units[2].shard.name).rmdir()
+    folder = out / ".sweep-key"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    if damage == "record":
+        (folder / "sweep.json").write_text('{"places": {"a": -1}, "blocks": "all", "after": 5}')
+    else:
+        os.truncate(folder / "rows-0002.raw", 100)
+    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
+    assert report.blocks_read == list(range(N_BLOCKS))
+    _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
+    assert not folder.exists()

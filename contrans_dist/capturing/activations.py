@@ -36,6 +36,18 @@ class Activations(Mapping[int, np.ndarray]):
         """Median Euclidean norm of the rows at each block; what `norm: match` needs."""
         return {block: float(np.median(np.linalg.norm(rows, axis=1))) for block, rows in self.rows.items()}
 
+    def take(self, texts: list[int]) -> "Activations":
+        """Those of some of the texts."""
+        places = {text: place for place, text in enumerate(texts)}
+        return Activations(
+            {block: rows[texts] for block, rows in self.rows.items()},
+            self.n_tokens[texts],
+            self.token_ids[texts],
+            [places[text] for text in self.truncated if text in places],
+            [self.text_ids[text] for text in texts] if self.text_ids else [],
+            self.n_blocks,
+        )
+
     def bad_rows(self) -> list[int]:
         """Texts with a NaN or an infinity in any block."""
         bad = np.zeros(len(self.n_tokens), dtype=bool)

@@ -36,6 +36,13 @@ def parse_position(position: Position) -> Position:
         raise UserError(f"--position {position}: expected last, mean, or an offset such as -2") from None
 
 
+def too_short(position: Position, length: int) -> str | None:
+    """Why a text of so many tokens has no row at the position; None where it has."""
+    if isinstance(position, str) or -length <= position < length:
+        return None
+    return f"position {position} asked for, but it has {length} tokens"
+
+
 def taken_from(position: Position, lengths: list[int], first_row: int = 0) -> list[int]:
     """The index of the token that each text's row is taken from (its last one for `mean`).
 
@@ -45,8 +52,9 @@ def taken_from(position: Position, lengths: list[int], first_row: int = 0) -> li
         return [length - 1 for length in lengths]
     indices = []
     for row, length in enumerate(lengths, first_row):
-        if not -length <= position < length:
-            raise UserError(f"text {row}: position {position} asked for, but it has {length} tokens")
+        reason = too_short(position, length)
+        if reason is not None:
+            raise UserError(f"text {row}: {reason}")
         indices.append(position % length)
     return indices
 

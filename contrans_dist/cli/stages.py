@@ -60,6 +60,9 @@ def harvest(
     gpus_per_actor: Gpus = None,
     cpus_per_actor: Cpus = None,
     placement: PlacementName = "auto",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out texts that cannot be run; the manifest lists them.")
+    ] = False,
     shard_size: Annotated[int | None, typer.Option(help="Rows a shard. Default: about 128 MB.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass, padding included.")] = 4096,
     address: Address = None,
@@ -89,6 +92,8 @@ def harvest(
         out,
         capture,
         cluster_settings(address, actors, gpus_per_actor, cpus_per_actor, placement),
+        Location.parse(texts),
+        skip_bad,
     )
     manifest = result.manifest
     summary = {

@@ -63,6 +63,8 @@ class Recipe(Settings):
     batch_tokens: int = Field(4096, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     """Tokens of a harvested prompt, of which the end is kept; None is the model's positions."""
+    skip_bad: bool = False
+    """Leave out texts that a model cannot run, and say which; without, they end the run."""
     cluster: ClusterSettings = ClusterSettings()
 
     @property

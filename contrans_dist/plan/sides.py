@@ -24,7 +24,7 @@ from contrans_dist.models import (
 )
 from contrans_dist.models.loading import Described, describe, hub_errors
 from contrans_dist.models.needs import activation_bytes
-from contrans_dist.models.stored import own_dtype
+from contrans_dist.models.stored import own_dtype, read_config
 
 _PIECE = re.compile(r"\w{1,5}|[^\w\s]")
 
