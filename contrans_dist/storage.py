@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -12,7 +11,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ import psutil
 import pyarrow as pa
 from pyarrow import fs
 
+from contrans_dist import stores
 from contrans_dist.addresses import above, joined, parse_address, show_address, whole_address
-from contrans_dist.errors import PassingError, UserError
+from contrans_dist.errors import UserError
 from contrans_dist.limits import JSON_BYTES, check_size
 from contrans_dist.patience import patiently
 from contrans_dist.printing import without_credentials
@@ -30,12 +29,6 @@ _TEMPORARY = ".tmp-"
 _WORK = "contrans-staged-"
 _STALE_SECONDS = 24 * 3600
 _COPY_BYTES = 8 << 20
-_REFUSED = re.compile(
-    "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID"
-    "|Permission denied|Bucket .*not found|HTTP status 40[134]",
-    re.IGNORECASE,
-)
-"""What a store says of a request that will never be granted; of all else it may think better."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Location:
     @property
     def filesystem(self) -> fs.FileSystem:
         try:
-            return _filesystem(self.store)
+            return stores.filesystem(self.store)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             reason = " ".join(without_credentials(str(error)).split())
             raise UserError(
@@ -110,10 +103,7 @@ class Location:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise
         except (OSError, pa.ArrowInvalid) as error:
-            reason = " ".join(without_credentials(str(error)).split()).rpartition("] ")[2]
-            if self.is_local or _REFUSED.search(reason):
-                raise UserError(f"{self}: cannot be reached ({reason})") from error
-            raise PassingError(f"{self}: the store does not answer ({reason[:300]})") from error
+            raise stores.told(str(self), error, self.is_local) from error
 
     def exists(self) -> bool:
         return self.info().type is not fs.FileType.NotFound
@@ -268,11 +258,6 @@ def _sweep_staged(folder: Path) -> None:
             own = not hasattr(os, "getuid") or entry.lstat().st_uid == os.getuid()
             if own and process.isdigit() and not psutil.pid_exists(int(process)):
                 shutil.rmtree(entry)
-
-
-@lru_cache(maxsize=64)
-def _filesystem(store: str) -> fs.FileSystem:
-    return fs.FileSystem.from_uri(store)[0] if store else fs.LocalFileSystem()
 
 
 def parse_json(data: bytes | str, where: str) -> Any:

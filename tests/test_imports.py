@@ -10,8 +10,8 @@ import contrans_dist
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "limits", "printing", "addresses", "characters", "yamlfiles", "fitting", "config", "recipe",
-    "schema", "progress", "patience", "storage", "provenance", "claims", "workfolders", "tensorfiles",
-    "resultfiles", "runrecipe", "setmanifest", "footers", "shardreader", "artifacts", "textfiles",
+    "schema", "progress", "patience", "stores", "storage", "provenance", "claims", "workfolders",
+    "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers", "shardreader", "artifacts", "textfiles",
     "tablehash", "templates", "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles",
     "shards", "streamed", "quantized", "harvesters", "manifest", "leftout", "cluster", "actors", "pool",
     "placing", "harvest",

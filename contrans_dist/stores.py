@@ -1,0 +1,64 @@
+"""Object stores: the filesystem of a bucket, and what its errors mean."""
+
+import re
+from functools import lru_cache
+from urllib.parse import parse_qsl, unquote
+
+from pyarrow import fs
+
+from contrans_dist.errors import PassingError, UserError
+from contrans_dist.printing import without_credentials
+
+_S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
+_ATTEMPTS = 5
+"""Of one request, by the store's client, with pauses of its own."""
+_CONNECT_SECONDS, _SILENT_SECONDS = 10, 30
+_REFUSED = re.compile(
+    "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE"
+    "|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN|PERMISSION_?DENIED|UNAUTHENTICATED"
+    "|Bucket .*not found|HTTP status 40[134]",
+    re.IGNORECASE,
+)
+"""What a store says of a request that will never be granted; of all else it may think better."""
+
+
+@lru_cache(maxsize=64)
+def filesystem(store: str) -> fs.FileSystem:
+    """The filesystem of a bucket's URI; of this machine for the empty string.
+
+    Raises UserError for an option that there is not, and what pyarrow raises where no store answers.
+    """
+    if not store:
+        return fs.LocalFileSystem()
+    scheme, _, rest = store.partition("://")
+    return _s3(rest) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
+
+
+def _s3(rest: str) -> fs.S3FileSystem:
+    """pyarrow's own default lets a connection that says nothing hang."""
+    place, _, asked = rest.partition("?")
+    user, _, bucket = place.rpartition("@")
+    options = dict(parse_qsl(asked))
+    unknown = next((name for name in options if name not in _S3_OPTIONS), None)
+    if unknown is not None:
+        raise UserError(f"s3://{bucket}: no option {unknown!r}; expected one of {', '.join(_S3_OPTIONS)}")
+    if not {"region", "endpoint_override"} & set(options):
+        options["region"] = fs.resolve_s3_region(bucket)
+    key, _, secret = user.partition(":")
+    return fs.S3FileSystem(
+        access_key=unquote(key) or None,
+        secret_key=unquote(secret) or None,
+        connect_timeout=_CONNECT_SECONDS,
+        request_timeout=_SILENT_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        **options,
+    )
+
+
+def told(name: str, error: Exception, local: bool) -> UserError | PassingError:
+    """What to raise for an error at the place `name`: UserError for what is refused, such as a loop of links,
+    a name too long, no permission; PassingError for what a store may do the next time."""
+    reason = " ".join(without_credentials(str(error)).split()).rpartition("] ")[2]
+    if local or _REFUSED.search(reason):
+        return UserError(f"{name}: cannot be reached ({reason[:300]})")
+    return PassingError(f"{name}: the store does not answer ({reason[:300]})")
