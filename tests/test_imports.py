@@ -9,9 +9,10 @@ import contrans_dist
 
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
-    "errors", "limits", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress", "patience",
-    "artifacts", "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles", "shards",
-    "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "pool", "placing", "harvest",
+    "errors", "limits", "fitting", "config", "recipe", "schema", "storage", "provenance", "progress",
+    "patience", "artifacts", "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles",
+    "shards", "streamed", "quantized", "harvesters", "manifest", "cluster", "actors", "crew", "pool",
+    "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs",
     "transplanting", "vectors", "maps", "refining", "joining", "rowsums", "projections", "reduce",
@@ -21,7 +22,7 @@ ROOMS = [
     "report", "demo", "preparation", "plan",
     "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip
-WITH_RAY = {"cluster", "actors", "pool", "reduce"}
+WITH_RAY = {"cluster", "actors", "crew", "pool", "reduce"}
 
 
 def room_of(path: Path) -> str:
