@@ -10,10 +10,14 @@ from contextvars import ContextVar
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from contrans_dist.cluster import Replicas, first_line
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.progress import note
+
+MAX_ATTEMPTS = 3
+"""At work that fails, or is lost."""
 
 
 class Actors:
@@ -35,8 +39,18 @@ class Actors:
     def handles(self, wanted: int) -> list[Any]:
         """As many of them as `wanted`, as far as there is room; those that are not there yet are started."""
         count = min(self._most, wanted)
-        self._held += [self._start.remote(*self._arguments) for _ in range(count - len(self._held))]
+        while len(self._held) < count:
+            self.another()
         return self._held[:count]
+
+    def another(self) -> Any:
+        """One more of them, started."""
+        self._held.append(self._start.remote(*self._arguments))
+        return self._held[-1]
+
+    def drop(self, actor: Any) -> None:
+        """Forget one that could not be constructed."""
+        self._held.remove(actor)
 
     def end(self) -> None:
         for actor in self._held:
@@ -108,16 +122,44 @@ def as_task(function: Callable[..., Any]) -> Any:
     return ray.remote(function)
 
 
+def answer(ask: Callable[[], Any]) -> Any:
+    """The values behind the references that `ask` makes of tasks. What was lost, with a node or for want of
+    memory, is asked for again.
+
+    Raises a task's UserError or RunError as they are, any other error as RunError.
+    """
+    reason = ""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return ray.get(ask())
+        except RayError as error:
+            cause: BaseException = error
+            while isinstance(cause, RayTaskError) and cause.cause is not None:
+                cause = cause.cause
+            if isinstance(cause, UserError | RunError):
+                raise cause
+            if not isinstance(cause, RayError) or isinstance(cause, RayTaskError):
+                raise RunError(first_line(cause)) from error
+            reason = first_line(cause)
+            if attempt == MAX_ATTEMPTS:
+                raise RunError(
+                    f"work was lost {attempt} times ({reason}); run the same command again"
+                ) from error
+            note(f"work was lost ({reason}); it is done again")
+    raise AssertionError("either returned or raised")
+
+
 def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
     """What `function` returns for each tuple of arguments: from tasks, or threads where no other node is.
 
-    Meant for reading, hashing and arithmetic on arrays, which run beside each other in threads too.
+    Meant for reading, hashing and arithmetic on arrays, which run beside each other in threads too. Raises as
+    `answer`.
     """
     if _alone():
         with ThreadPoolExecutor(max(1, int(ray.cluster_resources()["CPU"]))) as threads:
             return list(threads.map(lambda arguments: function(*arguments), calls))
     task = as_task(function)
-    return list(ray.get([task.remote(*arguments) for arguments in calls]))
+    return list(answer(lambda: [task.remote(*arguments) for arguments in calls]))
 
 
 def _alone() -> bool:
@@ -129,17 +171,12 @@ def _alone() -> bool:
 def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:
     """What `function` returns on a node that has room for an actor, with the GPUs that one gets.
 
-    Raises its UserError or RunError as they are, any other error as RunError.
+    Raises as `answer`.
     """
     if not size.gpus and _alone():
         return function(*arguments)
     remote = as_task(_call).options(num_cpus=size.cpus, num_gpus=size.gpus)
-    try:
-        return ray.get(remote.remote(function, *arguments))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError | RunError):
-            raise error.cause
-        raise RunError(first_line(error.cause if error.cause is not None else error)) from error
+    return answer(lambda: remote.remote(function, *arguments))
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -210,7 +210,7 @@ def _judge_missing(
 
 
 def _tasks(splits: Sequence[Split]) -> list[Task]:
-    return [Task(split.name, split) for split in splits]
+    return [Task(split.name, split, len(split.items)) for split in splits]
 
 
 def _advancing(progress: Progress) -> Callable[[Task, Any], None]:

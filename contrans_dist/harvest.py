@@ -319,7 +319,7 @@ def _compute_missing(model: ModelSettings, sets: list[_Set], cluster: ClusterSet
             sweeps = _sweeps(sets, units, size.actors)
             outcome = run_tasks(SweepActor, (model,), sweeps, size, keep, on_progress=reached)
         else:
-            tasks = [Task(name, unit) for name, unit in units.items()]
+            tasks = [Task(name, unit, unit.rows["text"].nbytes) for name, unit in units.items()]
             highest = max(max(each.spec.blocks) for each in sets)
             outcome = run_tasks(HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS)
     failures |= outcome.failures

@@ -1,15 +1,14 @@
 """One pool of Ray actors for every stage that needs a loaded model: tasks in, results out, losses survived.
 
 The driver owns the retries: an actor's process, or its node, may go at any time. A task is given out again
-until it succeeds or has failed `MAX_ATTEMPTS` times; the others go on. Tasks run at least once, so what they
+until it succeeds or has failed `MAX_ATTEMPTS` times; the others go on. One that takes many times longer than
+its like is given to another actor as well, and the first answer counts. Tasks run at least once, so what they
 publish must not depend on who runs them.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -17,107 +16,13 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from contrans_dist.actors import Actors, kept, let_go
 from contrans_dist.cluster import Replicas, first_line
+from contrans_dist.crew import RETRY_SECONDS, Crew, Outcome, Task, Worker
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.progress import note
 
-MAX_ATTEMPTS = 3
-_RETRY_SECONDS = 1.0
+__all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
+
 _PATIENCE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """A unit of work for an actor's `run`."""
-
-    name: str
-    payload: Any
-
-
-@dataclass
-class Outcome:
-    """What became of all tasks."""
-
-    failures: dict[str, str] = field(default_factory=dict)
-    """Task name to the reason of its last failure."""
-    lost_actors: int = 0
-    began: float = 0.0
-    """When the first actor was up, by `time.monotonic`."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    actor: Any
-    running: dict[Any, Task] = field(default_factory=dict)
-    """By the reference of the result to come."""
-    up: bool = False
-
-    def has_room(self, slots: int, attempts: dict[str, int]) -> bool:
-        """Whether it may be given one more. A task that has failed runs alone: should it take the actor down
-        again, it takes no other task with it."""
-        alone = any(attempts.get(task.name) for task in self.running.values())
-        return self.up and len(self.running) < slots and not alone
-
-
-@dataclass
-class _Pool:
-    slots: int
-    """Tasks that an actor has at a time."""
-    workers: list[_Worker] = field(default_factory=list)
-    common: tuple[Any, ...] = ()
-    """Further arguments of every `run`."""
-    starting: dict[Any, _Worker] = field(default_factory=dict)
-    """By the reference that tells when it is up."""
-    resting: list[tuple[float, _Worker]] = field(default_factory=list)
-    """(time to ask again, worker) for actors that could not be reached"""
-    attempts: dict[str, int] = field(default_factory=dict)
-    """Failures so far, by name of the task."""
-    outcome: Outcome = field(default_factory=Outcome)
-    dead: str = ""
-    on_progress: Callable[[float], None] | None = None
-
-    def start(self, worker: _Worker) -> None:
-        self.starting[worker.actor.ready.remote()] = worker
-
-    def rest(self, worker: _Worker) -> None:
-        worker.up = False
-        self.resting.append((time.monotonic() + _RETRY_SECONDS, worker))
-
-    def wake(self) -> None:
-        now = time.monotonic()
-        due = [worker for moment, worker in self.resting if moment <= now]
-        self.resting = [(moment, worker) for moment, worker in self.resting if moment > now]
-        for worker in due:
-            self.start(worker)
-
-    def give(self, queue: deque[Task]) -> None:
-        """Hand out tasks, the least busy actors first."""
-        while queue:
-            suspect = bool(self.attempts.get(queue[0].name))
-            room = [w for w in self.workers if w.has_room(1 if suspect else self.slots, self.attempts)]
-            if not room:
-                return
-            worker, task = min(room, key=lambda w: len(w.running)), queue.popleft()
-            worker.running[worker.actor.run.remote(task.payload, *self.common)] = task
-
-    def ask(self) -> None:
-        """How far the running tasks are. An actor that cannot say so now is left out."""
-        if self.on_progress is None or not self.running:
-            return
-        asked = [worker.actor.progress.remote() for worker in self.workers if worker.running]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_RETRY_SECONDS)
-        total = 0.0
-        for reference in answered:
-            with suppress(RayError):
-                total += ray.get(reference)
-        self.on_progress(total)
-
-    @property
-    def running(self) -> dict[Any, _Worker]:
-        return {reference: worker for worker in self.workers for reference in worker.running}
-
-    @property
-    def alive(self) -> bool:
-        return bool(self.starting or self.resting) or any(w.up or w.running for w in self.workers)
 
 
 def run_kept(
@@ -169,92 +74,89 @@ def _run(
     slots: int = 1,
     on_progress: Callable[[float], None] | None = None,
 ) -> Outcome:
-    pool = _Pool(slots, common=() if shared is None else (ray.put(shared),), on_progress=on_progress)
-    pool.workers = [_Worker(actor) for actor in actors.handles(len(tasks))]
-    for worker in pool.workers:
-        pool.start(worker)
-    return _drive(pool, tasks, on_result)
+    common = () if shared is None else (ray.put(shared),)
+    crew = Crew(actors, slots, deque(tasks), common=common, on_progress=on_progress)
+    crew.workers = [Worker(actor) for actor in actors.handles(len(tasks))]
+    for worker in crew.workers:
+        crew.start(worker)
+    names = {task.name for task in tasks}
+    assert len(names) == len(tasks), "two tasks have the same name"
+    return _drive(crew, names, on_result)
 
 
-def _drive(pool: _Pool, tasks: Sequence[Task], on_result: Callable[[Task, Any], None]) -> Outcome:
-    queue = deque(tasks)
+def _drive(crew: Crew, names: set[str], on_result: Callable[[Task, Any], None]) -> Outcome:
     last_event = time.monotonic()
     # The end is when tasks are done, not when actors are: after a lost node one may never come back.
-    while queue or pool.running:
-        pool.wake()
-        pool.give(queue)
-        if not pool.alive:
-            raise RunError(f"no actor is left to work: {pool.dead}")
-        waiting = [*pool.starting, *pool.running]
-        done, _ = ray.wait(waiting, timeout=_RETRY_SECONDS) if waiting else ([], [])
+    while crew.settled < names:
+        crew.wake()
+        crew.give()
+        if not crew.alive:
+            raise RunError(f"no actor is left to work: {crew.dead}")
+        waiting = [*crew.starting, *crew.running]
+        done, _ = ray.wait(waiting, timeout=RETRY_SECONDS) if waiting else ([], [])
+        crew.watch()
         if not done:
             time.sleep(0 if waiting else 0.1)
-            pool.ask()
-            if not pool.running and time.monotonic() - last_event > _PATIENCE_SECONDS:
-                note("waiting for an actor to start: does the cluster have free GPUs or cores?")
-                last_event = time.monotonic()
-            continue
-        last_event = time.monotonic()
-        if done[0] in pool.starting:
-            _started(pool, done[0])
+            crew.ask()
+        elif done[0] in crew.starting:
+            _started(crew, done[0])
         else:
-            _finish(pool, pool.running[done[0]], done[0], queue, on_result)
-    return pool.outcome
+            _finish(crew, crew.running[done[0]], done[0], on_result)
+        if crew.running:
+            last_event = time.monotonic()
+        elif time.monotonic() - last_event > _PATIENCE_SECONDS:
+            note("waiting for an actor: it loads its model, or the cluster has no free GPUs or cores")
+            last_event = time.monotonic()
+    return crew.outcome
 
 
-def _started(pool: _Pool, reference: Any) -> None:
-    worker = pool.starting.pop(reference)
+def _started(crew: Crew, reference: Any) -> None:
+    worker = crew.starting.pop(reference)
     try:
         ray.get(reference)
     except RayActorError as error:
         if isinstance(error, ActorUnavailableError) or not error.actor_init_failed:
-            pool.rest(worker)
-            return
-        pool.dead = _construction_error(error)
-        if not pool.alive:
-            raise RunError(pool.dead) from error
+            crew.rest(worker)
+        else:
+            crew.refuse(worker, *_construction_error(error))
+    except RayError as error:
+        crew.refuse(worker, first_line(error), final=False)
     else:
         worker.up = True
-        pool.outcome.began = pool.outcome.began or time.monotonic()
+        worker.refused = 0
+        crew.outcome.began = crew.outcome.began or time.monotonic()
 
 
-def _finish(
-    pool: _Pool,
-    worker: _Worker,
-    reference: Any,
-    queue: deque[Task],
-    on_result: Callable[[Task, Any], None],
-) -> None:
+def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Task, Any], None]) -> None:
     """Take in one result; what failed goes back into the queue."""
-    task = worker.running.pop(reference)
+    given = worker.running.pop(reference)
+    worker.told = 0.0
     try:
         result = ray.get(reference)
     except RayActorError as error:
-        lost = [task, *worker.running.values()]
-        worker.running.clear()
-        pool.outcome.lost_actors += 1
-        pool.rest(worker)
-        note(f"an actor was lost at {', '.join(each.name for each in lost)}; another goes on with that")
-        for each in lost:
-            _failed(pool, queue, each, f"the actor died: {first_line(error)}")
+        crew.lose(worker, [given, *worker.running.values()], first_line(error))
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             # Bad input stays bad: neither another try nor the other tasks make it good.
             raise error.cause
-        _failed(pool, queue, task, first_line(error.cause if error.cause is not None else error))
+        crew.fail(given.task, first_line(error.cause if error.cause is not None else error))
+    except RayError as error:
+        # The work may be done and its answer lost, with a node or for want of memory.
+        if given.task.name not in crew.settled:
+            note(f"the answer of {given.task.name} was lost ({first_line(error)}); it is done again")
+        if worker.up and not worker.running:
+            crew.rest(worker)
+        crew.fail(given.task, first_line(error))
     else:
-        on_result(task, result)
+        if given.task.name not in crew.settled:
+            crew.settle(given)
+            on_result(given.task, result)
 
 
-def _failed(pool: _Pool, queue: deque[Task], task: Task, reason: str) -> None:
-    pool.attempts[task.name] = pool.attempts.get(task.name, 0) + 1
-    if pool.attempts[task.name] < MAX_ATTEMPTS:
-        queue.append(task)
-    else:
-        pool.outcome.failures[task.name] = reason
-
-
-def _construction_error(error: RayActorError) -> str:
-    """The last line of the remote traceback: what a person needs to know."""
+def _construction_error(error: RayActorError) -> tuple[str, bool]:
+    """The last line of the remote traceback, what a person needs to know; and whether it is bad input."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("contrans_dist.errors.") if lines else "the actor could not be started"
+    kind, mark, reason = (lines[-1] if lines else "").partition(": ")
+    if mark and kind.startswith("contrans_dist.errors."):
+        return reason, kind.endswith(".UserError")
+    return lines[-1] if lines else "the actor could not be started", False

@@ -8,7 +8,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from contrans_dist.actors import as_task
+from contrans_dist.actors import answer, as_task
 from contrans_dist.affine import PROTOCOLS, AffineMap, Protocol, fit_map, fit_moments, shuffled_map
 from contrans_dist.affinemap import options_of, ridges_of
 from contrans_dist.artifacts import ActivationSet
@@ -23,6 +23,7 @@ from contrans_dist.rowsums import (
     CHUNK_ROWS,
     SHUFFLED,
     Reading,
+    Tokens,
     merge_parts,
     merge_tokens,
     part_sums,
@@ -82,36 +83,41 @@ def _fit_streaming(joined: Joined, task: _Task) -> Fitted:
     n, length = len(joined.split), _rows_a_task(*reading.widths)
     runs = [(start, min(start + length, n)) for start in range(0, n, length)]
     both = ray.put(reading)  # it names the part of every row: too much to travel with each task
-    tokens, held, labels = None, None, None
+    about, tokens, held, labels = None, None, None, None
     arguments = task.arguments
     if task.options.centre == "token":
         labels = joined.tokens()
         group, n_groups = token_groups(labels, joined.split)
         held, by_group = ray.put(group), as_task(token_sums)
-        tokens = _tree([by_group.remote(both, *run, held, n_groups) for run in runs], merge_tokens)
+        # In the hands of the driver, so that no lost node takes them along.
+        about = answer(
+            lambda: _tree([by_group.remote(both, *run, held, n_groups) for run in runs], merge_tokens)
+        )
+        tokens = ray.put(about)
         arguments["centre"] = True  # the sums are about the tokens' means already
     control = ray.put(_shuffled_rows(joined.split == FIT, task.seed)) if task.shuffled else None
     by_part, whiten = as_task(part_sums), task.options.whiten > 0
-    sums = [by_part.remote(both, *run, control, whiten, tokens, held) for run in runs]
-    merged = ray.get(_tree(sums, merge_parts))
+    merged = answer(
+        lambda: _tree(
+            [by_part.remote(both, *run, control, whiten, tokens, held) for run in runs], merge_parts
+        )
+    )
     try:
         counted = None if labels is None else effective_rows(labels, joined.split)
         mapping = fit_moments(merged[FIT], merged[VALIDATION], merged[TEST], **arguments)
         if not task.shuffled:
-            return _about(mapping, tokens, counted), None
+            return _about(mapping, about, counted), None
         again = {
             "protocol": task.protocol,
             **option_arguments(task.protocol, options_of(mapping)),
             "ridges": ridges_of(mapping),
         }
-        return _about(mapping, tokens, counted), fit_moments(merged[SHUFFLED], **again)
+        return _about(mapping, about, counted), fit_moments(merged[SHUFFLED], **again)
     except ValueError as error:
         raise UserError(f"{joined.source.location}: {error}") from error
 
 
-def _about(
-    mapping: AffineMap, tokens: ray.ObjectRef | None, counted: tuple[int, list[str]] | None
-) -> AffineMap:
+def _about(mapping: AffineMap, tokens: Tokens | None, counted: tuple[int, list[str]] | None) -> AffineMap:
     """A map from sums about tokens' means, with the bias that takes the mean of all rows to itself.
 
     `counted` is that of `splits.effective_rows`. Without tokens the map is left as it is.
@@ -119,7 +125,7 @@ def _about(
     if tokens is None or counted is None:
         return mapping
     n_effective, warnings = counted
-    mean_x, mean_y = ray.get(tokens).overall()
+    mean_x, mean_y = tokens.overall()
     bias = mean_y - mean_x @ mapping.weight.astype(np.float64)
     return replace(
         mapping,

@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from contrans_dist import actors, pool
+from contrans_dist import actors, crew, pool
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def ray_here(*modules: ModuleType) -> Iterator[None]:
         cluster_resources=ray.cluster_resources,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for module in modules or (actors, pool):
+        for module in modules or (actors, crew, pool):
             patch.setattr(module, "ray", here)
         try:
             yield

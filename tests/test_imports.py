@@ -11,9 +11,10 @@ PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
     "errors", "limits", "printing", "addresses", "characters", "yamlfiles", "fitting", "config", "recipe",
     "schema", "progress", "patience", "stores", "storage", "provenance", "claims", "workfolders",
-    "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers", "shardreader", "artifacts", "textfiles",
-    "tablehash", "templates", "texts", "corpus", "leak", "models", "prefixes", "capturing", "shardfiles",
-    "shards", "streamed", "quantized", "harvesters", "manifest", "leftout", "cluster", "actors", "pool",
+    "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers", "shardreader", "artifacts",
+    "textfiles", "tablehash", "templates", "texts", "corpus", "leak", "models", "prefixes", "capturing",
+    "shardfiles", "shards", "streamed", "quantized", "harvesters", "manifest", "leftout", "cluster", "actors",
+    "crew", "pool",
     "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs", "transplanting", "vectors", "mapheaders", "maps", "refining",
@@ -25,7 +26,7 @@ ROOMS = [
     "report", "demo", "preparation", "plan",
     "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip
-WITH_RAY = {"cluster", "actors", "pool", "reduce"}
+WITH_RAY = {"cluster", "actors", "crew", "pool", "reduce"}
 
 
 def room_of(path: Path) -> str:
