@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from contrans_dist.config import ClusterSettings
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.localray import connect, first_line, local_ray
 
 _CONNECT_SECONDS = 10.0
 
@@ -26,11 +27,13 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        with local_ray():
+            yield
+        return
     _check_reachable(address)
-    # Without an explicit "local" Ray would follow the stale address of a cluster long gone.
-    local = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+        connect(address)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         raise RunError(
             f"--address {address}: no Ray cluster answered ({first_line(error)}); "
@@ -105,9 +108,3 @@ def _check_fit(cluster: ClusterSettings, fit: int, wanted: str, largest: float) 
     # An autoscaling cluster may still grow to what was asked for; one that cannot fit any is a mistake.
     if fit == 0 and cluster.actors is None:
         raise UserError(f"no node has {wanted} for one actor; the largest has {largest:g}")
-
-
-def first_line(error: BaseException) -> str:
-    """An exception as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -13,9 +13,8 @@ ROOMS = [
     "schema", "progress", "patience", "stores", "storage", "provenance", "claims", "workfolders",
     "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers", "shardreader", "artifacts",
     "textfiles", "tablehash", "templates", "texts", "corpus", "leak", "models", "prefixes", "capturing",
-    "shardfiles", "shards", "streamed", "quantized", "harvesters", "manifest", "leftout", "cluster", "actors",
-    "crew", "pool",
-    "placing", "harvest",
+    "shardfiles", "shards", "streamed", "quantized", "harvesters", "manifest", "leftout", "localray", "cluster",
+    "actors", "crew", "pool", "placing", "harvest",
     "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
     "affinemap", "fitrows", "affine", "pairs", "transplanting", "vectors", "mapheaders", "maps", "refining",
     "joining", "library", "rowsums", "projections", "reduce",
@@ -26,7 +25,7 @@ ROOMS = [
     "report", "demo", "preparation", "plan",
     "calibration", "running", "pipeline", "cli",
 ]  # fmt: skip
-WITH_RAY = {"cluster", "actors", "crew", "pool", "reduce"}
+WITH_RAY = {"localray", "cluster", "actors", "crew", "pool", "reduce"}
 
 
 def room_of(path: Path) -> str:

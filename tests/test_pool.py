@@ -13,11 +13,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from contrans_dist import pool
-from contrans_dist.actors import of_each, on_a_node
+from contrans_dist.actors import MAX_ATTEMPTS, of_each, on_a_node
 from contrans_dist.cluster import Replicas, connected, replicas
 from contrans_dist.config import ClusterSettings
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.pool import MAX_ATTEMPTS, Task, run_tasks
+from contrans_dist.pool import Task, run_tasks
 
 # Workers cannot import this file, so the class below travels whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

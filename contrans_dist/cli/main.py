@@ -1,7 +1,9 @@
 """The entry point: commands registered, errors turned into one line and an exit code."""
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -18,7 +20,8 @@ from contrans_dist.printing import shown
 from contrans_dist.provenance import versions
 
 _INTERRUPTED = 130
-_GO_ON = "interrupted; what is finished is kept: run the same command again to go on"
+_TERMINATED = 143
+_GO_ON = "{how}; what is finished is kept: run the same command again to go on"
 
 app = typer.Typer(
     name="contrans",
@@ -89,8 +92,10 @@ def run_script(command: Callable[..., Any], epilog: str) -> None:
 def guarded(work: Callable[[], Any]) -> None:
     """Do `work`; an error becomes one line and an exit code.
 
-    Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted.
+    Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted, 143 terminated (SIGTERM).
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what the terminal cannot show is shown by its number
             stream.reconfigure(errors="backslashreplace")
@@ -99,11 +104,13 @@ def guarded(work: Callable[[], Any]) -> None:
     except (UserError, RunError) as error:
         _fail(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt as error:
-        _fail(error, _INTERRUPTED, _GO_ON)
+        _fail(error, _INTERRUPTED, _GO_ON.format(how="interrupted"))
     except SystemExit as end:
         # Typer turns an interruption into this code without a word.
         if end.code == _INTERRUPTED:
-            _fail(end, _INTERRUPTED, _GO_ON)
+            _fail(end, _INTERRUPTED, _GO_ON.format(how="interrupted"))
+        if end.code == _TERMINATED:
+            _fail(end, _TERMINATED, _GO_ON.format(how="terminated"))
         raise
     except BrokenPipeError as error:
         _fail(error, 1, "")
@@ -112,6 +119,11 @@ def guarded(work: Callable[[], Any]) -> None:
         _fail(
             error, 1, f"unexpected {type(error).__name__}: {reason} (CONTRANS_DEBUG=1 shows where it arose)"
         )
+
+
+def _terminate(_signal: int, _frame: Any) -> None:
+    """As Ctrl-C: a spot node goes, Slurm's time is over, a job is stopped."""
+    sys.exit(_TERMINATED)
 
 
 def _fail(error: BaseException, code: int, message: str | None = None) -> None:
