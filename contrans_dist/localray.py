@@ -1,6 +1,7 @@
 """A Ray of one's own on this machine: for its user alone, and only as long as it is needed."""
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
 
 from contrans_dist.errors import RunError
 from contrans_dist.progress import note
@@ -22,6 +24,7 @@ _LOOPBACK = "127.0.0.1"
 _LONGEST_SOCKET = 103
 """Bytes of a socket's path that every system takes."""
 _SESSION = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1"
+_NODE_LOST = re.compile(r"address: (\S+).*has been marked dead", re.DOTALL)
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -31,6 +34,7 @@ def connect(address: str, **options: Any) -> None:
     own = signal.getsignal(signal.SIGTERM)
     keep = callable(own) and threading.current_thread() is threading.main_thread()
     theirs = ray_utils.set_sigterm_handler
+    ray_worker.print_to_stdstream = _told
     if keep:
         ray_utils.set_sigterm_handler = lambda _handler: None
     try:
@@ -39,6 +43,16 @@ def connect(address: str, **options: Any) -> None:
         ray_utils.set_sigterm_handler = theirs
         if keep:
             signal.signal(signal.SIGTERM, own)
+
+
+def _told(data: dict[str, Any], **_: Any) -> None:
+    """What Ray has to say of the cluster, in a line where it prints pages, and not among the results."""
+    for message in data["lines"]:
+        lost = _NODE_LOST.search(message)
+        if lost:
+            note(f"a node of the cluster was lost ({lost[1]})")
+        elif not message.startswith("Raylet is terminated"):  # the same, with the last lines of its log
+            note(f"Ray: {message.strip().splitlines()[0]}")
 
 
 def first_line(error: BaseException) -> str:
