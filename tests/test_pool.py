@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from contrans_dist import pool
+from contrans_dist import crew, patience, pool
 from contrans_dist.actors import MAX_ATTEMPTS, of_each, on_a_node
 from contrans_dist.cluster import Replicas, connected, replicas
 from contrans_dist.config import ClusterSettings
@@ -46,6 +46,8 @@ class Worker:
         trace.with_suffix(f".{runs}").touch()
         if runs < payload.get("deaths", 0):
             os.kill(os.getpid(), signal.SIGKILL)
+        if runs < payload.get("stops", 0):
+            os.kill(os.getpid(), signal.SIGSTOP)
         if payload.get("refuse"):
             raise UserError(f"{payload['name']}: too short")
         if runs < payload.get("errors", 0):
@@ -62,10 +64,43 @@ class Worker:
         return int(payload["value"]) ** 2
 
 
+class Fragile(Worker):
+    """Its construction fails so many times, over all processes."""
+
+    def __init__(self, folder: str, failures: int) -> None:
+        super().__init__(folder)
+        tries = len(list(self.folder.glob("start.*")))
+        (self.folder / f"start.{tries}").touch()
+        if tries < failures:
+            raise ConnectionError("the hub is busy")
+
+
+class Holder:
+    """Its results are large, so they stay on its node until they are fetched."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def ready(self) -> str:
+        return "up"
+
+    def run(self, payload: tuple[str, str]) -> tuple[str, bytes]:
+        """The second task of two that run ends when the first one has come home."""
+        name, home = payload
+        node = ray.get_runtime_context().get_node_id()
+        (self.folder / f"{name}.{len(list(self.folder.glob(f'{name}.*')))}").touch()
+        while node != home and not (self.folder / "go").exists():
+            time.sleep(0.05)
+        return node, bytes(8 << 20)
+
+
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried again soon."""
-    monkeypatch.setattr(pool, "_RETRY_SECONDS", 0.4)
+    for module in (pool, crew):
+        monkeypatch.setattr(module, "RETRY_SECONDS", 0.4)
+    monkeypatch.setattr(crew, "PAUSES", (0.1, 0.2, 0.3))
+    monkeypatch.setattr(patience, "PAUSES", (0.1, 0.2, 0.3))
 
 
 def go(
@@ -82,7 +117,7 @@ def go(
         assert task.name not in results
         results[task.name] = result
 
-    named = [Task(task["name"], task) for task in tasks]
+    named = [Task(task["name"], task, task.get("size", 1)) for task in tasks]
     return results, run_tasks(
         Worker, (str(folder), *arguments), named, size, keep, slots=slots, on_progress=on_progress
     )
@@ -168,6 +203,80 @@ def test_an_actor_that_cannot_start_says_why(local: None, tmp_path: Path) -> Non
         go([{"name": "t", "value": 1}], tmp_path, True)
 
 
+def test_an_actor_whose_construction_fails_is_tried_again(
+    local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One busy moment of a server must not cost a run its actors."""
+    results: dict[str, int] = {}
+    tasks = [Task(f"t{i}", {"name": f"t{i}", "value": i}) for i in range(4)]
+    run_tasks(
+        Fragile, (str(tmp_path), 3), tasks, ONE_CORE, lambda task, got: results.update({task.name: got})
+    )
+    assert results == {f"t{i}": i * i for i in range(4)}
+    said = capsys.readouterr().err
+    assert "an actor could not be started (ConnectionError: the hub is busy); trying again in" in said
+    with pytest.raises(RunError, match=r"ConnectionError: the hub is busy; tried 4 times: run the same"):
+        run_tasks(Fragile, (str(tmp_path), 99), tasks, ONE_CORE, lambda *_: None)
+
+
+def test_a_worker_that_hangs_is_said_and_not_waited_for(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process is stopped, so it neither answers nor dies; another actor does its task."""
+    monkeypatch.setattr(crew, "_HANG_SECONDS", 1.5)
+    tasks = [{"name": f"t{i}", "value": i, "stops": int(i == 3), "seconds": 0.1} for i in range(7)]
+    results, outcome = go(tasks, tmp_path)
+    assert results == {f"t{i}": i * i for i in range(7)}
+    assert not outcome.failures
+    assert len(list(tmp_path.glob("t3.*"))) == 2
+    said = capsys.readouterr().err
+    assert "t3: no answer after" in said
+    assert "another actor gets it as well" in said
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_the_only_actor_is_started_anew_when_it_hangs(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(crew, "_HANG_SECONDS", 0.6)
+    tasks = [{"name": f"t{i}", "value": i, "stops": int(i == 4)} for i in range(6)]
+    results, outcome = go(tasks, tmp_path, size=Replicas(1, 0, 1))
+    assert results == {f"t{i}": i * i for i in range(6)}
+    assert not outcome.failures
+    assert "t4: no answer after" in (said := capsys.readouterr().err)
+    assert said.count("its actor is started anew") == 2
+
+
+def test_long_tasks_are_no_alarm(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the first ones, of which no like is known; nor one that is long because it is large."""
+    monkeypatch.setattr(crew, "_HANG_SECONDS", 0.5)
+    tasks = [{"name": f"first{i}", "value": i, "seconds": 2} for i in range(2)]
+    tasks += [{"name": f"t{i}", "value": i, "seconds": 0.1, "size": 0.05} for i in range(4)]
+    tasks += [{"name": "large", "value": 2, "seconds": 12, "size": 5}]
+    results, _ = go(tasks, tmp_path)
+    assert len(results) == 7
+    assert len(list(tmp_path.iterdir())) == 7
+    assert "no answer" not in capsys.readouterr().err
+
+
+def test_a_sweep_that_says_how_far_it_is_is_no_alarm(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one that says nothing is found out by that."""
+    monkeypatch.setattr(crew, "_HANG_SECONDS", 0.1)
+    monkeypatch.setattr(crew, "_SILENT_SECONDS", 2.0)
+    tasks = [{"name": f"t{i}", "value": i} for i in range(4)] + [{"name": "long", "value": 5, "steps": 7}]
+    results, _ = go(tasks, tmp_path, on_progress=lambda _: None)
+    assert (len(results), len(list(tmp_path.iterdir()))) == (5, 5)
+    assert "nothing for" not in capsys.readouterr().err
+    tasks = [{"name": "silent", "value": 5, "stops": 1}, {"name": "other", "value": 1}]
+    results, _ = go(tasks, tmp_path, on_progress=lambda _: None)
+    assert results == {"silent": 25, "other": 1}
+    assert "silent: its actor has said nothing for" in capsys.readouterr().err
+
+
 def test_no_cluster_is_one_line() -> None:
     if ray.is_initialized():
         ray.shutdown()
@@ -204,10 +313,36 @@ def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
             with pytest.raises(RunError, match="invalid literal"):
                 on_a_node(int, ONE_CORE, "x")
             outcome = run_tasks(Worker, (str(tmp_path),), tasks, ONE_CORE, keep)
-        assert results == {f"t{i}": i * i for i in range(8)}
-        assert not outcome.failures
+            assert results == {f"t{i}": i * i for i in range(8)}
+            assert not outcome.failures
+            _lose_a_result(cluster, tmp_path / "large")
     finally:
         cluster.shutdown()
+
+
+def _lose_a_result(cluster: Cluster, folder: Path) -> None:
+    """A node dies when its actor is done and the answer lies on it; a third node takes its place."""
+    folder.mkdir()
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    home = ray.get_runtime_context().get_node_id()
+    found: dict[str, str] = {}
+
+    def keep(task: Task, result: tuple[str, bytes]) -> None:
+        found[task.name] = result[0]
+        assert len(result[1]) == 8 << 20
+        if len(found) == 1:
+            (folder / "go").touch()
+            time.sleep(2)
+            cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+
+    tasks = [Task(name, (name, home)) for name in "ab"]
+    # Both actors are there before there are tasks for them, so each gets one.
+    outcome = run_tasks(Holder, (str(folder),), tasks, ONE_CORE, keep)
+    assert set(found) == {"a", "b"}
+    assert not outcome.failures
+    assert len(list(folder.iterdir())) == 4
 
 
 class TestReplicas:
