@@ -520,7 +520,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     ("text", "said"),
     [
         (BOMB, "values, expected at most"),
-        ("a: &a [*a]\n", "an anchor holds itself"),
+        ("a: &a [*a]\n", "an anchor that holds itself"),
         ("[" * 50_000, "expected YAML"),
         ("- " * 50_000, "expected YAML"),
         ("x" * 300_000, "bytes, expected at most"),
@@ -529,7 +529,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("published: {source: 1}\n", "published"),
         ("a: 2020-13-45\n", "expected YAML"),
         ("a: !!python/object/apply:os.system [id]\n", "expected YAML"),
-        ('a: "\\ud800"\n', "expected YAML"),
+        ('a: "\\ud800"\n', "expected whole characters"),
         ("x", "expected a mapping"),
     ],
     ids=range(12),

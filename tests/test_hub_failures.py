@@ -71,7 +71,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     made: list[float] = []
     monkeypatch.setattr("time.sleep", lambda _: None)
     own = patience.pause
-    monkeypatch.setattr(patience, "pause", lambda tries: made.append(own(tries)) or made[-1])
+
+    def told(tries: int) -> float:
+        made.append(own(tries))
+        return made[-1]
+
+    monkeypatch.setattr(patience, "pause", told)
     return made
 
 

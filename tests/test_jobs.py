@@ -259,7 +259,7 @@ def test_harvest_job_writes_what_transformers_computes(head: Head, world: World,
 
 def test_pipeline_job_leaves_the_folder_of_a_run(finished: Finished) -> None:
     out = finished.out / "run"
-    assert f"report: {out.as_uri()}/report.html" in finished.printed["pipeline"]
+    assert f"report: {out}/report.html" in finished.printed["pipeline"]
     metrics = json.loads((out / "evaluations/emotions/metrics.json").read_text())
     conditions = {(entry["condition"], entry["strength"]) for entry in metrics["conditions"]}
     assert conditions == {("base", 0.0), ("vector", 1.0), ("random", 1.0)}

@@ -190,7 +190,9 @@ def test_a_set_that_holds_more_serves(
     said = capsys.readouterr()
     assert "nothing to do" in said.err
     assert stamps(out) == before
-    found = harvest_set(ModelSettings(id=model), read_texts(texts), str(out), CaptureSettings(blocks="1"))
+    found = harvest_set(
+        ModelSettings(id=model), read_texts(str(texts)), str(out), CaptureSettings(blocks="1")
+    )
     assert (found.blocks, list(found.norms)) == ([1], [1])
     (out / "shard-00001.parquet").unlink()
     (out / "manifest.json").unlink()

@@ -201,7 +201,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "an entry no object": (lambda m: m.update(shards=[3]), "shards.0: expected"),
     "rows a text": (lambda m: m.update(rows="120"), "rows: expected"),
     "fewer than no rows": (entry(1, rows=-30), "shards.1.rows: expected"),
-    "norms infinite": (lambda m: m["norms"].update({"0": float("inf")}), "norms.0: expected"),
+    "norms infinite": (lambda m: m["norms"].update({"0": float("inf")}), "expected JSON"),
     "norms missing": (lambda m: m["norms"].pop("0"), "norms: expected"),
     "no model": (lambda m: m["identity"].pop("model"), "missing key 'identity.model'"),
     "blocks beyond": (lambda m: m.update(blocks=[0, 7]), "blocks: expected"),

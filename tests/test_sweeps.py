@@ -17,6 +17,7 @@ from tiny import CONTEXT, save_tiny
 from truth import block_rows, read_all
 
 from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.errors import UserError
 from contrans_dist.harvesters import HarvestActor, SweepActor
 from contrans_dist.manifest import identity_of
 from contrans_dist.models import load_model, model_facts, resolve_blocks
@@ -228,7 +229,7 @@ def test_a_sweep_that_is_through_only_publishes(model: Path, tmp_path: Path) -> 
     texts, out = _texts(), tmp_path / "out"
     units = _units(_spec(model, texts, out), texts)
     (out / units[2].shard.name).mkdir(parents=True)
-    with pytest.raises(OSError, match=units[2].shard.name):
+    with pytest.raises((OSError, UserError), match=units[2].shard.name):
         run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
     (out / units[2].shard.name).rmdir()
     before = _files(out)
@@ -245,7 +246,7 @@ def test_other_shards_start_afresh(model: Path, tmp_path: Path) -> None:
     texts, out = _texts(), tmp_path / "out"
     units = _units(_spec(model, texts, out), texts)
     (out / units[-1].shard.name).mkdir(parents=True)
-    with pytest.raises(OSError, match=units[-1].shard.name):
+    with pytest.raises((OSError, UserError), match=units[-1].shard.name):
         run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units[2:]))
     (out / units[-1].shard.name).rmdir()
     report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
@@ -354,7 +355,7 @@ def test_a_damaged_record_or_row_file_starts_the_sweep_afresh(
     texts, out = _texts(), tmp_path / "out"
     units = _units(_spec(model, texts, out), texts)
     (out / units[2].shard.name).mkdir(parents=True)
-    with pytest.raises(OSError, match=units[2].shard.name):
+    with pytest.raises((OSError, UserError), match=units[2].shard.name):
         run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
     (out / units[2].shard.name).rmdir()
     folder = out / ".sweep-key"

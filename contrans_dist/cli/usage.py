@@ -34,8 +34,7 @@ def run_command(app: typer.Typer) -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
             sys.exit(2)
         raise UserError(_line(error)) from error
-    if isinstance(code, int) and code:
-        sys.exit(code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _line(error: Any) -> str:

@@ -149,7 +149,7 @@ class After:
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
-        special = set(tokenizer.all_special_ids)
+        special = set(getattr(tokenizer, "all_special_ids", ()))
         self._tokenizer = tokenizer
         self._tail = [token for token in prompt if token not in special][-_TAIL:]
         self._before = {skip: self._decoded(self._tail, skip) for skip in (True, False)}

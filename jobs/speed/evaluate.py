@@ -185,7 +185,7 @@ class _Numbers:
 
     pad_token_id, eos_token_id = 0, None
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = True, **_: Any) -> str:
         return " ".join(map(str, ids))
 
 
@@ -206,7 +206,8 @@ def _generation(bench: Bench, lm: LanguageModel, block: int) -> Row:
         return [[_one(lm, ids, steering, new) for ids in prompts] for steering in steered]
 
     mine, other = (list(chain.from_iterable(side)) for side in (ours(), theirs()))
-    different = sum(a != b for a, b in zip(mine, other, strict=True))
+    # Ours is what the prompt is continued by, so with the blank between.
+    different = sum(a.strip() != b for a, b in zip(mine, other, strict=True))
     taken = bench.compare({"ours": ours, "theirs": theirs}, min(bench.repeats, 3))
     count = len(prompts) * len(steered)
     return Row(
