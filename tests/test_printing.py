@@ -29,7 +29,7 @@ def said(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
     """Exit code, and all that a command prints."""
     monkeypatch.setattr("sys.argv", ["contrans", *arguments])
     out = io.StringIO()
-    monkeypatch.setattr(progress.console, "file", out)
+    monkeypatch.setattr(progress.console, "_file", out)
     code = 0
     with redirect_stdout(out), redirect_stderr(out):
         try:
@@ -85,7 +85,7 @@ def test_no_secret_is_printed_or_left(
 
 def test_notes_bars_and_logs_show_none(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr(progress.console, "file", out)
+    monkeypatch.setattr(progress.console, "_file", out)
     address = f"s3://AKEY:{SECRET}@bucket/x"
     progress.note(f"{address}: complete")
     with redirect_stderr(out), progress.Progress(f"harvest {address}", 1, "texts") as bar:
