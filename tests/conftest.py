@@ -1,7 +1,7 @@
 """Fixtures that several rooms' tests share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -51,3 +51,24 @@ def in_process(local: None) -> Iterator[None]:
 
     with ray_here():
         yield
+
+
+@pytest.fixture(scope="module")
+def new_bucket() -> Iterator[Callable[[str], str]]:
+    """Makes a bucket on a real S3 server, on this machine alone; returns the URI of a folder in it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "user", "aws_secret_access_key": "hush"}
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys)
+
+    def made(name: str) -> str:
+        client.create_bucket(Bucket=name)
+        options = f"endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
+        return f"s3://user:hush@{name}/runs?{options}"
+
+    yield made
+    server.stop()

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,20 +46,8 @@ except UserError as error:
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A URI of a bucket on a real S3 server, on this machine alone."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"aws_access_key_id": "user", "aws_secret_access_key": "hush"}
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys).create_bucket(
-        Bucket="claims"
-    )
-    yield f"s3://user:hush@claims/runs?endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
-    server.stop()
+def bucket(new_bucket: Callable[[str], str]) -> str:
+    return new_bucket("claims")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -21,21 +22,8 @@ from contrans_dist.storage import Location
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    """A URI of a bucket on a real S3 server, on this machine alone."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"aws_access_key_id": "user", "aws_secret_access_key": "hush"}
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys).create_bucket(
-        Bucket="bucket"
-    )
-    options = f"endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
-    yield f"s3://user:hush@bucket/runs?{options}"
-    server.stop()
+def bucket(new_bucket: Callable[[str], str]) -> str:
+    return new_bucket("bucket")
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
