@@ -395,7 +395,7 @@ def start(model: str, texts: str, out: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "contrans_dist", *command(model, texts, out)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=(out.parent / "stderr").open("w"),
         text=True,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -424,8 +424,16 @@ def test_killed_in_the_middle_and_run_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """kill -9 of the command line; a second run computes what is missing and nothing else."""
+    """SIGTERM, then kill -9 of the command line; a third run computes what is missing and nothing else."""
     out = tmp_path / "set"
+    with start(model, texts, out) as process:
+        wait_for_shards(out, 3)
+        process.terminate()
+        assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 143
+    last = (tmp_path / "stderr").read_text().splitlines()[-1]
+    assert last == "contrans: terminated; what is finished is kept: run the same command again to go on"
+    assert not list(out.glob(".*"))
     process = start(model, texts, out)
     try:
         wait_for_shards(out, 10)
