@@ -1,5 +1,6 @@
 """One activation set on its way: what is planned, what is there, and what makes it whole."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -238,10 +239,14 @@ def _held(
     Raises UserError when those that are there cannot stay.
     """
     listed = {entry["name"] for entry in manifest["shards"]} if manifest is not None else set()
-    names = (name for name in reversed(shards_in(job.out)) if name not in listed)
-    # Where texts were appended and the run was ended, the last shard says more than the manifest.
-    newest = next(filter(None, (shard_identity(job.out / name) for name in names)), None)
-    identities = [each for each in (newest, manifest and manifest["identity"]) if each]
+    names = [name for name in shards_in(job.out) if name not in listed]
+
+    def first(names: Iterable[str]) -> dict[str, Any] | None:
+        return next(filter(None, (shard_identity(job.out / name) for name in names)), None)
+
+    # Where texts were appended and the run was ended, the last shard says more than what was there before.
+    there = [first(reversed(names)), first(names) if manifest is None else manifest["identity"]]
+    identities = [each for each in there if each]
     for found in identities:
         if (identity := asked.held(found)) is not None:
             return found, identity
