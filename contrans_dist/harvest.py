@@ -41,10 +41,10 @@ def harvest(
     """Harvest a model's residual stream on `texts` (a table of `texts.text_table`) into an activation set.
 
     What is already there, whole and of the same fingerprint is kept; the rest is computed, also where texts
-    were appended behind those that the folder's set is of. `source`: the file
-    that the texts are of. `skip_bad`: texts that cannot be run are left out. Raises UserError when the folder
-    holds a harvest under other settings (naming the fields) or a text cannot be run (naming it, when all
-    others are done), RunError when shards failed.
+    were appended behind those that the folder's set is of. `source`: the file that the texts are of.
+    `skip_bad`: texts that cannot be run are left out. Raises UserError when the folder holds a harvest under
+    other settings (naming the fields), or of texts that do not begin these (naming the first row that
+    differs), or a text cannot be run (naming it, when all others are done), RunError when shards failed.
     """
     job = HarvestJob(texts, Location.parse(out), capture or CaptureSettings(), source, skip_bad)
     return harvest_sets(model, [job], cluster)[0]

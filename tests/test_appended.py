@@ -223,7 +223,7 @@ def test_texts_that_were_to_be_appended_and_changed(
 
 
 SWAPPED = [LINES[1], LINES[0], *LINES[2:NEW]]
-REFUSED = {
+REFUSED: dict[str, tuple[int, dict[str, list[Any]], str]] = {
     "changed": (NEW, {"text": [*LINES[:2], "a", *LINES[3:NEW]]}, "column 'text' differs in {}, line 3 ('a')"),
     "reordered": (NEW, {"text": SWAPPED}, "column 'text' differs in {}, line 1"),
     "removed within": (NEW, {"text": [*LINES[:3], *LINES[4:10]]}, "column 'text' differs in {}, line 4"),
