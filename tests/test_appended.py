@@ -416,9 +416,8 @@ def test_killed_while_it_appends(model: str, out: Path, tmp_path: Path) -> None:
     texts, before = tmp_path / "texts.jsonl", stamps(out)
     n = OLD + len(lines)
     write(texts, n, text=[*LINES[:OLD], *lines], label=[*LABELS[:OLD], *["positive"] * len(lines)])
-    run = [sys.executable, "-m", "contrans_dist", *command(model, texts, out), "--batch-tokens", "8192"]
+    run = [sys.executable, "-m", "contrans_dist", *command(model, texts, out)]
     run[run.index("--actors") + 1] = "2"
-    kept = before
     for more in (5, 40, 90):
         process = subprocess.Popen(run, start_new_session=True, stderr=subprocess.DEVNULL)
         try:
