@@ -21,9 +21,11 @@ from truth import block_rows, by_transformers, read_all
 
 from contrans_dist import harvest as driver
 from contrans_dist.artifacts import ActivationSet
-from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.config import CaptureSettings, ModelSettings, Recipe
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import harvest
+from contrans_dist.preparation import RecipeTexts
+from contrans_dist.running import Run
 from contrans_dist.setmanifest import seal_of
 from contrans_dist.storage import Location
 from contrans_dist.texts import read_texts
@@ -395,6 +397,31 @@ def test_appended_on_an_object_store(
     wanted = by_transformers(Path(model), LINES[:NEW])[0]
     assert ActivationSet.open(out).read_columns(["text"]).column("text").to_pylist() == LINES[:NEW]
     np.testing.assert_allclose(whole.read_block(1), wanted[:, 1], rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_run_harvests_what_was_appended_to_its_corpus(
+    in_process: None, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut as it was; the contrast texts are the same."""
+    texts, contrast, out = tmp_path / "texts.jsonl", write(tmp_path / "joy.jsonl", 4), tmp_path / "run"
+    content = {
+        "name": "r", "source": model, "target": model, "corpus": {"texts": str(texts), "cut": "end"},
+        "concepts": {"texts": {"joy": str(contrast)}}, "evaluations": {"e": {"texts": "none"}},
+        "map": {"blocks": "1:1"},
+    }  # fmt: skip
+    recipe = Recipe.model_validate(content)
+    whole = [f"{line} went to the park to play there" for line in LINES]
+    for n in (OLD, NEW):
+        write(texts, n, text=whole[:n])
+        sides, _ = Run(recipe, Location.parse(out), RecipeTexts(recipe, tmp_path))._harvest()
+    assert "4 texts were appended to the 5 it is of" in capsys.readouterr().err
+    for side in (sides.corpus_source, sides.corpus_target):
+        assert [entry.rows for entry in side.facts.shards] == [OLD, NEW - OLD]
+        cut = side.read_columns(["text"]).column("text").to_pylist()
+        assert all(line.startswith(text) for line, text in zip(whole[:NEW], cut, strict=True))
+    found = np.stack([sides.corpus_target.read_block(1)], axis=1)
+    wanted = by_transformers(Path(model), cut)[0][:, 1:]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_an_earlier_part_that_does_not_add_up_is_refused(model: str, out: Path, tmp_path: Path) -> None:
