@@ -164,4 +164,5 @@ class ActivationSet:
         if missing:
             raise UserError(f"{self.location}: no column {missing[0]!r}; it holds {', '.join(self.columns)}")
         stop = self.n_rows if stop is None else stop
-        return pa.concat_tables(self._tables(names, start, stop))
+        # A column may have been without any value before texts were appended.
+        return pa.concat_tables(self._tables(names, start, stop), promote_options="default")

@@ -23,7 +23,7 @@ def check_left_out(
     """
     if not skipped:
         return
-    named = "; ".join(f"{_place(texts, each.row, source)}: {each.reason}" for each in skipped[:_SHOWN])
+    named = "; ".join(f"{place_of(texts, each.row, source)}: {each.reason}" for each in skipped[:_SHOWN])
     more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     told = f"{out}: {len(skipped)} of {texts.num_rows:,} texts cannot be run: {named}{more}"
     if accepted and len(skipped) < texts.num_rows:
@@ -34,7 +34,7 @@ def check_left_out(
     raise (RunError if failed else UserError)(told + way_out)
 
 
-def _place(texts: pa.Table, row: int, source: Location | None) -> str:
+def place_of(texts: pa.Table, row: int, source: Location | None) -> str:
     """Where a text stands, and how it begins."""
     words = " ".join(str(texts.column("text")[row].as_py()).split())
     shown = repr(words if len(words) <= _WORDS else words[:_WORDS] + "...")

@@ -59,6 +59,7 @@ def identity_of(
         "blocks": blocks,
         "batch_tokens": capture.batch_tokens,
         "shard_size": shard_rows,
+        "rows": texts.num_rows,
         "texts": table_hash(texts),
     }
 
@@ -101,6 +102,7 @@ def manifest_of(
                 "rows": report.rows,
                 "footer": report.footer,
                 "bytes": report.bytes,
+                **({} if report.fingerprint == spec.fingerprint else {"fingerprint": report.fingerprint}),
             }
             for report in reports
         ],

@@ -44,6 +44,8 @@ class ShardEntry(Facts):
     """SHA-256 of the file's footer, which holds that of the pages before it."""
     sha256: str | None = None
     """Of the whole file: in sets of earlier versions."""
+    fingerprint: str | None = None
+    """Of the set as it was when the shard was made, where it has grown since."""
 
 
 class Skipped(Facts):

@@ -93,6 +93,8 @@ class ShardReport:
     index: int
     start: int
     rows: int
+    fingerprint: str
+    """Of the harvest that made it."""
     footer: str
     """SHA-256 of the file's footer, which holds that of the rest."""
     bytes: int
@@ -246,6 +248,7 @@ def _report(
         index=shard.index,
         start=shard.start,
         rows=found.rows,
+        fingerprint=found.facts.fingerprint,
         footer=found.footer,
         bytes=found.size,
         tokens=facts["tokens"],

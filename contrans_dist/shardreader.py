@@ -164,7 +164,8 @@ class ShardFile:
 
     def not_of(self, manifest: Manifest, entry: ShardEntry) -> str | None:
         """What is not as its manifest says; None where all is."""
-        wrong = self.mismatch(manifest.fingerprint, manifest.blocks, manifest.d, manifest.columns)
+        own = entry.fingerprint or manifest.fingerprint
+        wrong = self.mismatch(own, manifest.blocks, manifest.d, manifest.columns)
         return wrong or self.not_entry(entry)
 
     def not_entry(self, entry: ShardEntry) -> str | None:

@@ -57,10 +57,11 @@ def rows_per_shard(n_rows: int, n_blocks: int, d: int, asked: int | None) -> int
     return max(1, min(by_size, to_share))
 
 
-def plan_shards(n_rows: int, size: int) -> list[Shard]:
-    """Consecutive row ranges of `size` rows; the last one may be shorter."""
+def plan_shards(n_rows: int, size: int, first: int = 0, index: int = 0) -> list[Shard]:
+    """Consecutive ranges of `size` rows from row `first` on, numbered from `index` on; the last one may be
+    shorter."""
     starts = range(0, n_rows, size)
-    return [Shard(index, start, min(size, n_rows - start)) for index, start in enumerate(starts)]
+    return [Shard(index + i, first + start, min(size, n_rows - start)) for i, start in enumerate(starts)]
 
 
 def timed(work: Callable[[], _T]) -> tuple[_T, float]:

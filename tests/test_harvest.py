@@ -296,7 +296,7 @@ def test_what_is_there_is_not_computed_again(
         (["--dtype", "bfloat16"], "dtype: found 'float32', asked for 'bfloat16'"),
         (["--template", "{text} is"], "template: found None, asked for '{text} is'"),
         (["--position", "-2"], "position: found 'last', asked for -2"),
-        (["--texts", "other.txt"], "texts: found "),
+        (["--texts", "other.txt"], "texts: column 'label' is missing"),
         (["--shard-size", "3"], "shard_size: found 2, asked for 3"),
     ],
 )

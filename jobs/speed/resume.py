@@ -20,6 +20,8 @@ from contrans_dist.texts import text_table
 from contrans_dist.verification import verify
 
 _BLOCKS, _D, _ROWS = 8, 4096, 1024
+_STORED = 1.38
+"""Bytes on disk of each random number, measured."""
 
 
 def main() -> None:
@@ -27,9 +29,8 @@ def main() -> None:
     spec = HarvestSpec(
         {"model": "random"}, CaptureSettings(), list(range(_BLOCKS)), _D, Location.parse(folder)
     )
-    shards = [
-        Shard(index, index * _ROWS, _ROWS) for index in range(int(size * 1e9 / (_BLOCKS * _D * _ROWS * 2.8)))
-    ]
+    count = round(size * 1e9 / (_BLOCKS * _D * _ROWS * _STORED))
+    shards = [Shard(index, index * _ROWS, _ROWS) for index in range(count)]
     for shard in shards:
         if not (folder / shard.name).exists():
             _write(spec, shard)
