@@ -80,6 +80,7 @@ def test_credentials_are_never_shown(bucket: str) -> None:
 
 def test_an_activation_set_on_an_object_store_is_resumed(bucket: str, tmp_path: Path) -> None:
     """A shard and the manifest are missing: they are made, and the shard that is there stays as it is."""
+    from inprocess import ray_here
     from tiny import save_tiny
 
     from contrans_dist.capturing import capture
@@ -92,7 +93,7 @@ def test_an_activation_set_on_an_object_store_is_resumed(bucket: str, tmp_path: 
     model = str(save_tiny(tmp_path / "model", "llama"))
     lines = ["one small text", "another one", "no", "the dog"]
     out, settings = Location.parse(bucket) / "set", CaptureSettings(blocks="1", shard_size=2)
-    with connected("local"):
+    with connected("local"), ray_here():
         harvest(ModelSettings(id=model), text_table({"text": lines}), out, settings)
         assert out.names() == ["manifest.json", "shard-00000.parquet", "shard-00001.parquet"]
         kept, whole = (out / "shard-00001.parquet").info(), (out / "shard-00000.parquet").read_bytes()
