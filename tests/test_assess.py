@@ -92,6 +92,28 @@ def rows_of(out: Path, name: str) -> list[dict[str, Any]]:
     return pq.read_table(out / name).to_pylist()
 
 
+def test_one_pool_serves_every_part(
+    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Choosing, scoring, answering under an instruction, reading prompts: the model is loaded once."""
+    placed = []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        placed.append(given[0])
+        return place(*given, **named)
+
+    monkeypatch.setattr(scorers, "place", counted)
+    asked = settings.model_copy(update={"search": SearchSettings(), "examples": 1})
+    others = [System("align-training", ModelSettings(id=model.id, dtype="float32")),
+              System("inst-align", model, instruction="Be happy.")]  # fmt: skip
+    metrics = assess(model, asked, steered(), Location.parse(tmp_path / "e"), ONE, others[1:])
+    assert placed == [model]
+    assert {"base", "vector", "random", "inst-align"} == {e["condition"] for e in metrics["conditions"]}
+    assess(model, asked, steered(), Location.parse(tmp_path / "f"), ONE, others)
+    assert placed == [model, model, others[0].model, model]  # examples are read at the end
+
+
 def test_validation_items_that_are_scored_are_refused(
     settings: EmotionEvaluation, folder: Path, tmp_path: Path
 ) -> None:
@@ -108,7 +130,7 @@ def test_validation_items_that_are_scored_are_refused(
 
 
 def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(
-    local: None, model: ModelSettings, settings: EmotionEvaluation, folder: Path, tmp_path: Path
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, folder: Path, tmp_path: Path
 ) -> None:
     out = Location.parse(tmp_path / "e")
     asked = settings.model_copy(
@@ -141,7 +163,7 @@ def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(
 
 
 def test_without_validation_items_nothing_is_chosen(
-    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
 ) -> None:
     out = Location.parse(tmp_path / "e")
     asked = settings.model_copy(update={"search": SearchSettings(), "validation": None})
@@ -156,7 +178,7 @@ def test_without_validation_items_nothing_is_chosen(
 
 
 def test_prompts_that_are_read_are_those_that_are_scored(
-    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
 ) -> None:
     out = Location.parse(tmp_path / "e")
     asked = settings.model_copy(
@@ -190,7 +212,7 @@ def test_prompts_that_are_read_are_those_that_are_scored(
 
 
 def test_a_prompt_as_long_as_the_context_is_read_without_its_beginning(
-    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
 ) -> None:
     lm = load_model(model.id)
     template = "{text}" + " One day a bird asked the old man where is the water" * 3
@@ -209,7 +231,7 @@ def test_a_prompt_as_long_as_the_context_is_read_without_its_beginning(
 
 
 def test_judging_goes_on_where_it_was(
-    local: None, model: ModelSettings, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_process: None, model: ModelSettings, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ToxigenEvaluation(
         texts=str(folder / "remarks"), classifier="demo:classifier", template="{text}", per_group=3,
@@ -242,30 +264,8 @@ def no_work(*_: Any) -> None:
     raise AssertionError("something was scored again")
 
 
-def test_one_pool_serves_every_part(
-    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """Choosing, scoring, answering under an instruction, reading prompts: the model is loaded once."""
-    placed = []
-
-    def counted(*given: Any, **named: Any) -> Any:
-        placed.append(given[0])
-        return place(*given, **named)
-
-    monkeypatch.setattr(scorers, "place", counted)
-    asked = settings.model_copy(update={"search": SearchSettings(), "examples": 1})
-    others = [System("align-training", ModelSettings(id=model.id, dtype="float32")),
-              System("inst-align", model, instruction="Be happy.")]  # fmt: skip
-    metrics = assess(model, asked, steered(), Location.parse(tmp_path / "e"), ONE, others[1:])
-    assert placed == [model]
-    assert {"base", "vector", "random", "inst-align"} == {e["condition"] for e in metrics["conditions"]}
-    assess(model, asked, steered(), Location.parse(tmp_path / "f"), ONE, others)
-    assert placed == [model, model, others[0].model, model]  # examples are read at the end
-
-
 def test_the_command_searches_and_reads_too(
-    model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
 ) -> None:
     files = []
     for concept, rows in steered().rows.items():

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from inprocess import ray_here
 from tiny import save_tiny
 
 from contrans_dist import assignments
@@ -295,7 +296,8 @@ def test_one_vector_is_scored_against_the_other_concepts(
 ) -> None:
     """A single vector steers its own items alone; the others still give scenarios and labels."""
     one = steering({"vector": {"sad": concept_vector("sad", 1)}}, ["vector", "random"])
-    evaluate(model, settings, one, str(tmp_path / "one"), ONE)
+    with ray_here():
+        evaluate(model, settings, one, str(tmp_path / "one"), ONE)
     rows = pq.read_table(tmp_path / "one" / "results.parquet").to_pylist()
     assert {row["concept"] for row in rows} == {"sad"}
     assert {row["kind"] for row in rows} == {"positive", "negative"}

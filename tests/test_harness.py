@@ -681,7 +681,9 @@ def test_a_perplexity_has_the_harness_s_bootstrapped_error_and_a_corpus_s_none(
 # -- through the driver ------------------------------------------------------------------------------
 
 
-def test_the_driver_scores_all_conditions_at_once_and_resumes(include: Path, tmp_path: Path) -> None:
+def test_the_driver_scores_all_conditions_at_once_and_resumes(
+    in_process: None, include: Path, tmp_path: Path
+) -> None:
     folder = save_tiny(tmp_path / "llama")
     rng = np.random.default_rng(3)
     rows = {

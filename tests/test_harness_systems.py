@@ -103,7 +103,10 @@ def models(folders: dict[str, str]) -> dict[str, LanguageModel]:
 
 @pytest.fixture(scope="module")
 def made(
-    settings: HarnessEvaluation, folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    in_process: None,
+    settings: HarnessEvaluation,
+    folders: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Any], Any]:
     """(metrics.json, rows) of one evaluation of a vector and both systems."""
     out = tmp_path_factory.mktemp("out")
