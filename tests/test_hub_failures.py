@@ -140,10 +140,10 @@ def test_a_fault_of_a_library_is_not_the_users(folder: Path, monkeypatch: pytest
     def fails(*_: Any, **__: Any) -> None:
         raise TypeError("unsupported operand")
 
-    monkeypatch.setattr("contrans_dist.models.loading.AutoTokenizer.from_pretrained", fails)
+    monkeypatch.setattr("contrans_dist.models.pretrained.AutoTokenizer.from_pretrained", fails)
     with pytest.raises(RunError, match="cannot be loaded: TypeError: unsupported operand"):
         load_model(str(folder))
-    monkeypatch.setattr("contrans_dist.models.loading.AutoTokenizer.from_pretrained", _full)
+    monkeypatch.setattr("contrans_dist.models.pretrained.AutoTokenizer.from_pretrained", _full)
     with pytest.raises(RunError, match="No space left"):
         load_model(str(folder))
 
