@@ -40,6 +40,7 @@ WIDTH = 1 << 20
 LABELS = 1 << 16
 MODEL_JSON_BYTES = 8 << 20
 TOKENIZER_BYTES = 64 << 20
+TOKENS = 1 << 19
 """Of a model: the classes of a classifier, its configurations, and each file of its vocabulary."""
 HEADER_BYTES = 8 << 20
 TENSORS = 10_000

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from contrans_dist.errors import UserError
-from contrans_dist.limits import BLOCKS, LABELS, MODEL_JSON_BYTES, TOKENIZER_BYTES, check_size
+from contrans_dist.limits import BLOCKS, LABELS, MODEL_JSON_BYTES, TOKENIZER_BYTES, TOKENS, check_size
 from contrans_dist.models.hub import one_line
 
 _EXPERTS, _SIZE = 4096, 1 << 24
@@ -37,7 +38,7 @@ _NEEDED = {
 }  # fmt: skip
 """Those that are at least 1; -1 says in others that there is none."""
 _DEEPEST = 32
-_SENSELESS = (
+SENSELESS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
     ValueError, StrictDataclassError,
 )  # fmt: skip
@@ -60,17 +61,13 @@ def read_config(name: str, source: str, revision: str | None, trust_remote_code:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except ValueError as error:  # of types that it does not know, and code that it would have to run
         raise UserError(f"--model {name}: config.json: {one_line(error)}") from error
-    except _SENSELESS as error:
+    except SENSELESS as error:
         raise senseless(path, error) from error
 
 
 def senseless(path: Path | str, error: BaseException) -> UserError:
     """For a configuration of which transformers can make no model."""
     return UserError(f"{path}: no model can be made of it ({type(error).__name__}: {one_line(error)})")
-
-
-SENSELESS = tuple(kind for kind in _SENSELESS if kind is not ValueError)
-"""The same, but for what transformers says of a type of model that it has no class for."""
 
 
 def _check_config(path: Path, source: str, revision: str | None) -> None:
@@ -138,16 +135,26 @@ def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_co
     for path in vocabularies.values():
         if path is not None:
             check_size(str(path), path.stat().st_size, TOKENIZER_BYTES)
+            check_size(f"{path}: vocabulary", path.read_bytes().count(b'":'), TOKENS, "tokens")
     whole = vocabularies["tokenizer.json"]
     if whole is None:
         _check_sentencepiece(name, source, revision)
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
-        # What reads it is not written in Python and has no kinds of errors.
-        if whole is not None and (type(error) is Exception or not _is_object(whole)):
-            raise UserError(f"{whole}: no tokenizer ({one_line(error)})") from error
-        raise
+        fault = None if whole is None else _fault(whole)
+        if fault is None:
+            raise
+        raise UserError(f"{whole}: no tokenizer ({fault})") from error
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a tokenizer.json by itself; None for nothing."""
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # what reads it is not written in Python and raises nothing narrower
+        return one_line(error)
+    return None
 
 
 def _check_sentencepiece(name: str, source: str, revision: str | None) -> None:
@@ -184,10 +191,3 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
     return content
-
-
-def _is_object(path: Path) -> bool:
-    try:
-        return isinstance(json.loads(path.read_bytes()), dict)
-    except (ValueError, RecursionError):
-        return False

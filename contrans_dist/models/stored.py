@@ -25,6 +25,7 @@ NOT_TENSORS = "holds more than tensors, which could run code when read, or is da
 _STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _KINDS = ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
 """One file, or the list of several: what is there first is loaded, as transformers does."""
+_OWN_NAMES = (".safetensors", ".safetensors.index.json")
 _PER_BYTE, _QUANTISED_PER_BYTE = 4, 16
 """Parameters that a byte on disk may stand for: some are tied, and quantised weights hold several."""
 _PARAMETERS = 1000
@@ -60,8 +61,13 @@ def _kinds(config: PretrainedConfig | None) -> tuple[tuple[str, str], ...]:
     """The single file and the list to look for. A configuration may name one of its own, which transformers
     keeps inside the folder."""
     chosen = getattr(config, "transformers_weights", None)
-    if not isinstance(chosen, str):
+    if chosen is None:
         return _KINDS
+    if not isinstance(chosen, str) or ".." in chosen or not chosen.endswith(_OWN_NAMES):
+        raise UserError(
+            "config.json: transformers_weights: expected a .safetensors file in its folder, found "
+            f"{str(chosen)[:80]!r}"
+        )
     return (("", chosen),) if chosen.endswith(".index.json") else ((chosen, f"{chosen}.index.json"),)
 
 
@@ -81,19 +87,19 @@ def _listed(index: Path) -> list[str]:
     """The names of the files in a list of them."""
     check_size(str(index), index.stat().st_size, JSON_BYTES)
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        parts = [PurePosixPath(name).parts for name in names]
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        check_size(f"{index}: weight_map", len(names), WEIGHT_FILES, "files")
+        parts = {name: PurePosixPath(name).parts for name in sorted(names)}
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: damaged ({one_line(error)}): weight_map: expected file names") from error
-    check_size(f"{index}: weight_map", len(names), WEIGHT_FILES, "files")
-    if not names:
+    if not parts:
         raise UserError(f"{index}: weight_map: it names no file")
-    for name, each in zip(names, parts, strict=True):
+    for name, each in parts.items():
         if ".." in each or each[:1] == ("/",) or "\0" in name:
             raise UserError(
                 f"{index}: weight_map: expected names of files in its folder, found {name[:80]!r}"
             )
-    return names
+    return list(parts)
 
 
 # -- what they say of themselves -----------------------------------------------------------------------
@@ -201,7 +207,8 @@ def own_dtype(config: PretrainedConfig, source: str, revision: str | None = None
 
 def _kinds_in(path: Path) -> list[str]:
     if path.suffix == ".safetensors":
-        return [_STORED.get(entry["dtype"], entry["dtype"]) for entry in header(path).values()]
+        kinds = (entry["dtype"] for _, entry in sorted(header(path).items()))  # as transformers goes through
+        return [_STORED.get(kind, kind) for kind in kinds]
     return [str(each.dtype).removeprefix("torch.") for each in _of_bin(path).values()]
 
 
@@ -216,7 +223,7 @@ def _on_the_hub(source: str, revision: str | None) -> Iterator[str]:
             break
         except SafetensorsParsingError as error:
             raise UserError(f"--model {source}: {file}: {one_line(error)}") from error
-        yield from (_STORED.get(each.dtype, each.dtype) for each in found.tensors.values())
+        yield from (_STORED.get(each.dtype, each.dtype) for _, each in sorted(found.tensors.items()))
     else:
         return
     for path in weight_files(source, revision, download=True):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from contrans_dist.errors import UserError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type
 from contrans_dist.models.checkpoint import Checkpoint, find_checkpoint
 from contrans_dist.models.language_model import LanguageModel, wrap_model
@@ -211,7 +211,11 @@ def open_streamed(
         checkpoint = find_checkpoint(name, source, revision, described.full)
         try:
             model: PreTrainedModel = load_skeleton(described.whole, config, checkpoint, kind, place)
+        except RunError as error:
+            raise RunError(f"{name}: {error}") from error
         except AttributeError as error:
+            if nn.Identity.__name__ not in str(error):  # which stands where a block would be
+                raise
             raise UserError(_refusal(config.model_type, f"its blocks share parts ({error})")) from error
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
     with replaced(find_blocks(model)[1], {0: lambda *args, **named: _stream(args, named)}):
