@@ -173,19 +173,19 @@ def _edit(folder: Path, **fields: Any) -> None:
 
 @pytest.mark.parametrize("end", ["safetensors", "bin"])
 def test_the_precision_of_a_model_that_says_none(hub: Hub, tmp_path: Path, end: str) -> None:
-    """By the weights themselves, of which nothing but the beginning is fetched, where they are safetensors."""
+    """By the weights themselves, of which, if safetensors, nothing but the beginning is fetched."""
     hub.folder = shutil.copytree(hub.folder, tmp_path / "half")
     path = hub.folder / "model.safetensors"
     state = {name: tensor.half() for name, tensor in load_file(path).items()}
     path.unlink()
     if end == "bin":
         torch.save(state, hub.folder / "pytorch_model.bin")
+        hub.headers = {"X-Error-Code": "EntryNotFound"}
     else:
         save_file(state, path, metadata={"format": "pt"})
     _edit(hub.folder, dtype=None)
     assert model_facts("org/model").dtype == "float16"
-    kept = [path.name for path in (tmp_path / "cache").rglob("*.safetensors")]
-    assert kept == []
+    assert not [path for path in (tmp_path / "cache").rglob("*.safetensors") if path.stat().st_size]
     assert load_model("org/model").dtype == torch.float16
     assert model_facts("org/model").dtype == "float16"
 
@@ -195,7 +195,7 @@ def test_what_is_downloaded_is_checked_as_a_folder_is(hub: Hub, tmp_path: Path) 
     for number, (spoil, said) in enumerate(
         {
             lambda f: _edit(f, vocab_size=10**12): r"config\.json: vocab_size: 1,000,000,000,000",
-            lambda f: _edit(f, vocab_size=10**6): r"config\.json describes 32,\d+,\d+ parameters",
+            lambda f: _edit(f, vocab_size=10**6): r"config\.json describes \d+,004,688 parameters",
             lambda f: (f / "tokenizer.json").write_text("{}"): r"tokenizer\.json: no tokenizer",
             lambda f: (f / "model.safetensors").write_bytes(b"x" * 99): r"model\.safetensors: damaged",
             _elsewhere: r"index\.json: weight_map: .* found '\.\./\.\./x\.safetensors'",
