@@ -23,7 +23,7 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from contrans_dist import harvesters
-from contrans_dist.config import ModelSettings
+from contrans_dist.config import CHAT_DATE, ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import harvest
 from contrans_dist.models import load_model, model_facts, weights_identity
@@ -32,6 +32,7 @@ from contrans_dist.models.loading import describe
 from contrans_dist.models.pretrained import read_config
 from contrans_dist.models.stored import header
 from contrans_dist.models.streaming import open_streamed
+from contrans_dist.models.tokens import chat_prompts
 from contrans_dist.texts import text_table
 
 HARVESTED = text_table({"text": ["one", "two"]})
@@ -200,6 +201,7 @@ def test_a_judge_runs_in_its_own_precision(tmp_path: Path) -> None:
 # -- folders of strangers ------------------------------------------------------------------------------
 
 EMBEDDING = "model.embed_tokens.weight"
+DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def _tensors(folder: Path, entries: Any, body: bytes = b"", length: int | None = None) -> None:
@@ -234,6 +236,11 @@ def _index(folder: Path, names: Any, end: str = "safetensors") -> None:
     (folder / f"{stem}.{end}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
+def _deep_index(folder: Path) -> None:
+    _index(folder, [])
+    (folder / "model.safetensors.index.json").write_text(DEEP)
+
+
 def _write(file: str, content: str | bytes) -> Callable[[Path], Any]:
     data = content if isinstance(content, bytes) else content.encode()
     return lambda folder: (folder / file).write_bytes(data)
@@ -250,7 +257,6 @@ class Calls:
         return print, ("code has run",)
 
 
-DEEP = "[" * 100_000 + "]" * 100_000
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no bytes": (lambda f: _tensors(f, _one("F32", [2**33, 0], [0, 0])), r"model.safetensors: \S+ has shape"),
     "offsets": (lambda f: _tensors(f, _one("F32", [300, 16], [0, 10**12]), bytes(9)), "safetensors: damaged"),
@@ -277,9 +283,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no map": (lambda f: _index(f, None), "index.json: damaged"),
     "empty map": (lambda f: _index(f, []), "index.json: weight_map: it names no file"),
     "not there": (lambda f: _index(f, ["b.safetensors"]), "weight_map: b.safetensors is not there"),
-    "deep index": (
-        lambda f: (_index(f, []), _write("model.safetensors.index.json", DEEP)(f)), "index.json: damaged"
-    ),
+    "deep index": (_deep_index, "index.json: damaged"),
     "deep config": (_write("config.json", '{"model_type": "llama", "a": ' + DEEP + "}"), "config.json: exp"),
     "config list": (_write("config.json", "[1]"), "config.json: expected a JSON object"),
     "large config": (_write("config.json", bytes(100 << 20)), "config.json: 104,857,600 bytes"),
@@ -368,12 +372,25 @@ def test_a_hostile_judge_is_refused_at_once(tmp_path: Path) -> None:
         (lambda: edit(folder, num_labels=2, hidden_size=-3), "config.json: hidden_size"),
         (lambda: edit(folder, hidden_size=1 << 20), "config.json describes"),
         (lambda: edit(folder, hidden_size=32, num_attention_heads=5), "config.json: .*(heads|multiple)"),
-        (lambda: (edit(folder, num_attention_heads=4), _tensors(folder, {"a": 1})), "safetensors: d"),
     ):  # fmt: skip
         spoil()
         refused_at_once(said, lambda: load_classifier(name), lambda: classifier_identity(name))
+    edit(folder, num_attention_heads=4)
+    _tensors(folder, {"a": 1})
+    refused_at_once("safetensors: damaged", lambda: load_classifier(name), lambda: classifier_identity(name))
     (folder / "model.safetensors").write_bytes(weights)
     assert load_classifier(name, "cpu").labels == ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize(
+    "body", ["{{ 1 // 0 }}", "{{ messages[5].x.y }}", "{% for i in range(10**10) %}{% endfor %}"]
+)
+def test_a_chat_template_that_fails_is_a_line(body: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = body
+    refused_at_once(
+        "--chat: the chat template of m fails", lambda: chat_prompts(tokenizer, ["a"], CHAT_DATE, "m")
+    )
 
 
 def test_what_honest_models_have_is_taken(tmp_path: Path) -> None:
