@@ -13,8 +13,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from contrans_dist.errors import UserError
 from contrans_dist.models.facts import config_hash
+from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
-from contrans_dist.models.loading import DTYPES, hub_errors, split_name
+from contrans_dist.models.loading import DTYPES, split_name
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
 from contrans_dist.models.stored import check_files, own_dtype
 from contrans_dist.patience import patiently

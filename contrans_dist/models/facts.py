@@ -9,9 +9,10 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from contrans_dist.models.blocks import text_config
+from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import positions, tokenizer_limit
-from contrans_dist.models.loading import describe, hub_errors
+from contrans_dist.models.loading import describe
 from contrans_dist.models.pretrained import load_tokenizer
 from contrans_dist.models.tokens import chat_prompts
 from contrans_dist.patience import patiently

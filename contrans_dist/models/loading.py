@@ -1,16 +1,12 @@
 """From a name to a loaded model, no deeper than needed."""
 
-import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HTTPError, StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -19,15 +15,14 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.limits import BUFFER_BYTES, check_size
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
-from contrans_dist.models.hub import hub_failure, one_line
+from contrans_dist.models.hub import hub_errors, one_line
 from contrans_dist.models.language_model import LanguageModel, wrap_model
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
-from contrans_dist.models.stored import NOT_TENSORS, check_files, own_dtype
+from contrans_dist.models.stored import check_files, own_dtype
 from contrans_dist.patience import patiently
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,32 +51,6 @@ def split_name(name: str, revision: str | None = None) -> tuple[str, str | None]
     if "@" in name:
         name, _, revision = name.rpartition("@")
     return name, revision
-
-
-@contextlib.contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """What transformers raises, as one line; and its bars and its report on skipped weights silenced."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, HTTPError) as error:
-        raise hub_failure(name, error) from error
-    except (ValueError, KeyError, ImportError, RecursionError, StrictDataclassError) as error:
-        raise UserError(f"--model {name}: {one_line(error)}") from error
-    except (TypeError, AttributeError) as error:
-        raise RunError(f"{name}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
-    except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
-    except Exception as error:
-        if type(error).__name__ == "UnpicklingError":
-            raise UserError(f"--model {name}: a weight file {NOT_TENSORS}") from error
-        raise
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def torch_dtype(asked: str | torch.dtype | None) -> torch.dtype | None:

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type
 from contrans_dist.models.checkpoint import Checkpoint, find_checkpoint
+from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, wrap_model
-from contrans_dist.models.loading import DTYPES, describe, hub_errors, torch_dtype
+from contrans_dist.models.loading import DTYPES, describe, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
 from contrans_dist.models.passing import replaced, unpacked
 from contrans_dist.models.pretrained import load_tokenizer

@@ -20,7 +20,8 @@ from contrans_dist.models import (
     wrap_model,
 )
 from contrans_dist.models.classifier import describe_classifier
-from contrans_dist.models.loading import Described, describe, hub_errors
+from contrans_dist.models.hub import hub_errors
+from contrans_dist.models.loading import Described, describe
 from contrans_dist.models.needs import activation_bytes
 from contrans_dist.models.pretrained import load_tokenizer
 
