@@ -5,7 +5,8 @@ import logging
 from dataclasses import replace
 
 from contrans_dist.config import ModelSettings
-from contrans_dist.models import load_model
+from contrans_dist.errors import RunError
+from contrans_dist.models import LanguageModel, load_model
 from contrans_dist.models.placement import Placement
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.shardfiles import ShardReport, Unit
@@ -33,6 +34,17 @@ class Notes(logging.Handler):
         return tuple(lines)
 
 
+def _check_dtype(lm: LanguageModel, unit: Unit) -> None:
+    """RunError where the model here does not run in the precision that the manifest will name."""
+    found = str(lm.dtype).removeprefix("torch.")
+    said = unit.spec.identity.get("dtype", found)
+    if found != said:
+        raise RunError(
+            f"{lm.name}: it runs in {found} here, and in {said} by the files of the machine that started the "
+            "harvest; say by --dtype in which it is to be run"
+        )
+
+
 class HarvestActor:
     """A loaded model on one node that turns shards into files."""
 
@@ -51,6 +63,7 @@ class HarvestActor:
         return str(self.lm.device)
 
     def run(self, unit: Unit) -> ShardReport:
+        _check_dtype(self.lm, unit)
         report = compute_shard(self.lm, unit.rows, unit.spec, unit.shard, self.in_turn)
         return replace(report, notes=self.notes.taken())
 
@@ -67,6 +80,8 @@ class SweepActor:
         return str(self.model.device)
 
     def run(self, task: SweepTask) -> SweepReport:
+        for unit in task.units:
+            _check_dtype(self.model.lm, unit)
         texts = sum(unit.shard.rows for unit in task.units)
         blocks = 1 + max(max(unit.spec.blocks) for unit in task.units)
 

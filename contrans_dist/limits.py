@@ -37,6 +37,18 @@ SHARDS = 50_000
 BLOCKS = 1_000
 WIDTH = 1 << 20
 """Of a model: its blocks, and the numbers in one row of its residual stream."""
+LABELS = 1 << 16
+MODEL_JSON_BYTES = 8 << 20
+TOKENIZER_BYTES = 64 << 20
+TOKENS = 1 << 19
+"""Of a model: the classes of a classifier, its configurations, and each file of its vocabulary."""
+HEADER_BYTES = 8 << 20
+TENSORS = 10_000
+WEIGHT_FILES = 2_000
+"""Of a checkpoint: the header of a safetensors file, its tensors beside one for a thousand parameters, its
+files."""
+BUFFER_BYTES = 512 << 20
+"""Of what a model keeps beside its weights, such as tables of positions and masks."""
 FOOTER_BYTES = 8 << 20
 CHUNKS = 65_536
 """Of a shard: its footer, and columns times row groups, of which a footer tells."""
@@ -58,4 +70,5 @@ def check_size(what: str, size: int, most: int, unit: str = "bytes") -> None:
     """Raise UserError when `size` is more than the limit `most`; `what` names file and field."""
     if size > raised(most):
         more = "`contrans --limits 10 ...` allows more"
-        raise UserError(f"{what}: {size:,} {unit}, expected at most {raised(most):,}; {more}")
+        found = f"{size:,} {unit}".strip()
+        raise UserError(f"{what}: {found}, expected at most {raised(most):,}; {more}")

@@ -1,5 +1,7 @@
 """What the hub answers, from a real server on this machine: who is to blame, and what is tried again."""
 
+import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,13 +11,16 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import torch
 import transformers.utils.hub
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 
 from contrans_dist import patience
 from contrans_dist.benchmarks.hub import dataset_file
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import load_model, model_facts
+from contrans_dist.models.streaming import open_streamed
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -140,10 +145,10 @@ def test_a_fault_of_a_library_is_not_the_users(folder: Path, monkeypatch: pytest
     def fails(*_: Any, **__: Any) -> None:
         raise TypeError("unsupported operand")
 
-    monkeypatch.setattr("contrans_dist.models.loading.AutoTokenizer.from_pretrained", fails)
+    monkeypatch.setattr("contrans_dist.models.pretrained.AutoTokenizer.from_pretrained", fails)
     with pytest.raises(RunError, match="cannot be loaded: TypeError: unsupported operand"):
         load_model(str(folder))
-    monkeypatch.setattr("contrans_dist.models.loading.AutoTokenizer.from_pretrained", _full)
+    monkeypatch.setattr("contrans_dist.models.pretrained.AutoTokenizer.from_pretrained", _full)
     with pytest.raises(RunError, match="No space left"):
         load_model(str(folder))
 
@@ -158,3 +163,53 @@ def test_a_malformed_configuration_is_the_users(folder: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="num_hidden_layers") as caught:
         load_model(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def _edit(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | fields
+    kept = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize("end", ["safetensors", "bin"])
+def test_the_precision_of_a_model_that_says_none(hub: Hub, tmp_path: Path, end: str) -> None:
+    """By the weights themselves, of which, if safetensors, nothing but the beginning is fetched."""
+    hub.folder = shutil.copytree(hub.folder, tmp_path / "half")
+    path = hub.folder / "model.safetensors"
+    state = {name: tensor.half() for name, tensor in load_file(path).items()}
+    path.unlink()
+    if end == "bin":
+        torch.save(state, hub.folder / "pytorch_model.bin")
+        hub.headers = {"X-Error-Code": "EntryNotFound"}
+    else:
+        save_file(state, path, metadata={"format": "pt"})
+    _edit(hub.folder, dtype=None)
+    assert model_facts("org/model").dtype == "float16"
+    assert not [path for path in (tmp_path / "cache").rglob("*.safetensors") if path.stat().st_size]
+    assert load_model("org/model").dtype == torch.float16
+    assert model_facts("org/model").dtype == "float16"
+
+
+def test_what_is_downloaded_is_checked_as_a_folder_is(hub: Hub, tmp_path: Path) -> None:
+    honest = hub.folder
+    for number, (spoil, said) in enumerate(
+        {
+            lambda f: _edit(f, vocab_size=10**12): r"config\.json: vocab_size: 1,000,000,000,000",
+            lambda f: _edit(f, vocab_size=10**6): r"config\.json describes \d+,004,688 parameters",
+            lambda f: (f / "tokenizer.json").write_text("{}"): r"tokenizer\.json: no tokenizer",
+            lambda f: (f / "model.safetensors").write_bytes(b"x" * 99): r"model\.safetensors: damaged",
+            _elsewhere: r"index\.json: weight_map: .* found '\.\./\.\./x\.safetensors'",
+        }.items()
+    ):
+        hub.folder = shutil.copytree(honest, tmp_path / str(number))
+        spoil(hub.folder)
+        for ask in (load_model, open_streamed):
+            with pytest.raises(UserError, match=said) as caught:
+                ask(f"org/model{number}")
+            assert "\n" not in str(caught.value)
+
+
+def _elsewhere(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    content = {"metadata": {}, "weight_map": {"a": "../../x.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))

@@ -52,7 +52,6 @@ def test_a_half_precision_bin_file_is_run_as_the_manifest_says(folder: Path) -> 
         ("int64", "float16", None, "float16"),
         ("float16", "float16", "float32", "float32"),
         ("float32", "float32", "bfloat16", "bfloat16"),
-        ("float16", "float16", "float64", "float32"),
     ],
 )
 def test_one_precision_for_manifest_and_run(
@@ -99,7 +98,7 @@ def test_a_tokenizer_that_needs_a_package_says_which(folder: Path, monkeypatch: 
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e")
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "contrans_dist.models.loading.find_spec",
+        "contrans_dist.models.pretrained.find_spec",
         lambda name: None if name == "sentencepiece" else real(name),
     )
     for read in (load_model, model_facts):

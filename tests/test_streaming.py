@@ -261,9 +261,22 @@ def test_checkpoints_that_cannot_be_streamed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--placement stream: .* is quantised"):
         open_streamed(str(folder))
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"--placement stream: .* no weights as safetensors"):
         open_streamed(str(folder))
+
+
+def test_what_fails_while_loading_is_not_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    monkeypatch.setattr("contrans_dist.models.checkpoint._advise", _lacking)
+    with pytest.raises(RunError, match="AttributeError: this system lacks posix_fadvise") as caught:
+        open_streamed(str(folder), device="cpu")
+    assert "share parts" not in str(caught.value)
+
+
+def _lacking(*_: Any) -> None:
+    raise AttributeError("this system lacks posix_fadvise")
 
 
 SMALL: dict[str, Any] = {

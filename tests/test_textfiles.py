@@ -254,12 +254,27 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
     many = pa.array(np.zeros(5 << 20, np.int8))
     pq.write_table(pa.table({"text": many}), folder / "rows.parquet")
     found[folder / "rows.parquet"] = "5,242,880 texts, expected at most 4,194,304"
+    _lie_of_a_page(folder / "page.parquet")
+    found[folder / "page.parquet"] = "expected a Parquet file (Corrupt ZSTD compressed data"
     (folder / "zero.txt").symlink_to("/dev/zero")
     (folder / "zero.json").symlink_to("/dev/zero")
     found |= {folder / name: "this is a device or a pipe" for name in ("zero.txt", "zero.json")}
     os.mkfifo(folder / "pipe.txt")
     found[folder / "pipe.txt"] = "this is a device or a pipe"
     return found
+
+
+def _lie_of_a_page(path: Path) -> None:
+    """Write one page of texts that says of itself that it unpacks to 2 GB: so many are reserved, and never
+    touched. The number has five bytes in the page's own size, too, so that nothing behind it moves."""
+    table = pa.table({"text": ["a" * (135 << 20)]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    data = bytearray(path.read_bytes())
+    said = data.index(b"\x15", 5) + 1
+    assert data[said + 3] & 0x80
+    assert not data[said + 4] & 0x80
+    data[said : said + 5] = b"\xfe\xff\xff\xff\x0f"
+    path.write_bytes(data)
 
 
 READ = """

@@ -1,6 +1,5 @@
 """A checkpoint's tensors, each read from its file when it is asked for, and counted."""
 
-import json
 import mmap
 import os
 import threading
@@ -10,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file
+from transformers import PretrainedConfig
 
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models.stored import check_shapes
+from contrans_dist.models.stored import header, weight_files
 
 _DTYPES = {
     "F64": torch.float64,
@@ -61,8 +58,8 @@ class Checkpoint:
     and what is read stays, however little memory is left for the page cache.
     """
 
-    def __init__(self, files: Sequence[str]) -> None:
-        """Raises RunError for a file that is no safetensors file, or not whole."""
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Raises UserError for a file that is no safetensors file, or not whole."""
         self.tensors: dict[str, Stored] = {}
         self.bytes_read = 0
         self._lock = threading.Lock()
@@ -74,25 +71,15 @@ class Checkpoint:
         """Bytes of all tensors together."""
         return sum(stored.nbytes for stored in self.tensors.values())
 
-    def _list(self, path: str) -> None:
-        check_shapes(Path(path))
-        try:
-            with safe_open(
-                path, framework="numpy"
-            ):  # checks the header, and that the file is as long as it says
-                pass
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"{path}: damaged or not whole ({error}); download it again") from error
-        with open(path, "rb") as file:
+    def _list(self, path: Path) -> None:
+        entries = header(path)
+        with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
+        for name, entry in entries.items():
             if entry["dtype"] not in _DTYPES:
                 raise RunError(f"{path}: {name} is of type {entry['dtype']}, which is not understood")
             start = 8 + length + entry["data_offsets"][0]
-            self.tensors[name] = Stored(self, path, _DTYPES[entry["dtype"]], entry["shape"], start)
+            self.tensors[name] = Stored(self, str(path), _DTYPES[entry["dtype"]], entry["shape"], start)
 
     def read(self, stored: Stored) -> torch.Tensor:
         """The bytes of one tensor, uint8. Several threads may read at once. Raises RunError if they end."""
@@ -131,25 +118,13 @@ def _room(nbytes: int) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=torch.uint8)
 
 
-def find_checkpoint(name: str, source: str, revision: str | None) -> Checkpoint:
+def find_checkpoint(name: str, source: str, revision: str | None, config: PretrainedConfig) -> Checkpoint:
     """The safetensors files of a local folder, or of a hub model, which are downloaded if they are not there.
 
-    Raises UserError naming the model where it has none, RunError for a damaged file, OSError as transformers
+    Raises UserError naming the model where it has none, or naming a damaged file, OSError as transformers
     does for a hub that does not answer.
     """
-
-    def find(file: str, needed: bool = False) -> str | None:
-        path = cached_file(source, file, revision=revision, _raise_exceptions_for_missing_entries=needed)
-        return None if path is None else str(path)
-
-    single = find(SAFE_WEIGHTS_NAME)
-    if single is not None:
-        return Checkpoint([single])
-    index = find(SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
+    files = weight_files(source, revision, config, download=True)
+    if not files or files[0].suffix != ".safetensors":
         raise UserError(f"--placement stream: {name} has no weights as safetensors, which streaming reads")
-    try:
-        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RunError(f"{index}: damaged ({error}); download it again") from error
-    return Checkpoint([path for path in (find(name, needed=True) for name in names) if path is not None])
+    return Checkpoint(files)

@@ -1,6 +1,7 @@
 """A sequence-classification model that judges texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -12,9 +13,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from contrans_dist.errors import UserError
 from contrans_dist.models.facts import config_hash
+from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
-from contrans_dist.models.loading import hub_errors, load_tokenizer, split_name
-from contrans_dist.models.stored import read_config
+from contrans_dist.models.loading import DTYPES, split_name
+from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
+from contrans_dist.models.stored import check_files, own_dtype
 from contrans_dist.patience import patiently
 
 BATCH_SIZE = 64
@@ -84,6 +87,50 @@ class Classifier:
         return list(self.tokenizer(list(texts), padding=False, verbose=False, **limit)["input_ids"])
 
 
+@dataclass(frozen=True)
+class DescribedClassifier:
+    """A judge as its configuration describes it."""
+
+    source: str
+    """Hub id or folder."""
+    revision: str | None
+    config: Any
+    empty: PreTrainedModel
+    """On the meta device: modules and shapes, no weights."""
+    dtype: str
+    """The precision that it is run in, its checkpoint's own."""
+
+
+@contextmanager
+def _as_classifier() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("--model", "classifier", 1)) from error
+
+
+def describe_classifier(name: str, download: bool = False) -> DescribedClassifier:
+    """What `load_classifier` loads. Its weight files are checked; of a hub model, without `download`, those
+    that are on this machine. Raises as `load_classifier`."""
+    with _as_classifier():
+        source, revision = split_name(name)
+        with hub_errors(name):
+            config = read_config(name, source, revision)
+            try:
+                with torch.device("meta"):
+                    empty = AutoModelForSequenceClassification.from_config(config)
+            except SENSELESS as error:
+                raise senseless(f"--model {name}: config.json", error) from error
+            parameters = sum(parameter.numel() for parameter in empty.parameters())
+            check_files(name, source, revision, config, parameters, download)
+            dtype = own_dtype(config, source, revision)
+        if dtype not in DTYPES:
+            raise UserError(
+                f"--model {name}: its weights are of type {dtype}; expected one of {', '.join(DTYPES)}"
+            )
+    return DescribedClassifier(source, revision, config, empty, dtype)
+
+
 @patiently
 def load_classifier(name: str, device: torch.device | str | None = None) -> Classifier:
     """Load a judge from the hub (`@revision` if wanted), a folder, or by `demo:` name; on a GPU if it can.
@@ -92,17 +139,19 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
     at random; RunError where the hub does not answer.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where, revision = split_name(name)
-        with hub_errors(name):
-            read_config(name, where, revision)
-            tokenizer = load_tokenizer(name, where, revision)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                where, revision=revision, output_loading_info=True
-            )
-    except UserError as error:
-        raise UserError(str(error).replace("--model", "classifier", 1)) from error
-    missing = sorted(report["missing_keys"])
+    described = describe_classifier(name, download=True)
+    where, revision = described.source, described.revision
+    with _as_classifier(), hub_errors(name):
+        tokenizer = load_tokenizer(name, where, revision)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            where,
+            config=described.config,
+            revision=revision,
+            dtype=DTYPES[described.dtype],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told by name
+        )
+    missing = sorted([*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])])
     if missing:
         raise UserError(
             f"classifier {name}: not a sequence-classification model; its checkpoint has no {missing[0]}"
@@ -113,20 +162,19 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
 
 
 def classifier_identity(name: str) -> dict[str, Any]:
-    """What a judge's numbers depend on: weights (`weights_identity`), configuration, labels, tokenizer, and
-    where that cuts. Raises as `load_classifier` for one that cannot be found.
+    """What a judge's numbers depend on: weights (`weights_identity`) and their precision, configuration,
+    labels, tokenizer, and where that cuts. Raises as `load_classifier` for one that cannot be found.
     """
-    try:
-        where, revision = split_name(name)
+    described = describe_classifier(name)
+    where, revision = described.source, described.revision
+    with _as_classifier():
         with hub_errors(name):
-            config = read_config(name, where, revision)
             tokenizer = load_tokenizer(name, where, revision)
         weights = weights_identity(where, revision)
-    except UserError as error:
-        raise UserError(str(error).replace("--model", "classifier", 1)) from error
     return {
         "weights": weights,
-        "config": config_hash(config),
+        "config": config_hash(described.config),
+        "dtype": described.dtype,
         "tokenizer": tokenizer_hash(tokenizer),
         "cut": [getattr(tokenizer, name, None) for name in ("model_max_length", "truncation_side")],
     }

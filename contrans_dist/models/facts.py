@@ -9,10 +9,11 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from contrans_dist.models.blocks import text_config
+from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import positions, tokenizer_limit
-from contrans_dist.models.loading import hub_errors, load_tokenizer, split_name
-from contrans_dist.models.stored import own_dtype, read_config
+from contrans_dist.models.loading import describe
+from contrans_dist.models.pretrained import load_tokenizer
 from contrans_dist.models.tokens import chat_prompts
 from contrans_dist.patience import patiently
 
@@ -50,9 +51,9 @@ class ModelFacts:
 @patiently
 def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
     """Facts from the configuration, the tokenizer and the weight files. Raises as `load_model`."""
-    source, revision = split_name(name)
+    described = describe(name, head=False, trust_remote_code=trust_remote_code)
+    source, revision, config = described.source, described.revision, described.full
     with hub_errors(name):
-        config = read_config(name, source, revision, trust_remote_code)
         tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
     text = text_config(config)
     return ModelFacts(
@@ -60,7 +61,7 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         model_type=config.model_type,
         n_blocks=text.num_hidden_layers,
         d=text.hidden_size,
-        dtype=dtype or own_dtype(config, source),
+        dtype=described.dtype(dtype),
         weights=weights_identity(source, revision),
         tokenizer=tokenizer_hash(tokenizer),
         config=config_hash(config),

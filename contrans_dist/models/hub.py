@@ -1,6 +1,7 @@
 """What went wrong when the model hub was asked: the user's mistake, a failure, or one that may pass."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -9,7 +10,10 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from contrans_dist.errors import PassingError, RunError, UserError
 
@@ -56,3 +60,25 @@ def hub_failure(name: str, error: OSError | HTTPError) -> UserError | RunError:
     if "connect" in reason.lower() or "offline" in reason.lower():
         return RunError(f"{name}: not in the local cache, and the hub does not answer; {reason}")
     return UserError(f"--model {name}: {reason}")
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """What transformers raises, as one line; and its bars and its report on skipped weights silenced."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, HTTPError) as error:
+        raise hub_failure(name, error) from error
+    except (ValueError, KeyError, ImportError, RecursionError, StrictDataclassError) as error:
+        raise UserError(f"--model {name}: {one_line(error)}") from error
+    except (TypeError, AttributeError) as error:
+        raise RunError(f"{name}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise RunError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -9,6 +9,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.hub import hub_failure, one_line
+from contrans_dist.models.stored import weight_files
 
 _FULL_LIMIT = 4 * 2**30
 _SAMPLES = 256
@@ -33,7 +34,10 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    for pattern in ("*.safetensors", "*.bin"):
+    loaded = weight_files(str(folder))
+    # Beside a .bin there may be safetensors of something else, such as an adapter.
+    bins = bool(loaded) and loaded[0].suffix == ".bin"
+    for pattern in ("*.bin",) if bins else ("*.safetensors", "*.bin"):
         files = sorted(folder.glob(pattern))
         if files:
             return files

@@ -1,32 +1,28 @@
 """From a name to a loaded model, no deeper than needed."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HTTPError, StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.limits import BUFFER_BYTES, check_size
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
-from contrans_dist.models.hub import hub_failure, one_line
+from contrans_dist.models.hub import hub_errors, one_line
 from contrans_dist.models.language_model import LanguageModel, wrap_model
-from contrans_dist.models.stored import NOT_TENSORS, check_files, own_dtype, read_config
+from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
+from contrans_dist.models.stored import check_files, own_dtype
 from contrans_dist.patience import patiently
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,44 +53,6 @@ def split_name(name: str, revision: str | None = None) -> tuple[str, str | None]
     return name, revision
 
 
-@contextlib.contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """What transformers raises, as one line; and its bars and its report on skipped weights silenced."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, HTTPError) as error:
-        raise hub_failure(name, error) from error
-    except (ValueError, KeyError, ImportError, RecursionError, StrictDataclassError) as error:
-        raise UserError(f"--model {name}: {one_line(error)}") from error
-    except (TypeError, AttributeError) as error:
-        raise RunError(f"{name}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
-    except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
-    except Exception as error:
-        if type(error).__name__ == "UnpicklingError":
-            raise UserError(f"--model {name}: a weight file {NOT_TENSORS}") from error
-        raise
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model. Raises UserError where a package is missing, and what transformers raises."""
-    folder = Path(source)
-    missing = find_spec("sentencepiece") is None and (folder / "tokenizer.model").is_file()
-    if missing and not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            f"--model {name}: its tokenizer is a tokenizer.model alone, which needs sentencepiece: "
-            "pip install sentencepiece"
-        )
-    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-
-
 def torch_dtype(asked: str | torch.dtype | None) -> torch.dtype | None:
     """The type of `--dtype`, None for the checkpoint's own. Raises UserError for an unknown name."""
     if isinstance(asked, str) and asked not in DTYPES:
@@ -104,21 +62,24 @@ def torch_dtype(asked: str | torch.dtype | None) -> torch.dtype | None:
 
 def _model_class(
     name: str, source: str, config: PretrainedConfig, head: bool, trust_remote_code: bool
-) -> type[PreTrainedModel]:
-    """The class for this configuration, found by building it without weights; checks that it has blocks, and
-    that a folder's files can hold its weights."""
+) -> tuple[type[PreTrainedModel], int]:
+    """The class for this configuration, and the number of its parameters, found by building it without
+    weights; checks that it has blocks."""
     autos: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
     reason: Exception | None = None
     for auto in autos if head else [AutoModel, *autos]:
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), warnings.catch_warnings(action="ignore"):
                 model = auto.from_config(config, trust_remote_code=trust_remote_code)
         except ValueError as error:
             reason = reason or error
             continue
+        except SENSELESS as error:
+            raise senseless(f"--model {name}: config.json", error) from error
+        kept = sum(buffer.nbytes for buffer in model.buffers())
+        check_size(f"--model {name}: config.json: tables of positions and masks", kept, BUFFER_BYTES)
         find_blocks(model)
-        check_files(name, source, sum(parameter.numel() for parameter in model.parameters()))
-        return type(model)
+        return type(model), sum(parameter.numel() for parameter in model.parameters())
     raise UserError(
         f"model type '{config.model_type}' is no language model for transformers: {one_line(reason)}"
     )
@@ -180,17 +141,42 @@ def _check_complete(name: str, model: PreTrainedModel, info: dict[str, Any], hea
 class Described:
     """A model as its configuration describes it: what would be loaded, before anything is."""
 
+    name: str
+    """As the user gave it."""
     source: str
     """Hub id or folder."""
     revision: str | None
+    full: Any
+    """The configuration as the checkpoint has it."""
     config: Any
+    """That of what is loaded: the same, or its part for text."""
     whole: type[PreTrainedModel]
+    parameters: int
     loaded: Any
     """The class that is loaded: `whole`, or the same without the blocks that are not wanted."""
     highest: int | None = None
     """The highest block that is loaded; None for all."""
     quantised: bool = False
     """Whether the checkpoint's own weights are."""
+
+    def dtype(self, asked: str | None = None) -> str:
+        """The precision that it is run in: as asked, else the checkpoint's own (`own_dtype`). Raises
+        UserError for one that no model is run in."""
+        if asked is not None:
+            return asked
+        with hub_errors(self.name):
+            found = own_dtype(self.full, self.source, self.revision)
+        if found not in DTYPES:
+            raise UserError(
+                f"--model {self.name}: its weights are of type {found}; say by --dtype in which they "
+                f"are to be run: {', '.join(DTYPES)}"
+            )
+        return found
+
+    def check_files(self, download: bool = False) -> None:
+        """Raise UserError where its weight files are none, or hold less than its configuration says."""
+        with hub_errors(self.name):
+            check_files(self.name, self.source, self.revision, self.full, self.parameters, download)
 
     def empty(self) -> PreTrainedModel:
         """The model on the meta device: modules and shapes, no weights."""
@@ -211,17 +197,22 @@ def describe(
     """What `load_model` with these options loads, from the configuration alone. Raises as `load_model`."""
     source, revision = split_name(name, revision)
     with hub_errors(name):
-        config: Any = read_config(name, source, revision, trust_remote_code)
+        full = read_config(name, source, revision, trust_remote_code)
+        config: Any = full
         quantised = getattr(config, "quantization_config", None) is not None
         n_blocks = text_config(config).num_hidden_layers
         if highest_block is not None and not 0 <= highest_block < n_blocks:
             raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
-        whole = _model_class(name, source, config, head, trust_remote_code)
+        whole, parameters = _model_class(name, source, config, head, trust_remote_code)
         if not isinstance(config, whole.config_class or PretrainedConfig):
             config = text_config(config)
         shallow = highest_block is not None and highest_block < n_blocks - 1
         loaded = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
-    return Described(source, revision, config, whole, loaded, highest_block, quantised)
+    described = Described(
+        name, source, revision, full, config, whole, parameters, loaded, highest_block, quantised
+    )
+    described.check_files()
+    return described
 
 
 @patiently
@@ -254,17 +245,24 @@ def load_model(
         trust_remote_code=trust_remote_code,
     )
     source, revision = described.source, described.revision
+    run = kind or DTYPES[described.dtype()]
+    described.check_files(download=True)
     with hub_errors(name):
         tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
         model, info = described.loaded.from_pretrained(
             source,
             config=described.config,
             revision=revision,
-            dtype=kind or DTYPES[own_dtype(described.config, source)],
+            dtype=run,
             quantization_config=quantizer,
             device_map=_device_map(device, quantizer is not None),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told by name
         )
         model.__class__ = described.whole
     _check_complete(name, model, info, head)
+    if model.dtype != run:
+        # Some quantised checkpoints run in one precision only, whatever is asked.
+        found = str(model.dtype).removeprefix("torch.")
+        raise UserError(f"--model {name}: it runs in {found} alone; say so by --dtype {found}")
     return wrap_model(model.requires_grad_(False), tokenizer, name)

@@ -7,7 +7,6 @@ from transformers import PretrainedConfig
 from contrans_dist.config import ModelSettings
 from contrans_dist.models.blocks import find_blocks, text_config
 from contrans_dist.models.loading import DTYPES, Described, describe
-from contrans_dist.models.stored import own_dtype
 
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """A weight of a block: nf4 has a float32 scale for every 64."""
@@ -73,5 +72,4 @@ def cached_bytes(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
 def needs_of(model: ModelSettings, tokens: int) -> Needs:
     """What a whole model needs."""
     described = describe(model.id, trust_remote_code=model.trust_remote_code)
-    dtype = model.dtype or own_dtype(described.config, described.source)
-    return needs(described, dtype, model.quantization, tokens, head=True)
+    return needs(described, described.dtype(model.dtype), model.quantization, tokens, head=True)

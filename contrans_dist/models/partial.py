@@ -22,7 +22,7 @@ def load_skeleton(
     whole: type[PreTrainedModel],
     config: PretrainedConfig,
     checkpoint: Checkpoint,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     device: torch.device,
 ) -> PreTrainedModel:
     """The text decoder inside its model, on `device`, but its blocks, which are on `meta`. Towers for images
@@ -41,9 +41,7 @@ def load_skeleton(
             self.__dict__.update(_cut_down(self, _path_to(self, decoder), decoder).__dict__)
 
     members = {"__init__": init, "__module__": whole.__module__, "can_generate": _never}
-    model, missing = _load(
-        type(whole.__name__, (whole,), members), config, checkpoint.tensors, dtype or "auto"
-    )
+    model, missing = _load(type(whole.__name__, (whole,), members), config, checkpoint.tensors, dtype)
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise RunError(f"weights missing or of another shape: {', '.join(missing[:5])}{more}")
@@ -96,10 +94,15 @@ def _try_block(
 
 
 def _load(
-    cls: Any, config: PretrainedConfig, tensors: Mapping[str, Stored], dtype: torch.dtype | str
+    cls: Any, config: PretrainedConfig, tensors: Mapping[str, Stored], dtype: torch.dtype
 ) -> tuple[Any, list[str]]:
     model, info = cls.from_pretrained(
-        None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=dict(tensors),
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told by name
     )
     missing = [*sorted(info["missing_keys"]), *(str(entry[0]) for entry in info["mismatched_keys"])]
     return model, missing + [str(message) for message in info.get("error_msgs") or ()]

@@ -18,7 +18,6 @@ from contrans_dist.models.devices import free_memory
 from contrans_dist.models.language_model import CPU_TOKENS
 from contrans_dist.models.loading import DTYPES, Described, describe
 from contrans_dist.models.needs import Needs, needs, needs_of
-from contrans_dist.models.stored import own_dtype
 
 Asked = Literal["auto", "device-map", "stream"]
 Device = int | str
@@ -88,7 +87,7 @@ def choose_placement(
     gpus = {device: size for device, size in free.items() if device != "cpu"}
     tokens = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
     described = describe(name, head=head, highest_block=highest_block, trust_remote_code=trust_remote_code)
-    kind = dtype or own_dtype(described.config, described.source)
+    kind = described.dtype(dtype)
     need = needs(described, kind, quantization, tokens, head)
     load = _Load(described, kind, quantization, need, [needs_of(model, tokens) for model in beside])
     over = gpus or {"cpu": free["cpu"]}

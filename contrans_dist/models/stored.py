@@ -1,118 +1,230 @@
-"""What a checkpoint's files say of themselves, held against each other before anything is allocated."""
+"""The files that hold a checkpoint's weights: which they are, what they say of themselves, and the precision
+they are in. Looked at before anything is allocated."""
 
 import json
-import re
-from collections.abc import Iterator
-from pathlib import Path
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError, SafetensorsParsingError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PretrainedConfig
+from torch import Tensor
+from transformers import PretrainedConfig
 from transformers.modeling_utils import load_state_dict
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from contrans_dist.errors import UserError
-from contrans_dist.limits import JSON_BYTES, check_size
-from contrans_dist.models.blocks import text_config
+from contrans_dist.limits import HEADER_BYTES, JSON_BYTES, TENSORS, WEIGHT_FILES, check_size
+from contrans_dist.models.hub import one_line
 
-NOT_TENSORS = "holds more than tensors, which could run code when read; expected safetensors"
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_DEPTH, _WIDTH = 2048, 1 << 24
-"""Blocks or experts, and entries in any other size, that a configuration may name."""
-_COUNTS = re.compile(r"^(n|num)_.*(layer|expert|block)")
-_WIDTHS = re.compile(r"(size|dim|embd|d_model|heads?|positions|positions_embeddings)$")
-_PER_BYTE = 16
-"""Parameters that a byte on disk may stand for: quantised weights hold two to four, and some are shared."""
-
-
-def read_config(name: str, source: str, revision: str | None, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model. Raises UserError for absurd sizes, and what transformers raises."""
-    content, _ = PretrainedConfig.get_config_dict(source, revision=revision)
-    for key, value in _numbers(content):
-        most = _DEPTH if _COUNTS.search(key) else _WIDTH if _WIDTHS.search(key) else None
-        if most is not None:
-            check_size(f"--model {name}: config.json, {key}", value, most, "")
-    return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+NOT_TENSORS = "holds more than tensors, which could run code when read, or is damaged; expected safetensors"
+_STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_KINDS = ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME))
+"""One file, or the list of several: what is there first is loaded, as transformers does."""
+_OWN_NAMES = (".safetensors", ".safetensors.index.json")
+_PER_BYTE, _QUANTISED_PER_BYTE = 4, 16
+"""Parameters that a byte on disk may stand for: some are tied, and quantised weights hold several."""
+_PARAMETERS = 1000
+"""Of each tensor, beyond those that any checkpoint may have, so that their number says nothing absurd."""
 
 
-def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _numbers(value)
-        elif isinstance(value, int):
-            yield str(key), value
+# -- which they are ------------------------------------------------------------------------------------
 
 
-def check_files(name: str, source: str, parameters: int) -> None:
-    """Raise UserError where the weight files of a local folder cannot hold what its configuration says."""
-    files = weight_files(Path(source))
-    for path in files:
-        if path.suffix == ".safetensors":
-            check_shapes(path)
-    there = sum(path.stat().st_size for path in files)
-    if files and parameters > _PER_BYTE * there:
-        raise UserError(
-            f"--model {name}: config.json describes {parameters:,} parameters, its weight files hold "
-            f"{there:,} bytes"
-        )
+def weight_files(
+    source: str, revision: str | None = None, config: PretrainedConfig | None = None, download: bool = False
+) -> list[Path]:
+    """The files of a folder or a hub model that transformers loads, none where there are none; of a hub
+    model, without `download`, those that are on this machine.
 
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder, those in safetensors if there are any."""
-    for pattern in ("*.safetensors", "*.bin"):
-        files = sorted(folder.glob(pattern))
-        if files:
-            return files
+    Raises UserError for a damaged list of them, OSError as transformers does for a hub that does not answer.
+    """
+    for single, several in _kinds(config):
+        path = _find(source, revision, single, download) if single else None
+        if path is not None:
+            return [path]
+        index = _find(source, revision, several, download)
+        if index is not None:
+            found = [(file, _find(source, revision, file, download)) for file in _listed(index)]
+            missing = next((file for file, path in found if path is None), None)
+            if missing is not None and (download or Path(source).is_dir()):
+                raise UserError(f"{index}: weight_map: {missing} is not there")
+            return [path for _, path in found if path is not None]
     return []
 
 
-def check_shapes(path: Path) -> None:
-    """Raise UserError for a safetensors file with a shape that its bytes cannot fill."""
+def _kinds(config: PretrainedConfig | None) -> tuple[tuple[str, str], ...]:
+    """The single file and the list to look for. A configuration may name one of its own, which transformers
+    keeps inside the folder."""
+    chosen = getattr(config, "transformers_weights", None)
+    if chosen is None:
+        return _KINDS
+    if not isinstance(chosen, str) or ".." in chosen or not chosen.endswith(_OWN_NAMES):
+        raise UserError(
+            "config.json: transformers_weights: expected a .safetensors file in its folder, found "
+            f"{str(chosen)[:80]!r}"
+        )
+    return (("", chosen),) if chosen.endswith(".index.json") else ((chosen, f"{chosen}.index.json"),)
+
+
+def _find(source: str, revision: str | None, file: str, download: bool) -> Path | None:
+    path = cached_file(
+        source,
+        file,
+        revision=revision,
+        local_files_only=not download,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=download,
+    )
+    return None if path is None else Path(path)
+
+
+def _listed(index: Path) -> list[str]:
+    """The names of the files in a list of them."""
+    check_size(str(index), index.stat().st_size, JSON_BYTES)
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        check_size(f"{index}: weight_map", len(names), WEIGHT_FILES, "files")
+        parts = {name: PurePosixPath(name).parts for name in sorted(names)}
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{index}: damaged ({one_line(error)}): weight_map: expected file names") from error
+    if not parts:
+        raise UserError(f"{index}: weight_map: it names no file")
+    for name, each in parts.items():
+        if ".." in each or each[:1] == ("/",) or "\0" in name:
+            raise UserError(
+                f"{index}: weight_map: expected names of files in its folder, found {name[:80]!r}"
+            )
+    return list(parts)
+
+
+# -- what they say of themselves -----------------------------------------------------------------------
+
+
+def check_files(
+    name: str, source: str, revision: str | None, config: PretrainedConfig, parameters: int, download: bool
+) -> None:
+    """Raise UserError where the weight files are none, or cannot hold what the configuration says.
+
+    Of a hub model without `download`: those that are on this machine.
+    """
+    files = weight_files(source, revision, config, download)
+    held = tensors = 0
+    for path in files:
+        if path.suffix == ".safetensors":
+            entries = header(path)
+            tensors += len(entries)
+            held += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries.values())
+        else:
+            tensors += len(_of_bin(path))
+            held += path.stat().st_size
+    check_size(f"--model {name}: its weight files", tensors, TENSORS + parameters // _PARAMETERS, "tensors")
+    quantised = getattr(config, "quantization_config", None) is not None
+    if files and parameters > (_QUANTISED_PER_BYTE if quantised else _PER_BYTE) * held:
+        raise UserError(
+            f"--model {name}: config.json describes {parameters:,} parameters, its weight files hold "
+            f"{held:,} bytes"
+        )
+
+
+def header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of each of its tensors: `dtype`, `shape`, `data_offsets`.
+
+    Raises UserError for a file that is none or not whole, and for a shape that its bytes cannot fill.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > size:
-            return  # cut off: said where it is read
-        check_size(f"{path}: header", length, JSON_BYTES)
+        if length <= size:
+            check_size(f"{path}: header", length, HEADER_BYTES)
         try:
-            header = json.loads(file.read(length))
-            shapes = {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return
-    for key, shape in shapes.items():
+            with safe_open(path, framework="numpy"):  # looks at each tensor's type, size and place
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged or not whole ({one_line(error)}); download it again") from error
+        entries: dict[str, Any] = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    for key, entry in entries.items():
         # A dimension of 0 makes any other cost nothing on disk.
-        if any(not isinstance(n, int) or not 0 <= n <= size for n in shape):
-            raise UserError(f"{path}: {key} has shape {shape}, the whole file {size:,} bytes")
+        if any(n > size for n in entry["shape"]):
+            raise UserError(f"{path}: {key} has shape {entry['shape']}, the whole file {size:,} bytes")
+    return entries
 
 
-def own_dtype(config: PretrainedConfig, source: str) -> str:
-    """The checkpoint's precision, in which it is run: what its configuration says, else that of the first
-    floating tensor in a local folder's files. Raises UserError for a file that holds more than tensors."""
-    for part in (config, text_config(config)):
-        if getattr(part, "dtype", None) is not None:
-            kind = str(part.dtype).removeprefix("torch.")
-            return kind if kind in _STORED.values() else "float32"
-    for path in weight_files(Path(source)):
-        found = _of_tensors(path) if path.suffix == ".safetensors" else _of_bin(path)
-        if found is not None:
-            return found
-    return "float32"
-
-
-def _of_tensors(path: Path) -> str | None:
+def _of_bin(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a .bin file, without their content. Raises UserError for one that holds anything else,
+    or unpacks to more than itself, as torch's own never do."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            kinds = (file.get_slice(key).get_dtype() for key in file.keys())  # noqa: SIM118
-            return next((_STORED[kind] for kind in kinds if kind in _STORED), None)
-    except SafetensorError:
-        return None  # damaged: said where it is read
-
-
-def _of_bin(path: Path) -> str | None:
-    try:
-        tensors = load_state_dict(str(path), map_location="meta").values()
+        if is_zipfile(path):
+            with ZipFile(path) as parts:
+                infos = parts.infolist()
+            unpacked = sum(info.file_size for info in infos)
+            if unpacked > path.stat().st_size or any(info.compress_type != ZIP_STORED for info in infos):
+                raise UserError(f"{path}: unpacks to {unpacked:,} bytes; a .bin of torch is not packed")
+            listed = sum(info.file_size for info in infos if info.filename.endswith(".pkl"))
+            check_size(f"{path}: its list of tensors", listed, JSON_BYTES)
+        with warnings.catch_warnings(action="ignore"):
+            tensors = load_state_dict(str(path), map_location="meta")
+    except (BadZipFile, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged or not whole ({one_line(error)}); download it again") from error
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":
             raise UserError(f"{path}: {NOT_TENSORS}") from error
-        return None
-    kinds = (str(each.dtype).removeprefix("torch.") for each in tensors if each.is_floating_point())
-    return next((kind for kind in kinds if kind in _STORED.values()), None)
+        raise
+    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+        raise UserError(f"{path}: expected tensors by name")
+    return tensors
+
+
+# -- the precision they are in -------------------------------------------------------------------------
+
+
+def own_dtype(config: PretrainedConfig, source: str, revision: str | None = None) -> str:
+    """The precision of a checkpoint, as transformers would run it: what its configuration says, else that of
+    the first floating tensor in its files. It may be one that no model is run in.
+
+    Raises UserError for a file that is none of weights, OSError for a hub that does not answer.
+    """
+    for part in (config, config.get_text_config(decoder=True)):
+        if getattr(part, "dtype", None) is not None:
+            return str(part.dtype).removeprefix("torch.")
+    files = weight_files(source, revision, config)
+    if not files and not Path(source).is_dir():
+        kinds: Iterable[str] = _on_the_hub(source, revision)
+    else:
+        kinds = (kind for path in files for kind in _kinds_in(path))
+    first = ""
+    for kind in kinds:
+        if kind in _STORED.values():
+            return kind
+        first = first or kind
+    return first or "float32"
+
+
+def _kinds_in(path: Path) -> list[str]:
+    if path.suffix == ".safetensors":
+        kinds = (entry["dtype"] for _, entry in sorted(header(path).items()))  # as transformers goes through
+        return [_STORED.get(kind, kind) for kind in kinds]
+    return [str(each.dtype).removeprefix("torch.") for each in _of_bin(path).values()]
+
+
+def _on_the_hub(source: str, revision: str | None) -> Iterator[str]:
+    """The types of the tensors in a hub model's files, of which the beginnings alone are fetched; a .bin has
+    to be fetched whole."""
+    index = _find(source, revision, SAFE_WEIGHTS_INDEX_NAME, download=True)
+    for file in [SAFE_WEIGHTS_NAME] if index is None else _listed(index):
+        try:
+            found = HfApi().parse_safetensors_file_metadata(source, file, revision=revision)
+        except EntryNotFoundError:
+            break
+        except SafetensorsParsingError as error:
+            raise UserError(f"--model {source}: {file}: {one_line(error)}") from error
+        yield from (_STORED.get(each.dtype, each.dtype) for _, each in sorted(found.tensors.items()))
+    else:
+        return
+    for path in weight_files(source, revision, download=True):
+        yield from _kinds_in(path)

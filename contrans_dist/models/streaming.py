@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from contrans_dist.errors import UserError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type
 from contrans_dist.models.checkpoint import Checkpoint, find_checkpoint
+from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, wrap_model
-from contrans_dist.models.loading import DTYPES, describe, hub_errors, load_tokenizer, torch_dtype
+from contrans_dist.models.loading import DTYPES, describe, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
 from contrans_dist.models.passing import replaced, unpacked
-from contrans_dist.models.stored import own_dtype
+from contrans_dist.models.pretrained import load_tokenizer
 from contrans_dist.patience import patiently
 
 Form = Callable[[Tensor], object]
@@ -205,13 +206,17 @@ def open_streamed(
     source, revision, config = described.source, described.revision, described.config
     if described.quantised:
         raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
+    kind = kind or DTYPES[described.dtype()]
     with hub_errors(name):
         tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
-        kind = kind or DTYPES[own_dtype(config, source)]
-        checkpoint = find_checkpoint(name, source, revision)
+        checkpoint = find_checkpoint(name, source, revision, described.full)
         try:
             model: PreTrainedModel = load_skeleton(described.whole, config, checkpoint, kind, place)
+        except RunError as error:
+            raise RunError(f"{name}: {error}") from error
         except AttributeError as error:
+            if nn.Identity.__name__ not in str(error):  # which stands where a block would be
+                raise
             raise UserError(_refusal(config.model_type, f"its blocks share parts ({error})")) from error
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
     with replaced(find_blocks(model)[1], {0: lambda *args, **named: _stream(args, named)}):

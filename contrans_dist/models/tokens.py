@@ -109,11 +109,13 @@ def rendered(
         return list(
             tokenizer.apply_chat_template(conversations, chat_template=template, tokenize=False, **given)
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except (*_TEMPLATE_FAILS, TemplateError) as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"--chat: the chat template of {name or 'this model'} fails: {why}") from error
 
 
+_TEMPLATE_FAILS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a template of a stranger may raise, beside jinja's own errors."""
 _CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set told = namespace(text=format) -%}"
     "{%- for code, value in day -%}{%- set told.text = told.text | replace(code, value) -%}{%- endfor -%}"

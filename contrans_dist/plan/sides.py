@@ -8,9 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
 from contrans_dist.config import CHAT_DATE, ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import (
@@ -22,9 +19,11 @@ from contrans_dist.models import (
     text_config,
     wrap_model,
 )
-from contrans_dist.models.loading import Described, describe, hub_errors
+from contrans_dist.models.classifier import describe_classifier
+from contrans_dist.models.hub import hub_errors
+from contrans_dist.models.loading import Described, describe
 from contrans_dist.models.needs import activation_bytes
-from contrans_dist.models.stored import own_dtype, read_config
+from contrans_dist.models.pretrained import load_tokenizer
 
 _PIECE = re.compile(r"\w{1,5}|[^\w\s]")
 
@@ -81,7 +80,7 @@ class Side:
     def __init__(self, model: ModelSettings) -> None:
         self.model, self.name = model, model.id
         self.described = self.at(None, head=False)
-        self.dtype = model.dtype or own_dtype(self.described.config, self.described.source)
+        self.dtype = self.described.dtype(model.dtype)
         self.lm: LanguageModel = wrap_model(self.described.empty(), self._tokenizer(), model.id)
         """Without weights: for what the engines ask of a model before they run it."""
         self.n_blocks, self.d = self.lm.n_blocks, self.lm.d
@@ -123,10 +122,10 @@ class Side:
         unknown = Pieces(text_config(self.described.config).vocab_size)
         if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").exists():
             return unknown
-        with suppress(UserError, RunError), hub_errors(self.model.id):
-            return AutoTokenizer.from_pretrained(
-                source, revision=revision, trust_remote_code=self.model.trust_remote_code
-            )
+        # A folder's own is there, or damaged; a hub need not answer for a plan.
+        silent = () if Path(source).is_dir() else (UserError, RunError)
+        with suppress(*silent), hub_errors(self.model.id):
+            return load_tokenizer(self.model.id, source, revision, self.model.trust_remote_code)
         return unknown
 
 
@@ -137,14 +136,10 @@ class Judge:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        source, revision = split_name(name)
-        with hub_errors(name):
-            self.config: Any = read_config(name, source, revision)
-            with torch.device("meta"):
-                model = AutoModelForSequenceClassification.from_config(self.config)
-        self.here = any(Path(source).glob("*.safetensors"))
+        described = describe_classifier(name)
+        self.config, self.dtype, model = described.config, described.dtype, described.empty
+        self.here = any(Path(described.source).glob("*.safetensors"))
         self.n_blocks = int(self.config.num_hidden_layers)
-        self.dtype = own_dtype(self.config, source)
         self.weights = DTYPES[self.dtype].itemsize * sum(p.numel() for p in model.parameters())
         embedded = model.get_input_embeddings().weight.numel()
         self.block_parameters = (sum(p.numel() for p in model.parameters()) - embedded) / self.n_blocks

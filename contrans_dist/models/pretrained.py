@@ -1,0 +1,193 @@
+"""What a checkpoint says of its model: configuration and tokenizer, held against limits before transformers
+makes anything of them."""
+
+import json
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
+
+from contrans_dist.errors import UserError
+from contrans_dist.limits import BLOCKS, LABELS, MODEL_JSON_BYTES, TOKENIZER_BYTES, TOKENS, check_size
+from contrans_dist.models.hub import one_line
+
+_EXPERTS, _SIZE = 4096, 1 << 24
+_LIMITS = (
+    (re.compile(r"^(n|num)_.*expert"), _EXPERTS),
+    (re.compile(r"^(n|num)_.*(layer|block)"), BLOCKS),
+    (re.compile(r"labels$"), LABELS),
+    (
+        re.compile(
+            r"(size|dim|embd|inner|width|rank|kernel|d_model|d_ff|d_kv|heads?|positions?|position_embeddings|"
+            r"ctx|seq_len|window)$"
+        ),
+        _SIZE,
+    ),
+)
+"""What the fields of configurations are called that decide how much is built, and the most that is honest."""
+_NEEDED = {
+    "hidden_size", "n_embd", "d_model", "vocab_size", "num_hidden_layers", "n_layer", "num_attention_heads",
+    "n_head", "max_position_embeddings", "n_positions",
+}  # fmt: skip
+"""Those that are at least 1; -1 says in others that there is none."""
+_DEEPEST = 32
+SENSELESS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
+    ValueError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises where a configuration makes no sense."""
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
+
+
+def read_config(name: str, source: str, revision: str | None, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model.
+
+    Raises UserError, with file and field, for absurd sizes and for what is no configuration, and what
+    transformers raises for one that is not there.
+    """
+    path = Path(str(cached_file(source, CONFIG_NAME, revision=revision)))
+    _check_config(path, source, revision)
+    _check_tokens(source, revision)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except ValueError as error:  # of types that it does not know, and code that it would have to run
+        raise UserError(f"--model {name}: config.json: {one_line(error)}") from error
+    except SENSELESS as error:
+        raise senseless(path, error) from error
+
+
+def senseless(path: Path | str, error: BaseException) -> UserError:
+    """For a configuration of which transformers can make no model."""
+    return UserError(f"{path}: no model can be made of it ({type(error).__name__}: {one_line(error)})")
+
+
+def _check_config(path: Path, source: str, revision: str | None) -> None:
+    content = _json_object(path)
+    _check_sizes(path, content)
+    versions = content.get("configuration_files")
+    for file in versions if isinstance(versions, list) else ():
+        # For later releases of transformers, which takes one of them instead.
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"{path}: configuration_files: expected names of files beside it")
+        other = _small_json(source, revision, file)
+        if other is not None:
+            _check_sizes(path.with_name(file), other)
+    if content.get("model_type") is not None and not isinstance(content["model_type"], str):
+        raise UserError(f"{path}: model_type: expected a name")
+
+
+def _check_sizes(path: Path, content: dict[str, Any]) -> None:
+    for key, value in _numbers(path, content):
+        most = next((most for pattern, most in _LIMITS if pattern.search(key)), None)
+        if most is None:
+            continue
+        check_size(f"{path}: {key}", int(min(value, 1e30)), most, "")
+        least = 1 if key in _NEEDED else -1
+        if value < least:
+            raise UserError(f"{path}: {key}: expected at least {least}, found {value}")
+
+
+def _check_tokens(source: str, revision: str | None) -> None:
+    """Of the settings for generation, those that are used: the tokens that begin and end a text."""
+    content = _small_json(source, revision, GENERATION_CONFIG_NAME) or {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        found = content.get(key)
+        tokens = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(type(token) is int and -1 <= token < 1 << 31 for token in tokens):
+            path = _found(source, revision, GENERATION_CONFIG_NAME)
+            raise UserError(f"{path}: {key}: expected a token id or a list of them")
+
+
+def _numbers(path: Path, content: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, float]]:
+    if depth > _DEEPEST:
+        raise UserError(f"{path}: expected a configuration, found one in another {depth} deep")
+    for key, value in content.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict):
+                yield from _numbers(path, each, depth + 1)
+            elif isinstance(each, int | float) and not isinstance(each, bool):
+                yield key, each
+
+
+def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model. Raises UserError where a package is missing or a file is none of a
+    tokenizer's, and what transformers raises."""
+    for file in _TOKENIZER_FILES:
+        content = _small_json(source, revision, file) or {}
+        kind, added = content.get("tokenizer_class"), content.get("added_tokens_decoder", {})
+        if kind is not None and not isinstance(kind, str):
+            raise UserError(f"{_found(source, revision, file)}: tokenizer_class: expected a name")
+        if not isinstance(added, dict) or not all(
+            key.isdecimal() and isinstance(token, dict) for key, token in added.items()
+        ):
+            path = _found(source, revision, file)
+            raise UserError(f"{path}: added_tokens_decoder: expected a token by each number")
+    vocabularies = {file: _found(source, revision, file) for file in _VOCABULARIES}
+    for path in vocabularies.values():
+        if path is not None:
+            check_size(str(path), path.stat().st_size, TOKENIZER_BYTES)
+            check_size(f"{path}: vocabulary", path.read_bytes().count(b'":'), TOKENS, "tokens")
+    whole = vocabularies["tokenizer.json"]
+    if whole is None:
+        _check_sentencepiece(name, source, revision)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        fault = None if whole is None else _fault(whole)
+        if fault is None:
+            raise
+        raise UserError(f"{whole}: no tokenizer ({fault})") from error
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a tokenizer.json by itself; None for nothing."""
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # what reads it is not written in Python and raises nothing narrower
+        return one_line(error)
+    return None
+
+
+def _check_sentencepiece(name: str, source: str, revision: str | None) -> None:
+    """Raise UserError where the tokenizer is a sentencepiece file alone and that package is not there."""
+    if find_spec("sentencepiece") is not None:
+        return
+    for file in _SENTENCEPIECE:
+        path = _found(source, revision, file)
+        # A message of protobuf begins so; tiktoken's files, which may be called the same, are text.
+        if path is not None and path.read_bytes()[:1] == b"\n":
+            raise UserError(
+                f"--model {name}: its tokenizer is a {file} alone, which needs sentencepiece: "
+                "pip install sentencepiece"
+            )
+
+
+def _found(source: str, revision: str | None, file: str) -> Path | None:
+    path = cached_file(source, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
+
+
+def _small_json(source: str, revision: str | None, file: str) -> dict[str, Any] | None:
+    path = _found(source, revision, file)
+    return None if path is None else _json_object(path)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is none, or larger than a model's. It may hold infinities."""
+    check_size(str(path), path.stat().st_size, MODEL_JSON_BYTES)
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected a valid JSON file ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
