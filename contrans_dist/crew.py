@@ -107,6 +107,8 @@ class Crew:
     """Tasks that these two are of."""
     outcome: Outcome = field(default_factory=Outcome)
     dead: str = ""
+    unanswered: int = 0
+    """Failures since the last task that was done, for want of an answer of a server or store."""
     on_progress: Callable[[float], None] | None = None
 
     def start(self, worker: Worker) -> None:
@@ -201,6 +203,7 @@ class Crew:
     def settle(self, given: Given) -> None:
         """A first answer is there: those who hang at the same task are not waited for."""
         self.settled.add(given.task.name)
+        self.unanswered = 0
         seconds = time.monotonic() - given.since
         self.longest = max(self.longest, seconds)
         self.slowest = max(self.slowest, seconds / max(given.task.size, 1e-9))

@@ -244,7 +244,7 @@ def test_sweep_does_not_stumble_over_what_goes_meanwhile(
     listed = folder.filesystem.get_file_info(fs.FileSelector(str(tmp_path)))
     old.unlink()
     monkeypatch.setattr(
-        storage.stores, "filesystem", lambda _store: SimpleNamespace(
+        storage.stores, "filesystem", lambda *_: SimpleNamespace(
             get_file_info=lambda _selector: listed, delete_file=fs.LocalFileSystem().delete_file
         )
     )  # fmt: skip
