@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from pyarrow import fs
 
 from contrans_dist import schema
 from contrans_dist.actors import of_each, on_a_node
@@ -151,6 +152,7 @@ class _Set:
         check_size("--shard-size", chunks, CHUNKS, "column chunks in a shard")
         identity = identity_of(model, facts, job.capture, blocks, size, job.texts, prompts_of(facts, job))
         spec = HarvestSpec(identity, job.capture, blocks, facts.d, job.out)
+        _refuse_folders(spec.out)
         manifest = _manifest_there(spec)
         found = _identity_there(spec.out, manifest)
         if found is not None:
@@ -253,6 +255,14 @@ def _manifest_there(spec: HarvestSpec) -> dict[str, Any] | None:
         note(f"{error}, which this is")
         return None
     return content
+
+
+def _refuse_folders(out: Location) -> None:
+    """Raise UserError where a folder has the name of a file of the set: only its owner can move it."""
+    for info in out.entries():
+        name = info.base_name
+        if info.type is fs.FileType.Directory and (name == schema.MANIFEST or name.startswith("shard-")):
+            raise UserError(f"{out / name}: expected a place for a file, there is a folder")
 
 
 def _identity_there(out: Location, manifest: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -230,7 +230,7 @@ class Location:
     @patiently
     def delete(self) -> None:
         """Remove the file; one that is not there is no error."""
-        with self._told(), suppress(FileNotFoundError):
+        with self._told(), suppress(FileNotFoundError, NotADirectoryError):
             self.filesystem.delete_file(self.path)
 
     @patiently

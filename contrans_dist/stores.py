@@ -36,7 +36,8 @@ _FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 def filesystem(store: str, uploading: bool = False) -> fs.FileSystem:
     """The filesystem of a bucket's URI; of this machine for the empty string.
 
-    `uploading`: with more patience. Raises UserError for an option that there is not, and what pyarrow raises where no store answers.
+    `uploading`: with more patience. Raises UserError for an option that there is not, and what pyarrow raises
+    where no store answers.
     """
     if not store:
         return fs.LocalFileSystem()

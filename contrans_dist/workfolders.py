@@ -93,7 +93,7 @@ def _touched(folder: Path) -> float:
 
 @contextmanager
 def staging() -> Iterator[Path]:
-    """A folder for a file on its way to a store, for this user's eyes alone; it is gone when the block ends."""
+    """A folder for a file on its way to a store, for this user's eyes alone, until the block ends."""
     folder = Path(tempfile.mkdtemp(prefix=f"{_STAGED}{os.getpid()}-"))
     try:
         yield folder
