@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Location:
     It is text alone, so that it travels to another process; each opens its own filesystem.
     """
 
-    store: str
+    store: str = field(repr=False)
     """The bucket's URI, with credentials and options; empty for this machine."""
     path: str
     """The path inside `filesystem`: absolute, or of the bucket and what is in it."""
