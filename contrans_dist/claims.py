@@ -164,7 +164,7 @@ def claimed(folder: Location, identity: dict[str, Any]) -> Iterator[Claim]:
     finally:
         claim.ended.set()
         if thread.is_alive():
-            thread.join()
+            thread.join(_RENEWED_SECONDS / 3)  # it may be waiting for a store that is silent
         with suppress(UserError, RunError), once():  # it is void when this process has ended
             claim.location.delete()
 

@@ -12,8 +12,8 @@ from contrans_dist.errors import PassingError, RunError, UserError
 from contrans_dist.printing import without_credentials
 
 _S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
-_ATTEMPTS = 5
-"""Of one request, by the store's client, with pauses of its own."""
+_ATTEMPTS = 3
+"""Of one request, by the store's client; what is tried again after longer pauses is `patiently`'s."""
 _UPLOAD_ATTEMPTS = 12
 """Of one request of an upload, with pauses that double, for a minute and a half in all: an upload that is
 given up leaves its parts in the store, since pyarrow cannot abort it."""

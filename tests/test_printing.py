@@ -115,9 +115,7 @@ def test_no_secret_is_printed_or_left(
 def test_a_run_on_a_store_leaves_none(
     in_process: None, new_bucket: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that commands print and write, and what Ray has logged of them."""
-    import ray
-
+    """All that commands print and write."""
     monkeypatch.setenv("CONTRANS_DEBUG", "1")
     base, _, options = new_bucket("secrets").replace("user:hush@", f"AKEY:{SECRET}@").partition("?")
 
@@ -154,8 +152,34 @@ def test_a_run_on_a_store_leaves_none(
     assert names >= {"manifest.json", "metrics.json", "map.safetensors", "report.html"}
     for path in files:
         assert b"h3re" not in folder.filesystem.open_input_file(path).read(), path
-    for log in Path(ray._private.worker._global_node.get_logs_dir_path()).rglob("*"):
-        assert not log.is_file() or b"h3re" not in log.read_bytes(), log
+
+
+@pytest.mark.slow
+def test_what_actors_log_holds_none(
+    local: None, new_bucket: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actors with processes of their own, that publish to a store, and to one that is gone."""
+    import ray
+
+    monkeypatch.setenv("CONTRANS_DEBUG", "1")
+    out = new_bucket("tokens").replace("user:hush@", f"AKEY:{SECRET}@")
+    texts, model = tmp_path / "texts.txt", str(save_tiny(tmp_path / "model", "llama"))
+    texts.write_text("a text\nanother one\n")
+    words = ["--model", model, "--texts", str(texts), "--out", out, "--blocks", "0"]
+    code, output = said(monkeypatch, "harvest", *words)
+    assert (code, "h3re" in output) == (0, False), output
+
+    @ray.remote
+    def publish(folder: Location) -> None:
+        (folder / "x").write_bytes(b"x")
+
+    with pytest.raises(ray.exceptions.RayTaskError) as error:
+        ray.get(publish.remote(Location.parse(out.replace("@tokens", "@nowhere"))))
+    assert "h3re" not in str(error.value)
+    logs = list(Path(ray._private.worker._global_node.get_logs_dir_path()).rglob("*"))
+    assert len(logs) > 5
+    for path in logs:
+        assert not path.is_file() or b"h3re" not in path.read_bytes(), path
 
 
 def test_what_is_told_of_a_place_in_a_traceback() -> None:

@@ -266,8 +266,9 @@ def test_a_sweep_beside_runs_that_publish(tmp_path: Path) -> None:
         while not end.is_set():
             for i in range(50):
                 path = tmp_path / f".tmp-host-1-{i}"
-                path.write_bytes(b"x")
-                os.utime(path, (0, 0))
+                with suppress(FileNotFoundError):
+                    path.write_bytes(b"x")
+                    os.utime(path, (0, 0))
             for i in range(50):
                 with suppress(FileNotFoundError):  # it was swept
                     os.replace(tmp_path / f".tmp-host-1-{i}", tmp_path / f"file-{i}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pyarrow as pa
 import pytest
@@ -101,7 +102,8 @@ class Troubled:
 @pytest.fixture(scope="module")
 def bucket(new_bucket: Callable[[str], str]) -> tuple[str, int]:
     """Where the S3 server of `bucket` listens."""
-    host, port = re.search(r"endpoint_override=([\d.]+)%3A(\d+)", new_bucket("bucket")).groups()
+    address = dict(parse_qsl(new_bucket("bucket").partition("?")[2]))["endpoint_override"]
+    host, _, port = address.partition(":")
     return host, int(port)
 
 
