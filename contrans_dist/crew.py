@@ -108,7 +108,8 @@ class Crew:
     outcome: Outcome = field(default_factory=Outcome)
     dead: str = ""
     unanswered: int = 0
-    """Failures since the last task that was done, for want of an answer of a server or store."""
+    """Since the last task that was done: failures for want of an answer of a server or store, and actors that
+    were started anew."""
     on_progress: Callable[[float], None] | None = None
 
     def start(self, worker: Worker) -> None:
@@ -171,6 +172,12 @@ class Crew:
                 elif seconds > _TIMES_MORE * most and not worker.ending:
                     note(f"{given.task.name}: {self._verdict(seconds)}; its actor is started anew")
                     self.replace(worker)
+                    self.unanswered += 1
+                    if self.unanswered >= MAX_ATTEMPTS * len(self.workers):
+                        raise RunError(
+                            f"{given.task.name}: {self._verdict(seconds)}, and no other task was done since; "
+                            "is what they read or write silent? Run the same command again to go on"
+                        )
 
     def _give_again(self, task: Task, verdict: str, left: float) -> None:
         """A second copy of a task that hangs, but no third: it may be the task, not the actor."""
