@@ -22,6 +22,7 @@ from pydantic import ConfigDict, Field
 
 from contrans_dist.config import Settings, differing, fingerprint
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.patience import once
 from contrans_dist.progress import note
 from contrans_dist.provenance import now
 from contrans_dist.recipe import validated
@@ -94,17 +95,13 @@ class Claim:
 
     def take(self) -> None:
         """Hold the folder. Raises UserError when another is at work there, or nothing can be written."""
-        try:
-            self.write(holding=False)
-            while rivals := self._rivals():
-                name, first = min(rivals.items(), key=lambda each: (not each[1].holding, each[0]))
-                if first.holding or name < self.name:
-                    raise UserError(self._refusal(first))
-                time.sleep(_ASK_SECONDS)
-            self.write(holding=True)
-        except OSError as error:
-            reason = f"{self.folder}: nothing can be written there ({' '.join(str(error).split())[:200]})"
-            raise (UserError(reason) if self.folder.is_local else RunError(reason)) from error
+        self.write(holding=False)
+        while rivals := self._rivals():
+            name, first = min(rivals.items(), key=lambda each: (not each[1].holding, each[0]))
+            if first.holding or name < self.name:
+                raise UserError(self._refusal(first))
+            time.sleep(_ASK_SECONDS)
+        self.write(holding=True)
 
     def _rivals(self) -> dict[str, Claimant]:
         """Who else is at work as something else, by the names of their claims; void claims are removed."""
@@ -137,7 +134,7 @@ class Claim:
     def renew(self) -> None:
         """Say again and again that this process is alive, until the claim is ended."""
         while not self.ended.wait(_RENEWED_SECONDS):
-            with suppress(OSError, UserError):  # the next time, then
+            with suppress(UserError, RunError), once():  # the next time, then
                 if not self.location.exists():
                     return
                 self.write(holding=True)
@@ -167,15 +164,13 @@ def claimed(folder: Location, identity: dict[str, Any]) -> Iterator[Claim]:
     finally:
         claim.ended.set()
         if thread.is_alive():
-            thread.join()
-        with suppress(OSError):  # it is void when this process has ended
+            thread.join(_RENEWED_SECONDS / 3)  # it may be waiting for a store that is silent
+        with suppress(UserError, RunError), once():  # it is void when this process has ended
             claim.location.delete()
 
 
 def _claims_in(folder: Location) -> list[fs.FileInfo]:
-    selector = fs.FileSelector(folder.path, allow_not_found=True)
-    found = folder.filesystem.get_file_info(selector)
-    return [info for info in found if info.base_name.startswith(_PREFIX)]
+    return [info for info in folder.entries() if info.base_name.startswith(_PREFIX)]
 
 
 def _read(location: Location) -> Claimant | None:

@@ -48,11 +48,11 @@ def connected(address: str | None) -> Iterator[None]:
 def _check_reachable(address: str) -> None:
     """Raise RunError when nothing listens at `host:port`: Ray itself would try for minutes."""
     host, mark, port = address.removeprefix("ray://").rpartition(":")
-    if not mark or not port.isdigit():
+    if not mark or not port.isdecimal():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # a port or name that there cannot be
         raise RunError(f"--address {address}: no Ray cluster answered ({error})") from error
 
 

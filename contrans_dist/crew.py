@@ -107,6 +107,9 @@ class Crew:
     """Tasks that these two are of."""
     outcome: Outcome = field(default_factory=Outcome)
     dead: str = ""
+    unanswered: int = 0
+    """Since the last task that was done: failures for want of an answer of a server or store, and actors that
+    were started anew."""
     on_progress: Callable[[float], None] | None = None
 
     def start(self, worker: Worker) -> None:
@@ -169,6 +172,12 @@ class Crew:
                 elif seconds > _TIMES_MORE * most and not worker.ending:
                     note(f"{given.task.name}: {self._verdict(seconds)}; its actor is started anew")
                     self.replace(worker)
+                    self.unanswered += 1
+                    if self.unanswered >= MAX_ATTEMPTS * len(self.workers):
+                        raise RunError(
+                            f"{given.task.name}: {self._verdict(seconds)}, and no other task was done since; "
+                            "is what they read or write silent? Run the same command again to go on"
+                        )
 
     def _give_again(self, task: Task, verdict: str, left: float) -> None:
         """A second copy of a task that hangs, but no third: it may be the task, not the actor."""
@@ -201,6 +210,7 @@ class Crew:
     def settle(self, given: Given) -> None:
         """A first answer is there: those who hang at the same task are not waited for."""
         self.settled.add(given.task.name)
+        self.unanswered = 0
         seconds = time.monotonic() - given.since
         self.longest = max(self.longest, seconds)
         self.slowest = max(self.slowest, seconds / max(given.task.size, 1e-9))

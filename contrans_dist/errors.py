@@ -11,3 +11,7 @@ class RunError(Exception):
 
 class PassingError(RunError):
     """A failure that may pass by itself, as a server that is too busy: worth another try."""
+
+
+class NoAnswerError(RunError):
+    """A server or store has not answered in all the tries it was given: what else needs it would fail too."""

@@ -2,12 +2,13 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from contrans_dist.errors import PassingError, RunError
+from contrans_dist.errors import NoAnswerError, PassingError
 from contrans_dist.progress import note
 
 P = ParamSpec("P")
@@ -16,6 +17,7 @@ T = TypeVar("T")
 PAUSES = (5.0, 20.0, 60.0)
 """Seconds before each further try."""
 _PATIENT: ContextVar[bool] = ContextVar("patient", default=False)
+"""Whether what fails is left to a caller."""
 
 
 def pause(tries: int) -> float:
@@ -23,8 +25,18 @@ def pause(tries: int) -> float:
     return PAUSES[min(tries, len(PAUSES)) - 1] * random.uniform(0.75, 1.5)
 
 
+@contextmanager
+def once() -> Iterator[None]:
+    """In here nothing is tried again: what fails raises its PassingError."""
+    token = _PATIENT.set(True)
+    try:
+        yield
+    finally:
+        _PATIENT.reset(token)
+
+
 def patiently(work: Callable[P, T]) -> Callable[P, T]:
-    """`work`, tried again after a PassingError; RunError when it has not passed in the end.
+    """`work`, tried again after a PassingError; NoAnswerError when it has not passed in the end.
 
     What it calls is tried again with it, not by itself.
     """
@@ -33,19 +45,18 @@ def patiently(work: Callable[P, T]) -> Callable[P, T]:
     def tried(*args: P.args, **named: P.kwargs) -> T:
         if _PATIENT.get():
             return work(*args, **named)
-        token = _PATIENT.set(True)
-        try:
+        with once():
             for tries in range(1, len(PAUSES) + 2):
                 try:
                     return work(*args, **named)
                 except PassingError as error:
                     if tries > len(PAUSES):
-                        raise RunError(f"{error}; tried {tries} times: run the same command again") from error
+                        raise NoAnswerError(
+                            f"{error}; tried {tries} times: run the same command again"
+                        ) from error
                     seconds = pause(tries)
                     note(f"{error}; trying again in {seconds:.0f} s")
                     time.sleep(seconds)
             raise AssertionError("either returned or raised")
-        finally:
-            _PATIENT.reset(token)
 
     return tried

@@ -14,10 +14,10 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from contrans_dist.actors import Actors, kept, let_go
+from contrans_dist.actors import MAX_ATTEMPTS, Actors, kept, let_go
 from contrans_dist.cluster import Replicas, first_line
 from contrans_dist.crew import RETRY_SECONDS, Crew, Outcome, Task, Worker
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import NoAnswerError, RunError, UserError
 from contrans_dist.progress import note
 
 __all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
@@ -56,7 +56,8 @@ def run_tasks(
     called every second or so with the sum of what the actors' `progress()` says of their running tasks.
 
     `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
-    when an actor's construction fails everywhere; UserError raised by a task is passed on.
+    when an actor's construction fails everywhere; UserError raised by a task is passed on, and
+    NoAnswerError where it was raised three times with no task done between.
     """
     let_go()
     actors = Actors(actor_class, arguments, size, slots + (on_progress is not None))
@@ -139,6 +140,10 @@ def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Tas
         if isinstance(error.cause, UserError):
             # Bad input stays bad: neither another try nor the other tasks make it good.
             raise error.cause
+        if isinstance(error.cause, NoAnswerError):
+            crew.unanswered += 1
+            if crew.unanswered >= MAX_ATTEMPTS:  # each waited for minutes; the other tasks would as well
+                raise error.cause
         crew.fail(given.task, first_line(error.cause if error.cause is not None else error))
     except RayError as error:
         # The work may be done and its answer lost, with a node or for want of memory.

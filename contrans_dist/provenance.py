@@ -42,7 +42,7 @@ def command_line(arguments: list[str] | None = None) -> str:
         option, mark, _ = word.partition("=")
         if hide_next:
             shown.append("***")
-        elif mark and _SECRET_OPTION.search(option):
+        elif mark and "://" not in option and _SECRET_OPTION.search(option):
             shown.append(f"{option}=***")
         else:
             shown.append(without_credentials(word))

@@ -15,13 +15,14 @@ from contrans_dist.benchmarks import Benchmark, Judged
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, fingerprint
 from contrans_dist.errors import UserError
+from contrans_dist.jsontext import parse_json
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.classifier import load_classifier
 from contrans_dist.models.placement import Placement
 from contrans_dist.placing import place
 from contrans_dist.pool import Outcome, Task, run_kept
 from contrans_dist.scoring import Intervention
-from contrans_dist.storage import Location, parse_json
+from contrans_dist.storage import Location
 from contrans_dist.systems import TARGET, System
 
 PARTS, JUDGED = "parts", "judged"

@@ -281,9 +281,7 @@ def _unfolded(column: pa.Array) -> int:
 
 def files_in(folder: Location) -> dict[str, int]:
     """Size of each file directly inside, by one request for all."""
-    selector = fs.FileSelector(folder.path, allow_not_found=True)
-    found = folder.filesystem.get_file_info(selector)
-    return {info.base_name: int(info.size) for info in found if info.type is fs.FileType.File}
+    return {info.base_name: int(info.size) for info in folder.entries() if info.type is fs.FileType.File}
 
 
 def block_values(table: pa.Table, column: str) -> NDArray[np.float32]:

@@ -1,32 +1,30 @@
 """Local paths and object stores behind one `Location`, with publishing that is all or nothing."""
 
 import json
-import math
 import os
 import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 from pyarrow import fs
 
 from contrans_dist import stores
 from contrans_dist.addresses import above, joined, parse_address, show_address, whole_address
 from contrans_dist.errors import UserError
+from contrans_dist.jsontext import parse_json
 from contrans_dist.limits import JSON_BYTES, check_size
 from contrans_dist.patience import patiently
 from contrans_dist.printing import without_credentials
+from contrans_dist.workfolders import staging, sweep_staged
 
 _TEMPORARY = ".tmp-"
-_WORK = "contrans-staged-"
 _STALE_SECONDS = 24 * 3600
 _COPY_BYTES = 8 << 20
 
@@ -38,7 +36,7 @@ class Location:
     It is text alone, so that it travels to another process; each opens its own filesystem.
     """
 
-    store: str
+    store: str = field(repr=False)
     """The bucket's URI, with credentials and options; empty for this machine."""
     path: str
     """The path inside `filesystem`: absolute, or of the bucket and what is in it."""
@@ -54,8 +52,11 @@ class Location:
 
     @property
     def filesystem(self) -> fs.FileSystem:
+        return self._filesystem()
+
+    def _filesystem(self, uploading: bool = False) -> fs.FileSystem:
         try:
-            return stores.filesystem(self.store)
+            return stores.filesystem(self.store, uploading)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             reason = " ".join(without_credentials(str(error)).split())
             raise UserError(
@@ -113,15 +114,18 @@ class Location:
         return int(self.info().size or 0)
 
     @patiently
-    def names(self) -> list[str]:
-        """Names of the files and folders directly inside, sorted, temporary ones left out; none in a file."""
+    def entries(self) -> list[fs.FileInfo]:
+        """What lies directly inside, by one request; nothing in a file, or where nothing is."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         try:
             with self._told():
-                names = [info.base_name for info in self.filesystem.get_file_info(selector)]
+                return list(self.filesystem.get_file_info(selector))
         except NotADirectoryError:  # an object store finds nothing there, and says no more
             return []
-        return sorted(name for name in names if not name.startswith("."))
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly inside, sorted, temporary ones left out; none in a file."""
+        return sorted(info.base_name for info in self.entries() if not info.base_name.startswith("."))
 
     @patiently
     def open(self) -> pa.NativeFile:
@@ -163,27 +167,29 @@ class Location:
         Locally the file is written beside its final name, synced and renamed. For an object store it is
         uploaded beside its final key and copied there by the store, at once. After an exception nothing
         appears under the final name. Raises UserError for a local place where no file can be, RunError for a
-        store that does not answer.
+        disk that is full and a store that does not answer.
         """
         if self.is_local:
-            folder = Path(self.path).parent
-            self._check_place(folder)
+            self._check_place(Path(self.path).parent)
+        with self._written(), nullcontext(Path(self.path).parent) if self.is_local else staging() as folder:
             temporary = folder / _temporary_name()
-        else:
-            # For the user's eyes alone: others can read in a temporary folder.
-            temporary = Path(tempfile.mkdtemp(prefix=f"{_WORK}{os.getpid()}-")) / "file"
+            try:
+                yield temporary
+                sync(temporary)
+                if self.is_local:
+                    os.replace(temporary, self.path)
+                    sync(folder)
+                else:
+                    self._upload(temporary)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
         try:
-            yield temporary
-            sync(temporary)
-            if self.is_local:
-                os.replace(temporary, self.path)
-                sync(temporary.parent)
-            else:
-                self._upload(temporary)
-        finally:
-            temporary.unlink(missing_ok=True)
-            if not self.is_local:
-                temporary.parent.rmdir()
+            yield
+        except OSError as error:
+            raise stores.unwritten(str(self), error) from error
 
     def _check_place(self, folder: Path) -> None:
         """Make the folder of a local file. Raises UserError where a file or a folder is in the way."""
@@ -199,11 +205,13 @@ class Location:
         """Not to the final key itself: a stream to a store that is let go publishes what it was given so far,
         after an exception as well, and knows no way to withdraw it."""
         beside = self.parent / _temporary_name()
+        self.info()  # a store in trouble is found out with less patience, before there are parts in it
+        store = self._filesystem(uploading=True)
         try:
             with self._told():
-                with source.open("rb") as data, self.filesystem.open_output_stream(beside.path) as stream:
+                with source.open("rb") as data, store.open_output_stream(beside.path) as stream:
                     shutil.copyfileobj(data, stream, _COPY_BYTES)
-                self.filesystem.move(beside.path, self.path)
+                store.move(beside.path, self.path)
         except BaseException:
             with suppress(Exception):
                 self.filesystem.delete_file(beside.path)
@@ -222,7 +230,7 @@ class Location:
     @patiently
     def delete(self) -> None:
         """Remove the file; one that is not there is no error."""
-        with self._told(), suppress(FileNotFoundError):
+        with self._told(), suppress(FileNotFoundError, NotADirectoryError):
             self.filesystem.delete_file(self.path)
 
     @patiently
@@ -236,50 +244,17 @@ class Location:
         """Remove temporary files that a killed process left in this folder over a day ago, and what such a
         one left on this machine on its way to a store."""
         oldest = time.time() - _STALE_SECONDS
-        with self._told():
-            for entry in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
-                made = entry.mtime.timestamp() if entry.mtime is not None else oldest
-                if entry.base_name.startswith(_TEMPORARY) and entry.is_file and made < oldest:
-                    (self / entry.base_name).delete()
+        for entry in self.entries():
+            made = entry.mtime.timestamp() if entry.mtime is not None else oldest
+            if entry.base_name.startswith(_TEMPORARY) and entry.is_file and made < oldest:
+                (self / entry.base_name).delete()
         if not self.is_local:
-            _sweep_staged(Path(tempfile.gettempdir()))
+            sweep_staged()
 
 
 def _temporary_name() -> str:
     """Short: file systems end at 255 bytes."""
     return f"{_TEMPORARY}{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-
-
-def _sweep_staged(folder: Path) -> None:
-    """Remove our own work folders of processes that are no more."""
-    for entry in folder.glob(f"{_WORK}*"):
-        process = entry.name.removeprefix(_WORK).partition("-")[0]
-        with suppress(OSError):  # another run may sweep here too
-            own = not hasattr(os, "getuid") or entry.lstat().st_uid == os.getuid()
-            if own and process.isdigit() and not psutil.pid_exists(int(process)):
-                shutil.rmtree(entry)
-
-
-def parse_json(data: bytes | str, where: str) -> Any:
-    """JSON as plain data. Raises UserError, which begins with `where`, for anything else, NaN included."""
-    try:
-        value = json.loads(data, parse_constant=_finite, parse_float=_finite)
-        if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
-            json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise UserError(f"{where}: expected JSON, found lists in lists without end") from error
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: expected JSON, found half of a surrogate pair") from error
-    except ValueError as error:  # a UnicodeDecodeError is one
-        raise UserError(f"{where}: expected JSON ({error})") from error
-    return value
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is no finite number")
-    return number
 
 
 def sync(path: Path) -> None:

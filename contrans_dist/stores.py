@@ -1,18 +1,23 @@
 """Object stores: the filesystem of a bucket, and what its errors mean."""
 
+import errno
+import os
 import re
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
 from pyarrow import fs
 
-from contrans_dist.errors import PassingError, UserError
+from contrans_dist.errors import PassingError, RunError, UserError
 from contrans_dist.printing import without_credentials
 
 _S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
-_ATTEMPTS = 5
-"""Of one request, by the store's client, with pauses of its own."""
-_CONNECT_SECONDS, _SILENT_SECONDS = 10, 30
+_ATTEMPTS = 3
+"""Of one request, by the store's client; what is tried again after longer pauses is `patiently`'s."""
+_UPLOAD_ATTEMPTS = 12
+"""Of one request of an upload, with pauses that double, for a minute and a half in all: an upload that is
+given up leaves its parts in the store, since pyarrow cannot abort it."""
+_CONNECT_SECONDS, _SILENT_SECONDS = 10, 20
 _REFUSED = re.compile(
     "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE"
     "|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN|PERMISSION_?DENIED|UNAUTHENTICATED"
@@ -21,20 +26,26 @@ _REFUSED = re.compile(
 )
 """What a store says of a request that will never be granted; of all else it may think better."""
 
+_FORBIDDEN = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+}  # fmt: skip
+_FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
+
 
 @lru_cache(maxsize=64)
-def filesystem(store: str) -> fs.FileSystem:
+def filesystem(store: str, uploading: bool = False) -> fs.FileSystem:
     """The filesystem of a bucket's URI; of this machine for the empty string.
 
-    Raises UserError for an option that there is not, and what pyarrow raises where no store answers.
+    `uploading`: with more patience. Raises UserError for an option that there is not, and what pyarrow raises
+    where no store answers.
     """
     if not store:
         return fs.LocalFileSystem()
     scheme, _, rest = store.partition("://")
-    return _s3(rest) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
+    return _s3(rest, uploading) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
 
 
-def _s3(rest: str) -> fs.S3FileSystem:
+def _s3(rest: str, uploading: bool) -> fs.S3FileSystem:
     """pyarrow's own default lets a connection that says nothing hang."""
     place, _, asked = rest.partition("?")
     user, _, bucket = place.rpartition("@")
@@ -45,12 +56,18 @@ def _s3(rest: str) -> fs.S3FileSystem:
     if not {"region", "endpoint_override"} & set(options):
         options["region"] = fs.resolve_s3_region(bucket)
     key, _, secret = user.partition(":")
+    retries = (
+        fs.AwsDefaultS3RetryStrategy(max_attempts=_UPLOAD_ATTEMPTS)
+        if uploading
+        else fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+    )
     return fs.S3FileSystem(
         access_key=unquote(key) or None,
         secret_key=unquote(secret) or None,
         connect_timeout=_CONNECT_SECONDS,
         request_timeout=_SILENT_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        retry_strategy=retries,
+        allow_delayed_open=uploading,  # what is small is one request, and not three
         **options,
     )
 
@@ -62,3 +79,14 @@ def told(name: str, error: Exception, local: bool) -> UserError | PassingError:
     if local or _REFUSED.search(reason):
         return UserError(f"{name}: cannot be reached ({reason[:300]})")
     return PassingError(f"{name}: the store does not answer ({reason[:300]})")
+
+
+def unwritten(name: str, error: OSError) -> Exception:
+    """What to raise for a disk's error while the place `name` was written: UserError for what is not allowed,
+    RunError for a disk that is full or fails, the error itself for any other."""
+    reason = os.strerror(error.errno or 0)
+    if error.errno in _FORBIDDEN:
+        return UserError(f"{name}: cannot be written ({reason})")
+    if error.errno in _FAILING:
+        return RunError(f"{name}: cannot be written ({reason}); run the same command again to go on")
+    return error

@@ -20,7 +20,7 @@ def template_fields(template: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"template {template!r}: {error}") from error
     for _, name, width, conversion in parts:
-        if not name or width or conversion or name.isdigit() or any(mark in name for mark in ".[]{}"):
+        if not name or width or conversion or name.isdecimal() or any(mark in name for mark in ".[]{}"):
             asked = f"{{{name}{'!' if conversion else ''}{conversion or ''}{':' if width else ''}{width}}}"
             raise UserError(f"template: expected names of columns such as {{text}}, found {asked!r}")
     fields = [str(name) for _, name, _, _ in parts]

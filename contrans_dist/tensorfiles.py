@@ -18,9 +18,10 @@ from safetensors.numpy import save_file
 from contrans_dist import schema
 from contrans_dist.config import Settings
 from contrans_dist.errors import UserError
+from contrans_dist.jsontext import parse_json
 from contrans_dist.limits import JSON_BYTES, check_size
 from contrans_dist.recipe import validated
-from contrans_dist.storage import Location, parse_json
+from contrans_dist.storage import Location
 
 S = TypeVar("S", bound=Settings)
 _SIZES = {

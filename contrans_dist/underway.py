@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import fs
 
 from contrans_dist import schema
 from contrans_dist.actors import of_each
@@ -74,6 +75,7 @@ class Underway:
     def of(cls, model: ModelSettings, facts: ModelFacts, job: HarvestJob) -> "Underway":
         """Plan a set. Raises UserError when the folder holds rows that cannot stay."""
         asked = _asked(model, facts, job)
+        _refuse_folders(job.out)
         there = _manifest_there(job.out)
         found, identity = _held(asked, job, there)
         spec = HarvestSpec(identity, job.capture, list(identity["blocks"]), facts.d, job.out)
@@ -213,6 +215,14 @@ def _asked(model: ModelSettings, facts: ModelFacts, job: HarvestJob) -> Asked:
     # A chat template may write what no setting tells: the prompts belong to the identity as they are run.
     identity = identity_of(model, facts, capture, blocks, size, job.texts, texts_hash(rendered))
     return Asked(identity, job.texts, rendered, capture, facts.d)
+
+
+def _refuse_folders(out: Location) -> None:
+    """Raise UserError where a folder has the name of a file of the set: only its owner can move it."""
+    for info in out.entries():
+        name = info.base_name
+        if info.type is fs.FileType.Directory and (name == schema.MANIFEST or name.startswith("shard-")):
+            raise UserError(f"{out / name}: expected a place for a file, there is a folder")
 
 
 def _manifest_there(out: Location) -> dict[str, Any] | None:

@@ -8,14 +8,16 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 _log = logging.getLogger(__name__)
 
 LOCK = "lock"
+_STAGED = "contrans-staged-"
 _STALE_SECONDS = 7 * 24 * 3600
 
 
@@ -87,3 +89,22 @@ def remove_unused(parent: Path, prefix: str, older: float = 0.0) -> None:
 def _touched(folder: Path) -> float:
     times = [path.lstat().st_mtime for path in folder.iterdir() if path.name != LOCK]
     return max([folder.lstat().st_mtime, *times])
+
+
+@contextmanager
+def staging() -> Iterator[Path]:
+    """A folder for a file on its way to a store, for this user's eyes alone, until the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{_STAGED}{os.getpid()}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_staged() -> None:
+    """Remove what processes that are no more had on its way to a store."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_STAGED}*"):
+        process = folder.name.removeprefix(_STAGED).partition("-")[0]
+        with suppress(ValueError, OSError):  # another run may sweep here too
+            if is_own(folder) and not psutil.pid_exists(int(process)):
+                shutil.rmtree(folder)

@@ -272,6 +272,24 @@ def test_what_is_finished_is_taken_by_its_footers(
     assert_same_set(out, made)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00001.parquet"])
+def test_a_folder_in_the_place_of_a_file_is_the_users_to_move(
+    made: Path, model: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Before, the model ran first; readers refuse it too."""
+    out = Path(shutil.copytree(made, tmp_path / "set"))
+    (out / name).unlink()
+    (out / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: ") as error:
+        ActivationSet.open(str(out))
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr("contrans_dist.harvest.place", None)  # nothing is computed
+    with pytest.raises(UserError, match=rf"{name}: expected a place for a file, there is a folder"):
+        harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
+    with pytest.raises(UserError, match=rf"{name}: expected a place for a file, there is a folder"):
+        (Location.parse(out) / name).write_bytes(b"x")
+
+
 def test_what_is_there_is_not_computed_again(
     made: Path,
     model: str,

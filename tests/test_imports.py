@@ -9,8 +9,8 @@ import contrans_dist
 
 PACKAGE = Path(contrans_dist.__file__).parent
 ROOMS = [
-    "errors", "limits", "printing", "addresses", "characters", "yamlfiles", "fitting", "config", "recipe",
-    "schema", "progress", "patience", "stores", "storage", "provenance", "claims", "workfolders",
+    "errors", "limits", "printing", "addresses", "characters", "yamlfiles", "jsontext", "fitting", "config",
+    "recipe", "schema", "progress", "patience", "workfolders", "stores", "storage", "provenance", "claims",
     "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers", "shardreader", "artifacts",
     "textfiles", "tablehash", "templates", "texts", "corpus", "leak", "models", "prefixes", "capturing",
     "shardfiles", "shards", "streamed", "quantized", "harvesters", "manifest", "leftout", "growing",

@@ -177,6 +177,8 @@ def test_what_a_group_holds_is_not_free(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / "memory.stat").write_text(f"anon 600000\n{cached} 100000\n")
         monkeypatch.setattr("contrans_dist.models.devices._LIMITS", (str(tmp_path / limit),))
         assert host_memory() == 400_000
+        (tmp_path / limit).write_text("max\n" if limit == "memory.max" else "\u00b2\n")
+        assert host_memory() > 400_000
 
 
 def test_several_actors_share_the_memory(small: str) -> None:

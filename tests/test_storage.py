@@ -1,16 +1,23 @@
 """Publishing is all or nothing, locally and on an object store."""
 
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from pyarrow import fs
@@ -245,11 +252,74 @@ def test_sweep_does_not_stumble_over_what_goes_meanwhile(
     listed = folder.filesystem.get_file_info(fs.FileSelector(str(tmp_path)))
     old.unlink()
     monkeypatch.setattr(
-        storage.stores, "filesystem", lambda _store: SimpleNamespace(
+        storage.stores, "filesystem", lambda *_: SimpleNamespace(
             get_file_info=lambda _selector: listed, delete_file=fs.LocalFileSystem().delete_file
         )
     )  # fmt: skip
     folder.sweep()
+
+
+def test_a_sweep_beside_runs_that_publish(tmp_path: Path) -> None:
+    """Entries are renamed between being listed and being looked at."""
+    folder, end = Location.parse(tmp_path), threading.Event()
+
+    def publish() -> None:
+        while not end.is_set():
+            for i in range(50):
+                path = tmp_path / f".tmp-host-1-{i}"
+                with suppress(FileNotFoundError):
+                    path.write_bytes(b"x")
+                    os.utime(path, (0, 0))
+            for i in range(50):
+                with suppress(FileNotFoundError):  # it was swept
+                    os.replace(tmp_path / f".tmp-host-1-{i}", tmp_path / f"file-{i}")
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            folder.sweep()
+            folder.names()
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_a_place_that_cannot_be_written_is_one_line() -> None:
+    """Before: `unexpected PermissionError`."""
+    folder = Path(tempfile.mkdtemp())  # not below a folder that only this user may enter
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=rf"{folder}/x: cannot be written \(Permission denied\)"):
+            Location.parse(folder / "x").write_bytes(b"x")
+    finally:
+        os.seteuid(user)
+        folder.rmdir()
+
+
+@pytest.mark.parametrize("write", ["python", "arrow"])
+def test_a_disk_that_is_full_says_how_to_go_on(tmp_path: Path, write: str) -> None:
+    """Before: `unexpected OSError`. A limit on a file's size fails as a full disk does, in the middle."""
+    place = Location.parse(tmp_path / "x")
+    table = pa.table({"a": [np.random.default_rng(0).bytes(1 << 20)]})
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, usual[1]))
+    told = r"/x: cannot be written \(.*; run the same command again"
+    try:
+        with pytest.raises(RunError, match=told), place.staged() as path:
+            if write == "python":
+                path.write_bytes(b"x" * (1 << 20))
+            else:
+                pq.write_table(table, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert os.listdir(tmp_path) == []
 
 
 def test_names_of_files_for_what_people_name() -> None:

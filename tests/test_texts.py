@@ -81,6 +81,12 @@ def test_templates() -> None:
         prompts(table, "{text} {name}")
     with pytest.raises(UserError, match="place for the text"):
         prompts(table, "no place")
+    with pytest.raises(UserError, match="expected names of columns"):
+        prompts(table, "{text} {0}")
+    # A raised two is no digit to a format string; one of another script is.
+    assert prompts(text_table({"text": ["x"], "\u00b2": ["y"]}), "{text}{\u00b2}") == ["xy"]
+    with pytest.raises(UserError, match="expected names of columns"):
+        prompts(table, "{text} {\u0663}")
 
 
 def test_cut_end_repeats_the_authors_file(shared: Path) -> None:

@@ -14,7 +14,7 @@ def host_memory() -> int:
     free = int(psutil.virtual_memory().available)
     for limit in map(Path, _LIMITS):
         text = limit.read_text().strip() if limit.exists() else "max"
-        if text.isdigit():
+        if text.isdecimal():
             free = min(free, int(text) - _held(limit))
     return max(free, 0)
 

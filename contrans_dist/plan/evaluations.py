@@ -80,7 +80,7 @@ def _steered_block(frame: Frame) -> int:
     """The block that is steered; that of matched depth where it is yet to be chosen."""
     n_blocks = frame.side(frame.recipe.target).n_blocks
     spec = harvested_blocks(frame.recipe, "target", n_blocks)
-    return int(spec) if spec.isdigit() else matched_depth(n_blocks)
+    return matched_depth(n_blocks) if spec == "all" else int(spec)
 
 
 def _steering(frame: Frame, settings: EvaluationSettings, blocks: dict[str, int]) -> Steering:

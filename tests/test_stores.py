@@ -1,0 +1,267 @@
+"""Object stores that throttle, drop connections or fall silent: work ends whole, or with one line."""
+
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+import pytest
+from tiny import save_tiny
+
+from contrans_dist import patience, stores
+from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.errors import RunError
+from contrans_dist.harvest import harvest
+from contrans_dist.storage import Location
+from contrans_dist.texts import text_table
+
+_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_ANSWER = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_SLOW_DOWN), _SLOW_DOWN)
+)
+MOODS = ["throttles", "drops", "silent"]
+
+
+class Troubled:
+    """A server before an S3 server, that passes connections on, or does as `mood` says."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target, self.mood, self.seen = target, "well", 0
+        self.after = 0
+        """Connections that pass before the mood counts."""
+        self.for_seconds = 0.0
+        """How long it then lasts; 0: for ever."""
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def falls(self, mood: str, after: int = 0, seconds: float = 0.0) -> None:
+        self.seen, self.after, self.for_seconds, self.mood = 0, after, seconds, mood
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            self.seen += 1
+            if self.seen == self.after + 1 and self.for_seconds and self.mood != "well":
+                threading.Timer(self.for_seconds, setattr, (self, "mood", "well")).start()
+            mood = self.mood if self.seen > self.after else "well"
+            threading.Thread(target=self._answer, args=(client, mood), daemon=True).start()
+
+    def _answer(self, client: socket.socket, mood: str) -> None:
+        with client:
+            if mood == "well":
+                self._pass_on(client)
+            elif mood == "throttles":
+                client.settimeout(0.3)
+                try:
+                    while client.recv(1 << 20):
+                        pass
+                except OSError:
+                    client.sendall(_ANSWER)
+            elif mood == "silent":
+                while self.mood == "silent":
+                    time.sleep(0.5)
+                time.sleep(60)
+
+    def _pass_on(self, client: socket.socket) -> None:
+        """One connection, until either side ends it; the server is asked to end it with its answer."""
+        with socket.create_connection(self.target) as server:
+
+            def forth() -> None:
+                try:
+                    while data := client.recv(1 << 16):
+                        server.sendall(data.replace(b"Connection: Keep-Alive", b"Connection: close"))
+                except OSError:
+                    pass
+
+            threading.Thread(target=forth, daemon=True).start()
+            try:
+                while data := server.recv(1 << 16):
+                    client.sendall(data)
+            except OSError:
+                pass
+
+
+@pytest.fixture(scope="module")
+def bucket(new_bucket: Callable[[str], str]) -> tuple[str, int]:
+    """Where the S3 server of `bucket` listens."""
+    address = dict(parse_qsl(new_bucket("bucket").partition("?")[2]))["endpoint_override"]
+    host, _, port = address.partition(":")
+    return host, int(port)
+
+
+@contextmanager
+def troubled(server: tuple[str, int]) -> Iterator[tuple[Troubled, str]]:
+    proxy = Troubled(server)
+    where = f"endpoint_override=127.0.0.1%3A{proxy.port}&scheme=http&region=us-east-1"
+    yield proxy, f"s3://user:hush@bucket/runs?{where}"
+    proxy.mood = "well"
+    proxy.listener.close()
+
+
+def open_uploads(server: tuple[str, int]) -> list[str]:
+    """Keys of the uploads that were begun and neither completed nor aborted, by another client."""
+    import boto3
+
+    host, port = server
+    keys = {"aws_access_key_id": "user", "aws_secret_access_key": "hush"}
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys)
+    found = client.list_multipart_uploads(Bucket="bucket").get("Uploads", [])
+    for each in found:
+        client.abort_multipart_upload(Bucket="bucket", Key=each["Key"], UploadId=each["UploadId"])
+    return [each["Key"] for each in found]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that gives up soon, but for uploads."""
+    monkeypatch.setattr(stores, "_ATTEMPTS", 2)
+    monkeypatch.setattr(stores, "_SILENT_SECONDS", 1)
+    monkeypatch.setattr(patience, "PAUSES", (0.5, 0.5, 0.5))
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that gives up soon."""
+    monkeypatch.setattr(stores, "_ATTEMPTS", 2)
+    monkeypatch.setattr(stores, "_UPLOAD_ATTEMPTS", 2)
+    monkeypatch.setattr(stores, "_SILENT_SECONDS", 1)
+    monkeypatch.setattr(patience, "PAUSES", (0.1,))
+
+
+@pytest.mark.parametrize("mood", ["throttles", "drops"])
+def test_trouble_during_an_upload_is_sat_out(bucket: tuple[str, int], mood: str, impatient: None) -> None:
+    """Before, the upload was begun anew, and the first one's parts stayed in the store."""
+    data = os.urandom(12 << 20)
+    with troubled(bucket) as (proxy, uri):
+        place = Location.parse(uri) / f"{mood}-for-a-while"
+        place.exists()
+        proxy.falls(mood, after=3, seconds=2.0)
+        place.write_bytes(data)
+        assert proxy.seen > 8
+        assert open_uploads(bucket) == []
+        proxy.falls(mood, seconds=0.5)
+        assert place.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("mood", "after"),
+    [
+        ("drops", 4),
+        pytest.param("throttles", 4, marks=pytest.mark.slow),
+        pytest.param("silent", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_trouble_that_lasts_names_the_place_and_the_way_on(
+    bucket: tuple[str, int], mood: str, after: int, hurried: None
+) -> None:
+    """It ends, in each call; and an upload that fails in its middle publishes nothing."""
+    with troubled(bucket) as (proxy, uri):
+        folder = Location.parse(uri) / mood
+        place = folder / "file"
+        place.write_bytes(b"old")
+        proxy.falls(mood, after)
+        began = time.monotonic()
+        with pytest.raises(RunError, match=rf"s3://bucket/runs/{mood}/file: .*run the same command again"):
+            place.write_bytes(os.urandom(12 << 20))
+        proxy.after = 0
+        for call in (place.exists, place.read_bytes, folder.names, place.delete, folder.sweep):
+            with pytest.raises(RunError, match=rf"s3://bucket/runs/{mood}.*run the same command again"):
+                call()
+        assert time.monotonic() - began < 240  # curl takes half a minute to see that an upload stands still
+        proxy.mood = "well"
+        assert place.read_bytes() == b"old"
+    open_uploads(bucket)
+
+
+def noisy(n: int) -> pa.Table:
+    """Texts with a column that makes a shard of one large enough for an upload in parts."""
+    draw = random.Random(0)
+    noise = [draw.randbytes(12 << 20).decode("latin-1") for _ in range(n)]
+    return text_table({"text": [f"text number {i}" for i in range(n)], "noise": noise})
+
+
+@pytest.mark.parametrize("mood", MOODS)
+def test_a_harvest_sits_trouble_out_or_says_so(
+    bucket: tuple[str, int], mood: str, tmp_path: Path, in_process: None, impatient: None
+) -> None:
+    """Before, parts of a shard stayed in the store."""
+    model = ModelSettings(id=str(save_tiny(tmp_path / "model", "llama")))
+    settings = CaptureSettings(blocks="0", shard_size=1)
+    with troubled(bucket) as (proxy, uri):
+        out = Location.parse(uri) / f"harvest-{mood}"
+        proxy.falls(mood, after=30, seconds=3.0)
+        made = harvest(model, noisy(2), out, settings)
+        assert made.n_rows == 2
+        assert out.names() == ["manifest.json", "shard-00000.parquet", "shard-00001.parquet"]
+        assert proxy.mood == "well"
+    assert open_uploads(bucket) == []
+
+
+@pytest.mark.parametrize(
+    "mood", ["drops", *(pytest.param(each, marks=pytest.mark.slow) for each in MOODS[::2])]
+)
+def test_a_harvest_to_a_store_that_is_gone_ends(
+    bucket: tuple[str, int], mood: str, tmp_path: Path, in_process: None, hurried: None
+) -> None:
+    """Before, all of its shards waited for the store, three times each."""
+    model = ModelSettings(id=str(save_tiny(tmp_path / "model", "llama")))
+    texts = text_table({"text": [f"text number {i}" for i in range(12)]})
+    with troubled(bucket) as (proxy, uri):
+        out = Location.parse(uri) / f"gone-{mood}"
+        proxy.falls(mood, after=45)
+        began = time.monotonic()
+        with pytest.raises(
+            RunError, match=rf"s3://bucket/runs/gone-{mood}.*run the same command again"
+        ) as error:
+            harvest(model, texts, out, CaptureSettings(blocks="0", shard_size=1))
+        assert "\n" not in str(error.value)
+        assert time.monotonic() - began < 120
+        proxy.mood = "well"
+        there = len([name for name in out.names() if name.startswith("shard-")])
+        assert 0 < there < 12
+        assert harvest(model, texts, out, CaptureSettings(blocks="0", shard_size=1)).n_rows == 12
+    open_uploads(bucket)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize(
+    ("mood", "seconds"), [("throttles", 25.0), ("drops", 10.0), ("silent", 45.0), ("silent", 0.0)]
+)
+def test_the_command_ends(bucket: tuple[str, int], mood: str, seconds: float, tmp_path: Path) -> None:
+    """240 shards, with a store that is in trouble in their middle; for ever, where `seconds` is 0."""
+    texts, model = tmp_path / "texts.txt", save_tiny(tmp_path / "model", "llama")
+    texts.write_text("".join(f"text number {i}\n" for i in range(240)))
+    with troubled(bucket) as (proxy, uri):
+        out = uri.replace("?", f"/command-{mood}-{seconds:g}?")
+        words = ["--model", model, "--texts", texts, "--out", out, "--blocks", "0", "--shard-size", "1"]
+        proxy.falls(mood, after=1200, seconds=seconds)
+        done: Any = subprocess.run(
+            [sys.executable, "-m", "contrans_dist", "harvest", *map(str, words)],
+            capture_output=True, text=True, timeout=2000,
+        )  # fmt: skip
+        assert proxy.seen > 1200
+        last = done.stderr.strip().splitlines()[-1]
+        assert done.returncode == (0 if seconds else 1), done.stderr[-3000:]
+        if not seconds:
+            assert re.match(r"contrans: .*s3://bucket/runs/command.*run the same command again", last)
+        assert "hush" not in done.stdout + done.stderr
+    assert open_uploads(bucket) == []
