@@ -29,7 +29,7 @@ class Actors:
         self._start = ray.remote(actor_class).options(
             num_cpus=size.cpus,
             num_gpus=size.gpus,
-            max_restarts=-1,
+            max_restarts=0,  # Ray would start for ever what is killed while it loads its model
             max_task_retries=0,
             max_concurrency=concurrency,
         )
@@ -49,7 +49,7 @@ class Actors:
         return self._held[-1]
 
     def drop(self, actor: Any) -> None:
-        """Forget one that could not be constructed."""
+        """Forget one that is gone, or could not be constructed."""
         self._held.remove(actor)
 
     def end(self) -> None:

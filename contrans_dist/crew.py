@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from contrans_dist.actors import MAX_ATTEMPTS, Actors
-from contrans_dist.errors import RunError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.patience import PAUSES, pause
 from contrans_dist.progress import note
 
@@ -205,7 +205,7 @@ class Crew:
     def replace(self, worker: Worker) -> None:
         """End an actor's process, stopped or not; another takes its place."""
         worker.ending = True
-        ray.kill(worker.actor, no_restart=False)
+        ray.kill(worker.actor)
 
     def settle(self, given: Given) -> None:
         """A first answer is there: those who hang at the same task are not waited for."""
@@ -228,22 +228,29 @@ class Crew:
             seconds = pause(worker.refused)
             if worker.refused > max((w.refused for w in self.workers if w is not worker), default=0):
                 note(f"an actor could not be started ({reason}); trying again in {seconds:.0f} s")
-            self.actors.drop(worker.actor)
-            worker.actor = None
+            self._drop(worker)
             self.rest(worker, seconds)
         elif not self.alive:
-            again = "" if final else f"; tried {worker.refused} times: run the same command again to go on"
-            raise RunError(f"{reason}{again}")
+            if final:
+                raise UserError(reason)
+            raise RunError(f"{reason}; tried {worker.refused} times: run the same command again to go on")
         else:
             note(f"an actor is given up ({reason}); the others go on")
 
-    def lose(self, worker: Worker, held: Sequence[Given], reason: str) -> None:
-        """An actor is gone, and with it all that it held."""
+    def _drop(self, worker: Worker) -> None:
+        """Another actor takes its place when it is started again."""
+        self.actors.drop(worker.actor)
+        worker.actor = None
+
+    def lose(self, worker: Worker, held: Sequence[Given], reason: str, gone: bool) -> None:
+        """An actor is lost, and with it all that it held; unless it is `gone` it may be reached later."""
         worker.running.clear()
         lost = [given.task for given in held if given.task.name not in self.settled]
         if not worker.ending:
             self.outcome.lost_actors += 1
             note(f"an actor was lost at {', '.join(task.name for task in lost)}; another goes on with that")
+        if gone and worker.actor is not None:
+            self._drop(worker)
         if worker.up:
             self.rest(worker)
         for task in lost:

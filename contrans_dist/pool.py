@@ -23,6 +23,10 @@ from contrans_dist.progress import note
 __all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
 
 _PATIENCE_SECONDS = 60.0
+_GONE = (
+    "an actor's process was gone before it was up: with its node, or killed for want of memory, of which fewer "
+    "--actors, a smaller --dtype or --placement stream need less"
+)
 
 
 def run_kept(
@@ -56,8 +60,9 @@ def run_tasks(
     called every second or so with the sum of what the actors' `progress()` says of their running tasks.
 
     `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
-    when an actor's construction fails everywhere; UserError raised by a task is passed on, and
-    NoAnswerError where it was raised three times with no task done between.
+    when an actor's construction fails everywhere, or its process is killed each time; UserError raised by a
+    task, or by the construction everywhere, is passed on, and NoAnswerError where it was raised three times
+    with no task done between.
     """
     let_go()
     actors = Actors(actor_class, arguments, size, slots + (on_progress is not None))
@@ -116,10 +121,12 @@ def _started(crew: Crew, reference: Any) -> None:
     try:
         ray.get(reference)
     except RayActorError as error:
-        if isinstance(error, ActorUnavailableError) or not error.actor_init_failed:
+        if isinstance(error, ActorUnavailableError):
             crew.rest(worker)
-        else:
+        elif error.actor_init_failed:
             crew.refuse(worker, *_construction_error(error))
+        else:
+            crew.refuse(worker, _GONE, final=False)
     except RayError as error:
         crew.refuse(worker, first_line(error), final=False)
     else:
@@ -135,7 +142,8 @@ def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Tas
     try:
         result = ray.get(reference)
     except RayActorError as error:
-        crew.lose(worker, [given, *worker.running.values()], first_line(error))
+        gone = not isinstance(error, ActorUnavailableError)
+        crew.lose(worker, [given, *worker.running.values()], first_line(error), gone)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             # Bad input stays bad: neither another try nor the other tasks make it good.

@@ -75,6 +75,17 @@ class Fragile(Worker):
             raise ConnectionError("the hub is busy")
 
 
+class Greedy(Worker):
+    """The system ends its process so many times while it is constructed."""
+
+    def __init__(self, folder: str, deaths: int) -> None:
+        super().__init__(folder)
+        tries = len(list(self.folder.glob("start.*")))
+        (self.folder / f"start.{tries}").touch()
+        if tries < deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Holder:
     """Its results are large, so they stay on its node until they are fetched."""
 
@@ -200,7 +211,7 @@ def test_bad_input_found_by_an_actor_is_not_tried_again(local: None, tmp_path: P
 
 
 def test_an_actor_that_cannot_start_says_why(local: None, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no such model: gone"):
+    with pytest.raises(UserError, match=r"^no such model: gone$"):
         go([{"name": "t", "value": 1}], tmp_path, True)
 
 
@@ -218,6 +229,17 @@ def test_an_actor_whose_construction_fails_is_tried_again(
     assert "an actor could not be started (ConnectionError: the hub is busy); trying again in" in said
     with pytest.raises(RunError, match=r"ConnectionError: the hub is busy; tried 4 times: run the same"):
         run_tasks(Fragile, (str(tmp_path), 99), tasks, ONE_CORE, lambda *_: None)
+
+
+def test_an_actor_that_is_killed_at_its_start_is_not_tried_for_ever(local: None, tmp_path: Path) -> None:
+    results: dict[str, int] = {}
+    tasks = [Task("t", {"name": "t", "value": 3})]
+    one = Replicas(actors=1, gpus=0, cpus=1)
+    run_tasks(Greedy, (str(tmp_path), 2), tasks, one, lambda task, got: results.update({task.name: got}))
+    assert results == {"t": 9}
+    with pytest.raises(RunError, match=r"gone before it was up.* memory, .*; tried 4 times: run the same"):
+        run_tasks(Greedy, (str(tmp_path), 10**6), tasks, one, lambda *_: None)
+    assert len(list(tmp_path.glob("start.*"))) == 3 + 4
 
 
 def test_a_worker_that_hangs_is_said_and_not_waited_for(

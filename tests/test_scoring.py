@@ -191,7 +191,7 @@ def test_no_prompt_and_no_intervention_give_empty_results():
 @pytest.mark.parametrize(
     ("prompts", "interventions", "words"),
     [
-        ([[]], [Intervention("base")], "prompt 0 has no tokens"),
+        ([[]], [Intervention("base")], "prompt 0: no tokens"),
         ([[0] * 129], [Intervention("base")], "129 tokens.*128"),
         ([[0]], [Intervention("a", {4: vec(0)}, 1.0)], "blocks 0 to 3"),
         ([[0]], [Intervention("a", {1: vec(0)[:5]}, 1.0)], "hidden size is 32"),

@@ -318,8 +318,8 @@ def test_a_stop_string_that_begins_in_the_prompt_ends_nothing(monkeypatch: pytes
     new = lm.tokenizer("Jane and Joe\nJoe", add_special_tokens=False)["input_ids"]
     passes = writing(lm, monkeypatch, [*new, EOS])
     texts = generate(lm, prompts, max_new_tokens=40, until=["\nJ"])[0]
-    assert texts == ["Jane and Joe\nJ"] * 2 or texts == ["Jane and Joe\nJoe"] * 2
-    assert len(passes) <= len(new)
+    assert texts == ["Jane and Joe\nJ"] * 2
+    assert len(passes) == len(new) - 2
 
 
 def test_rows_that_have_stopped_show_no_padding() -> None:

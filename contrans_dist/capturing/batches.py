@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from contrans_dist.capturing.activations import Activations
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
-from contrans_dist.models.tokens import shortened
+from contrans_dist.models.tokens import NO_TOKENS, shortened
 from contrans_dist.prefixes import Row, batch_rows
 
 Position = str | int
@@ -89,7 +89,7 @@ def prepare(lm: LanguageModel, ids: list[list[int]], position: Position, first_r
     position = parse_position(position)
     for row, text in enumerate(ids, first_row):
         if not text:
-            raise UserError(f"text {row}: no tokens (an empty text, and a tokenizer without BOS)")
+            raise UserError(f"text {row}: {NO_TOKENS}")
     ids, truncated = truncate(lm, ids)
     tokens = taken_from(position, [len(text) for text in ids], first_row)
     return Prepared(ids, truncated, tokens, position == "mean")

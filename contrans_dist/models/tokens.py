@@ -19,6 +19,7 @@ _PROBES = ("a", "home", "0", "\u5b57")
 _MARK = "Zq7"
 _TAIL = 32
 """Tokens of a prompt on which the text of what follows may depend."""
+NO_TOKENS = "no tokens (an empty text, and a tokenizer without BOS)"
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -195,7 +196,7 @@ def shortened(lm: "LanguageModel", ids: list[int], most: int | None) -> list[int
 def unusable(lm: "LanguageModel", ids: Sequence[int]) -> str | None:
     """Why a text of these tokens cannot be run, in words; None where it can."""
     if not ids:
-        return "no tokens (an empty text, and a tokenizer without BOS)"
+        return NO_TOKENS
     embedded = lm.decoder.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
     beyond = max(ids) if min(ids) >= 0 else min(ids)
     if 0 <= beyond < embedded:

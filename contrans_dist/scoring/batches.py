@@ -18,12 +18,10 @@ def check_lengths(lm: LanguageModel, sequences: Sequence[Sequence[int]], more: i
     """Raise UserError for an empty sequence, one that with `more` tokens is longer than the context, or one
     with a token that has no embedding."""
     for i, sequence in enumerate(sequences):
-        if not sequence:
-            raise UserError(f"prompt {i} has no tokens (the tokenizer adds none of its own)")
+        why = unusable(lm, sequence)
+        if why is not None:
+            raise UserError(f"prompt {i}: {why}")
         if lm.context is not None and len(sequence) + more > lm.context:
             raise UserError(
                 f"prompt {i} needs {len(sequence) + more} tokens, the model's context holds {lm.context}"
             )
-        why = unusable(lm, sequence)
-        if why is not None:
-            raise UserError(f"prompt {i}: {why}")
