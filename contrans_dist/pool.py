@@ -24,8 +24,8 @@ __all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
 
 _PATIENCE_SECONDS = 60.0
 _GONE = (
-    "an actor's process was gone before it was up: with its node, or killed for want of memory, of which fewer "
-    "--actors, a smaller --dtype or --placement stream need less"
+    "an actor's process was gone before it was up: with its node, or killed for want of memory, of which "
+    "fewer --actors, a smaller --dtype or --placement stream need less"
 )
 
 
