@@ -151,7 +151,7 @@ def test_sets_with_other_blocks_and_positions_share_a_sweep(model: Path, tmp_pat
 
 
 SLOW = """
-import os, sys, time
+import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_sweeps as t
@@ -170,14 +170,8 @@ def sweep(model, out, memory):
     streamed.load = slow
     run_sweep(streamed, SweepTask("key", t._units(t._spec(model, texts, out), texts)), memory)
 
-model, *places = sys.argv[1:]
-for place in places:
-    child = os.fork()
-    if not child:
-        sweep(Path(model), Path(place), int(Path(place).name))
-        os._exit(0)
-    print(child, flush=True)
-print(*(os.waitstatus_to_exitcode(os.wait()[1]) for _ in places), flush=True)
+model, place = sys.argv[1:]
+sweep(Path(model), Path(place), int(Path(place).name))
 """
 MEMORY = (0, 10**9)
 
@@ -189,24 +183,24 @@ def _record(out: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def killed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of sweeps that kill -9 met after three of six blocks, one by memory; both by one interpreter's
-    children, since it takes five seconds to start."""
+    """Folder of sweeps that kill -9 met after three of six blocks, one by memory."""
     folder = tmp_path_factory.mktemp("killed")
-    outs = [folder / str(memory) for memory in MEMORY]
     code = SLOW.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", code, str(model), *map(str, outs)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        sweeping = {int(process.stdout.readline()): out for out in outs}
-        end = time.monotonic() + 120
-        while sweeping:
-            assert process.poll() is None
+    outs = [folder / str(memory) for memory in MEMORY]
+    sweeping = {subprocess.Popen([sys.executable, "-c", code, str(model), str(out)]): out for out in outs}
+    end = time.monotonic() + 200
+    try:
+        while any(process.poll() is None for process in sweeping):
             assert time.monotonic() < end
-            for child in [each for each, out in sweeping.items() if _record(out).get("after", -1) >= 2]:
-                os.kill(child, signal.SIGKILL)
-                del sweeping[child]
+            for process, out in sweeping.items():
+                if process.poll() is None and _record(out).get("after", -1) >= 2:
+                    process.kill()
             time.sleep(0.01)
-        assert process.stdout.read().split() == ["-9", "-9"]
+    finally:
+        for process in sweeping:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in sweeping] == [-signal.SIGKILL] * 2
     return folder
 
 
