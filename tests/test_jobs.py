@@ -193,6 +193,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "concepts": {"texts": found["contrast"]},
         "map": {"blocks": "1:2"},
         "evaluations": {"emotions": evaluation},
+        "cluster": {"actors": 1},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return World(**found, recipe=str(folder / "recipe.yaml"))
@@ -213,7 +214,18 @@ def finished(head: Head, world: World, tmp_path_factory: pytest.TempPathFactory)
     sets, vectors = out / "run" / "activations", out / "run" / "vectors" / "vector"
     scripts: dict[str, list[Any]] = {
         "pipeline": [world.recipe, "--out", (out / "run").as_uri()],
-        "harvest": ["--model", world.target, "--texts", world.corpus, "--out", out / "set", "--blocks", "1"],
+        "harvest": [
+            "--model",
+            world.target,
+            "--texts",
+            world.corpus,
+            "--out",
+            out / "set",
+            "--blocks",
+            "1",
+            "--actors",
+            "1",
+        ],
         "reduce": [
             *("--source-contrast", sets / "contrast-source", "--target-contrast", sets / "contrast-target"),
             *("--source-corpus", sets / "corpus-source", "--target-corpus", sets / "corpus-target"),
@@ -222,7 +234,7 @@ def finished(head: Head, world: World, tmp_path_factory: pytest.TempPathFactory)
         "evaluate": [
             *("--model", world.target, "--benchmark", "emotions", "--data", world.scenarios),
             *(word for concept in CONCEPTS for word in ("--vector", vectors / f"{concept}.safetensors")),
-            *("--strengths", "0,1", "--out", out / "evaluation"),
+            *("--strengths", "0,1", "--out", out / "evaluation", "--actors", "1"),
         ],
     }
     commands = [

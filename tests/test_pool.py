@@ -275,9 +275,9 @@ def test_long_tasks_are_no_alarm(
 ) -> None:
     """Not the first ones, of which no like is known; nor one that is long because it is large."""
     monkeypatch.setattr(crew, "_HANG_SECONDS", 0.5)
-    tasks = [{"name": f"first{i}", "value": i, "seconds": 2} for i in range(2)]
-    tasks += [{"name": f"t{i}", "value": i, "seconds": 0.1, "size": 0.05} for i in range(4)]
-    tasks += [{"name": "large", "value": 2, "seconds": 12, "size": 5}]
+    tasks = [{"name": f"first{i}", "value": i, "seconds": 1} for i in range(2)]
+    tasks += [{"name": f"t{i}", "value": i, "seconds": 0.05, "size": 0.05} for i in range(4)]
+    tasks += [{"name": "large", "value": 2, "seconds": 6, "size": 5}]
     results, _ = go(tasks, tmp_path)
     assert len(results) == 7
     assert len(list(tmp_path.iterdir())) == 7
