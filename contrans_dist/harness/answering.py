@@ -128,6 +128,7 @@ def _generate(
         temperature=kind.temperature,
         seed=seed,
         until=kind.until,
+        alone=True,
     )
     for c, row in enumerate(texts):
         for (d, place), text in zip(places, row, strict=True):
