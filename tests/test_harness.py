@@ -1,5 +1,6 @@
 """lm-evaluation-harness on our engine, question by question against the harness's own model (`HFLM`)."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -273,10 +274,11 @@ def test_steered_numbers_are_those_of_the_harness_s_model_while_it_is_steered(
     assert min(moved) > 0.1
 
 
+# A bar keeps apart what would be a special token.
 WRITTEN = [
     "Jane and Joe\nJoe was sad", " Jane was a girl\nJ", "Joe\n\nJoe", " there was\na\nJane", "J\nJ", "\nJane",
     "a little girl", " a little girl", "  two spaces\nJ", "Jean\n Joe\nJ", "\n\nJ", "sad. . ,\nJoe", "é\nJé",
-    " ", "<s>there was</s>",
+    " ", "<s>there was</s>", "sad <|/s> home",
 ]  # fmt: skip
 
 
@@ -291,7 +293,8 @@ def test_texts_are_cut_at_stop_strings_as_the_harness_s_own(
     ours, theirs = [], []
     for i, text in enumerate(WRITTEN):
         prompt = f"There was a girl, {i}\n"
-        new = [*model.tokenizer(text, add_special_tokens=False)["input_ids"], model.tokenizer.eos_token_id]
+        parts = model.tokenizer(text.split("|"), add_special_tokens=False)["input_ids"]
+        new = [*itertools.chain(*parts), model.tokenizer.eos_token_id]
         with monkeypatch.context() as patch:
             writing(model, patch, new)
             asked = Instance("generate_until", {}, (prompt, {**options}), 0)
