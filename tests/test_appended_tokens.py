@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from contrans_dist.config import HarnessEvaluation
 from contrans_dist.harness import HarnessBenchmark
 from contrans_dist.models import LanguageModel, wrap_model
 from contrans_dist.probing import Probe
+from contrans_dist.scorers import SystemActor
 from contrans_dist.scoring import BASE, Intervention
 
 VOCABULARY = 320
@@ -129,7 +130,7 @@ def _without(row: dict[str, Any], names: set[str]) -> str:
 
 def test_single_prompts_are_continued_and_compared_alike(pair: tuple[LanguageModel, LanguageModel]) -> None:
     probe = Probe("joy", "vector", 3.0, VECTOR, ITEMS[:2], [item.prompt for item in ITEMS])
-    expected, found = (probe.on(SimpleNamespace(lm=lm), None) for lm in pair)
+    expected, found = (probe.on(cast(SystemActor, SimpleNamespace(lm=lm)), None) for lm in pair)
     assert found == expected
     examples, tokens = found
     assert len(examples) == 4

@@ -302,7 +302,7 @@ def test_texts_are_cut_at_stop_strings_as_the_harness_s_own(
         with monkeypatch.context() as patch:
             writing(model, patch, new)
             request = Request("generate_until", prompt, until=("\nJ",), max_new_tokens=30)
-            [[[answer]]] = answers(model, [Document(str(i), "t", i, "", (request,))], [BASE])
+            [[[answer]]] = answers(model, [Document(str(i), "t", "", "", (request,))], [BASE])
             ours.append(answer.text)
     assert ours == theirs
     assert len(set(theirs)) > 8
