@@ -9,13 +9,13 @@ from contrans_dist.analysis import Verdict, judge, read_in_run
 from contrans_dist.cluster import connected
 from contrans_dist.conditions import Steering
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
-from contrans_dist.evaluate import evaluate
+from contrans_dist.evaluate import prepared, scored
 from contrans_dist.probing import probe
 from contrans_dist.resultfiles import SEARCH
 from contrans_dist.search import search
 from contrans_dist.storage import Location
 from contrans_dist.systems import System
-from contrans_dist.trials import BUDGET, VALIDATION
+from contrans_dist.trials import BUDGET, VALIDATION, check_tried
 
 
 def assess(
@@ -33,14 +33,20 @@ def assess(
     chosen for it (`search.json`); examples and tokens are read under the condition and strength that the
     evaluation is headed by. `others` and `replace` as in `evaluate`, whose errors it raises.
     """
+    if settings.concepts is not None:
+        steering = steering.about(settings.concepts)
+    # What was asked for in vain is refused before Ray is started, which takes seconds.
+    if settings.search is None:
+        ready = prepared(model, settings, steering, out, cluster, replace, others)
+    else:
+        check_tried(settings)
     with connected(cluster.address), kept_actors():
-        if settings.concepts is not None:
-            steering = steering.about(settings.concepts)
         found = None
         if settings.search is not None:
             found = search(model, settings, steering, out, cluster, replace)
             steering = changed(steering, chosen=found["chosen"])
-        metrics = evaluate(model, settings, steering, out, cluster, replace, others=others)
+            ready = prepared(model, settings, steering, out, cluster, replace, others)
+        metrics = scored(ready, cluster)
         if found is not None:
             (out / SEARCH).write_json(found)
         else:  # of earlier settings

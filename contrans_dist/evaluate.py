@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import Any
 
@@ -61,7 +62,32 @@ def evaluate(
     kept. A folder that holds another evaluation is refused (UserError, naming the fields), or begun anew with
     `replace`. `title` heads the progress. Raises RunError when splits failed.
     """
-    out, cluster = Location.parse(out), cluster or ClusterSettings()
+    cluster = cluster or ClusterSettings()
+    return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation whose input is read and found good, and nothing scored of it yet."""
+
+    spec: EvaluationSpec
+    items: list[Any]
+    others: Sequence[System]
+    finished: dict[str, Any] | None
+    """The content of metrics.json, where all is done already."""
+
+
+def prepared(
+    model: ModelSettings,
+    settings: EvaluationSettings,
+    steering: Steering,
+    out: "Location | str",
+    cluster: ClusterSettings,
+    replace: bool = False,
+    others: Sequence[System] = (),
+) -> Prepared:
+    """What `evaluate` does first, for which no Ray is needed. Raises the UserErrors of `evaluate`."""
+    out = Location.parse(out)
     if cluster.placement == "stream":
         raise UserError("--placement stream: steering needs the whole model; expected auto or device-map")
     benchmark = load_benchmark(settings)
@@ -75,13 +101,19 @@ def evaluate(
         identity=_identity(benchmark, settings, steering, items, [target, *others]),
         out=out,
     )
-    finished = _found(spec, replace)
-    if finished is not None:
+    return Prepared(spec, items, others, _found(spec, replace))
+
+
+def scored(ready: Prepared, cluster: ClusterSettings, title: str | None = None) -> dict[str, Any]:
+    """The rest of `evaluate`. Raises RunError when splits failed."""
+    spec, items, target = ready.spec, ready.items, ready.spec.system
+    out, benchmark, steering = spec.out, spec.benchmark, spec.steering
+    if ready.finished is not None:
         note(f"{out}: complete; nothing to do")
-        return finished
+        return ready.finished
     parts: list[Split] = []
     with connected(cluster.address):
-        for system in in_turn(target, others):
+        for system in in_turn(target, ready.others):
             splits = plan_splits(items, steering.concepts, system.name)
             head = title or f"evaluate {benchmark.name}"
             _score_missing(

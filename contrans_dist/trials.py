@@ -127,6 +127,15 @@ def try_out(
     )
 
 
+def check_tried(settings: EvaluationSettings) -> None:
+    """Read all that `search` scores. Raises UserError for data that are missing, wrong, or scored too."""
+    chosen_on = validation_of(settings, settings.strengths)
+    text = budget_text(settings, settings.strengths)
+    for each in (settings, chosen_on, *([text] if text is not None else [])):
+        load_benchmark(each)
+    _check_apart(settings, chosen_on)
+
+
 def _check_apart(settings: EvaluationSettings, chosen_on: EvaluationSettings) -> None:
     if isinstance(settings, ToxigenEvaluation):  # its sets are drawn without overlap
         return

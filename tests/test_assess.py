@@ -10,6 +10,7 @@ import pytest
 from tiny import CONTEXT, save_tiny
 from typer.testing import CliRunner
 
+from contrans_dist import assess as whole
 from contrans_dist import evaluate as room
 from contrans_dist import scorers
 from contrans_dist.assess import assess
@@ -294,3 +295,30 @@ def test_a_setting_with_a_flag_of_its_own_is_refused(change: str, flag: str) -> 
     done = CliRunner().invoke(app, [*given, "--set", change])
     assert isinstance(done.exception, UserError)
     assert f"expected {flag} for that" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("--data={nowhere}", "nowhere.jsonl"),
+        ("--data={malformed}", "malformed.jsonl"),
+        ("--model={nowhere}", "nowhere.jsonl"),
+        ("--set=validation={malformed}", "malformed.jsonl"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_ray_is_started(
+    model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path, change: str, said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    started: list[Any] = []
+    monkeypatch.setattr(whole, "connected", started.append)
+    (tmp_path / "malformed.jsonl").write_text('{"text": ')
+    change = change.format(**{name: tmp_path / f"{name}.jsonl" for name in ("nowhere", "malformed")})
+    searching = [] if "validation" not in change else ["--set", "search={}"]
+    done = CliRunner().invoke(app, [
+        "evaluate", "--model", model.id, "--benchmark", "emotions", "--data", str(settings.texts),
+        "--template", str(settings.template), "--out", str(tmp_path / "e"), change, *searching,
+    ])  # fmt: skip
+    assert isinstance(done.exception, UserError), done.exception
+    assert said in str(done.exception)
+    assert started == []

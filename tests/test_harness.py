@@ -1,5 +1,6 @@
 """lm-evaluation-harness on our engine, question by question against the harness's own model (`HFLM`)."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from tiny import CONTEXT, CORPUS, save_tiny
+from test_text_to_tokens import metaspace, writing
+from tiny import CONTEXT, CORPUS, save_tiny, tiny_model, tiny_tokenizer
 
 import contrans_dist as ct
 from contrans_dist.analysis import read_evaluation
@@ -26,13 +28,14 @@ from contrans_dist.config import ClusterSettings, HarnessEvaluation, ModelSettin
 from contrans_dist.errors import UserError
 from contrans_dist.evaluate import evaluate
 from contrans_dist.harness import Document, HarnessBenchmark, Request, answers, engine_lm
-from contrans_dist.models import LanguageModel, load_model
+from contrans_dist.models import LanguageModel, load_model, wrap_model
 from contrans_dist.scoring import BASE, Intervention
 from contrans_dist.storage import Location
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
 import datasets  # noqa: E402
+from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
@@ -201,8 +204,7 @@ def compare_rows(table: pa.Table, documents: dict[str, Document], expected: dict
                 request = documents[row["item"]].requests[place]
                 n += 1
                 if request.method == "generate_until":
-                    # Decoded alone, as the harness does, some tokenizers' texts lose their first space.
-                    assert row["texts"][place].removeprefix(" ") == resp.removeprefix(" ")
+                    assert row["texts"][place] == resp
                     continue
                 logprob = resp[0] if request.method == "loglikelihood" else resp
                 assert row["logprobs"][place] == pytest.approx(logprob, rel=2e-5, abs=2e-3)
@@ -270,6 +272,40 @@ def test_steered_numbers_are_those_of_the_harness_s_model_while_it_is_steered(
         for s in (2.0, -2.0)
     ]
     assert min(moved) > 0.1
+
+
+# A bar keeps apart what would be a special token.
+WRITTEN = [
+    "Jane and Joe\nJoe was sad", " Jane was a girl\nJ", "Joe\n\nJoe", " there was\na\nJane", "J\nJ", "\nJane",
+    "a little girl", " a little girl", "  two spaces\nJ", "Jean\n Joe\nJ", "\n\nJ", "sad. . ,\nJoe", "é\nJé",
+    " ", "<s>there was</s>", "sad <|/s> home",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [tiny_tokenizer, metaspace])
+def test_texts_are_cut_at_stop_strings_as_the_harness_s_own(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every prompt ends with the stop string's first character."""
+    model = wrap_model(tiny_model(vocab=400), make())
+    own = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1)
+    options = {"until": ["\nJ"], "max_gen_toks": 30, "do_sample": False}
+    ours, theirs = [], []
+    for i, text in enumerate(WRITTEN):
+        prompt = f"There was a girl, {i}\n"
+        parts = model.tokenizer(text.split("|"), add_special_tokens=False)["input_ids"]
+        new = [*itertools.chain(*parts), model.tokenizer.eos_token_id]
+        with monkeypatch.context() as patch:
+            writing(model, patch, new)
+            asked = Instance("generate_until", {}, (prompt, {**options}), 0)
+            theirs += own.generate_until([asked], disable_tqdm=True)
+        with monkeypatch.context() as patch:
+            writing(model, patch, new)
+            request = Request("generate_until", prompt, until=("\nJ",), max_new_tokens=30)
+            [[[answer]]] = answers(model, [Document(str(i), "t", "", "", (request,))], [BASE])
+            ours.append(answer.text)
+    assert ours == theirs
+    assert len(set(theirs)) > 8
 
 
 def test_our_model_behind_the_harness_s_own_interface(

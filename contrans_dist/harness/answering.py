@@ -8,7 +8,15 @@ import numpy as np
 
 from contrans_dist.errors import UserError
 from contrans_dist.harness.documents import Document, Request
-from contrans_dist.harness.tokens import encode, encode_pair, encode_prompt, prefix_token, rolling, window
+from contrans_dist.harness.tokens import (
+    encode,
+    encode_pair,
+    encode_prompt,
+    end_text,
+    prefix_token,
+    rolling,
+    window,
+)
 from contrans_dist.models import LanguageModel
 from contrans_dist.scoring import Intervention, continuation_logprobs, generate
 
@@ -120,6 +128,7 @@ def _generate(
         with _named(documents[d]):
             text = documents[d].prompt + documents[d].requests[place].context
             prompts.append(encode_prompt(lm, text, kind.max_new_tokens))
+    until = [*kind.until, *end_text(lm)]
     texts = generate(
         lm,
         prompts,
@@ -127,11 +136,12 @@ def _generate(
         max_new_tokens=kind.max_new_tokens,
         temperature=kind.temperature,
         seed=seed,
-        until=kind.until,
+        until=until,
+        alone=True,
     )
     for c, row in enumerate(texts):
         for (d, place), text in zip(places, row, strict=True):
-            found[c][d][place] = Answer(text=_cut(text, kind.until))
+            found[c][d][place] = Answer(text=_cut(text, until))
 
 
 def _rows(intervention: Intervention, documents: Sequence[int]) -> Intervention:

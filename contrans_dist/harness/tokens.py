@@ -25,6 +25,13 @@ def prefix_token(lm: LanguageModel) -> int:
     raise UserError(f"{lm.name}: the tokenizer has neither BOS nor EOS, which an empty context needs")
 
 
+def end_text(lm: LanguageModel) -> list[str]:
+    """EOS as text, at which generated texts are cut though they spell it; nothing without EOS."""
+    value = getattr(lm.tokenizer, "eos_token_id", None)
+    text = lm.tokenizer.decode([value]) if isinstance(value, int) else ""
+    return [text] if text else []
+
+
 def encode(lm: LanguageModel, text: str) -> Ids:
     """Ids behind what the tokenizer puts in front, but no second BOS for a text that brings its own."""
     begins = lm.tokenizer.decode([prefix_token(lm)])

@@ -167,6 +167,17 @@ class After:
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
 
 
+class Alone:
+    """What follows a prompt, decoded without the prompt: in many tokenizers it loses a space at its start."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def text(self, new: Sequence[int], special: bool = False) -> str:
+        """The text of the tokens `new`; with `special`, special tokens are shown."""
+        return str(self._tokenizer.decode(list(new), skip_special_tokens=not special))
+
+
 # -- what a model can take ---------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from contrans_dist.models import After, LanguageModel
+from contrans_dist.models.tokens import Alone
 from contrans_dist.scoring.batches import check_lengths
 from contrans_dist.scoring.interventions import BASE, Intervention, checked_offsets, row_for
 from contrans_dist.steering import added
@@ -34,14 +35,17 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     until: Sequence[str] = (),
+    alone: bool = False,
 ) -> list[list[str]]:
     """Continue each prompt (token ids) under each intervention: `[C][P]` texts without the prompt.
 
     Temperature 0 is greedy and does not depend on the batch; above 0, tokens are drawn from the whole softmax
     with `seed` (and then which rows share a batch does matter). The model's own sampling defaults are not
     used. A batch that does not fit into memory is halved. A text ends once it holds one of the strings
-    `until`, which stays in it; what of it stands in the prompt does not count. Raises UserError for an empty
-    prompt, one that leaves no room in the context, or a vector that does not fit.
+    `until`, which stays in it; what of it stands in the prompt does not count. `alone`: as
+    lm-evaluation-harness reads its own models' texts, without the prompt and with the token that ends them,
+    where that is shown. Raises UserError for an empty prompt, one that leaves no room in the context, or a
+    vector that does not fit.
     """
     check_lengths(lm, prompts, more=max_new_tokens)
     offsets = checked_offsets(lm, interventions, len(prompts))
@@ -65,6 +69,7 @@ def generate(
                 [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
                 [stop for stop in until if stop],
                 pad,
+                alone,
             )
             if new is None:
                 batch_size = len(chunk) // 2
@@ -81,11 +86,12 @@ def _continued(
     offsets: Sequence[Mapping[int, Tensor]],
     until: Sequence[str],
     pad: int,
+    alone: bool,
 ) -> list[str] | None:
     """`_continue`; None where the device has no memory for several prompts at once: what their keys and
     values take grows with every token."""
     try:
-        return _continue(lm, prompts, offsets, until, pad)
+        return _continue(lm, prompts, offsets, until, pad, alone)
     except torch.OutOfMemoryError:
         if len(prompts) == 1:
             raise
@@ -99,6 +105,7 @@ def _continue(
     offsets: Sequence[Mapping[int, Tensor]],
     until: Sequence[str],
     pad: int,
+    alone: bool,
 ) -> list[str]:
     """The texts that follow left-padded prompts, row i steered by `offsets[i]`."""
     width = max(map(len, prompts))
@@ -111,7 +118,7 @@ def _continue(
     rows = {k: torch.stack([each.get(k, torch.zeros(lm.d)) for each in offsets]) for k in blocks}
     with torch.inference_mode(), added(lm.blocks, rows):
         processors = LogitsProcessorList([_Guides(*lm.guides, mask)] if lm.guides else [])
-        after = [After(lm.tokenizer, prompt) for prompt in prompts]
+        after = [Alone(lm.tokenizer) if alone else After(lm.tokenizer, prompt) for prompt in prompts]
         stops = _Stops(after, until, width)
         out = lm.model.generate(
             input_ids=ids.to(lm.device),
@@ -124,14 +131,14 @@ def _continue(
     for row, new in enumerate(out[:, width:].tolist()):
         new = new[: stops.lengths[row]]
         end = next((i for i, token in enumerate(new) if token in ends), len(new))
-        texts.append(after[row].text(new[:end]))
+        texts.append(after[row].text(new[: end + alone]))
     return texts
 
 
 class _Stops(StoppingCriteria):
     """Ends each row once what follows its prompt, special tokens shown, holds one of the strings."""
 
-    def __init__(self, after: Sequence[After], until: Sequence[str], width: int) -> None:
+    def __init__(self, after: Sequence[After | Alone], until: Sequence[str], width: int) -> None:
         self.after, self.until, self.width = after, until, width
         self.lengths: list[int | None] = [None] * len(after)
         """New tokens of each row that has ended."""
