@@ -21,6 +21,7 @@ from contrans_dist.provenance import versions
 
 _INTERRUPTED = 130
 _TERMINATED = 143
+_terminated = threading.Event()
 _GO_ON = "{how}; what is finished is kept: run the same command again to go on"
 
 app = typer.Typer(
@@ -109,7 +110,7 @@ def guarded(work: Callable[[], Any]) -> None:
         # Typer turns an interruption into this code without a word.
         if end.code == _INTERRUPTED:
             _fail(end, _INTERRUPTED, _GO_ON.format(how="interrupted"))
-        if end.code == _TERMINATED:
+        if _terminated.is_set():
             _fail(end, _TERMINATED, _GO_ON.format(how="terminated"))
         raise
     except BrokenPipeError as error:
@@ -122,7 +123,9 @@ def guarded(work: Callable[[], Any]) -> None:
 
 
 def _terminate(_signal: int, _frame: Any) -> None:
-    """As Ctrl-C: a spot node goes, Slurm's time is over, a job is stopped."""
+    """As Ctrl-C: a spot node goes, Slurm's time is over, a job is stopped. Ray, where it waits, makes another
+    exit code of this one."""
+    _terminated.set()
     sys.exit(_TERMINATED)
 
 
