@@ -95,6 +95,7 @@ def guarded(work: Callable[[], Any]) -> None:
 
     Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted, 143 terminated (SIGTERM).
     """
+    _terminated.clear()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
