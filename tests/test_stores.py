@@ -270,11 +270,36 @@ def start_harvest(bucket_uri: str, name: str, texts: int, folder: Path) -> subpr
     model, path = save_tiny(folder / "model", "llama"), folder / "texts.txt"
     path.write_text("".join(f"text number {i}\n" for i in range(texts)))
     words = ["--model", model, "--texts", path, "--out", bucket_uri.replace("?", f"/{name}?")]
+    words += ["--blocks", "0", "--shard-size", "1"]
     return subprocess.Popen(
-        [sys.executable, "-m", "contrans_dist", "harvest", *map(str, words), "--blocks", "0"]
-        + ["--shard-size", "1"],
+        [sys.executable, "-m", "contrans_dist", "harvest", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+_HELD = """
+import sys
+from importlib import import_module
+from contrans_dist.storage import Location
+main = import_module("contrans_dist.cli.main")
+main._GRACE_SECONDS = 1.0
+main.guarded(lambda: Location.parse(sys.argv[1]).exists())
+"""
+
+
+def test_a_signal_ends_what_waits_for_the_store_itself(bucket: tuple[str, int]) -> None:
+    """Before, after a minute, when the client gave up: Python's handlers wait for it."""
+    with troubled(bucket) as (proxy, uri):
+        proxy.falls("silent")
+        with subprocess.Popen([sys.executable, "-c", _HELD, uri], stderr=subprocess.PIPE, text=True) as held:
+            while not proxy.seen and held.poll() is None:
+                time.sleep(0.05)
+            held.terminate()
+            began = time.monotonic()
+            _, told = held.communicate(timeout=300)
+        assert time.monotonic() - began < 15
+    assert held.returncode == 143
+    assert told == "contrans: terminated; what is finished is kept: run the same command again to go on\n"
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Annotated, Any
 
@@ -21,6 +22,9 @@ from contrans_dist.provenance import versions
 
 _INTERRUPTED = 130
 _TERMINATED = 143
+_GRACE_SECONDS = 60.0
+"""After a signal to end, until the process ends at any rate."""
+_ENDS = {signal.SIGINT: (_INTERRUPTED, "interrupted"), signal.SIGTERM: (_TERMINATED, "terminated")}
 _terminated = threading.Event()
 _GO_ON = "{how}; what is finished is kept: run the same command again to go on"
 
@@ -95,9 +99,16 @@ def guarded(work: Callable[[], Any]) -> None:
 
     Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted, 143 terminated (SIGTERM).
     """
+    if threading.current_thread() is not threading.main_thread():
+        _told(work)
+        return
     _terminated.clear()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _terminate)
+    with _ended_at_any_rate():
+        _told(work)
+
+
+def _told(work: Callable[[], Any]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what the terminal cannot show is shown by its number
             stream.reconfigure(errors="backslashreplace")
@@ -123,6 +134,32 @@ def guarded(work: Callable[[], Any]) -> None:
         )
 
 
+@contextmanager
+def _ended_at_any_rate() -> Iterator[None]:
+    """A signal to end that comes in the block ends the process after `_GRACE_SECONDS` if nothing else does:
+    Python's own handlers wait for a library that holds the main thread, as one that waits for a store."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    over = threading.Event()
+
+    def watch() -> None:
+        with open(reading, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                code, how = _ENDS.get(signal.Signals(number[0]), (0, ""))
+                if code and not over.wait(_GRACE_SECONDS):
+                    _say(_GO_ON.format(how=how))
+                    os._exit(code)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+
+
 def _terminate(_signal: int, _frame: Any) -> None:
     """As Ctrl-C: a spot node goes, Slurm's time is over, a job is stopped. Ray, where it waits, makes another
     exit code of this one."""
@@ -133,7 +170,11 @@ def _terminate(_signal: int, _frame: Any) -> None:
 def _fail(error: BaseException, code: int, message: str | None = None) -> None:
     if os.environ.get("CONTRANS_DEBUG"):
         sys.stderr.write(shown("".join(traceback.format_exception(error))))
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        shown(f"contrans: {error if message is None else message}", keep=""), markup=False
-    )
+    _say(str(error) if message is None else message)
     sys.exit(code)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        shown(f"contrans: {line}", keep=""), markup=False
+    )
