@@ -24,7 +24,10 @@ _INTERRUPTED = 130
 _TERMINATED = 143
 _GRACE_SECONDS = 60.0
 """After a signal to end, until the process ends at any rate."""
-_ENDS = {signal.SIGINT: (_INTERRUPTED, "interrupted"), signal.SIGTERM: (_TERMINATED, "terminated")}
+_ENDS: dict[int, tuple[int, str]] = {
+    signal.SIGINT: (_INTERRUPTED, "interrupted"),
+    signal.SIGTERM: (_TERMINATED, "terminated"),
+}
 _terminated = threading.Event()
 _GO_ON = "{how}; what is finished is kept: run the same command again to go on"
 
@@ -146,7 +149,7 @@ def _ended_at_any_rate() -> Iterator[None]:
     def watch() -> None:
         with open(reading, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
-                code, how = _ENDS.get(signal.Signals(number[0]), (0, ""))
+                code, how = _ENDS.get(number[0], (0, ""))
                 if code and not over.wait(_GRACE_SECONDS):
                     _say(_GO_ON.format(how=how))
                     os._exit(code)
