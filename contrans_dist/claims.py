@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field
 
 from contrans_dist.config import Settings, differing, fingerprint
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.patience import once
+from contrans_dist.patience import briefly
 from contrans_dist.progress import note
 from contrans_dist.provenance import now
 from contrans_dist.recipe import validated
@@ -134,7 +134,7 @@ class Claim:
     def renew(self) -> None:
         """Say again and again that this process is alive, until the claim is ended."""
         while not self.ended.wait(_RENEWED_SECONDS):
-            with suppress(UserError, RunError), once():  # the next time, then
+            with suppress(UserError, RunError), briefly():  # the next time, then
                 if not self.location.exists():
                     return
                 self.write(holding=True)
@@ -165,7 +165,7 @@ def claimed(folder: Location, identity: dict[str, Any]) -> Iterator[Claim]:
         claim.ended.set()
         if thread.is_alive():
             thread.join(_RENEWED_SECONDS / 3)  # it may be waiting for a store that is silent
-        with suppress(UserError, RunError), once():  # it is void when this process has ended
+        with suppress(UserError, RunError), briefly():  # it is void when this process has ended
             claim.location.delete()
 
 

@@ -20,7 +20,7 @@ from contrans_dist.addresses import above, joined, parse_address, show_address, 
 from contrans_dist.errors import UserError
 from contrans_dist.jsontext import parse_json
 from contrans_dist.limits import JSON_BYTES, check_size
-from contrans_dist.patience import patiently
+from contrans_dist.patience import brief, briefly, patiently
 from contrans_dist.printing import without_credentials
 from contrans_dist.workfolders import staging, sweep_staged
 
@@ -56,7 +56,7 @@ class Location:
 
     def _filesystem(self, uploading: bool = False) -> fs.FileSystem:
         try:
-            return stores.filesystem(self.store, uploading)
+            return stores.filesystem(self.store, uploading, brief())
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             reason = " ".join(without_credentials(str(error)).split())
             raise UserError(
@@ -213,7 +213,7 @@ class Location:
                     shutil.copyfileobj(data, stream, _COPY_BYTES)
                 store.move(beside.path, self.path)
         except BaseException:
-            with suppress(Exception):
+            with suppress(Exception), briefly():
                 self.filesystem.delete_file(beside.path)
             raise
 

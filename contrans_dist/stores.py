@@ -17,7 +17,7 @@ _ATTEMPTS = 3
 _UPLOAD_ATTEMPTS = 12
 """Of one request of an upload, with pauses that double, for a minute and a half in all: an upload that is
 given up leaves its parts in the store, since pyarrow cannot abort it."""
-_CONNECT_SECONDS, _SILENT_SECONDS = 10, 20
+_CONNECT_SECONDS, _SILENT_SECONDS, _BRIEF_SECONDS = 10, 20, 5
 _REFUSED = re.compile(
     "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE"
     "|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN|PERMISSION_?DENIED|UNAUTHENTICATED"
@@ -33,19 +33,19 @@ _FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 
 
 @lru_cache(maxsize=64)
-def filesystem(store: str, uploading: bool = False) -> fs.FileSystem:
+def filesystem(store: str, uploading: bool = False, brief: bool = False) -> fs.FileSystem:
     """The filesystem of a bucket's URI; of this machine for the empty string.
 
-    `uploading`: with more patience. Raises UserError for an option that there is not, and what pyarrow raises
-    where no store answers.
+    `uploading`: with more patience; `brief`: with none. Raises UserError for an option that there is not, and
+    what pyarrow raises where no store answers.
     """
     if not store:
         return fs.LocalFileSystem()
     scheme, _, rest = store.partition("://")
-    return _s3(rest, uploading) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
+    return _s3(rest, uploading, brief) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
 
 
-def _s3(rest: str, uploading: bool) -> fs.S3FileSystem:
+def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
     """pyarrow's own default lets a connection that says nothing hang."""
     place, _, asked = rest.partition("?")
     user, _, bucket = place.rpartition("@")
@@ -56,16 +56,17 @@ def _s3(rest: str, uploading: bool) -> fs.S3FileSystem:
     if not {"region", "endpoint_override"} & set(options):
         options["region"] = fs.resolve_s3_region(bucket)
     key, _, secret = user.partition(":")
+    silent = min(_BRIEF_SECONDS, _SILENT_SECONDS) if brief else _SILENT_SECONDS
     retries = (
         fs.AwsDefaultS3RetryStrategy(max_attempts=_UPLOAD_ATTEMPTS)
-        if uploading
-        else fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+        if uploading and not brief
+        else fs.AwsStandardS3RetryStrategy(max_attempts=1 if brief else _ATTEMPTS)
     )
     return fs.S3FileSystem(
         access_key=unquote(key) or None,
         secret_key=unquote(secret) or None,
-        connect_timeout=_CONNECT_SECONDS,
-        request_timeout=_SILENT_SECONDS,
+        connect_timeout=min(_CONNECT_SECONDS, silent),
+        request_timeout=silent,
         retry_strategy=retries,
         allow_delayed_open=uploading,  # what is small is one request, and not three
         **options,

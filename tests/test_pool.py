@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from contrans_dist import crew, patience, pool
 from contrans_dist.actors import MAX_ATTEMPTS, of_each, on_a_node
+from contrans_dist.cli.main import guarded
 from contrans_dist.cluster import Replicas, connected, replicas
 from contrans_dist.config import ClusterSettings
 from contrans_dist.errors import RunError, UserError
@@ -298,6 +300,22 @@ def test_a_sweep_that_says_how_far_it_is_is_no_alarm(
     results, _ = go(tasks, tmp_path, on_progress=lambda _: None)
     assert results == {"silent": 25, "other": 1}
     assert "silent: its actor has said nothing for" in capsys.readouterr().err
+
+
+def test_a_request_to_end_while_ray_waits_is_told_as_such(
+    local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before, with exit code 1 and without a word: what the handler raises is another exception after Ray."""
+    before = signal.getsignal(signal.SIGTERM)
+    task = ray.remote(lambda: time.sleep(3)).remote()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        with pytest.raises(SystemExit) as end:
+            guarded(lambda: ray.wait([task], timeout=20))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 143
+    assert capsys.readouterr().err.startswith("contrans: terminated; what is finished is kept")
 
 
 def test_no_cluster_is_one_line() -> None:

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ import pytest
 from tiny import save_tiny
 
 from contrans_dist import patience, stores
+from contrans_dist.claims import claimed
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.errors import RunError
 from contrans_dist.harvest import harvest
@@ -241,6 +242,90 @@ def test_a_harvest_to_a_store_that_is_gone_ends(
     open_uploads(bucket)
 
 
+def test_a_claim_is_let_go_soon(bucket: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the end of a run waited three times 20 s for a store that is silent."""
+    monkeypatch.setattr(stores, "_BRIEF_SECONDS", 1)
+    with troubled(bucket) as (proxy, uri):
+        with claimed(Location.parse(uri) / "claimed", {}):
+            proxy.falls("silent")
+            began = time.monotonic()
+        assert proxy.seen == 1
+        assert time.monotonic() - began < 15
+
+
+def test_silence_is_waited_for_within_a_budget(
+    bucket: tuple[str, int], impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, four times, each as long as the client waits: longer than the driver waits for an actor."""
+    monkeypatch.setattr(patience, "_BUDGET_SECONDS", 1.0)
+    with troubled(bucket) as (proxy, uri):
+        place = Location.parse(uri) / "file"
+        proxy.falls("silent")
+        with pytest.raises(RunError, match="tried 1 times: run the same command again"):
+            place.exists()
+
+
+def start_harvest(bucket_uri: str, name: str, texts: int, folder: Path) -> subprocess.Popen[str]:
+    """The command, a shard for each of so many texts."""
+    model, path = save_tiny(folder / "model", "llama"), folder / "texts.txt"
+    path.write_text("".join(f"text number {i}\n" for i in range(texts)))
+    words = ["--model", model, "--texts", path, "--out", bucket_uri.replace("?", f"/{name}?")]
+    words += ["--blocks", "0", "--shard-size", "1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "contrans_dist", "harvest", *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+_HELD = """
+import sys
+from importlib import import_module
+from contrans_dist.storage import Location
+main = import_module("contrans_dist.cli.main")
+main._GRACE_SECONDS = 1.0
+main.guarded(lambda: Location.parse(sys.argv[1]).exists())
+"""
+
+
+def test_a_signal_ends_what_waits_for_the_store_itself(bucket: tuple[str, int]) -> None:
+    """Before, after a minute, when the client gave up: Python's handlers wait for it."""
+    with troubled(bucket) as (proxy, uri):
+        proxy.falls("silent")
+        with subprocess.Popen([sys.executable, "-c", _HELD, uri], stderr=subprocess.PIPE, text=True) as held:
+            while not proxy.seen and held.poll() is None:
+                time.sleep(0.05)
+            held.terminate()
+            began = time.monotonic()
+            _, told = held.communicate(timeout=300)
+        assert time.monotonic() - began < 15
+    assert held.returncode == 143
+    assert told == "contrans: terminated; what is finished is kept: run the same command again to go on\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_ends_the_command_while_the_store_is_silent(
+    bucket: tuple[str, int], number: signal.Signals, code: int, how: str, tmp_path: Path
+) -> None:
+    """Before, after a minute and a half, SIGTERM with exit code 1 and without a word."""
+    with troubled(bucket) as (proxy, uri):
+        proxy.falls("silent", after=150)
+        with start_harvest(uri, f"signal-{code}", 60, tmp_path) as process:
+            while proxy.seen <= 150 and process.poll() is None:
+                time.sleep(0.1)
+            time.sleep(40)  # the claim is being renewed
+            process.send_signal(number)
+            began = time.monotonic()
+            _, told = process.communicate(timeout=300)
+        assert time.monotonic() - began < 60
+        assert process.returncode == code, told
+        last = told.strip().splitlines()[-1]
+        assert last == f"contrans: {how}; what is finished is kept: run the same command again to go on"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
@@ -248,20 +333,14 @@ def test_a_harvest_to_a_store_that_is_gone_ends(
 )
 def test_the_command_ends(bucket: tuple[str, int], mood: str, seconds: float, tmp_path: Path) -> None:
     """240 shards, with a store that is in trouble in their middle; for ever, where `seconds` is 0."""
-    texts, model = tmp_path / "texts.txt", save_tiny(tmp_path / "model", "llama")
-    texts.write_text("".join(f"text number {i}\n" for i in range(240)))
     with troubled(bucket) as (proxy, uri):
-        out = uri.replace("?", f"/command-{mood}-{seconds:g}?")
-        words = ["--model", model, "--texts", texts, "--out", out, "--blocks", "0", "--shard-size", "1"]
         proxy.falls(mood, after=1200, seconds=seconds)
-        done: Any = subprocess.run(
-            [sys.executable, "-m", "contrans_dist", "harvest", *map(str, words)],
-            capture_output=True, text=True, timeout=2000,
-        )  # fmt: skip
+        with start_harvest(uri, f"command-{mood}-{seconds:g}", 240, tmp_path) as process:
+            out, told = process.communicate(timeout=1200)
         assert proxy.seen > 1200
-        last = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == (0 if seconds else 1), done.stderr[-3000:]
+        last = told.strip().splitlines()[-1]
+        assert process.returncode == (0 if seconds else 1), told[-3000:]
         if not seconds:
             assert re.match(r"contrans: .*s3://bucket/runs/command.*run the same command again", last)
-        assert "hush" not in done.stdout + done.stderr
+        assert "hush" not in out + told
     assert open_uploads(bucket) == []

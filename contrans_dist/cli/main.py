@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Annotated, Any
 
@@ -21,6 +22,13 @@ from contrans_dist.provenance import versions
 
 _INTERRUPTED = 130
 _TERMINATED = 143
+_GRACE_SECONDS = 60.0
+"""After a signal to end, until the process ends at any rate."""
+_ENDS: dict[int, tuple[int, str]] = {
+    signal.SIGINT: (_INTERRUPTED, "interrupted"),
+    signal.SIGTERM: (_TERMINATED, "terminated"),
+}
+_terminated = threading.Event()
 _GO_ON = "{how}; what is finished is kept: run the same command again to go on"
 
 app = typer.Typer(
@@ -94,8 +102,16 @@ def guarded(work: Callable[[], Any]) -> None:
 
     Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted, 143 terminated (SIGTERM).
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is not threading.main_thread():
+        _told(work)
+        return
+    _terminated.clear()
+    signal.signal(signal.SIGTERM, _terminate)
+    with _ended_at_any_rate():
+        _told(work)
+
+
+def _told(work: Callable[[], Any]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what the terminal cannot show is shown by its number
             stream.reconfigure(errors="backslashreplace")
@@ -109,7 +125,7 @@ def guarded(work: Callable[[], Any]) -> None:
         # Typer turns an interruption into this code without a word.
         if end.code == _INTERRUPTED:
             _fail(end, _INTERRUPTED, _GO_ON.format(how="interrupted"))
-        if end.code == _TERMINATED:
+        if _terminated.is_set():
             _fail(end, _TERMINATED, _GO_ON.format(how="terminated"))
         raise
     except BrokenPipeError as error:
@@ -121,15 +137,47 @@ def guarded(work: Callable[[], Any]) -> None:
         )
 
 
+@contextmanager
+def _ended_at_any_rate() -> Iterator[None]:
+    """A signal to end that comes in the block ends the process after `_GRACE_SECONDS` if nothing else does:
+    Python's own handlers wait for a library that holds the main thread, as one that waits for a store."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    over = threading.Event()
+
+    def watch() -> None:
+        with open(reading, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                code, how = _ENDS.get(number[0], (0, ""))
+                if code and not over.wait(_GRACE_SECONDS):
+                    _say(_GO_ON.format(how=how))
+                    os._exit(code)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+
+
 def _terminate(_signal: int, _frame: Any) -> None:
-    """As Ctrl-C: a spot node goes, Slurm's time is over, a job is stopped."""
+    """As Ctrl-C: a spot node goes, Slurm's time is over, a job is stopped. Ray, where it waits, makes another
+    exit code of this one."""
+    _terminated.set()
     sys.exit(_TERMINATED)
 
 
 def _fail(error: BaseException, code: int, message: str | None = None) -> None:
     if os.environ.get("CONTRANS_DEBUG"):
         sys.stderr.write(shown("".join(traceback.format_exception(error))))
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        shown(f"contrans: {error if message is None else message}", keep=""), markup=False
-    )
+    _say(str(error) if message is None else message)
     sys.exit(code)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        shown(f"contrans: {line}", keep=""), markup=False
+    )
