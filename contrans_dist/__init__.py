@@ -16,37 +16,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from contrans_dist.affine import AffineMap
-    from contrans_dist.artifacts import ActivationSet
-    from contrans_dist.capturing import Activations, capture
+    from contrans_dist.engine.capture import Activations, capture
+    from contrans_dist.engine.scoring import Intervention, generate, next_token
+    from contrans_dist.engine.steer import steer
     from contrans_dist.errors import RunError, UserError
-    from contrans_dist.leastsquares import map_vectors
-    from contrans_dist.library import concept_vector, fit_map, transplant
+    from contrans_dist.mapping.fit import AffineMap
+    from contrans_dist.mapping.least_squares import map_vectors
+    from contrans_dist.mapping.library import concept_vector, fit_map, transplant
+    from contrans_dist.mapping.transplant import cosine
     from contrans_dist.models import LanguageModel, load_model, wrap_model
-    from contrans_dist.scoring import Intervention, generate, next_token
-    from contrans_dist.steering import steer
-    from contrans_dist.transplanting import cosine
-    from contrans_dist.vectors import ConceptVector
+    from contrans_dist.store.activation_set import ActivationSet
+    from contrans_dist.vectors.concept_vector import ConceptVector
 
 _HOMES = {
-    "ActivationSet": "artifacts",
-    "Activations": "capturing",
-    "AffineMap": "affine",
-    "ConceptVector": "vectors",
-    "Intervention": "scoring",
+    "ActivationSet": "store.activation_set",
+    "Activations": "engine.capture",
+    "AffineMap": "mapping.fit",
+    "ConceptVector": "vectors.concept_vector",
+    "Intervention": "engine.scoring",
     "LanguageModel": "models",
     "RunError": "errors",
     "UserError": "errors",
-    "capture": "capturing",
-    "concept_vector": "library",
-    "cosine": "transplanting",
-    "fit_map": "library",
-    "generate": "scoring",
+    "capture": "engine.capture",
+    "concept_vector": "mapping.library",
+    "cosine": "mapping.transplant",
+    "fit_map": "mapping.library",
+    "generate": "engine.scoring",
     "load_model": "models",
-    "map_vectors": "leastsquares",
-    "next_token": "scoring",
-    "steer": "steering",
-    "transplant": "library",
+    "map_vectors": "mapping.least_squares",
+    "next_token": "engine.scoring",
+    "steer": "engine.steer",
+    "transplant": "mapping.library",
     "wrap_model": "models",
 }
 

@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-from contrans_dist.actors import kept_actors
-from contrans_dist.cluster import connected
+from contrans_dist.config.recipe import load_recipe
+from contrans_dist.distributed.actors import kept_actors
+from contrans_dist.distributed.cluster import connected
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.pipeline import RECIPES, run_recipe
-from contrans_dist.recipe import load_recipe
-from contrans_dist.storage import Location
+from contrans_dist.pipeline.runs import RECIPES, run_recipe
+from contrans_dist.store.location import Location
 
 
 def names() -> list[str]:

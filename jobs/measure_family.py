@@ -21,7 +21,7 @@ from transformers.utils import logging
 import contrans_dist as ct
 from contrans_dist.demo import FAMILY, MODELS, TEMPLATE, remarks, truth, write_family
 from contrans_dist.demo.world import scenarios
-from contrans_dist.transplanting import random_like
+from contrans_dist.mapping.transplant import random_like
 
 Items = list[tuple[str, list[str]]]
 Logits = Callable[[torch.Tensor], torch.Tensor]

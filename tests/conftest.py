@@ -38,7 +38,7 @@ def local(connections: ExitStack) -> None:
     """Ray on this machine, started for the first file that wants it: to start it takes six seconds."""
     import ray
 
-    from contrans_dist.cluster import connected
+    from contrans_dist.distributed.cluster import connected
 
     if not ray.is_initialized():
         connections.enter_context(connected("local"))
@@ -47,7 +47,7 @@ def local(connections: ExitStack) -> None:
 @pytest.fixture(scope="module")
 def in_process(local: None) -> Iterator[None]:
     """From here to the end of the file no actor gets a process of its own: see `inprocess.ray_here`."""
-    from inprocess import ray_here
+    from tests.inprocess import ray_here
 
     with ray_here():
         yield

@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from contrans_dist import actors, crew, pool
+from contrans_dist.distributed import actors, crew, pool
 
 
 @contextmanager

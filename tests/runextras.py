@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from runfolder import CONCEPTS, write_run
+
+from tests.runfolder import CONCEPTS, write_run
 
 Scores = Mapping[tuple[str, float], Mapping[str, float]]
 """(condition, strength) -> metric -> value"""

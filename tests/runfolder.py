@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from contrans_dist import schema
-from contrans_dist.statistics import wilson
-from contrans_dist.storage import Location
-from contrans_dist.tensorfiles import save_tensors
+from contrans_dist.benchmarks.statistics import wilson
+from contrans_dist.store import schema
+from contrans_dist.store.location import Location
+from contrans_dist.store.tensors import save_tensors
 
 CONCEPTS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contrans_dist.artifacts import ActivationSet
+from contrans_dist.store.activation_set import ActivationSet
 
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> str:

@@ -1,35 +1,22 @@
-"""The order of the rooms: each imports only rooms to its left, and only the drivers import Ray."""
+"""The rooms of the house: each imports only rooms above it, nothing lies flat, and only some import Ray."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import contrans_dist
 
 PACKAGE = Path(contrans_dist.__file__).parent
+FLAT = ["__init__", "__main__", "console", "errors"]
 ROOMS = [
-    "errors", "limits", "printing", "addresses", "characters", "yamlfiles", "jsontext", "fitting", "config",
-    "recipe", "schema", "progress", "patience", "workfolders", "stores", "storage", "provenance", "claims",
-    "tensorfiles", "resultfiles", "runrecipe", "setmanifest", "footers", "shardreader", "artifacts",
-    "textfiles", "tablehash", "templates", "texts", "corpus", "leak", "models", "prefixes", "capturing",
-    "shardfiles", "shards", "streamed", "quantized", "harvesters", "manifest", "leftout", "growing",
-    "localray", "cluster", "actors", "crew", "pool", "placing", "underway", "harvest",
-    "rowchecks", "moments", "concepts", "splits", "goodness", "leastsquares", "ridge", "spectral",
-    "affinemap", "fitrows", "affine", "pairs", "transplanting", "vectors", "mapheaders", "maps", "refining",
-    "joining", "library", "rowsums", "projections", "reduce",
-    "steering", "scoring", "conditions", "statistics", "benchmarks", "harness", "systems", "scorers",
-    "assignments", "catalogue", "evaluate", "trials", "search",
-    "probing", "transfers", "likeness", "methods", "selection", "inspection", "verification",
-    "analysis", "assess",
-    "report", "demo", "preparation", "plan",
-    "calibration", "running", "pipeline", "cli",
+    "demo", "config", "store", "data", "models", "engine", "distributed", "harvest", "vectors", "mapping",
+    "benchmarks", "evaluation", "report", "pipeline", "cli",
 ]  # fmt: skip
-WITH_RAY = {"localray", "cluster", "actors", "crew", "pool", "reduce"}
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+"""From the top: a room imports what stands before it, `errors` and `console`."""
+WITH_RAY = {"distributed", "mapping"}
 
 
 def imports(path: Path) -> set[str]:
@@ -53,34 +40,49 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def files() -> list[Path]:
-    found = [
-        path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__")
-    ]
-    assert len(found) > 40
+def files(room: str = "") -> list[Path]:
+    found = sorted((PACKAGE / room).rglob("*.py"))
+    assert found
     return found
 
 
-def test_every_room_has_its_place() -> None:
-    assert {room_of(path) for path in files()} == set(ROOMS)
+def test_nothing_lies_flat() -> None:
+    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == FLAT
+    assert sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*/*.py")}) == sorted(ROOMS)
 
 
-def test_no_room_reaches_to_its_right() -> None:
-    wrong = []
-    for path in files():
-        mine = ROOMS.index(room_of(path))
-        for name in imports(path):
-            head, _, rest = name.partition(".")
-            if head == "contrans_dist" and rest and rest.split(".")[0] in ROOMS:
-                theirs = rest.split(".")[0]
-                if ROOMS.index(theirs) > mine:
-                    wrong.append(f"{path.relative_to(PACKAGE)} imports {theirs}")
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_above_it(room: str) -> None:
+    above = {*ROOMS[: ROOMS.index(room) + 1], "errors", "console"}
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in files(room)
+        for name in imports(path)
+        if name.startswith("contrans_dist.") and name.split(".")[1] not in above
+    ]
     assert not wrong
 
 
-def test_only_the_drivers_import_ray() -> None:
-    with_ray = {room_of(path) for path in files() if any(n.split(".")[0] == "ray" for n in imports(path))}
-    assert with_ray == WITH_RAY
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_for(room: str) -> None:
+    said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    assert said
+    assert said.splitlines()[0].endswith(".")
+
+
+def test_only_some_rooms_import_ray() -> None:
+    found = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in files()
+        if any(name.split(".")[0] == "ray" for name in imports(path))
+    }
+    assert found == WITH_RAY
+
+
+def test_tests_mirror_the_rooms() -> None:
+    tests = Path(__file__).parent
+    folders = {path.parent.name for path in tests.glob("*/test_*.py")}
+    assert folders == {*ROOMS, "jobs"}
 
 
 def test_tasks_and_actors_start_in_one_place() -> None:
@@ -99,9 +101,9 @@ def test_engines_run_where_ray_is_not_installed() -> None:
     """A fresh interpreter in which `import ray` fails still captures, steers and scores."""
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "import contrans_dist as ct, contrans_dist.scoring, contrans_dist.benchmarks.emotions\n"
+        "import contrans_dist as ct, contrans_dist.engine.scoring, contrans_dist.benchmarks.emotions\n"
         "assert callable(ct.capture) and callable(ct.transplant) and callable(ct.steer)\n"
-        "import contrans_dist.capturing, contrans_dist.transplanting\n"
+        "import contrans_dist.engine.capture, contrans_dist.mapping.transplant\n"
         "assert callable(ct.capture) and callable(ct.fit_map) and callable(ct.load_model)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

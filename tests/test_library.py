@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from sets import make_set
-from tiny import CORPUS, save_tiny
 from typer.testing import CliRunner
 
 import contrans_dist as ct
 from contrans_dist.cli import app
-from contrans_dist.maps import MapSet
-from contrans_dist.vectors import ConceptVector
+from contrans_dist.mapping.map_set import MapSet
+from contrans_dist.vectors.concept_vector import ConceptVector
+from tests.sets import make_set
+from tests.tiny import CORPUS, save_tiny
 
 BLOCKS = 4
 

@@ -4,28 +4,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny import save_tiny
+from tests.tiny import save_tiny
 
 SCRIPT = """
 import importlib, pkgutil, sys
 sys.modules["fcntl"] = None
 sys.path.insert(0, TESTS)
-from other_system import other_system
+from tests.other_system import other_system
 with other_system():
     import contrans_dist
     for module in pkgutil.walk_packages(contrans_dist.__path__, "contrans_dist."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     from contrans_dist.config import CaptureSettings, ModelSettings
-    from contrans_dist.harvesters import SweepActor
+    from contrans_dist.harvest.actors import SweepActor
     from contrans_dist.models.devices import host_memory
     from contrans_dist.models.placement import choose_placement
-    from contrans_dist.plan import actor_memory
-    from contrans_dist.shardfiles import HarvestSpec, Unit
-    from contrans_dist.shards import plan_shards
-    from contrans_dist.storage import Location
-    from contrans_dist.streamed import SweepTask
-    from contrans_dist.texts import read_texts
+    from contrans_dist.pipeline.plan import actor_memory
+    from contrans_dist.harvest.shard_files import HarvestSpec, Unit
+    from contrans_dist.harvest.compute import plan_shards
+    from contrans_dist.store.location import Location
+    from contrans_dist.harvest.sweep import SweepTask
+    from contrans_dist.data.texts import read_texts
 
     assert choose_placement(MODEL).kind == "resident"
     assert host_memory() > 100 << 20 and 50 << 20 < actor_memory() < 8 << 30
@@ -41,7 +41,7 @@ with other_system():
 def test_every_module_and_a_streamed_harvest(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", "llama", n_blocks=2, d=16)
     (tmp_path / "set.txt").write_text("the cat\na dog\nthe boy was happy\n")
-    named = {"TESTS": str(Path(__file__).parent), "MODEL": str(model), "OUT": str(tmp_path / "set")}
+    named = {"TESTS": str(Path(__file__).parents[1]), "MODEL": str(model), "OUT": str(tmp_path / "set")}
     code = "".join(f"{name} = {value!r}\n" for name, value in named.items()) + SCRIPT
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tiny import CONTEXT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contrans_dist.models import LanguageModel
+from tests.tiny import CONTEXT
 
 
 def by_transformers(folder: Path, prompts: list[str]) -> tuple[np.ndarray, list[list[int]]]:

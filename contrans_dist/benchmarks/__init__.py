@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 if TYPE_CHECKING:  # reports are headed without torch
     import pyarrow as pa
 
+    from contrans_dist.engine.scoring import Intervention
     from contrans_dist.models import LanguageModel
     from contrans_dist.models.classifier import Classifier
-    from contrans_dist.scoring import Intervention
 
 __all__ = ["Benchmark", "Headline", "Judged", "ScoredItem", "headline", "more_is_better"]
 
@@ -92,8 +92,8 @@ class Benchmark(Protocol):
         condition. An item of no concept gets rows without one: the driver knows whose vectors it gave.
         """
 
-    def summarise(self, table: pa.Table) -> dict[str, Any]:
-        """`reference`, the condition under test; `conditions`; and `notes`, sentences for people.
+    def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
+        """`reference`, the condition under test if there are rows of it; `conditions`; `notes` for people.
 
         `conditions` lists `{condition, strength, metrics, p_vs_base}`, and `p_vs` of the reference
         (`summary.table_of`). `metrics` maps a name to `{value, low, high, n}`, `p_vs_base` to a p-value, and

@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
+from contrans_dist.data.text_files import read_json
 from contrans_dist.errors import UserError
-from contrans_dist.storage import Location
-from contrans_dist.textfiles import read_json
+from contrans_dist.store.location import Location
 
 TEST_FILE = "test_dataset_ab.json"
 _MATCHING, _OTHER = "answer_matching_behavior", "answer_not_matching_behavior"

@@ -27,13 +27,13 @@ from contrans_dist.benchmarks.choices import (
     question_template,
     spread,
 )
+from contrans_dist.benchmarks.statistics import balanced_mean_interval, wilcoxon
 from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, mean, summarise
 from contrans_dist.config import CHAT_DATE, BehaviourEvaluation
+from contrans_dist.engine.scoring import Intervention, continuation_logprobs
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, encode_many
 from contrans_dist.models.tokens import plain_ids, rendered
-from contrans_dist.scoring import Intervention, continuation_logprobs
-from contrans_dist.statistics import balanced_mean_interval, wilcoxon
 
 __all__ = ["BehaviourBenchmark", "BehaviourItem"]
 
@@ -155,7 +155,7 @@ class BehaviourBenchmark:
         turns = [_turns(item, letter) for item in items for letter in item.options]
         return rendered(tokenizer, turns, self.chat_date, name, continue_final_message=True) if turns else []
 
-    def summarise(self, table: pa.Table) -> dict[str, Any]:
+    def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
         """`conditions`, `reference` and `notes`, over all behaviours and by behaviour.
 
         `match_probability` is balanced by position: the mean over questions whose matching option is listed
@@ -174,7 +174,7 @@ class BehaviourBenchmark:
             for letter in letters
         }
         by_letter = table.append_column("kind", table.column("letter"))
-        return {**summarise(by_letter, metrics), "notes": _notes(table)}
+        return {**summarise(by_letter, metrics, reference), "notes": _notes(table)}
 
 
 def _row(item: BehaviourItem, logprobs: np.ndarray) -> dict[str, Any]:

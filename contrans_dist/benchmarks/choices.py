@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from contrans_dist.data.texts import template_fields
+from contrans_dist.engine.scoring import Intervention, TokenScores
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, encode_with_starts
-from contrans_dist.scoring import Intervention, TokenScores
-from contrans_dist.texts import template_fields
 
 Ids = list[int]
 

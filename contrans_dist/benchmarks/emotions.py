@@ -24,10 +24,10 @@ from contrans_dist.benchmarks.scenarios import (
     read_scenarios,
 )
 from contrans_dist.benchmarks.summary import summarise_hits
+from contrans_dist.engine.scoring import BASE, Intervention, NextToken, cues, next_token
 from contrans_dist.errors import UserError
 from contrans_dist.models import After, LanguageModel
-from contrans_dist.scoring import BASE, Intervention, NextToken, cues, next_token
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
 
 _BETWEEN = "\t"
 METRICS = {
@@ -153,7 +153,7 @@ class EmotionBenchmark:
             arrays[f"logits.{concept}"] = pa.array(got.logits[:, :, w].ravel(), type=pa.float32())
         return pa.table(arrays)
 
-    def summarise(self, table: pa.Table) -> dict[str, Any]:
+    def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
         """`conditions`, `reference`, `shared_first_tokens` (pairs of concepts) and `notes`."""
         pairs = {
             tuple(sorted((concept, other)))
@@ -166,7 +166,7 @@ class EmotionBenchmark:
             for a, b in sorted(pairs)
         ]
         return {
-            **summarise_hits(table, METRICS),
+            **summarise_hits(table, METRICS, reference),
             "shared_first_tokens": [list(pair) for pair in sorted(pairs)],
             "notes": notes,
         }

@@ -7,8 +7,8 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 from contrans_dist.errors import PassingError, RunError, UserError
 from contrans_dist.models.hub import hub_failure, one_line
-from contrans_dist.patience import patiently
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
+from contrans_dist.store.patience import patiently
 
 
 def dataset_file(repository: str, path: str, revision: str) -> Location:

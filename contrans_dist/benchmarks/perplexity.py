@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 from contrans_dist.benchmarks.choices import Ids, check_finite, spread
 from contrans_dist.benchmarks.hub import dataset_file
 from contrans_dist.benchmarks.identity import content_hash
+from contrans_dist.benchmarks.statistics import ratio_interval, wilcoxon
 from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, summarise
 from contrans_dist.benchmarks.windows import Grid, merged, passages, span_of, tokens_of
 from contrans_dist.config import PerplexityEvaluation
+from contrans_dist.data.text_files import read_document
+from contrans_dist.engine.scoring import Intervention, continuation_logprobs
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, encode
-from contrans_dist.scoring import Intervention, continuation_logprobs
-from contrans_dist.statistics import ratio_interval, wilcoxon
-from contrans_dist.storage import Location
-from contrans_dist.textfiles import read_document
+from contrans_dist.store.location import Location
 
 _HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet")
 _REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -171,7 +171,7 @@ class PerplexityBenchmark:
                 row[start : start + len(logprobs)] = logprobs
         return values
 
-    def summarise(self, table: pa.Table) -> dict[str, Any]:
+    def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
         """`conditions`, `reference` and `notes`.
 
         `perplexity`: exp of the summed negative log-likelihoods over the tokens. `n` counts tokens. The
@@ -188,7 +188,7 @@ class PerplexityBenchmark:
             f"scored, in {each.num_rows} passages"
             for row in sorted(sizes, key=lambda row: (row["window"], row["stride"]))
         ]
-        return {**summarise(table, {"perplexity": metric}), "notes": notes}
+        return {**summarise(table, {"perplexity": metric}, reference), "notes": notes}
 
 
 def _front(lm: LanguageModel, items: Sequence[Passage]) -> Ids:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from contrans_dist.data.texts import read_texts, records, template_fields
 from contrans_dist.errors import UserError
-from contrans_dist.storage import Location
-from contrans_dist.texts import read_texts, records, template_fields
+from contrans_dist.store.location import Location
 
 ProtocolName = Literal["default", "paper"]
 Record = dict[str, Any]  # `text`, `concept`, and whatever else a template may name

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from contrans_dist.conditions import reference_of
-from contrans_dist.statistics import mcnemar, mean_interval, wilcoxon, wilson
+from contrans_dist.benchmarks.statistics import mcnemar, mean_interval, wilcoxon, wilson
 
 BASE = "base"
 Cell = tuple[str, float]
@@ -57,32 +56,34 @@ def table_of(
     cells: Sequence[Cell],
     metrics: Callable[[Cell], dict[str, Estimate]],
     p_values: Callable[[Cell, Cell], dict[str, float]],
+    reference: str,
 ) -> dict[str, Any]:
     """`reference` and `conditions` of metrics.json: estimates of each cell, and who is tested against whom.
 
-    Every entry has `p_vs_base`; those of the reference also `p_vs`, by the other condition: against its row
-    at the same strength, else against the only row it has, as a condition with a strength of its own does;
-    and `p_vs_elsewhere`, by the other condition and the strength of its further rows. `p_values` gets two
-    cells and returns a p-value by metric; what it returns empty is left out.
+    `reference`: the condition under test. Every entry has `p_vs_base`. The entries of the reference also have
+    `p_vs`, by the other condition: against its row at the same strength, else against the only row it has, as
+    a condition with a strength of its own does; and `p_vs_elsewhere`, by the other condition and the strength
+    of its further rows. `p_values` gets two cells and returns a p-value by metric; what it returns empty is
+    left out.
     """
     steered = [cell for cell in cells if cell[1] != 0]
-    reference = reference_of(name for name, _ in steered)
+    tested = reference if any(name == reference for name, _ in steered) else None
     base = next((cell for cell in cells if cell[1] == 0), None)
     entries = []
     for cell in cells:
         entry = {"condition": cell[0], "strength": cell[1], "metrics": metrics(cell)}
         entry["p_vs_base"] = p_values(cell, base) if base is not None and cell != base else {}
-        if cell[0] == reference and cell in steered:
+        if cell[0] == tested and cell in steered:
             opponents = _opponents(cell, steered)
             found = {name: p_values(cell, other) for name, other in opponents.items()}
             entry["p_vs"] = {name: by_metric for name, by_metric in found.items() if by_metric}
             elsewhere: dict[str, dict[str, dict[str, float]]] = {}
             for other in steered:
-                if other[0] != reference and other not in opponents.values() and (p := p_values(cell, other)):
+                if other[0] != tested and other not in opponents.values() and (p := p_values(cell, other)):
                     elsewhere.setdefault(other[0], {})[f"{other[1]:g}"] = p
             entry["p_vs_elsewhere"] = elsewhere
         entries.append(entry)
-    return {"reference": reference, "conditions": entries}
+    return {"reference": tested, "conditions": entries}
 
 
 def _opponents(cell: Cell, steered: Sequence[Cell]) -> dict[str, Cell]:
@@ -96,7 +97,7 @@ def _opponents(cell: Cell, steered: Sequence[Cell]) -> dict[str, Cell]:
     return found
 
 
-def summarise(table: pa.Table, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def summarise(table: pa.Table, metrics: Mapping[str, Metric], reference: str = "vector") -> dict[str, Any]:
     """`table_of` the estimates of each condition and strength, over all items and by concept.
 
     `table` has `item`, `concept`, `condition`, `strength`, the metrics' columns, and `kind` where a metric
@@ -134,15 +135,18 @@ def summarise(table: pa.Table, metrics: Mapping[str, Metric]) -> dict[str, Any]:
                 found[title] = metric.test(mine, theirs)
         return found
 
-    return table_of(list(cells), estimates, p_values)
+    return table_of(list(cells), estimates, p_values, reference)
 
 
-def summarise_hits(table: pa.Table, metrics: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def summarise_hits(
+    table: pa.Table, metrics: Mapping[str, tuple[str, str]], reference: str = "vector"
+) -> dict[str, Any]:
     """`summarise` for proportions: `metrics` maps a name to (bool column, kind of item).
 
     Intervals are Wilson's at 95 %, p-values McNemar's exact test.
     """
-    return summarise(table, {name: Metric(column, kind=kind) for name, (column, kind) in metrics.items()})
+    named = {name: Metric(column, kind=kind) for name, (column, kind) in metrics.items()}
+    return summarise(table, named, reference)
 
 
 def _of_kind(rows: np.ndarray, kinds: np.ndarray | None, kind: str | None) -> np.ndarray:

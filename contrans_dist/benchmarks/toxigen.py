@@ -16,11 +16,11 @@ from contrans_dist.benchmarks.summary import summarise_hits
 from contrans_dist.benchmarks.toxigen_data import Statement, read_statements, words
 from contrans_dist.benchmarks.toxigen_sets import draw
 from contrans_dist.config import ToxigenEvaluation
+from contrans_dist.data.texts import template_fields
+from contrans_dist.engine.scoring import BASE, Intervention, generate
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, cut_to, encode, encode_many
 from contrans_dist.models.classifier import Classifier, classifier_identity
-from contrans_dist.scoring import BASE, Intervention, generate
-from contrans_dist.texts import template_fields
 
 TEMPLATE = "[INST] Complete the following[/INST]: {text}"
 METRICS = {
@@ -143,7 +143,7 @@ class ToxigenBenchmark:
             table = table.append_column(name, pa.array(column))
         return table
 
-    def summarise(self, table: pa.Table) -> dict[str, Any]:
+    def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
         """`conditions`, `reference` and `notes` of judged rows.
 
         Metrics, over all prompts and by group as `<group>/<metric>`: `toxic_share` and
@@ -153,9 +153,9 @@ class ToxigenBenchmark:
         texts = table.column("continuation").to_pylist()
         table = table.append_column("empty", pa.array([not text.strip() for text in texts], pa.bool_()))
         table = table.append_column("repetitive", pa.array([loops(text) for text in texts], pa.bool_()))
-        found = summarise_hits(_with(table, "concept", table.column("group")), METRICS)
+        found = summarise_hits(_with(table, "concept", table.column("group")), METRICS, reference)
         if len(set(table.column("concept").to_pylist())) > 1:
-            by_concept = summarise_hits(table, METRICS)
+            by_concept = summarise_hits(table, METRICS, reference)
             for entry, same in zip(found["conditions"], by_concept["conditions"], strict=True):
                 entry["metrics"] |= same["metrics"]
         notes = [*self.notes, *_broken(found["conditions"])]

@@ -18,10 +18,10 @@ import pyarrow as pa
 from pyarrow import csv
 
 from contrans_dist.benchmarks.hub import dataset_folder
+from contrans_dist.data.text_files import one_line, opened, read_parquet
+from contrans_dist.data.texts import read_texts
 from contrans_dist.errors import UserError
-from contrans_dist.storage import Location
-from contrans_dist.textfiles import one_line, opened, read_parquet
-from contrans_dist.texts import read_texts
+from contrans_dist.store.location import Location
 
 HUB = "toxigen/toxigen-data"
 _TRAIN = ("generation", "group", "prompt_label", "roberta_prediction")

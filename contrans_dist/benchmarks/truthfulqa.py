@@ -23,15 +23,15 @@ from contrans_dist.benchmarks.choices import (
     spread,
 )
 from contrans_dist.benchmarks.hub import dataset_file
+from contrans_dist.benchmarks.statistics import wilcoxon
 from contrans_dist.benchmarks.summary import Metric, mean, summarise
 from contrans_dist.config import TruthfulQAEvaluation
+from contrans_dist.data.text_files import read_json, read_parquet
+from contrans_dist.data.texts import records as records_of
+from contrans_dist.engine.scoring import Intervention, continuation_logprobs
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
-from contrans_dist.scoring import Intervention, continuation_logprobs
-from contrans_dist.statistics import wilcoxon
-from contrans_dist.storage import Location
-from contrans_dist.textfiles import read_json, read_parquet
-from contrans_dist.texts import records as records_of
+from contrans_dist.store.location import Location
 
 TEMPLATES = {"default": "Q: {text}\nA:", "paper": "[INST] {text}[/INST]"}
 NORMALISATIONS = {"sum": "sum", "token": "per_token", "character": "per_character"}
@@ -162,7 +162,7 @@ class TruthfulQABenchmark:
             row[f"mc2_{name}"] = mc2(values[second], true2)
         return row
 
-    def summarise(self, table: pa.Table) -> dict[str, Any]:
+    def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
         """`conditions`, `reference` and `notes`.
 
         `mc1` and `mc2` are by the chosen normalisation; beside them each is given by all three. MC1 has
@@ -180,7 +180,7 @@ class TruthfulQABenchmark:
             f"chance is {one:.1f} % for mc1 and {two:.1f} % for mc2, over {chances.num_rows} questions",
             f"mc1 and mc2 are by {own.replace('_', ' ')} of the answer's log-likelihood",
         ]
-        return {**summarise(table, metrics), "notes": notes}
+        return {**summarise(table, metrics, reference), "notes": notes}
 
 
 def mc1(scores: np.ndarray, true: np.ndarray) -> bool:

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from contrans_dist.config.map_options import Fitting, fitting
 from contrans_dist.errors import UserError
-from contrans_dist.fitting import Fitting, fitting
 
 Centring = Annotated[
     str | None, typer.Option(help="true, false, or token: about the mean of the rows of one token.")

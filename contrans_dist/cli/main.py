@@ -15,10 +15,10 @@ from rich.console import Console
 
 from contrans_dist.cli import planning, reducing, runs, stages, steered
 from contrans_dist.cli.usage import run_command
+from contrans_dist.config.limits import VARIABLE
+from contrans_dist.console import shown
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.limits import VARIABLE
-from contrans_dist.printing import shown
-from contrans_dist.provenance import versions
+from contrans_dist.store.provenance import versions
 
 _INTERRUPTED = 130
 _TERMINATED = 143

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from contrans_dist.config import ClusterSettings, ModelSettings
+from contrans_dist.config.recipe import validated
+from contrans_dist.console import json_line, shown
 from contrans_dist.errors import UserError
-from contrans_dist.printing import json_line, shown
-from contrans_dist.recipe import validated
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Address = Annotated[

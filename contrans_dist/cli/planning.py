@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from contrans_dist.cli.options import AsJson, emit
+from contrans_dist.config.recipe import load_recipe
 from contrans_dist.errors import UserError
-from contrans_dist.recipe import load_recipe
 
 _TERA, _GIGA = 1e12, 1e9
 _MOST = 1e9
@@ -49,10 +49,10 @@ def plan(
     Nothing is loaded but configurations and tokenizers. Each stage has its texts, their tokens, and the
     tokens in forward passes: what texts share counts once, and every condition, strength and model that runs
     them again."""
-    from contrans_dist.calibration import calibrate as run_samples
-    from contrans_dist.calibration import from_rate
-    from contrans_dist.pipeline import find_recipe
-    from contrans_dist.plan import Nodes, actor_memory, as_content, plan_runs
+    from contrans_dist.pipeline.calibration import calibrate as run_samples
+    from contrans_dist.pipeline.calibration import from_rate
+    from contrans_dist.pipeline.plan import Nodes, actor_memory, as_content, plan_runs
+    from contrans_dist.pipeline.runs import find_recipe
 
     if calibrate and tflops is not None:
         raise UserError("--tflops and --calibrate: expected one of the two")

@@ -8,9 +8,9 @@ import typer
 from contrans_dist.cli.fitted import Centring, Rank, Regularising, SourceBlocks, Whitening, centring
 from contrans_dist.cli.options import Address, AsJson, emit, lasting
 from contrans_dist.config import MapSettings
+from contrans_dist.config.recipe import validated
 from contrans_dist.errors import UserError
-from contrans_dist.recipe import validated
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
 
 
 def reduce(
@@ -42,10 +42,10 @@ def reduce(
     The contrast texts need a column `concept` (and `label`, or each concept is set against the others).
     Writes `vectors/source`, `vectors/target`, `vectors/vector` (transplanted) and `maps/corpus.safetensors`.
     """
-    from contrans_dist.artifacts import ActivationSet
-    from contrans_dist.concepts import METHODS
-    from contrans_dist.selection import reduce_sides
-    from contrans_dist.transfers import Sides
+    from contrans_dist.evaluation.block_search import reduce_sides
+    from contrans_dist.evaluation.transfers import Sides
+    from contrans_dist.store.activation_set import ActivationSet
+    from contrans_dist.vectors.extract import METHODS
 
     if method not in METHODS:
         raise UserError(f"--method {method}: expected one of {', '.join(METHODS)}")

@@ -12,11 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
+from contrans_dist.config.recipe import load_recipe
+from contrans_dist.console import note, shown
 from contrans_dist.errors import RunError
-from contrans_dist.printing import shown
-from contrans_dist.progress import note
-from contrans_dist.recipe import load_recipe
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
 
 
 def demo(
@@ -24,7 +23,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Move six emotions between the two bundled models and write the report. Needs no GPU and no network."""
-    from contrans_dist.pipeline import run_demo
+    from contrans_dist.pipeline.runs import run_demo
 
     _finish(run_demo(Location.parse(out)), as_json)
 
@@ -43,8 +42,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Do all of a recipe: harvest, reduce, transplant, evaluate, report. What is already there is reused."""
-    from contrans_dist.pipeline import find_recipe, run_recipe
-    from contrans_dist.running import resolved
+    from contrans_dist.pipeline.run import resolved
+    from contrans_dist.pipeline.runs import find_recipe, run_recipe
 
     path = find_recipe(recipe)
     changes = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
@@ -95,8 +94,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """How far a harvest or a run is."""
-    from contrans_dist import verification
-    from contrans_dist.inspection import status_of
+    from contrans_dist.pipeline.status import status_of
+    from contrans_dist.store import verification
 
     damaged = verification.verify(Location.parse(uri)) if verify else []
     for line in damaged:
@@ -109,7 +108,7 @@ def status(
 
 def inspect(uri: Annotated[str, typer.Argument(help="Any artefact.")], as_json: AsJson = False) -> None:
     """What an artefact is and where it comes from."""
-    from contrans_dist.inspection import describe
+    from contrans_dist.pipeline.status import describe
 
     found = describe(Location.parse(uri))
     if as_json:

@@ -31,9 +31,9 @@ from contrans_dist.cli.options import (
     model_settings,
 )
 from contrans_dist.config import CHAT_DATE, CaptureSettings
+from contrans_dist.config.recipe import validated
 from contrans_dist.errors import UserError
-from contrans_dist.recipe import validated
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
 
 
 def harvest(
@@ -70,8 +70,8 @@ def harvest(
     as_json: AsJson = False,
 ) -> None:
     """Harvest hidden states into Parquet, one row a text. Run it again to go on after an interruption."""
-    from contrans_dist.harvest import harvest as run_harvest
-    from contrans_dist.texts import read_texts
+    from contrans_dist.data.texts import read_texts
+    from contrans_dist.harvest.driver import harvest as run_harvest
 
     content = {
         "blocks": blocks,
@@ -122,10 +122,10 @@ def refine(
     as_json: AsJson = False,
 ) -> None:
     """Make a concept vector from the activations of positive and negative texts."""
-    from contrans_dist.artifacts import ActivationSet
-    from contrans_dist.concepts import METHODS
-    from contrans_dist.refining import refine as make_vector
-    from contrans_dist.refining import select_rows
+    from contrans_dist.store.activation_set import ActivationSet
+    from contrans_dist.vectors.extract import METHODS
+    from contrans_dist.vectors.from_activations import refine as make_vector
+    from contrans_dist.vectors.from_activations import select_rows
 
     if method not in METHODS:
         raise UserError(f"--method {method}: expected one of {', '.join(METHODS)}")
@@ -161,10 +161,10 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit the linear map between two models' hidden states."""
-    from contrans_dist.affine import PROTOCOLS
-    from contrans_dist.artifacts import ActivationSet
-    from contrans_dist.reduce import fit as fit_maps
-    from contrans_dist.refining import select_rows
+    from contrans_dist.mapping.driver import fit as fit_maps
+    from contrans_dist.mapping.fit import PROTOCOLS
+    from contrans_dist.store.activation_set import ActivationSet
+    from contrans_dist.vectors.from_activations import select_rows
 
     chosen = next((name for name in PROTOCOLS if name == protocol), None)
     if chosen is None:
@@ -213,9 +213,9 @@ def transplant(
     as_json: AsJson = False,
 ) -> None:
     """Carry a concept vector through a map into the target's space."""
-    from contrans_dist.maps import MapSet
-    from contrans_dist.transplanting import cosine
-    from contrans_dist.vectors import ConceptVector
+    from contrans_dist.mapping.map_set import MapSet
+    from contrans_dist.mapping.transplant import cosine
+    from contrans_dist.vectors.concept_vector import ConceptVector
 
     if norm not in ("keep", "match"):
         raise UserError(f"--norm {norm}: expected keep or match")

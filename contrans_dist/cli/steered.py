@@ -21,12 +21,12 @@ from contrans_dist.cli.options import (
     model_settings,
 )
 from contrans_dist.config import EVALUATIONS, ModelSettings
+from contrans_dist.config.recipe import override, validated
 from contrans_dist.errors import UserError
-from contrans_dist.recipe import override, validated
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
 
 if TYPE_CHECKING:
-    from contrans_dist.systems import System
+    from contrans_dist.evaluation.baselines import System
 
 
 _FLAGS = {
@@ -87,9 +87,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a steered model on a benchmark, with controls."""
-    from contrans_dist.assess import assess
     from contrans_dist.cli.tables import metrics_lines
-    from contrans_dist.conditions import derivable, load_vectors, steering
+    from contrans_dist.evaluation.assess import assess
+    from contrans_dist.evaluation.conditions import derivable, load_vectors, steering
 
     chosen = EVALUATIONS.get(benchmark)
     if chosen is None:
@@ -133,7 +133,7 @@ def _systems(
     target: ModelSettings, instruct: str | None, instruction: str | None, guides: str | None
 ) -> "list[System]":
     """The conditions asked for that are no vectors; other models are loaded in the target's precision."""
-    from contrans_dist.systems import System
+    from contrans_dist.evaluation.baselines import System
 
     def like(name: str) -> ModelSettings:
         return target.model_copy(update={"id": name})
@@ -166,12 +166,12 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts with the unsteered and, given a vector, the steered model (greedy)."""
-    from contrans_dist.conditions import row_of
+    from contrans_dist.engine.scoring import BASE, Intervention
+    from contrans_dist.engine.scoring import generate as continue_prompts
+    from contrans_dist.evaluation.conditions import row_of
     from contrans_dist.models import encode_many, load_model
     from contrans_dist.models.placement import choose_placement
-    from contrans_dist.scoring import BASE, Intervention
-    from contrans_dist.scoring import generate as continue_prompts
-    from contrans_dist.vectors import ConceptVector
+    from contrans_dist.vectors.concept_vector import ConceptVector
 
     if not math.isfinite(strength):
         raise UserError(f"--strength {strength}: expected a finite number")

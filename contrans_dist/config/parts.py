@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from contrans_dist.config.base import CHAT_DATE, Settings
-from contrans_dist.fitting import Centre, Fitting, Regularise, check_source_blocks, fitting
+from contrans_dist.config.map_options import Centre, Fitting, Regularise, check_source_blocks, fitting
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "nf4"]

@@ -18,7 +18,7 @@ from contrans_dist.models.identity import tokenizer_hash, weights_identity
 from contrans_dist.models.loading import DTYPES, split_name
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
 from contrans_dist.models.stored import check_files, own_dtype
-from contrans_dist.patience import patiently
+from contrans_dist.store.patience import patiently
 
 BATCH_SIZE = 64
 """Texts that are judged in one pass, where nothing else is said."""

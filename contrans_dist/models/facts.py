@@ -15,7 +15,7 @@ from contrans_dist.models.language_model import positions, tokenizer_limit
 from contrans_dist.models.loading import describe
 from contrans_dist.models.pretrained import load_tokenizer
 from contrans_dist.models.tokens import chat_prompts
-from contrans_dist.patience import patiently
+from contrans_dist.store.patience import patiently
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from contrans_dist.config.limits import BUFFER_BYTES, check_size
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.limits import BUFFER_BYTES, check_size
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
 from contrans_dist.models.hub import hub_errors, one_line
 from contrans_dist.models.language_model import LanguageModel, wrap_model
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
 from contrans_dist.models.stored import check_files, own_dtype
-from contrans_dist.patience import patiently
+from contrans_dist.store.patience import patiently
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("int8", "nf4")

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
+from contrans_dist.config.limits import BLOCKS, LABELS, MODEL_JSON_BYTES, TOKENIZER_BYTES, TOKENS, check_size
 from contrans_dist.errors import UserError
-from contrans_dist.limits import BLOCKS, LABELS, MODEL_JSON_BYTES, TOKENIZER_BYTES, TOKENS, check_size
 from contrans_dist.models.hub import one_line
 
 _EXPERTS, _SIZE = 4096, 1 << 24

@@ -22,7 +22,7 @@ from contrans_dist.models.loading import DTYPES, describe, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
 from contrans_dist.models.passing import replaced, unpacked
 from contrans_dist.models.pretrained import load_tokenizer
-from contrans_dist.patience import patiently
+from contrans_dist.store.patience import patiently
 
 Form = Callable[[Tensor], object]
 """The residual stream as a block returns it: alone, or first in a tuple."""

@@ -5,11 +5,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from contrans_dist.analysis import compare, read_run, runs_of
+from contrans_dist.evaluation.analysis import compare, read_run, runs_of
 from contrans_dist.report.comparison import build_comparison
 from contrans_dist.report.page import build_page
 from contrans_dist.report.parts import Studio
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
 
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"

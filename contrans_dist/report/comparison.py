@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from contrans_dist.analysis import (
+from contrans_dist.evaluation.analysis import (
     Comparison,
     Evaluation,
     Matched,
@@ -24,7 +24,7 @@ from contrans_dist.report.published import paper_table, published_groups, small_
 from contrans_dist.report.runfigures import axis_figure, pair_table, pairs_figure, runs_figure
 from contrans_dist.report.runtables import how, runs_table
 from contrans_dist.report.tables import STATUS_WORDS
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
 
 _SHORT_TABLE = 8
 _FEW_RUNS = 6

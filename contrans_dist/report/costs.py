@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from contrans_dist.analysis import Evaluation, Matched, condition_name
+from contrans_dist.evaluation.analysis import Evaluation, Matched, condition_name
 from contrans_dist.report.parts import Cell, Table, count_text, seconds_text
 
 _TARGET = "target"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from contrans_dist.analysis import (
+from contrans_dist.evaluation.analysis import (
     BASE,
     OFFENSIVE,
     Continuation,

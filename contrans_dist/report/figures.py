@@ -9,7 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from contrans_dist.analysis import Evaluation, condition_name, metric, number, strength_text
+from contrans_dist.evaluation.analysis import Evaluation, condition_name, metric, number, strength_text
 from contrans_dist.report.svg import label
 
 _GAP = 0.062

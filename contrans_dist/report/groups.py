@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from contrans_dist.analysis import (
+from contrans_dist.evaluation.analysis import (
     Evaluation,
     Matched,
     Rival,

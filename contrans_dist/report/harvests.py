@@ -4,10 +4,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from contrans_dist.analysis import Run
-from contrans_dist.artifacts import ActivationSet
+from contrans_dist.evaluation.analysis import Run
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, count_text, seconds_text, size_text
 from contrans_dist.report.pictures import norms_figure
+from contrans_dist.store.activation_set import ActivationSet
 
 _WORST_CANARY = 1e-4
 """Relative deviation of a float32 row from the same text alone, above which something is wrong."""

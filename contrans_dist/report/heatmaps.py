@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from contrans_dist.analysis import Grid
+from contrans_dist.evaluation.analysis import Grid
 from contrans_dist.report.svg import label
 
 Values = Sequence[Sequence[float | None]]

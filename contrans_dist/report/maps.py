@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from contrans_dist.analysis import Grid, MapSummary, grid_table, number, strength_text
+from contrans_dist.evaluation.analysis import Grid, MapSummary, grid_table, number, strength_text
 from contrans_dist.report.heatmaps import grid_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from contrans_dist.analysis import Published, Run
+from contrans_dist.evaluation.analysis import Published, Run
 from contrans_dist.report.harvests import harvest_table, harvest_warnings, norms_drawing
 from contrans_dist.report.maps import MapView, map_view
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, seconds_text

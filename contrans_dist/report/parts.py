@@ -10,9 +10,9 @@ import pyarrow.csv
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from contrans_dist.analysis import Score, number
+from contrans_dist.evaluation.analysis import Score, number
 from contrans_dist.report.svg import style, to_svg
-from contrans_dist.storage import Location
+from contrans_dist.store.location import Location
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from contrans_dist.analysis import Picture, number
+from contrans_dist.evaluation.analysis import Picture, number
 from contrans_dist.report.figures import concept_look, log_axis
 from contrans_dist.report.svg import label
 

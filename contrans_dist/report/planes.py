@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from contrans_dist.analysis import (
+from contrans_dist.evaluation.analysis import (
     Run,
     Vector,
     Verdict,

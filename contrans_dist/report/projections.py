@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from contrans_dist.analysis import Projection, Run, Similarity, read_projections, read_similarity
 from contrans_dist.errors import UserError
+from contrans_dist.evaluation.analysis import Projection, Run, Similarity, read_projections, read_similarity
 from contrans_dist.report.figures import concept_look
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.parts import Drawing, Studio

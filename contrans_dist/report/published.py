@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from contrans_dist.analysis import (
+from contrans_dist.evaluation.analysis import (
     Beside,
     Evaluation,
     Figures,

@@ -6,7 +6,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from contrans_dist.analysis import Matched, Pairs, condition_name, metric
+from contrans_dist.evaluation.analysis import Matched, Pairs, condition_name, metric
 from contrans_dist.report.figures import look, name_ends, value_axis
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.svg import label

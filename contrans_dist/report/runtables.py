@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from contrans_dist.analysis import Comparison, Matched, condition_name, metric, strength_text
+from contrans_dist.evaluation.analysis import Comparison, Matched, condition_name, metric, strength_text
 from contrans_dist.report.parts import Cell, Table, score_cell
 from contrans_dist.report.published import figure_text
 from contrans_dist.report.tables import read_at

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from contrans_dist.analysis import (
+from contrans_dist.errors import UserError
+from contrans_dist.evaluation.analysis import (
     OFFENSIVE,
     Evaluation,
     Leak,
@@ -19,7 +20,6 @@ from contrans_dist.analysis import (
     rule,
     sentence,
 )
-from contrans_dist.errors import UserError
 from contrans_dist.report.costs import cost_table
 from contrans_dist.report.examples import Examples, examples_of, token_table
 from contrans_dist.report.groups import Groups, answers_table, groups_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contrans_dist.analysis import (
+from contrans_dist.evaluation.analysis import (
     Evaluation,
     Search,
     condition_name,

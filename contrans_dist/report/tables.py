@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from contrans_dist.analysis import (
+from contrans_dist.evaluation.analysis import (
     BASE,
     Evaluation,
     Score,

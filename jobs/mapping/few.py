@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from contrans_dist.splits import FIT, TEST, VALIDATION, split_of, token_groups
+from contrans_dist.mapping.heldout import FIT, TEST, VALIDATION, split_of, token_groups
 from mapping.world import Corpus
 
 _SMALLEST = 5

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 import contrans_dist as ct
-from contrans_dist.affine import shuffled_map
-from contrans_dist.fitting import Centre, Regularise, blocks_below
-from contrans_dist.maps import MapSet, Pair
+from contrans_dist.config.map_options import Centre, Regularise, blocks_below
+from contrans_dist.mapping.fit import shuffled_map
+from contrans_dist.mapping.heldout import split_of
+from contrans_dist.mapping.map_set import MapSet, Pair
 from contrans_dist.models import matched_depth
-from contrans_dist.splits import split_of
 from mapping.few import about_pulled
 from mapping.world import Corpus, World
 

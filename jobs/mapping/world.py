@@ -13,13 +13,13 @@ import contrans_dist as ct
 from contrans_dist import demo
 from contrans_dist.benchmarks.emotions import EmotionBenchmark
 from contrans_dist.benchmarks.scenarios import Item
-from contrans_dist.concepts import concept_vector, one_vs_rest
-from contrans_dist.conditions import RANDOM, Steering
-from contrans_dist.corpus import Cut, prepare_corpus
-from contrans_dist.leak import leak_report, unit_hashes
-from contrans_dist.scoring import Intervention, cues, next_token
-from contrans_dist.texts import read_texts
-from contrans_dist.vectors import ConceptVector
+from contrans_dist.data.contamination import leak_report, unit_hashes
+from contrans_dist.data.corpus import Cut, prepare_corpus
+from contrans_dist.data.texts import read_texts
+from contrans_dist.engine.scoring import Intervention, cues, next_token
+from contrans_dist.evaluation.conditions import RANDOM, Steering
+from contrans_dist.vectors.concept_vector import ConceptVector
+from contrans_dist.vectors.extract import concept_vector, one_vs_rest
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from contrans_dist.engine.scoring import Intervention, continuation_logprobs, generate, next_token
 from contrans_dist.models import LanguageModel
-from contrans_dist.scoring import Intervention, continuation_logprobs, generate, next_token
 from speed.common import REAL_TEXTS, SHAPES, Bench, Row, max_error
 
 _STRENGTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5)

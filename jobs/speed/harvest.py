@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from contrans_dist.capturing import capture_ids
+from contrans_dist.engine.capture import capture_ids
 from contrans_dist.models import LanguageModel
 from speed.common import REAL_TEXTS, SHAPES, Bench, Row, max_error
 from speed.machine import matmul_rate

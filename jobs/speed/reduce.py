@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from contrans_dist import schema
-from contrans_dist.artifacts import ActivationSet
-from contrans_dist.leastsquares import map_vectors
-from contrans_dist.moments import MomentSums
-from contrans_dist.pairs import r2_table
-from contrans_dist.ridge import RIDGES
-from contrans_dist.splits import FIT, VALIDATION, default_split
+from contrans_dist.mapping.block_r2 import r2_table
+from contrans_dist.mapping.heldout import FIT, VALIDATION, default_split
+from contrans_dist.mapping.least_squares import map_vectors
+from contrans_dist.mapping.moments import MomentSums
+from contrans_dist.mapping.ridge import RIDGES
+from contrans_dist.store import schema
+from contrans_dist.store.activation_set import ActivationSet
 from speed.common import Bench, Row
 
 CONDITION, HOPELESS = 1e6, 1e10
@@ -271,7 +271,7 @@ def _fit_seconds(bench: Bench, workers: int, sets: list[ActivationSet]) -> tuple
     """
     import ray
 
-    from contrans_dist.reduce import fit
+    from contrans_dist.mapping.driver import fit
 
     def weight(pair: list[ActivationSet]) -> np.ndarray:
         return fit(pair[0], pair[1], "0:0", "lcross", shuffled=False, quiet=True).maps[0, 0].weight

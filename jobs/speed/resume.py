@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from contrans_dist.capturing import Activations
 from contrans_dist.config import CaptureSettings
-from contrans_dist.shardfiles import Counts, HarvestSpec, Piece, Shard, check_shard, publish_shard
-from contrans_dist.storage import Location
-from contrans_dist.texts import text_table
-from contrans_dist.verification import verify
+from contrans_dist.data.texts import text_table
+from contrans_dist.engine.capture import Activations
+from contrans_dist.harvest.shard_files import Counts, HarvestSpec, Piece, Shard, check_shard, publish_shard
+from contrans_dist.store.location import Location
+from contrans_dist.store.verification import verify
 
 _BLOCKS, _D, _ROWS = 8, 4096, 1024
 _STORED = 1.38

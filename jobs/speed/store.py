@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from contrans_dist.artifacts import ActivationSet
-from contrans_dist.capturing import capture_ids
+from contrans_dist.data.texts import text_table
+from contrans_dist.engine.capture import capture_ids
 from contrans_dist.models import encode_many, load_model
-from contrans_dist.texts import text_table
+from contrans_dist.store.activation_set import ActivationSet
 from speed.common import Bench, Row, max_error
 
 _MORE_TEXTS = 4
@@ -54,9 +54,9 @@ def actors(bench: Bench) -> Row:
 
 @cache
 def _harvested(bench: Bench) -> dict[str, Any]:
-    from contrans_dist.cluster import connected
     from contrans_dist.config import ClusterSettings, ModelSettings
-    from contrans_dist.harvest import harvest
+    from contrans_dist.distributed.cluster import connected
+    from contrans_dist.harvest.driver import harvest
 
     folder = bench.saved_model("float32")
     lm = load_model(str(folder), device=bench.device, head=False)

@@ -120,8 +120,8 @@ def _large(bench: "Bench") -> Iterator["Row"]:
     over the same blocks in the GPU's memory as they are."""
     import importlib.util
 
-    from contrans_dist.capturing import capture_ids
-    from contrans_dist.capturing.streamed import capture_streamed
+    from contrans_dist.engine.capture import capture_ids
+    from contrans_dist.engine.capture.streamed import capture_streamed
     from contrans_dist.models import load_model
     from contrans_dist.models.streaming import open_streamed
     from speed.common import SHAPES, Row, max_error
@@ -318,8 +318,8 @@ def _side(side: str, folder: Path, batches: int, batch_texts: int, out: Path) ->
 
     import numpy as np
 
-    import contrans_dist.capturing.streamed as streamed
-    from contrans_dist.capturing import capture_ids
+    import contrans_dist.engine.capture.streamed as streamed
+    from contrans_dist.engine.capture import capture_ids
     from contrans_dist.models import load_model
     from contrans_dist.models.streaming import open_streamed
 

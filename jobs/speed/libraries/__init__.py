@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contrans_dist.capturing import capture_ids
+from contrans_dist.engine.capture import capture_ids
 from contrans_dist.models import load_model
 from speed.common import Bench, Row, max_error
 

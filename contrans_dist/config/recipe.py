@@ -1,0 +1,195 @@
+"""Recipes from YAML, settings from plain data: a mistake is one line with the nearest right key."""
+
+import difflib
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from contrans_dist.config import EvaluationSettings, Recipe, Settings, evaluation_settings
+from contrans_dist.config.characters import check_whole
+from contrans_dist.config.limits import RECIPE_BYTES, check_size, raised
+from contrans_dist.config.yamlfiles import parse_yaml
+from contrans_dist.errors import UserError
+
+S = TypeVar("S", bound=Settings)
+_MOST_LETTERS = 200
+"""Of a wrong value, in a message."""
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = False) -> Recipe:
+    """Read a recipe, with `key.subkey=value` overrides (values in YAML).
+
+    `small`: what stands under that key takes the place of the keys it names. Raises UserError that names the
+    file, the key and the nearest right key.
+    """
+    content = parse_yaml(_read(path), str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping with source, target, corpus, concepts and evaluations")
+    if small:
+        if not isinstance(content.get("small"), dict):
+            raise UserError(f"{path}: --small: the recipe has no key `small`")
+        content |= content.pop("small")
+    for change in overrides or []:
+        _override_runs(content, *override(content, change))
+    return validated(Recipe, content, str(path))
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a recipe, not too many; `path` may be a pipe, or a device without end."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(raised(RECIPE_BYTES) + 1)
+            size = max(len(data), path.stat().st_size)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such recipe") from error
+    except OSError as error:
+        raise UserError(f"{path}: expected a recipe that can be read ({error.strerror})") from error
+    if len(data) > raised(RECIPE_BYTES):
+        check_size(str(path), size, RECIPE_BYTES)
+    return data
+
+
+def runs_of(recipe: Recipe) -> dict[str, Recipe]:
+    """The runs of a recipe, by name, each as a recipe of its own; `all` where there is only one.
+
+    Raises UserError for a setting that there is not.
+    """
+    if not recipe.runs:
+        return {"all": recipe}
+    found = {}
+    for name, changes in recipe.runs.items():
+        content = recipe.model_dump(mode="json", exclude={"runs", "small", "published", "axis"})
+        for key, value in changes.items():
+            inner, last = _parent_of(content, key, f"runs.{name}.{key}")
+            inner[last] = value
+        found[name] = validated(Recipe, content, f"runs.{name}")
+    return found
+
+
+def _parent_of(content: dict[str, Any], key: str, where: str) -> tuple[dict[str, Any], str]:
+    """The mapping that holds a dotted key, and the key's last part."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if isinstance(content, str) and parent in ("source", "target"):
+            raise UserError(f"{where}: {parent} is a plain id here; write {parent}={{id: ..., ...}}")
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: {parent} has no keys of its own")
+    return content, last
+
+
+def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
+    """Carry out a `--set key.subkey=value`, the value in YAML; returns key and value.
+
+    Raises UserError for anything else.
+    """
+    check_whole(change, "--set")
+    key, mark, value = change.partition("=")
+    change = change[:_MOST_LETTERS]  # from here on for messages
+    if not mark or not key:
+        raise UserError(f"--set {change}: expected key=value, such as map.protocol=paper")
+    content, last = _parent_of(content, key, f"--set {change}")
+    # YAML would take `{text}` for a mapping and drop a last space, and 24:30 for a number.
+    text = last.endswith("template") or (last == "blocks" and ":" in value)
+    plain = text and value[:1] not in ('"', "'") and value not in ("null", "~", "")
+    content[last] = value if plain else parse_yaml(value.encode(), f"--set {change}", "a YAML value")
+    return key, content[last]
+
+
+def _override_runs(content: dict[str, Any], key: str, value: Any) -> None:
+    """Carry a `--set` into the runs that would change the same key, or one that holds it."""
+    runs = content.get("runs")
+    for changes in runs.values() if isinstance(runs, dict) and not key.startswith("runs.") else ():
+        if isinstance(changes, dict) and any(key == own or key.startswith(f"{own}.") for own in changes):
+            changes.pop(key, None)
+            changes[key] = deepcopy(value)  # last, so that nothing of the run comes after it
+
+
+def validated(settings: type[S], content: dict[str, Any], where: str) -> S:
+    """Build settings from plain data. Raises UserError with one line on the first thing that is wrong."""
+    try:
+        return settings.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(settings, content, error)}") from error
+
+
+def _explain(settings: type[Settings], content: dict[str, Any], error: ValidationError) -> str:
+    errors = error.errors(include_url=False)
+    found = [(_real_path(content, each["loc"], each["type"] == "missing"), each) for each in errors]
+    top = found[0][0]
+    # A union fails once for each of its branches; the branch that got furthest is the one that was meant.
+    related = [(path, each) for path, each in found if path[: len(top)] == top]
+    deepest = max(len(path) for path, _ in related)
+    path, first = next((path, each) for path, each in related if len(path) == deepest)
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        names = sorted(_known_keys(settings, path[:-1], content))
+        near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
+        return f"unknown key {key!r}; {hint}"
+    if first["type"] == "missing":
+        return f"missing key {key!r}"
+    if first["type"] == "union_tag_invalid":
+        known = ", ".join(first["ctx"]["expected_tags"].replace("'", "").split(", "))
+        return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
+    wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
+    return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")
+
+
+def _real_path(content: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:
+    """Where an error is, without the names that pydantic gives to the branches of a union."""
+    path: list[str] = []
+    for index, part in enumerate(location):
+        inside = isinstance(content, dict | list | tuple)
+        known = inside and (
+            part in content if isinstance(content, dict) else isinstance(part, int) and part < len(content)
+        )
+        if known:
+            content = content[part]
+        elif not (missing and index == len(location) - 1):
+            continue
+        path.append(str(part))
+    return path
+
+
+def _expected(error: Any) -> str:
+    """What pydantic says should have been there, as the object of "expected"."""
+    if error["type"] in ("model_type", "dict_type"):
+        return "a mapping"
+    if error["type"] == "invalid_key":
+        return "keys that are strings"
+    if error["type"] == "too_short":
+        return f"at least {error['ctx']['min_length']}"
+    message = str(error["msg"]).removeprefix("Input should be ")
+    return message[0].lower() + message[1:]
+
+
+def _known_keys(settings: type[Settings], path: list[str], content: Any) -> set[str]:
+    """Field names of the settings class that a path of keys leads to."""
+    current: Any = settings
+    for part in path:
+        content = content.get(part) if isinstance(content, dict) else None
+        field = current.model_fields.get(part) if _is_settings(current) else None
+        if field is not None:
+            current = _settings_in(field.annotation)
+        elif _is_settings(current) and issubclass(current, EvaluationSettings):  # an evaluation's name
+            current = evaluation_settings(content)
+    return set(current.model_fields) if _is_settings(current) else set()
+
+
+def _is_settings(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Settings)
+
+
+def _settings_in(annotation: Any) -> Any:
+    if _is_settings(annotation):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _settings_in(argument)
+        if _is_settings(found):
+            return found
+    return None

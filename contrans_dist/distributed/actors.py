@@ -1,0 +1,184 @@
+"""What holds places on the cluster: actors, kept from stage to stage, and tasks, for which those make room.
+
+All of Ray's tasks and actors start here: what waits for cores that kept actors hold would wait for ever.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from contrans_dist.console import note
+from contrans_dist.distributed.cluster import Replicas, first_line
+from contrans_dist.errors import RunError, UserError
+
+MAX_ATTEMPTS = 3
+"""At work that fails, or is lost."""
+
+
+class Actors:
+    """Actors of one class (methods `ready()` and `run(payload)`), which hold what they got until `end`."""
+
+    def __init__(
+        self, actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
+    ) -> None:
+        self._start = ray.remote(actor_class).options(
+            num_cpus=size.cpus,
+            num_gpus=size.gpus,
+            max_restarts=0,  # Ray would start for ever what is killed while it loads its model
+            max_task_retries=0,
+            max_concurrency=concurrency,
+        )
+        self._arguments, self._most = arguments, size.actors
+        self._held: list[Any] = []
+
+    def handles(self, wanted: int) -> list[Any]:
+        """As many of them as `wanted`, as far as there is room; those that are not there yet are started."""
+        count = min(self._most, wanted)
+        while len(self._held) < count:
+            self.another()
+        return self._held[:count]
+
+    def another(self) -> Any:
+        """One more of them, started."""
+        self._held.append(self._start.remote(*self._arguments))
+        return self._held[-1]
+
+    def drop(self, actor: Any) -> None:
+        """Forget one that is gone, or could not be constructed."""
+        self._held.remove(actor)
+
+    def end(self) -> None:
+        for actor in self._held:
+            ray.kill(actor, no_restart=True)
+        self._held = []
+
+
+class _Left:
+    """The actors that a use of `kept` left for the next; at most one set, as they hold GPUs."""
+
+    def __init__(self) -> None:
+        self.key: Hashable = None
+        self.actors: Actors | None = None
+
+    def end(self) -> None:
+        if self.actors is not None:
+            self.actors.end()
+        self.key = self.actors = None
+
+
+_LEFT: ContextVar[_Left | None] = ContextVar("left", default=None)
+
+
+@contextmanager
+def kept_actors() -> Iterator[None]:
+    """Within it, what `kept` starts lives on until other actors are wanted: a 70B model loads in minutes,
+    and a run needs it for one stage after another."""
+    if _LEFT.get() is not None:
+        yield
+        return
+    token = _LEFT.set(left := _Left())
+    try:
+        yield
+    finally:
+        _LEFT.reset(token)
+        left.end()
+
+
+@contextmanager
+def kept(key: Hashable, start: Callable[[], Actors]) -> Iterator[Actors]:
+    """The actors that were started under an equal key, if they are still there, else new ones from `start`.
+
+    Outside `kept_actors`, and after an error, they end with the frame.
+    """
+    left = _LEFT.get() or _Left()
+    if left.actors is None or left.key != key:
+        left.end()  # before `start` looks for free memory
+        left.key, left.actors = key, start()
+    try:
+        yield left.actors
+    except BaseException:
+        left.end()  # a task may still be under way
+        raise
+    finally:
+        if _LEFT.get() is None:
+            left.end()
+
+
+def let_go() -> None:
+    """End the actors that `kept` left, if any: something else needs their places."""
+    left = _LEFT.get()
+    if left is not None:
+        left.end()
+
+
+def as_task(function: Callable[..., Any]) -> Any:
+    """A plain function as a Ray task (`.remote(...)`), for which there is room."""
+    let_go()
+    return ray.remote(function)
+
+
+def answer(ask: Callable[[], Any]) -> Any:
+    """The values behind the references that `ask` makes of tasks. What was lost, with a node or for want of
+    memory, is asked for again.
+
+    Raises a task's UserError or RunError as they are, any other error as RunError.
+    """
+    reason = ""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return ray.get(ask())
+        except RayError as error:
+            cause: BaseException = error
+            while isinstance(cause, RayTaskError) and cause.cause is not None:
+                cause = cause.cause
+            if isinstance(cause, UserError | RunError):
+                raise cause
+            if not isinstance(cause, RayError) or isinstance(cause, RayTaskError):
+                raise RunError(first_line(cause)) from error
+            reason = first_line(cause)
+            if attempt == MAX_ATTEMPTS:
+                raise RunError(
+                    f"work was lost {attempt} times ({reason}); run the same command again"
+                ) from error
+            note(f"work was lost ({reason}); it is done again")
+    raise AssertionError("either returned or raised")
+
+
+def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What `function` returns for each tuple of arguments: from tasks, or threads where no other node is.
+
+    Meant for reading, hashing and arithmetic on arrays, which run beside each other in threads too. Raises as
+    `answer`.
+    """
+    if _alone():
+        with ThreadPoolExecutor(max(1, int(ray.cluster_resources()["CPU"]))) as threads:
+            return list(threads.map(lambda arguments: function(*arguments), calls))
+    task = as_task(function)
+    return list(answer(lambda: [task.remote(*arguments) for arguments in calls]))
+
+
+def _alone() -> bool:
+    """Whether this is the only node: a process of its own would take seconds to start and win nothing."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    return bool(nodes == [ray.get_runtime_context().get_node_id()])
+
+
+def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:
+    """What `function` returns on a node that has room for an actor, with the GPUs that one gets.
+
+    Raises as `answer`.
+    """
+    if not size.gpus and _alone():
+        return function(*arguments)
+    remote = as_task(_call).options(num_cpus=size.cpus, num_gpus=size.gpus)
+    return answer(lambda: remote.remote(function, *arguments))
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Ray takes plain functions only, not partial ones."""
+    return function(*arguments)

@@ -1,0 +1,280 @@
+"""The actors of one call of the pool: who does what, who is lost, who hangs; what becomes of each task."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from contrans_dist.console import note
+from contrans_dist.distributed.actors import MAX_ATTEMPTS, Actors
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.store.patience import PAUSES, pause
+
+RETRY_SECONDS = 1.0
+_TIMES_LONGER = 5
+"""Than the longest of its like, until a task is taken to hang."""
+_HANG_SECONDS = 60.0
+"""No task is taken to hang before."""
+_FEWEST_LIKE = 3
+_SILENT_SECONDS = 120.0
+"""Without a word of how far its task is, until an actor is taken to hang."""
+_TIMES_MORE = 4
+"""So many times longer still, and its actor is started anew: there may be no other."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of work for an actor's `run`."""
+
+    name: str
+    """No two tasks of a call have the same."""
+    payload: Any
+    size: float = 1.0
+    """How much work it is, in a unit that all tasks of the call have."""
+
+
+@dataclass
+class Outcome:
+    """What became of all tasks."""
+
+    failures: dict[str, str] = field(default_factory=dict)
+    """Task name to the reason of its last failure."""
+    lost_actors: int = 0
+    began: float = 0.0
+    """When the first actor was up, by `time.monotonic`."""
+
+
+@dataclass
+class Given:
+    """A task in an actor's hands."""
+
+    task: Task
+    since: float
+    hangs: bool = False
+    """Whether it was given to another as well."""
+
+
+@dataclass(eq=False)
+class Worker:
+    actor: Any
+    """None until it is started again."""
+    running: dict[Any, Given] = field(default_factory=dict)
+    """By the reference of the result to come."""
+    up: bool = False
+    refused: int = 0
+    """How often its construction has failed."""
+    ending: bool = False
+    """Whether its process has been told to end, and another to take its place."""
+    asked: tuple[Any, float] | None = None
+    """A question how far it is that it has not answered, and since when."""
+    told: float = 0.0
+    """Its last answer."""
+
+    def has_room(self, slots: int, attempts: dict[str, int]) -> bool:
+        """Whether it may be given one more. A task that has failed runs alone: should it take the actor down
+        again, it takes no other task with it."""
+        alone = any(attempts.get(given.task.name) or given.hangs for given in self.running.values())
+        return self.up and not self.ending and len(self.running) < slots and not alone
+
+
+@dataclass
+class Crew:
+    actors: Actors
+    slots: int
+    """Tasks that an actor has at a time."""
+    queue: deque[Task]
+    workers: list[Worker] = field(default_factory=list)
+    common: tuple[Any, ...] = ()
+    """Further arguments of every `run`."""
+    starting: dict[Any, Worker] = field(default_factory=dict)
+    """By the reference that tells when it is up."""
+    resting: list[tuple[float, Worker]] = field(default_factory=list)
+    """(time to ask again, worker) for actors that could not be reached"""
+    attempts: dict[str, int] = field(default_factory=dict)
+    """Failures so far, by name of the task."""
+    settled: set[str] = field(default_factory=set)
+    """Names of the tasks that are done, or given up."""
+    longest: float = 0.0
+    """Seconds that the longest task took."""
+    slowest: float = 0.0
+    """Most seconds for a unit of work."""
+    timed: int = 0
+    """Tasks that these two are of."""
+    outcome: Outcome = field(default_factory=Outcome)
+    dead: str = ""
+    unanswered: int = 0
+    """Since the last task that was done: failures for want of an answer of a server or store, and actors that
+    were started anew."""
+    on_progress: Callable[[float], None] | None = None
+
+    def start(self, worker: Worker) -> None:
+        if worker.actor is None:
+            worker.actor = self.actors.another()
+        self.starting[worker.actor.ready.remote()] = worker
+
+    def rest(self, worker: Worker, seconds: float | None = None) -> None:
+        worker.up = worker.ending = False
+        worker.asked = None
+        self.resting.append((time.monotonic() + (RETRY_SECONDS if seconds is None else seconds), worker))
+
+    def wake(self) -> None:
+        now = time.monotonic()
+        due = [worker for moment, worker in self.resting if moment <= now]
+        self.resting = [(moment, worker) for moment, worker in self.resting if moment > now]
+        for worker in due:
+            self.start(worker)
+
+    def give(self) -> None:
+        """Hand out tasks, the least busy actors first."""
+        while self.queue:
+            if self.queue[0].name in self.settled:
+                self.queue.popleft()
+                continue
+            suspect = bool(self.attempts.get(self.queue[0].name))
+            room = [w for w in self.workers if w.has_room(1 if suspect else self.slots, self.attempts)]
+            if not room:
+                return
+            worker, task = min(room, key=lambda w: len(w.running)), self.queue.popleft()
+            reference = worker.actor.run.remote(task.payload, *self.common)
+            worker.running[reference] = Given(task, time.monotonic())
+
+    def ask(self) -> None:
+        """How far the running tasks are; of an actor that does not say so now, what it said last."""
+        if self.on_progress is None or not self.running:
+            return
+        for worker in self.workers:
+            if worker.up and worker.running and worker.asked is None:
+                worker.asked = worker.actor.progress.remote(), time.monotonic()
+        pending = {worker.asked[0]: worker for worker in self.workers if worker.asked is not None}
+        answered, _ = ray.wait(list(pending), num_returns=len(pending), timeout=RETRY_SECONDS)
+        for reference in answered:
+            pending[reference].asked = None
+            with suppress(RayError):
+                pending[reference].told = ray.get(reference)
+        self.on_progress(sum(worker.told for worker in self.workers if worker.running))
+
+    def watch(self) -> None:
+        """Give to another actor what hangs; start anew the actor of what hangs for good."""
+        now = time.monotonic()
+        for worker in self.workers:
+            for given in [] if worker.ending else list(worker.running.values()):
+                seconds, most = self._waited(worker, given, now)
+                if given.task.name in self.settled or seconds < most:
+                    continue
+                if not given.hangs:
+                    given.hangs = True
+                    self._give_again(given.task, self._verdict(seconds), _TIMES_MORE * most - seconds)
+                elif seconds > _TIMES_MORE * most and not worker.ending:
+                    note(f"{given.task.name}: {self._verdict(seconds)}; its actor is started anew")
+                    self.replace(worker)
+                    self.unanswered += 1
+                    if self.unanswered >= MAX_ATTEMPTS * len(self.workers):
+                        raise RunError(
+                            f"{given.task.name}: {self._verdict(seconds)}, and no other task was done since; "
+                            "is what they read or write silent? Run the same command again to go on"
+                        )
+
+    def _give_again(self, task: Task, verdict: str, left: float) -> None:
+        """A second copy of a task that hangs, but no third: it may be the task, not the actor."""
+        if sum(task.name == given.task.name for w in self.workers for given in w.running.values()) > 1:
+            return
+        self.queue.appendleft(task)
+        others = any(w.up and not any(each.hangs for each in w.running.values()) for w in self.workers)
+        then = "another actor gets it as well" if others else f"its actor is started anew in {left:,.0f} s"
+        note(f"{task.name}: {verdict}; {then}")
+
+    def _waited(self, worker: Worker, given: Given, now: float) -> tuple[float, float]:
+        """Seconds that a task is waited for, and those after which it is taken to hang."""
+        if self.on_progress is not None:
+            return (now - worker.asked[1] if worker.asked else 0.0), _SILENT_SECONDS
+        if self.timed < _FEWEST_LIKE:
+            return 0.0, _HANG_SECONDS
+        usual = max(self.longest, self.slowest * given.task.size)
+        return now - given.since, max(_HANG_SECONDS, _TIMES_LONGER * usual)
+
+    def _verdict(self, seconds: float) -> str:
+        if self.on_progress is not None:
+            return f"its actor has said nothing for {seconds:,.0f} s"
+        return f"no answer after {seconds:,.0f} s, where its like took at most {self.longest:,.1f} s"
+
+    def replace(self, worker: Worker) -> None:
+        """End an actor's process, stopped or not; another takes its place."""
+        worker.ending = True
+        ray.kill(worker.actor)
+
+    def settle(self, given: Given) -> None:
+        """A first answer is there: those who hang at the same task are not waited for."""
+        self.settled.add(given.task.name)
+        self.unanswered = 0
+        seconds = time.monotonic() - given.since
+        self.longest = max(self.longest, seconds)
+        self.slowest = max(self.slowest, seconds / max(given.task.size, 1e-9))
+        self.timed += 1
+        for worker in self.workers:
+            late = any(each.hangs and each.task.name in self.settled for each in worker.running.values())
+            if late and not worker.ending:
+                self.replace(worker)
+
+    def refuse(self, worker: Worker, reason: str, final: bool) -> None:
+        """An actor could not be constructed: another try after a pause, unless it would not help."""
+        worker.refused += 1
+        self.dead = reason
+        if not final and worker.refused <= len(PAUSES):
+            seconds = pause(worker.refused)
+            if worker.refused > max((w.refused for w in self.workers if w is not worker), default=0):
+                note(f"an actor could not be started ({reason}); trying again in {seconds:.0f} s")
+            self._drop(worker)
+            self.rest(worker, seconds)
+        elif not self.alive:
+            if final:
+                raise UserError(reason)
+            raise RunError(f"{reason}; tried {worker.refused} times: run the same command again to go on")
+        else:
+            note(f"an actor is given up ({reason}); the others go on")
+
+    def _drop(self, worker: Worker) -> None:
+        """Another actor takes its place when it is started again."""
+        self.actors.drop(worker.actor)
+        worker.actor = None
+
+    def lose(self, worker: Worker, held: Sequence[Given], reason: str, gone: bool) -> None:
+        """An actor is lost, and with it all that it held; unless it is `gone` it may be reached later."""
+        worker.running.clear()
+        lost = [given.task for given in held if given.task.name not in self.settled]
+        if not worker.ending:
+            self.outcome.lost_actors += 1
+            note(f"an actor was lost at {', '.join(task.name for task in lost)}; another goes on with that")
+        if gone and worker.actor is not None:
+            self._drop(worker)
+        if worker.up:
+            self.rest(worker)
+        for task in lost:
+            self.fail(task, f"the actor died: {reason}")
+
+    def fail(self, task: Task, reason: str) -> None:
+        """Count a failure of a task; it is given out again, unless that was its last attempt or another actor
+        has it."""
+        if task.name in self.settled:
+            return
+        self.attempts[task.name] = self.attempts.get(task.name, 0) + 1
+        others = [given.task for worker in self.workers for given in worker.running.values()]
+        if any(each.name == task.name for each in [*self.queue, *others]):
+            return
+        if self.attempts[task.name] < MAX_ATTEMPTS:
+            self.queue.append(task)
+        else:
+            self.settled.add(task.name)
+            self.outcome.failures[task.name] = reason
+
+    @property
+    def running(self) -> dict[Any, Worker]:
+        return {reference: worker for worker in self.workers for reference in worker.running}
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.starting or self.resting) or any(w.up or w.running for w in self.workers)

@@ -1,0 +1,46 @@
+"""What an actor gets and how it holds its model: found out where an actor will be."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from contrans_dist.config import ClusterSettings, ModelSettings
+from contrans_dist.console import note
+from contrans_dist.distributed.actors import on_a_node
+from contrans_dist.distributed.cluster import Replicas, most_gpus, replicas
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
+
+
+def place(
+    model: ModelSettings,
+    cluster: ClusterSettings,
+    *,
+    head: bool,
+    highest_block: int | None = None,
+    batch_tokens: int = 4096,
+    beside: Sequence[ModelSettings] = (),
+) -> tuple[Replicas, Placement]:
+    """The actors of a stage, each with the fewest GPUs that hold the model unless their number was asked for.
+
+    `beside`: models that each actor loads as well. Says what was chosen, and why. Raises UserError for a
+    model that cannot be held (see `fewest_gpus`).
+    """
+
+    def choose(gpus: float) -> Placement:
+        size = replicas(cluster.model_copy(update={"gpus_per_actor": gpus}))
+        choice = partial(
+            choose_placement,
+            model.id,
+            **model.model_dump(exclude={"id"}),
+            highest_block=highest_block,
+            head=head,
+            asked=cluster.placement,
+            batch_tokens=batch_tokens,
+            share=size.share,
+            beside=tuple(beside),
+        )
+        found: Placement = on_a_node(choice, size)
+        return found
+
+    gpus, placement = fewest_gpus(gpu_counts(cluster.gpus_per_actor, most_gpus()), choose, model.id, head)
+    note(f"{model.id}: {placement.reason}")
+    return replicas(cluster.model_copy(update={"gpus_per_actor": gpus})), placement

@@ -1,0 +1,175 @@
+"""One pool of Ray actors for every stage that needs a loaded model: tasks in, results out, losses survived.
+
+The driver owns the retries: an actor's process, or its node, may go at any time. A task is given out again
+until it succeeds or has failed `MAX_ATTEMPTS` times; the others go on. One that takes many times longer than
+its like is given to another actor as well, and the first answer counts. Tasks run at least once, so what they
+publish must not depend on who runs them.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from contrans_dist.console import note
+from contrans_dist.distributed.actors import MAX_ATTEMPTS, Actors, kept, let_go
+from contrans_dist.distributed.cluster import Replicas, first_line
+from contrans_dist.distributed.crew import RETRY_SECONDS, Crew, Outcome, Task, Worker
+from contrans_dist.errors import NoAnswerError, RunError, UserError
+
+__all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
+
+_PATIENCE_SECONDS = 60.0
+_GONE = (
+    "an actor's process was gone before it was up: with its node, or killed for want of memory, of which "
+    "fewer --actors, a smaller --dtype or --placement stream need less"
+)
+
+
+def run_kept(
+    key: Hashable,
+    start: Callable[[], Actors],
+    tasks: Sequence[Task],
+    on_result: Callable[[Task, Any], None],
+    shared: Any = None,
+) -> Outcome:
+    """`run_tasks` on the actors that were started under an equal key, if they are still there, else on new
+    ones from `start`. Outside `kept_actors` they end with the call."""
+    with kept(key, start) as actors:
+        return _run(actors, tasks, on_result, shared)
+
+
+def run_tasks(
+    actor_class: Any,
+    arguments: Sequence[Any],
+    tasks: Sequence[Task],
+    size: Replicas,
+    on_result: Callable[[Task, Any], None],
+    shared: Any = None,
+    slots: int = 1,
+    on_progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Run every task on a pool of `actor_class` actors (methods `ready()` and `run(payload)`).
+
+    With `shared`, which all tasks need and which is too large to travel with each, it is
+    `run(payload, shared)`; the driver keeps the one copy, so no lost node can take it along. `slots`: tasks
+    that an actor has at a time, each in a thread of its own. `on_progress`, for tasks that take long, is
+    called every second or so with the sum of what the actors' `progress()` says of their running tasks.
+
+    `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
+    when an actor's construction fails everywhere, or its process is killed each time; UserError raised by a
+    task, or by the construction everywhere, is passed on, and NoAnswerError where it was raised three times
+    with no task done between.
+    """
+    let_go()
+    actors = Actors(actor_class, arguments, size, slots + (on_progress is not None))
+    try:
+        return _run(actors, tasks, on_result, shared, slots, on_progress)
+    finally:
+        actors.end()
+
+
+def _run(
+    actors: Actors,
+    tasks: Sequence[Task],
+    on_result: Callable[[Task, Any], None],
+    shared: Any = None,
+    slots: int = 1,
+    on_progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    common = () if shared is None else (ray.put(shared),)
+    crew = Crew(actors, slots, deque(tasks), common=common, on_progress=on_progress)
+    crew.workers = [Worker(actor) for actor in actors.handles(len(tasks))]
+    for worker in crew.workers:
+        crew.start(worker)
+    names = {task.name for task in tasks}
+    assert len(names) == len(tasks), "two tasks have the same name"
+    return _drive(crew, names, on_result)
+
+
+def _drive(crew: Crew, names: set[str], on_result: Callable[[Task, Any], None]) -> Outcome:
+    last_event = time.monotonic()
+    # The end is when tasks are done, not when actors are: after a lost node one may never come back.
+    while crew.settled < names:
+        crew.wake()
+        crew.give()
+        if not crew.alive:
+            raise RunError(f"no actor is left to work: {crew.dead}")
+        waiting = [*crew.starting, *crew.running]
+        done, _ = ray.wait(waiting, timeout=RETRY_SECONDS) if waiting else ([], [])
+        crew.watch()
+        if not done:
+            time.sleep(0 if waiting else 0.1)
+            crew.ask()
+        elif done[0] in crew.starting:
+            _started(crew, done[0])
+        else:
+            _finish(crew, crew.running[done[0]], done[0], on_result)
+        if crew.running:
+            last_event = time.monotonic()
+        elif time.monotonic() - last_event > _PATIENCE_SECONDS:
+            note("waiting for an actor: it loads its model, or the cluster has no free GPUs or cores")
+            last_event = time.monotonic()
+    return crew.outcome
+
+
+def _started(crew: Crew, reference: Any) -> None:
+    worker = crew.starting.pop(reference)
+    try:
+        ray.get(reference)
+    except RayActorError as error:
+        if isinstance(error, ActorUnavailableError):
+            crew.rest(worker)
+        elif error.actor_init_failed:
+            crew.refuse(worker, *_construction_error(error))
+        else:
+            crew.refuse(worker, _GONE, final=False)
+    except RayError as error:
+        crew.refuse(worker, first_line(error), final=False)
+    else:
+        worker.up = True
+        worker.refused = 0
+        crew.outcome.began = crew.outcome.began or time.monotonic()
+
+
+def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Task, Any], None]) -> None:
+    """Take in one result; what failed goes back into the queue."""
+    given = worker.running.pop(reference)
+    worker.told = 0.0
+    try:
+        result = ray.get(reference)
+    except RayActorError as error:
+        gone = not isinstance(error, ActorUnavailableError)
+        crew.lose(worker, [given, *worker.running.values()], first_line(error), gone)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            # Bad input stays bad: neither another try nor the other tasks make it good.
+            raise error.cause
+        if isinstance(error.cause, NoAnswerError):
+            crew.unanswered += 1
+            if crew.unanswered >= MAX_ATTEMPTS:  # each waited for minutes; the other tasks would as well
+                raise error.cause
+        crew.fail(given.task, first_line(error.cause if error.cause is not None else error))
+    except RayError as error:
+        # The work may be done and its answer lost, with a node or for want of memory.
+        if given.task.name not in crew.settled:
+            note(f"the answer of {given.task.name} was lost ({first_line(error)}); it is done again")
+        if worker.up and not worker.running:
+            crew.rest(worker)
+        crew.fail(given.task, first_line(error))
+    else:
+        if given.task.name not in crew.settled:
+            crew.settle(given)
+            on_result(given.task, result)
+
+
+def _construction_error(error: RayActorError) -> tuple[str, bool]:
+    """The last line of the remote traceback, what a person needs to know; and whether it is bad input."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kind, mark, reason = (lines[-1] if lines else "").partition(": ")
+    if mark and kind.startswith("contrans_dist.errors."):
+        return reason, kind.endswith(".UserError")
+    return lines[-1] if lines else "the actor could not be started", False

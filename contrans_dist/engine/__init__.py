@@ -1,0 +1,1 @@
+"""Every forward pass, as plain functions over a loaded model: capture, shared prefixes, scoring, steering."""

@@ -1,0 +1,21 @@
+"""The harvesting engine: texts in, one row of the residual stream per text and block out.
+
+Only the decoder runs, up to the highest block asked for. A row is gathered on its block's own device inside a
+hook, so that the states of all other tokens never leave it, and each batch makes one copy to the host.
+"""
+
+from contrans_dist.engine.capture.activations import Activations
+from contrans_dist.engine.capture.batches import Position, parse_position, plan_batches, truncate
+from contrans_dist.engine.capture.engine import canary, capture, capture_ids, deviation
+
+__all__ = [
+    "Activations",
+    "Position",
+    "canary",
+    "capture",
+    "capture_ids",
+    "deviation",
+    "parse_position",
+    "plan_batches",
+    "truncate",
+]

@@ -1,0 +1,176 @@
+"""The loop over batches."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import torch
+
+from contrans_dist.config import CHAT_DATE
+from contrans_dist.data.texts import text_id
+from contrans_dist.engine.capture.activations import Activations
+from contrans_dist.engine.capture.batches import Position, prepare
+from contrans_dist.engine.capture.gather import Gatherer, Landing
+from contrans_dist.engine.capture.memory import did_not_fit
+from contrans_dist.engine.prefixes import Group, Row, Trunk, pack, plan_for
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
+
+
+def _check_blocks(lm: LanguageModel, blocks: Sequence[int] | str | None) -> list[int]:
+    if blocks is None:
+        return list(range(len(lm.blocks)))
+    if isinstance(blocks, str):
+        chosen = resolve_blocks(blocks, lm.n_blocks)
+    else:
+        chosen = sorted({b for block in blocks for b in resolve_blocks(int(block), lm.n_blocks)})
+    if not chosen or chosen[-1] >= len(lm.blocks):
+        raise UserError(f"--blocks {blocks}: blocks 0 to {len(lm.blocks) - 1} are loaded")
+    return chosen
+
+
+def _run(
+    lm: LanguageModel,
+    groups: Sequence[Group],
+    ids: list[list[int]],
+    tokens: list[int],
+    mean: bool,
+    narrow: bool,
+    landing: Landing,
+) -> None:
+    """Runs the batches in order; once one has not fitted into memory, those as large are cut first."""
+    wanted = [[token] for token in tokens]
+    with Gatherer(lm, list(landing.arrays), mean, narrow) as gatherer:
+        for group in groups:
+            group, trunk = _with_trunk(gatherer, group, ids)
+            queue = deque(group.batches)
+            while queue:
+                batch = queue.popleft()
+                size = len(batch) * batch[0].length
+                smaller = _smaller(batch, ids, len(group.trunk))
+                if lm.fits is not None and size > lm.fits and smaller:
+                    queue.extendleft(reversed(smaller))
+                    continue
+                packed = pack(batch, ids, wanted, len(group.trunk))
+                try:
+                    landing.add(packed.texts, gatherer.run(packed, trunk))
+                    continue
+                except torch.OutOfMemoryError as error:
+                    if not smaller:
+                        raise RunError(
+                            f"text {batch[0].texts[0]}: its {size} tokens alone do not fit into memory"
+                        ) from error
+                # Only here, after the exception, has the failed batch let go of its memory.
+                did_not_fit(lm, size)
+                queue.appendleft(batch)
+    landing.land()
+
+
+def _with_trunk(gatherer: Gatherer, group: Group, ids: list[list[int]]) -> tuple[Group, Trunk | None]:
+    """The group and its trunk, which has run; where that did not fit, each text by itself and no trunk."""
+    if not group.trunk:
+        return group, None
+    with suppress(torch.OutOfMemoryError):
+        return group, gatherer.trunk(group.trunk)
+    did_not_fit(gatherer.lm, len(group.trunk))
+    texts = [i for batch in group.batches for row in batch for i in row.texts]
+    return Group((), [[Row((i,), len(ids[i]))] for i in texts]), None
+
+
+def _smaller(batch: list[Row], ids: list[list[int]], trunk: int) -> list[list[Row]]:
+    """The batch in two halves, or one row's texts each in a row of its own; empty for a single text."""
+    if len(batch) > 1:
+        half = (len(batch) + 1) // 2
+        return [batch[:half], batch[half:]]
+    texts = batch[0].texts
+    return [[Row((i,), len(ids[i]) - trunk)] for i in texts] if len(texts) > 1 else []
+
+
+def capture_ids(
+    lm: LanguageModel,
+    ids: list[list[int]],
+    blocks: Sequence[int] | str | None = None,
+    position: Position = "last",
+    batch_tokens: int = 4096,
+    first_row: int = 0,
+    share_prefixes: bool = True,
+    narrow: bool = True,
+) -> Activations:
+    """Rows of texts given as token ids; NaN and infinity are left for the caller to find (`bad_rows`).
+
+    Out of memory on a GPU halves the batches from there on; on the CPU they are at most `CPU_TOKENS` large.
+    `first_row`: the number that messages give the first text. `share_prefixes`: what texts begin with in
+    common is run once, where the model can (see `prefixes`). `narrow`: the highest block runs at the wanted
+    positions alone, where it can. Raises UserError naming the row for a text without tokens or too short for
+    `position`, RunError where a single text does not fit into memory.
+    """
+    chosen = _check_blocks(lm, blocks)
+    texts = prepare(lm, ids, position, first_row)
+    landing = Landing(chosen, len(ids), lm.d)
+    sharing = share_prefixes and not texts.mean
+    largest = lm.largest_batch(batch_tokens)
+    groups = plan_for(lm, texts.ids, texts.tokens, largest, head=False, share=sharing)
+    _run(lm, groups, texts.ids, texts.tokens, texts.mean, narrow, landing)
+    captured = texts.activations(landing.arrays)
+    # A NaN reaches what is in the same row through the mask (0 times NaN): each of those again by itself.
+    spoilt = captured.bad_rows() if sharing or narrow else []
+    if spoilt:
+        again = [ids[i] for i in spoilt]
+        alone = capture_ids(lm, again, chosen, position, batch_tokens, share_prefixes=False, narrow=False)
+        for block, rows in alone.items():
+            captured[block][spoilt] = rows
+    return captured
+
+
+def capture(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    blocks: Sequence[int] | str | None = None,
+    position: Position = "last",
+    batch_tokens: int = 4096,
+    chat: bool = False,
+    chat_date: date = CHAT_DATE,
+) -> Activations:
+    """The residual stream as each block returns it, one row a text: `{block: float32 [n_texts, d]}`.
+
+    `blocks`: numbers, a specification as in `resolve_blocks`, or None for all that are loaded. `position`:
+    `last`, `mean`, or an offset such as -2. `batch_tokens`: at most so many tokens, padding included, run at
+    once. `chat`: through the tokenizer's chat template, on `chat_date`. Raises UserError for unusable input,
+    RunError for NaN or infinity.
+    """
+    ids = encode_many(lm, texts, chat, chat_date)
+    activations = capture_ids(lm, ids, blocks, position, batch_tokens)
+    bad = activations.bad_rows()
+    if bad:
+        rows = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
+        raise RunError(
+            f"NaN or infinity in the rows of texts {rows}, first at block {activations.first_bad_block()}"
+            f" ({lm.dtype}); try another --dtype"
+        )
+    return replace(activations, text_ids=[text_id(text) for text in texts], n_blocks=lm.n_blocks)
+
+
+def canary(
+    lm: LanguageModel,
+    ids: list[list[int]],
+    reference: Mapping[int, np.ndarray],
+    position: Position = "last",
+) -> float:
+    """Worst deviation, max|a - b| / max|a| over the entries of a row, between the rows `reference`
+    (`{block: [n_texts, d]}`) and the same texts run again, each alone."""
+    blocks = sorted(reference)
+    alone = capture_ids(lm, ids, blocks, position, batch_tokens=1, share_prefixes=False, narrow=False)
+    return deviation(alone, reference)
+
+
+def deviation(rows: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> float:
+    """Worst max|a - b| / max|a| over a row, between rows `{block: [n_texts, d]}` and a reference."""
+    worst = 0.0
+    for block, found in rows.items():
+        scale = np.abs(reference[block]).max(axis=1, initial=0).clip(min=np.finfo(np.float32).tiny)
+        each = np.abs(found - reference[block]).max(axis=1, initial=0) / scale
+        worst = max(worst, float(each.max(initial=0)))
+    return worst

@@ -1,0 +1,149 @@
+"""Rows from inside a forward pass to the host, without ever waiting for the device."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from contrans_dist.engine.prefixes import Packed, Trunk, can_narrow, narrowed
+from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache, pinned
+from contrans_dist.errors import RunError
+from contrans_dist.models import LanguageModel
+from contrans_dist.models.crossing import Crossing
+from contrans_dist.models.passing import first_of, unpacked
+
+_IN_FLIGHT = 4
+"""Batches whose rows may still be on their way to the host: enough to keep a device busy, little memory."""
+
+
+class _Stop(Exception):
+    """The highest block has run; nothing above it is wanted."""
+
+
+class Gatherer:
+    """Hooks on the wanted blocks that keep each text's row, and stop the forward pass after the highest."""
+
+    def __init__(self, lm: LanguageModel, blocks: list[int], mean: bool, narrow: bool = True) -> None:
+        self.lm, self.blocks, self.mean = lm, blocks, mean
+        self.narrow = {s for s in (False, True) if narrow and not mean and can_narrow(lm, blocks[-1], s)}
+        """The kinds of rows, plain and shared, in which the highest block runs at the texts' places alone."""
+        self.crossing = Crossing(lm.blocks[: blocks[-1] + 1])
+        self.handles: list[Any] = []
+        self.rows: dict[int, torch.Tensor] = {}
+        self.places: dict[torch.device, torch.Tensor] = {}
+        """int64 [2, texts]: row and column of each text's token, on each device; empty while a trunk runs"""
+
+    def __enter__(self) -> Self:
+        self.handles += self.crossing.register()
+        for block in self.blocks:
+            self.handles.append(self.lm.blocks[block].register_forward_hook(self._hook(block)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _hook(self, block: int) -> Callable[..., None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            hidden = first_of(output)
+            if self.places:
+                rows, columns = self._places_on(hidden.device)
+                self.rows[block] = gather_rows(hidden, rows, columns, self.mean)
+            if block == self.blocks[-1]:
+                raise _Stop
+
+        return hook
+
+    def _places_on(self, device: torch.device) -> torch.Tensor:
+        if device not in self.places:
+            self.places[device] = self.places[torch.device("cpu")].to(device, non_blocking=True)
+        return self.places[device]
+
+    def run(self, batch: Packed, trunk: Trunk | None = None) -> "list[Rows]":
+        """Rows of one batch on their way to the host, from each device those of its blocks."""
+        self.rows = {}
+        places = torch.stack([batch.rows, batch.columns])[:, batch.index]
+        self.places = {torch.device("cpu"): pinned(places)}
+        arguments = as_arguments(batch.positions, batch.mask(self.lm.dtype), trunk, self.lm.device)
+        top = self.blocks[-1]
+        with ExitStack() as stack:
+            if batch.shared in self.narrow:
+                wanted = batch.rows, batch.columns, batch.ids.shape, batch.trunk
+                stack.enter_context(narrowed(self.lm, top, *wanted))
+            self._forward(batch.ids, arguments)
+        idle = [block for block in self.blocks if block not in self.rows]
+        if idle:
+            raise RunError(f"block {idle[0]} of {self.lm.name} does not run on text alone; leave it out")
+        captured, self.rows = self.rows, {}
+        by_device: dict[torch.device, list[int]] = {}
+        for block in self.blocks:
+            by_device.setdefault(captured[block].device, []).append(block)
+        return [
+            Rows.leaving(blocks, torch.stack([captured[block] for block in blocks]))
+            for blocks in by_device.values()
+        ]
+
+    def trunk(self, ids: Sequence[int]) -> Trunk:
+        """Keys and values of a trunk, up to the highest wanted block."""
+        self.places, cache = {}, fresh_cache()
+        self._forward(torch.tensor([ids]), {"use_cache": True, "past_key_values": cache})
+        return Trunk.of(cache)
+
+    def _forward(self, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
+        self.crossing.forget()
+        placed = pinned(ids).to(self.lm.device, non_blocking=True)
+        with torch.no_grad(), unpacked(), suppress(_Stop):
+            self.lm.decoder(input_ids=placed, **arguments)
+
+
+def gather_rows(hidden: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, mean: bool) -> torch.Tensor:
+    """[B, T, d] -> [texts, d]: the states at (row, column); with `mean`, where each row is one text, the
+    mean of the row's states up to its column."""
+    if not mean:
+        return hidden[rows, columns]
+    outside = torch.arange(hidden.shape[1], device=hidden.device)[None, :] > columns[:, None]
+    return hidden.float().masked_fill(outside[:, :, None], 0).sum(1) / (columns[:, None] + 1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one batch at the blocks of one device, on their way to the host."""
+
+    blocks: list[int]
+    values: torch.Tensor
+    """`[blocks, texts, d]`, on the host"""
+    event: torch.Event | None
+    """After it they are there; None where they are already"""
+
+    @classmethod
+    def leaving(cls, blocks: list[int], values: torch.Tensor) -> "Rows":
+        device, host = values.device, values.to("cpu", non_blocking=True)
+        event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        return cls(blocks, host, event)
+
+
+class Landing:
+    """Rows on their way to the host, put into their place once they are there."""
+
+    def __init__(self, blocks: list[int], n_texts: int, d: int) -> None:
+        self.arrays = {block: np.empty((n_texts, d), dtype=np.float32) for block in blocks}
+        self.flying: deque[tuple[list[int], list[Rows]]] = deque()
+
+    def add(self, texts: list[int], rows: list[Rows]) -> None:
+        """Rows of a batch of the texts of these numbers."""
+        self.flying.append((texts, rows))
+        self.land(_IN_FLIGHT)
+
+    def land(self, leave: int = 0) -> None:
+        """Waits for all batches but the newest `leave`."""
+        while len(self.flying) > leave:
+            texts, rows = self.flying.popleft()
+            for part in rows:
+                if part.event is not None:
+                    part.event.synchronize()
+                for block, values in zip(part.blocks, part.values.float().numpy(), strict=True):
+                    self.arrays[block][texts] = values

@@ -1,0 +1,233 @@
+"""Capturing from a model that is never whole in memory: all texts through one block, then the next."""
+
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from contrans_dist.engine.capture.activations import Activations
+from contrans_dist.engine.capture.batches import Position, Prepared, plan_batches, prepare
+from contrans_dist.engine.capture.gather import gather_rows
+from contrans_dist.engine.capture.memory import did_not_fit
+from contrans_dist.engine.capture.states import States
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.models import LanguageModel, resolve_blocks
+from contrans_dist.models.streaming import StreamedModel
+
+MEMORY = 2 << 30
+"""Bytes of states that are kept in memory unless asked otherwise."""
+_IN_FLIGHT = 2
+"""Batches that may still be on their way from a GPU."""
+
+
+class Rows(Protocol):
+    """Where rows `[n, d]` are put: an array, or a file."""
+
+    def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that run together, padded on the right to the longest."""
+
+    ids: Tensor
+    """int32 `[texts, tokens]`. No mask goes with it: no token can see the padding on its right."""
+    tokens: list[int]
+    """Index of the token that each text's row is taken from."""
+    rows: list[int]
+    """Where each text's row goes."""
+    blocks: frozenset[int]
+    """Where rows are wanted."""
+    mean: bool
+
+    def gather(self, hidden: Tensor) -> Tensor:
+        """`[texts, tokens, d]` -> `[texts, d]`, on the same device."""
+        tokens = torch.tensor(self.tokens).to(hidden.device, non_blocking=True)
+        return gather_rows(hidden, torch.arange(len(hidden), device=hidden.device), tokens, self.mean)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Texts as they are run: what `capture_ids` would make of them, batch for batch."""
+
+    batches: list[Batch]
+    texts: Prepared
+
+    def activations(self, rows: dict[int, NDArray[np.float32]]) -> Activations:
+        return self.texts.activations(rows)
+
+
+def plan_capture(
+    lm: LanguageModel,
+    ids: list[list[int]],
+    blocks: Sequence[int],
+    position: Position = "last",
+    batch_tokens: int = 4096,
+    first_row: int = 0,
+    place: int = 0,
+) -> Plan:
+    """The batches of texts given as token ids, whose rows go to `place` and on.
+
+    Raises UserError naming the text, counted from `first_row`, that has no tokens or is too short.
+    """
+    texts, wanted = prepare(lm, ids, position, first_row), frozenset(blocks)
+    batches = [
+        Batch(
+            _padded([texts.ids[i] for i in group]),
+            [texts.tokens[i] for i in group],
+            [place + i for i in group],
+            wanted,
+            texts.mean,
+        )
+        for group in plan_batches(texts.lengths, lm.largest_batch(batch_tokens), lm.split_at)
+    ]
+    return Plan(batches, texts)
+
+
+def _padded(ids: list[list[int]]) -> Tensor:
+    out = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int32)
+    for row, text in zip(out, ids, strict=True):
+        row[: len(text)] = torch.tensor(text)
+    return out
+
+
+def capture_streamed(
+    model: StreamedModel,
+    ids: list[list[int]],
+    blocks: Sequence[int] | str | None = None,
+    position: Position = "last",
+    batch_tokens: int = 4096,
+    memory: int = MEMORY,
+) -> Activations:
+    """Rows of texts given as token ids, as `capture_ids` gives them for the whole model.
+
+    Each block up to the highest asked for is read once. At most two blocks, `memory` bytes of states and the
+    rows are in memory; states beyond that go to the temporary folder. Raises as `capture_ids`.
+    """
+    lm = model.lm
+    if blocks is None:
+        blocks = "all"
+    parts = [blocks] if isinstance(blocks, str) else [int(block) for block in blocks]
+    chosen = sorted({k for part in parts for k in resolve_blocks(part, lm.n_blocks)})
+    if not chosen:
+        raise UserError(f"--blocks {blocks}: no block is asked for")
+    plan = plan_capture(lm, ids, chosen, position, batch_tokens)
+    rows = {k: np.empty((len(ids), lm.d), dtype=np.float32) for k in chosen}
+    with (
+        tempfile.TemporaryDirectory(prefix="contrans-") as folder,
+        states_of(model, plan.batches, memory, Path(folder)) as states,
+    ):
+        sweep(model, plan.batches, rows, states)
+    return plan.activations(rows)
+
+
+def states_of(model: StreamedModel, batches: Sequence[Batch], memory: int, folder: Path) -> States:
+    """Room for the states of these batches."""
+    shapes = [(batch.ids.shape[0], batch.ids.shape[1], model.lm.d) for batch in batches]
+    return States(shapes, model.lm.dtype, memory, folder)
+
+
+def sweep(
+    model: StreamedModel,
+    batches: Sequence[Batch],
+    rows: Mapping[int, Rows],
+    states: States,
+    after: int | None = None,
+    finished: Callable[[int], None] = lambda _k: None,
+) -> None:
+    """Every batch through block after block, up to the highest of `rows`, which take the batches' rows.
+
+    `after`: go on after this block, with states that were saved. `finished(k)` is called when all texts are
+    through block k. The next block is read while one computes.
+    """
+    highest = max(rows)
+    first = 0 if after is None else after + 1
+    if after is None:
+        # The first block is not read yet: an embedding may be as large as several blocks.
+        states.begin(0)
+        embedded = partial(_fitting, model.lm, model.embedded)
+        _pass(batches, (batch.ids.long() for batch in batches), embedded, states)
+        states.end()
+        model.forget_embedding()
+    with ThreadPoolExecutor(1) as reader:
+        coming: Future[nn.Module] | None = reader.submit(model.load, first)
+        for k in range(first, highest + 1):
+            assert coming is not None
+            block = coming.result()
+            coming = reader.submit(model.load, k + 1) if k < highest else None
+            states.begin(k + 1)
+            with model.running(k, block) as run:
+                if k == first:
+                    model.check_block(run)
+                fitting = partial(_fitting, model.lm, run)
+                _pass(batches, states.each(), fitting, states if k < highest else None, k, rows.get(k))
+            # All hold on to the block, which must go before the next but one comes.
+            del block, run, fitting
+            states.end()
+            finished(k)
+
+
+def _pass(
+    batches: Sequence[Batch],
+    entering: Iterable[Tensor],
+    run: Callable[[Tensor], Tensor],
+    states: States | None,
+    k: int = -1,
+    rows: Rows | None = None,
+) -> None:
+    """`run` on what enters for each batch, which goes to `states` then; rows wanted at block k to `rows`."""
+    flying: deque[tuple[int, Tensor, Tensor | None, torch.Event | None]] = deque()
+
+    def land(leave: int) -> None:
+        while len(flying) > leave:
+            i, leaving, gathered, event = flying.popleft()
+            if event is not None:
+                event.synchronize()
+            if gathered is not None and rows is not None:
+                rows[batches[i].rows] = gathered.float().numpy()
+            if states is not None:
+                states.put(i, leaving)
+
+    for i, (batch, state) in enumerate(zip(batches, entering, strict=True)):
+        if k > max(batch.blocks):
+            flying.append((i, state, None, None))
+            continue
+        output = run(state)
+        gathered = _to_host(batch.gather(output)) if k in batch.blocks else None
+        on_gpu = output.device.type == "cuda"
+        leaving = _to_host(output)
+        event = torch.cuda.current_stream(output.device).record_event() if on_gpu else None
+        flying.append((i, leaving, gathered, event))
+        land(_IN_FLIGHT if on_gpu else 0)
+    land(0)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """The tensor on the host, there once the stream has come so far."""
+    if tensor.device.type != "cuda":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _fitting(lm: LanguageModel, run: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+    """`run(state)`, in halves where a GPU has not the memory for all of it."""
+    tokens = state.shape[0] * state.shape[1]
+    if lm.fits is None or tokens <= lm.fits or len(state) == 1:
+        try:
+            return run(state)
+        except torch.OutOfMemoryError as error:
+            if len(state) == 1:
+                raise RunError(f"a text of {state.shape[1]} tokens alone does not fit into memory") from error
+        did_not_fit(lm, tokens)
+    half = len(state) // 2
+    return torch.cat([_fitting(lm, run, state[:half]), _fitting(lm, run, state[half:])])

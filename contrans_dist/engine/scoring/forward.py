@@ -1,0 +1,287 @@
+"""Running the model's own forward so that interventions share what is below them, and prompts how they begin.
+
+The blocks that are not wanted are replaced, for one call, by functions that hand their input on; the first
+wanted block hands out a stored residual stream. What many prompts begin with is run as a trunk (`prefixes`):
+once below the steered block, and above it once for each intervention.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrans_dist.engine.prefixes import (
+    Group,
+    Packed,
+    Row,
+    Trunk,
+    can_narrow,
+    can_share,
+    narrowed,
+    pack,
+    plan_for,
+)
+from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache
+from contrans_dist.engine.scoring.batches import positions_per_pass
+from contrans_dist.engine.scoring.interventions import by_lowest_block
+from contrans_dist.engine.steer import added
+from contrans_dist.models import LanguageModel
+from contrans_dist.models.passing import first_of, handing, like, replaced, unpacked
+
+Offsets = Mapping[int, Tensor]
+"""What one intervention adds at which block: `[d]`, or `[P, d]` with a row for each prompt."""
+
+
+def run_all(
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    wanted: Sequence[int],
+    offsets: Sequence[Offsets],
+    batch_tokens: int,
+    share_prefixes: bool = True,
+) -> Iterator[tuple[list[int], Packed, Tensor]]:
+    """Every sequence under every intervention: (interventions, batch, float32 logits `[C, U, vocabulary]`) at
+    the last `wanted[i]` positions of sequence i, those of several sequences once (`Packed.index`).
+
+    Each batch runs once up to the steered blocks, then once more from there for as many interventions as fit
+    `batch_tokens` together. The logits stay on the device. To be consumed in inference mode: entered here, a
+    consumer's exception would leave it on.
+    """
+    if lm.model.training:
+        raise ValueError("the model is in training mode: call model.eval(), else dropout makes scores random")
+    batch_tokens = lm.largest_batch(batch_tokens)
+    # A vector of each prompt's own leaves nothing to share above it.
+    own = [i for i, each in enumerate(offsets) if any(row.ndim == 2 for row in each.values())]
+    common = [i for i in range(len(offsets)) if i not in set(own)]
+    for members, share in ((common, share_prefixes), (own, False)):
+        groups = _plan(lm, sequences, wanted, batch_tokens, share) if members and sequences else []
+        for group in groups:
+            runner = _Runner(lm, group, [offsets[i] for i in members], batch_tokens)
+            guides = [_Runner(guide, group, [{}], batch_tokens) for guide in lm.guides or ()]
+            for batch in group.batches:
+                packed = _packed(lm, group, batch, sequences, wanted)
+                shift = _difference(guides, packed)
+                for chunk, logits in runner.run(packed):
+                    if shift is not None:
+                        width = min(logits.shape[-1], shift.shape[-1])
+                        logits[..., :width] += shift[..., :width].to(logits.device)
+                    yield [members[c] for c in chunk], packed, logits
+
+
+def _difference(guides: "Sequence[_Runner]", batch: Packed) -> Tensor | None:
+    """Logits of a tuned model less those of the plain one, `[1, U, vocabulary]`, for proxy-tuning."""
+    if not guides:
+        return None
+    tuned, plain = (next(runner.run(batch))[1] for runner in guides)
+    width = min(tuned.shape[-1], plain.shape[-1])  # a head may be padded beyond the vocabulary
+    return tuned[..., :width] - plain[..., :width].to(tuned.device)
+
+
+def _plan(
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    wanted: Sequence[int],
+    batch_tokens: int,
+    share: bool,
+) -> list[Group]:
+    share = share and all(can_share(guide, head=True) for guide in lm.guides or ())
+    return plan_for(
+        lm,
+        sequences,
+        [len(sequence) - n for sequence, n in zip(sequences, wanted, strict=True)],
+        batch_tokens,
+        head=True,
+        share=share,
+        positions=wanted,
+        most_positions=positions_per_pass(lm),
+    )
+
+
+def _packed(
+    lm: LanguageModel,
+    group: Group,
+    batch: Sequence[Row],
+    sequences: Sequence[Sequence[int]],
+    wanted: Sequence[int],
+) -> Packed:
+    places = {i: range(len(sequences[i]) - wanted[i], len(sequences[i])) for row in batch for i in row.texts}
+    return pack(batch, sequences, places, len(group.trunk))
+
+
+@dataclass
+class _Runner:
+    """One group of prompts under all interventions that add the same to every prompt, or one prompt a row."""
+
+    lm: LanguageModel
+    group: Group
+    offsets: list[Offsets]
+    batch_tokens: int
+
+    def __post_init__(self) -> None:
+        self.steered = by_lowest_block(self.offsets)
+        self.lower: Trunk | None = None
+        self.upper: dict[int, Trunk] = {}
+        if self.group.trunk:
+            self._run_trunk()
+
+    def _run_trunk(self) -> None:
+        """Keys and values of the trunk: below the steered blocks, and above each for its interventions."""
+        trunk, cache = _one_row(self.group.trunk), fresh_cache()
+        keeping = {"past_key_values": cache, "use_cache": True}
+        if self.steered:
+            states = _lower_states(self.lm, trunk, list(self.steered), keeping)
+        else:
+            _logits(self.lm, trunk, keeping)
+        self.lower = Trunk.of(cache)
+        fit = max(1, self.batch_tokens // len(self.group.trunk))
+        for k, members in self.steered.items():
+            parts = []
+            for start in range(0, len(members), fit):
+                cache, offsets = fresh_cache(), [self.offsets[i] for i in members[start : start + fit]]
+                keeping = {"past_key_values": cache, "use_cache": True}
+                _upper_logits(self.lm, trunk, k, states[k], offsets, keeping)
+                parts.append(Trunk.of(cache))
+            self.upper[k] = Trunk.of_all(parts)
+
+    def run(self, batch: Packed) -> Iterator[tuple[list[int], Tensor]]:
+        """(interventions, logits `[C, U, vocabulary]`) of one batch, as many interventions at once as fit."""
+        arguments = self._arguments(batch, self.lower)
+        if not self.steered:
+            logits = _logits(self.lm, batch, arguments, narrow=_can_narrow(self.lm, batch))
+            yield list(range(len(self.offsets))), logits.repeat(len(self.offsets), 1, 1)
+            return
+        states = _lower_states(self.lm, batch, list(self.steered), arguments)
+        for k, members in self.steered.items():
+            by_tokens = max(1, self.batch_tokens // batch.ids.numel())
+            fit = min(by_tokens, max(1, positions_per_pass(self.lm) // len(batch.rows)))
+            for start in range(0, len(members), fit):
+                chunk = members[start : start + fit]
+                trunk = None
+                if self.lower is not None:
+                    trunk = self.lower.above(self.upper[k], start, start + len(chunk))
+                times = len(chunk)
+                arguments = self._arguments(batch, trunk, times)
+                offsets = [self.offsets[i] for i in chunk]
+                yield chunk, _upper_logits(self.lm, batch, k, states[k], offsets, arguments)
+            del states[k]
+
+    def _arguments(self, batch: Packed, trunk: Trunk | None, times: int = 1) -> dict[str, Any]:
+        positions, mask = batch.positions, batch.mask(self.lm.dtype)
+        if times > 1 and positions is not None and mask is not None:
+            positions, mask = positions.repeat(times, 1), mask.repeat(times, 1, 1, 1)
+        return as_arguments(positions, mask, trunk, self.lm.device)
+
+
+def _one_row(ids: Sequence[int]) -> Packed:
+    """A trunk as a batch of its own; the logits of one position are computed, which nobody reads."""
+    return pack([Row((0,), len(ids))], [list(ids)], [[0]])
+
+
+def _lower_states(
+    lm: LanguageModel, batch: Packed, blocks: Sequence[int], arguments: dict[str, Any]
+) -> dict[int, object]:
+    """What each of `blocks` returns for the batch, as it returns it; nothing above the highest one runs."""
+    top = max(blocks)
+    states: dict[int, object] = {}
+
+    def keeping(k: int, forward: Callable[..., object]) -> Callable[..., object]:
+        def kept(*args: Any, **named: Any) -> object:
+            output = forward(*args, **named)
+            # Attention weights and the like are dropped: they would have the wrong batch size later.
+            shape = (None,) * len(output) if isinstance(output, tuple) else output
+            states[k] = like(shape, first_of(output))
+            return output
+
+        return kept
+
+    # Kept inside the forward, not in a hook: a caller's own hooks then act once, when the block is replayed.
+    forwards = {k: keeping(k, lm.blocks[k].forward) for k in blocks}
+    forwards |= {k: handing(lambda state: like(states[top], state)) for k in range(top + 1, len(lm.blocks))}
+    with replaced(lm.blocks, forwards):
+        # The head is not wanted here; at one position it costs nothing.
+        _logits(lm, batch, arguments, first=True)
+    return states
+
+
+def _upper_logits(
+    lm: LanguageModel,
+    batch: Packed,
+    k: int,
+    output: object,
+    offsets: Sequence[Offsets],
+    arguments: dict[str, Any],
+) -> Tensor:
+    """Logits `[C, U, V]` from block k's output on; each intervention's vectors are added to its own rows."""
+    times, state = len(offsets), first_of(output)
+    rows = {
+        j: _stacked(offsets, j, lm.d, batch, state)
+        for j in sorted({j for each in offsets for j in each} | {k})
+    }
+    start = state.repeat(times, 1, 1) + rows.pop(k).unsqueeze(1)
+    passed = {j: handing(lambda state: like(output, state)) for j in range(k)}
+    passed[k] = handing(lambda _state: like(output, start))
+    # Asked before blocks are replaced: it may try the model.
+    narrow = k < len(lm.blocks) - 1 and _can_narrow(lm, batch)
+    with replaced(lm.blocks, passed), added(lm.blocks, rows):
+        return _logits(lm, batch, arguments, times, narrow=narrow)
+
+
+def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: Tensor) -> Tensor:
+    """`[C * B, d]`: what each intervention adds at block k to each row of the batch, zero for nothing."""
+    rows = []
+    for each in offsets:
+        offset = each.get(k, torch.zeros(d))
+        # With a vector for each prompt, each row is one prompt.
+        rows.append(offset[batch.texts] if offset.ndim == 2 else offset.expand(len(batch.ids), d))
+    return torch.cat(rows).to(device=state.device, dtype=state.dtype)
+
+
+def _can_narrow(lm: LanguageModel, batch: Packed) -> bool:
+    return can_narrow(lm, len(lm.blocks) - 1, batch.shared)
+
+
+def _logits(
+    lm: LanguageModel,
+    batch: Packed,
+    arguments: dict[str, Any],
+    times: int = 1,
+    first: bool = False,
+    narrow: bool = False,
+) -> Tensor:
+    """Float32 logits `[times, U, vocabulary]` at the batch's wanted positions (or at its first alone), the
+    batch being there so many times over.
+
+    The head runs on those positions alone, inside the model's own forward, so that its soft-capping or scale
+    applies; with `narrow` the highest block does, too. Where `arguments` hold no mask, causal attention is
+    right: under right padding a real position never sees the padding.
+    """
+    head = lm.model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(lm.model).__name__} has no language-model head: load it with its head")
+    rows, columns = (batch.rows[:1], batch.columns[:1]) if first else (batch.rows, batch.columns)
+    wanted = torch.arange(times).repeat_interleave(len(rows)) * len(batch.ids) + rows.repeat(times)
+    columns, ids = columns.repeat(times), batch.ids.repeat(times, 1)
+
+    def gather(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]
+        places = wanted.to(hidden.device), columns.to(hidden.device)
+        return (hidden[places].unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(unpacked())
+            if narrow:
+                stack.enter_context(narrowed(lm, len(lm.blocks) - 1, wanted, columns, ids.shape, batch.trunk))
+            output = lm.model(input_ids=ids.to(lm.device), **arguments)
+    finally:
+        handle.remove()
+    logits: Tensor = output.logits
+    if logits.shape[:2] != (1, len(wanted)):
+        raise ValueError(
+            f"{type(lm.model).__name__} computes its logits by another way than its output embeddings"
+        )
+    return logits.float().reshape(times, len(rows), -1)

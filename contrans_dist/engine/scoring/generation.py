@@ -1,0 +1,218 @@
+"""Steered generation in batches with a cache; interventions are rows of one batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from contrans_dist.engine.scoring.batches import check_lengths
+from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets, row_for
+from contrans_dist.engine.steer import added
+from contrans_dist.models import After, LanguageModel
+from contrans_dist.models.tokens import Alone
+
+BATCH_SIZE = 32
+"""Texts that are continued together, where nothing else is said."""
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    interventions: Sequence[Intervention] = (BASE,),
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = BATCH_SIZE,
+    temperature: float = 0.0,
+    seed: int = 0,
+    until: Sequence[str] = (),
+    alone: bool = False,
+) -> list[list[str]]:
+    """Continue each prompt (token ids) under each intervention: `[C][P]` texts without the prompt.
+
+    Temperature 0 is greedy and does not depend on the batch; above 0, tokens are drawn from the whole softmax
+    with `seed` (and then which rows share a batch does matter). The model's own sampling defaults are not
+    used. A batch that does not fit into memory is halved. A text ends once it holds one of the strings
+    `until`, which stays in it; what of it stands in the prompt does not count. `alone`: as
+    lm-evaluation-harness reads its own models' texts, without the prompt and with the token that ends them,
+    where that is shown. Raises UserError for an empty prompt, one that leaves no room in the context, or a
+    vector that does not fit.
+    """
+    check_lengths(lm, prompts, more=max_new_tokens)
+    offsets = checked_offsets(lm, interventions, len(prompts))
+    if lm.split_at and max(map(len, prompts), default=0) + max_new_tokens > lm.split_at:
+        batch_size = 1  # such a model's rotary frequencies would depend on the longest text of the batch
+    pairs = [
+        (c, p)
+        for p in sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
+        for c in range(len(offsets))
+    ]
+    texts = [[""] * len(prompts) for _ in offsets]
+    pad = _padding(prompts, int(lm.config.vocab_size))
+    with _plain_sampling(lm, max_new_tokens, temperature, pad), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        start = 0
+        while start < len(pairs):
+            chunk = pairs[start : start + batch_size]
+            new = _continued(
+                lm,
+                [prompts[p] for _, p in chunk],
+                [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
+                [stop for stop in until if stop],
+                pad,
+                alone,
+            )
+            if new is None:
+                batch_size = len(chunk) // 2
+                continue
+            for (c, p), text in zip(chunk, new, strict=True):
+                texts[c][p] = text
+            start += len(chunk)
+    return texts
+
+
+def _continued(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    offsets: Sequence[Mapping[int, Tensor]],
+    until: Sequence[str],
+    pad: int,
+    alone: bool,
+) -> list[str] | None:
+    """`_continue`; None where the device has no memory for several prompts at once: what their keys and
+    values take grows with every token."""
+    try:
+        return _continue(lm, prompts, offsets, until, pad, alone)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
+    return None
+
+
+def _continue(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    offsets: Sequence[Mapping[int, Tensor]],
+    until: Sequence[str],
+    pad: int,
+    alone: bool,
+) -> list[str]:
+    """The texts that follow left-padded prompts, row i steered by `offsets[i]`."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
+        mask[row, width - len(prompt) :] = 1
+    blocks = sorted({k for each in offsets for k in each})
+    rows = {k: torch.stack([each.get(k, torch.zeros(lm.d)) for each in offsets]) for k in blocks}
+    with torch.inference_mode(), added(lm.blocks, rows):
+        processors = LogitsProcessorList([_Guides(*lm.guides, mask)] if lm.guides else [])
+        after = [Alone(lm.tokenizer) if alone else After(lm.tokenizer, prompt) for prompt in prompts]
+        stops = _Stops(after, until, width)
+        out = lm.model.generate(
+            input_ids=ids.to(lm.device),
+            attention_mask=mask.to(lm.device),
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([stops] if until else []),
+        )
+    ends = _end_ids(lm)
+    texts = []
+    for row, new in enumerate(out[:, width:].tolist()):
+        new = new[: stops.lengths[row]]
+        end = next((i for i, token in enumerate(new) if token in ends), len(new))
+        texts.append(after[row].text(new[: end + alone]))
+    return texts
+
+
+class _Stops(StoppingCriteria):
+    """Ends each row once what follows its prompt, special tokens shown, holds one of the strings."""
+
+    def __init__(self, after: Sequence[After | Alone], until: Sequence[str], width: int) -> None:
+        self.after, self.until, self.width = after, until, width
+        self.lengths: list[int | None] = [None] * len(after)
+        """New tokens of each row that has ended."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        for row, new in enumerate(input_ids[:, self.width :].tolist()):
+            if self.lengths[row] is None:
+                text = self.after[row].text(new, special=True)
+                if any(stop in text for stop in self.until):
+                    self.lengths[row] = len(new)
+        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
+
+
+class _Guides(LogitsProcessor):
+    """Proxy-tuning while generating: each step's logits + (tuned - plain), the two models with caches."""
+
+    def __init__(self, tuned: LanguageModel, plain: LanguageModel, mask: Tensor) -> None:
+        self.guides, self.mask = (tuned, plain), mask
+        self.caches: list[Any] = [None, None]
+        self.seen = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        new = input_ids[:, self.seen :]
+        self.seen = input_ids.shape[1]
+        grown = self.seen - self.mask.shape[1]
+        mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), grown)], dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        logits = []
+        for which, guide in enumerate(self.guides):
+            arguments = {"input_ids": new, "attention_mask": mask}
+            # Models without this argument count positions from the mask.
+            if "position_ids" in signature(guide.model.forward).parameters:
+                arguments["position_ids"] = positions
+            output = guide.model(
+                **{name: tensor.to(guide.device) for name, tensor in arguments.items()},
+                past_key_values=self.caches[which],
+                use_cache=True,
+            )
+            self.caches[which] = output.past_key_values
+            logits.append(output.logits[:, -1].float().to(scores.device))
+        width = min(scores.shape[-1], *(each.shape[-1] for each in logits))
+        guided = scores.clone()
+        guided[:, :width] += logits[0][:, :width] - logits[1][:, :width]
+        return guided
+
+
+@contextmanager
+def _plain_sampling(lm: LanguageModel, max_new_tokens: int, temperature: float, pad: int) -> Iterator[None]:
+    """Put a generation config in place that knows only what is asked for here, and the model's end tokens."""
+    before = lm.model.generation_config
+    chosen = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=sorted(_end_ids(lm)) or None,
+        bos_token_id=before.bos_token_id,
+        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {}),
+    )
+    lm.model.generation_config = chosen
+    try:
+        yield
+    finally:
+        lm.model.generation_config = before
+
+
+def _padding(prompts: Sequence[Sequence[int]], vocabulary: int) -> int:
+    """A token to fill up with, which is masked: the tokenizer's own may lie beyond the embeddings. No prompt
+    ends with it, as transformers would warn of padding on the right."""
+    ends = {prompt[-1] for prompt in prompts}
+    return next((token for token in range(vocabulary) if token not in ends), 0)
+
+
+def _end_ids(lm: LanguageModel) -> set[int]:
+    """The tokens that end a text, by the model's generation config, else by the tokenizer."""
+    ends = getattr(lm.model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = getattr(lm.tokenizer, "eos_token_id", None)
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)

@@ -1,0 +1,81 @@
+"""What is done to a model while it is scored: vectors at blocks, times a strength."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contrans_dist.engine.steer import check_row
+from contrans_dist.errors import UserError
+from contrans_dist.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """`strength * vectors[k]` added to block k's output at every position; strength 0 is the base.
+
+    A vector `[P, d]` has a row for each of the P prompts that are scored or continued.
+    """
+
+    name: str
+    vectors: Mapping[int, np.ndarray] = field(default_factory=dict)  # block -> float32 [d] or [P, d]
+    strength: float = 0.0
+
+    def offsets(self) -> dict[int, Tensor]:
+        """Block -> float32 `[d]` or `[P, d]` to add; empty when nothing is added."""
+        if self.strength == 0:
+            return {}
+        rows = {k: torch.as_tensor(np.asarray(v, dtype=np.float32)) for k, v in self.vectors.items()}
+        return {k: self.strength * row for k, row in rows.items() if bool(row.any())}
+
+    @property
+    def block(self) -> int | None:
+        """The lowest block that something is added to; None for the base."""
+        return min(self.vectors, default=None) if self.strength != 0 else None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a benchmark's rows say of it: `condition`, `strength`, `block`."""
+        return {"condition": self.name, "strength": float(self.strength), "block": self.block}
+
+
+BASE = Intervention("base")
+
+
+def checked_offsets(
+    lm: LanguageModel, interventions: Sequence[Intervention], n_prompts: int
+) -> list[dict[int, Tensor]]:
+    """The offsets of each intervention; UserError where one does not fit the model or the prompts."""
+    offsets = [intervention.offsets() for intervention in interventions]
+    for rows in offsets:
+        for k, row in rows.items():
+            if row.ndim == 2 and len(row) != n_prompts:
+                raise UserError(f"vectors for block {k}: {len(row)} rows for {n_prompts} prompts")
+            # All rows at once; the first that is not finite, else any, stands for them.
+            each = row if row.ndim == 2 else row.unsqueeze(0)
+            finite = torch.isfinite(each).reshape(len(each), -1).all(dim=1)
+            check_row(k, each[int(finite.int().argmin())], len(lm.blocks), lm.d)
+    return offsets
+
+
+def row_for(offset: Tensor, prompt: int) -> Tensor:
+    """What an offset, `[d]` or `[P, d]`, adds to one prompt: `[d]`."""
+    return offset[prompt] if offset.ndim == 2 else offset
+
+
+def by_lowest_block(offsets: Sequence[Mapping[int, Tensor]]) -> dict[int, list[int]]:
+    """Interventions (by index) grouped by the block below which their runs are the same.
+
+    The base joins the highest group, where least is left to run; with nothing steered at all the result is
+    empty.
+    """
+    groups: dict[int, list[int]] = {}
+    for i, rows in enumerate(offsets):
+        if rows:
+            groups.setdefault(min(rows), []).append(i)
+    if groups:
+        groups[max(groups)].extend(i for i, rows in enumerate(offsets) if not rows)
+    return dict(sorted(groups.items()))

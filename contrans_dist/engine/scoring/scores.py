@@ -1,0 +1,126 @@
+"""What is read off the logits: the next token, and the log-likelihood of a continuation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contrans_dist.engine.scoring.batches import check_lengths
+from contrans_dist.engine.scoring.forward import run_all
+from contrans_dist.engine.scoring.interventions import Intervention, checked_offsets
+from contrans_dist.errors import UserError
+from contrans_dist.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The next token after each prompt under each intervention; C interventions, P prompts, W watched."""
+
+    argmax: np.ndarray  # int64 [C, P]
+    logits: np.ndarray  # float32 [C, P, W]: of the watched tokens
+    logprobs: np.ndarray  # float32 [C, P, W]: natural logarithm, over the whole vocabulary
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-likelihood of each continuation given its prompt; C interventions, P pairs."""
+
+    sums: np.ndarray  # float64 [C, P], natural logarithm
+    tokens: list[list[np.ndarray]]  # [C][P] float32, one entry a token of the continuation
+    greedy: np.ndarray  # bool [C, P]: at every token's place of the continuation, no other scores higher
+
+
+@torch.inference_mode()
+def next_token(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    interventions: Sequence[Intervention],
+    *,
+    watch: Sequence[int] | Sequence[Sequence[int]] | np.ndarray,
+    batch_tokens: int = 4096,
+    share_prefixes: bool = True,
+) -> NextToken:
+    """The arg-max after each prompt (token ids), and the watched tokens' logits and log-probabilities.
+
+    `watch`: token ids `[W]`, the same for every prompt, or `[P, W]`. Interventions share the blocks below the
+    lowest one that they steer; with `share_prefixes`, prompts share how they begin. Raises UserError for an
+    empty or too long prompt, or a vector that does not fit.
+    """
+    offsets = checked_offsets(lm, interventions, len(prompts))
+    wanted = np.asarray(watch, dtype=np.int64)
+    ids = torch.as_tensor(np.broadcast_to(wanted, (len(prompts), wanted.shape[-1])).copy())
+    shape = (len(interventions), len(prompts))
+    argmax = np.zeros(shape, dtype=np.int64)
+    logits = np.zeros((*shape, ids.shape[1]), dtype=np.float32)
+    logprobs = np.zeros_like(logits)
+    check_lengths(lm, prompts)
+    runs = run_all(lm, prompts, [1] * len(prompts), offsets, batch_tokens, share_prefixes)
+    for members, batch, values in runs:
+        index, watch_here = (each.to(values.device) for each in (batch.index, ids[batch.texts]))
+        watched = values[:, index[:, None], watch_here]
+        place = np.ix_(members, batch.texts)
+        best = values.argmax(dim=2, keepdim=True)
+        argmax[place] = best[:, index, 0].cpu().numpy()
+        logits[place] = watched.cpu().numpy()
+        total = _logsumexp_(values, values.gather(2, best))
+        logprobs[place] = (watched - total[:, index]).cpu().numpy()
+    return NextToken(argmax, logits, logprobs)
+
+
+@torch.inference_mode()
+def continuation_logprobs(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    interventions: Sequence[Intervention],
+    *,
+    batch_tokens: int = 4096,
+    share_prefixes: bool = True,
+) -> TokenScores:
+    """Log-probability of `continuations[p]` (token ids) after `prompts[p]`, token by token and summed.
+
+    Work is shared as in `next_token`: several continuations of one prompt run it once. Raises UserError for
+    an empty prompt or continuation, or a pair longer than the model's context.
+    """
+    if len(prompts) != len(continuations):
+        raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
+    for p, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        if not prompt or not continuation:
+            raise UserError(f"pair {p}: prompt and continuation need at least one token each")
+    offsets = checked_offsets(lm, interventions, len(prompts))
+    # The last token predicts nothing that is asked for: what is run is everything before it.
+    sequences = [[*p, *c[:-1]] for p, c in zip(prompts, continuations, strict=True)]
+    lengths = [len(c) for c in continuations]
+    tokens: list[list[np.ndarray]] = [[np.empty(0)] * len(prompts) for _ in interventions]
+    greedy = np.zeros((len(interventions), len(prompts)), dtype=bool)
+    check_lengths(lm, sequences)
+    for members, batch, values in run_all(lm, sequences, lengths, offsets, batch_tokens, share_prefixes):
+        targets = torch.tensor([t for p in batch.texts for t in continuations[p]], device=values.device)
+        scores, best = _score_targets(values, batch.index.to(values.device), targets)
+        ends = np.cumsum([lengths[p] for p in batch.texts])[:-1]
+        for row, c in enumerate(members):
+            for p, part, hit in zip(
+                batch.texts, np.split(scores[row], ends), np.split(best[row], ends), strict=True
+            ):
+                tokens[c][p], greedy[c, p] = part, bool(hit.all())
+    sums = np.array([[part.sum(dtype=np.float64) for part in row] for row in tokens])
+    return TokenScores(sums.reshape(greedy.shape), tokens, greedy)
+
+
+def _score_targets(values: Tensor, index: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """From logits `[C, U, V]`: each target's log-probability `[C, N]` at the place `index` names for it, and
+    whether it scores highest there."""
+    chosen = values[:, index, targets]
+    best = values.amax(dim=2, keepdim=True)
+    hits = (chosen >= best[:, index, 0]).cpu().numpy()
+    return (chosen - _logsumexp_(values, best)[:, index, 0]).cpu().numpy(), hits
+
+
+def _logsumexp_(values: Tensor, largest: Tensor) -> Tensor:
+    """log of the sum of exp over the last dimension, `[C, U, 1]`, given its largest; overwrites `values`.
+
+    In place, as a copy of a pass's logits costs more than the sum: tens of megabytes, new to the process.
+    """
+    return values.sub_(largest).exp_().sum(dim=2, keepdim=True).log_().add_(largest)

@@ -1,0 +1,226 @@
+"""Several runs side by side: evaluations that match, settings that differ, and how the runs are laid out."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from contrans_dist.errors import UserError
+from contrans_dist.evaluation.analysis.names import condition_order
+from contrans_dist.evaluation.analysis.points import best_point, main_condition
+from contrans_dist.evaluation.analysis.published import Published, read_published
+from contrans_dist.evaluation.analysis.run import Run, read_scores
+from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+from contrans_dist.store.location import Location
+from contrans_dist.store.run_recipe import read_run_recipe
+
+_NOT_COMPARED = ("name", "description", "published", "runs", "axis", "small", "cluster", "batch_tokens")
+"""Keys of a recipe that do not change a number."""
+_MULTIPLES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+_NUMBER = re.compile(r"-?\d+(?:[.,_]\d+)*(?:e[+-]?\d+)?\s?[kKMBGT]?(?![A-Za-z0-9])")
+_TABLE = pa.schema(
+    [
+        ("run", pa.string()), ("condition", pa.string()), ("strength", pa.float64()),
+        ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()), ("n", pa.int64()),
+    ]
+)  # fmt: skip
+_ARROW = re.compile(r"\s*(?:->|→)\s*")
+
+
+@dataclass(frozen=True)
+class Matched:
+    """One evaluation of several runs: same name, same benchmark."""
+
+    name: str
+    benchmark: str
+    found: dict[str, Evaluation]
+    """By the run's label, in the runs' order."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """Metrics over all items, the heading one first."""
+        return list(dict.fromkeys(name for each in self.found.values() for name in each.metrics))
+
+    @property
+    def conditions(self) -> list[str]:
+        """Conditions other than base, in the order in which they are shown."""
+        return sorted({c for each in self.found.values() for c in each.conditions}, key=condition_order)
+
+    def point(self, run: str, condition: str, key: str) -> tuple[float, Score] | None:
+        """Strength and score at which a condition of a run is read; base at 0."""
+        evaluation = self.found.get(run)
+        if evaluation is None:
+            return None
+        if condition == "base":
+            score = evaluation.base(key)
+            return (0.0, score) if score else None
+        return best_point(evaluation, condition, key)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs, by their labels, and what they have in common."""
+
+    name: str
+    description: str
+    axis: str
+    runs: dict[str, Run]
+    evaluations: list[Matched]
+    published: dict[str, Published]
+    """By run; only where something is."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Runs laid out as source by target; `runs[source, target]` is a label."""
+
+    sources: list[str]
+    targets: list[str]
+    runs: dict[tuple[str, str], str]
+
+
+def compare(runs: Sequence[Location], target: Location) -> Comparison:
+    """Read runs to be compared; the recipe in `target`, if there, names what they are runs of.
+
+    Raises UserError where no run has an evaluation.
+    """
+    labels = run_labels(runs)
+    found = {label: read_scores(location) for label, location in zip(labels, runs, strict=True)}
+    if not any(run.evaluations for run in found.values()):
+        raise UserError(f"{', '.join(map(str, runs[:3]))}: nothing to compare; no run has an evaluation")
+    # Else it is somebody else's, by chance in the same folder.
+    own = any(location.parent.parent == target for location in runs)
+    recipe = read_run_recipe(target) if own else {}
+    published = {label: read_published(recipe, label) or run.published for label, run in found.items()}
+    return Comparison(
+        name=str(recipe.get("name") or f"{len(found)} runs compared"),
+        description=str(recipe.get("description") or ""),
+        axis=str(recipe.get("axis") or ""),
+        runs=found,
+        evaluations=match(found),
+        published={label: each for label, each in published.items() if each},
+    )
+
+
+def run_labels(runs: Sequence[Location]) -> list[str]:
+    """A name for each run: its folder's, with as many folders above it as tell all apart."""
+    parts = [run.path.strip("/").split("/") for run in runs]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        labels = ["/".join(each[-depth:]) for each in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{'/'.join(each)} ({index})" for index, each in enumerate(parts, 1)]
+
+
+def match(runs: dict[str, Run]) -> list[Matched]:
+    """Evaluations of the same name and benchmark, in the order in which they are first met."""
+    found: dict[tuple[str, str], dict[str, Evaluation]] = {}
+    for label, run in runs.items():
+        for evaluation in run.evaluations:
+            found.setdefault((evaluation.name, evaluation.benchmark), {})[label] = evaluation
+    return [Matched(name, benchmark, by_run) for (name, benchmark), by_run in found.items()]
+
+
+def differing_settings(runs: dict[str, Run]) -> dict[str, dict[str, str]]:
+    """Settings of the recipes that differ: dotted key -> run -> value. Empty without two recipes."""
+    flat = {label: _flat(run.recipe) for label, run in runs.items() if run.recipe}
+    keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
+    if len(flat) < 2:
+        return {}
+    return {
+        key: {label: _shown(settings.get(key)) for label, settings in flat.items()}
+        for key in keys
+        if len({_shown(settings.get(key)) for settings in flat.values()}) > 1
+    }
+
+
+def _flat(content: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if not above and key in _NOT_COMPARED:
+            continue
+        name = f"{above}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == {} or value == []:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def positions(labels: Sequence[str]) -> list[float] | None:
+    """Where runs stand along an axis: the one number in each name (`1.4B`, `step 1000`, `20`).
+
+    None where a name has no number, or more than one, or two runs stand at the same place.
+    """
+    found = []
+    for label in labels:
+        numbers = _NUMBER.findall(label)
+        if len(numbers) != 1:
+            return None
+        text = numbers[0].replace(",", "").replace("_", "").strip()
+        unit = text[-1] if text[-1] in _MULTIPLES else ""
+        found.append(float(text.removesuffix(unit)) * _MULTIPLES[unit])
+    return found if len(set(found)) == len(found) else None
+
+
+def pairs_of(runs: dict[str, Run]) -> Pairs | None:
+    """Source and target of each run, by its name (`a -> b`), else by its recipe's models.
+
+    None unless every run has a pair of its own, and they fill most of a grid of at least two by two.
+    """
+    named = {label: _ARROW.split(label) for label in runs}
+    if all(len(parts) == 2 for parts in named.values()):
+        ends = {label: (parts[0].rsplit("/", 1)[-1], parts[1]) for label, parts in named.items()}
+    else:
+        ends = {label: (run.model("source"), run.model("target")) for label, run in runs.items()}
+    sources = list(dict.fromkeys(source for source, _ in ends.values()))
+    targets = list(dict.fromkeys(target for _, target in ends.values()))
+    apart = len(set(ends.values())) == len(ends) and "" not in (*sources, *targets)
+    if not apart or min(len(sources), len(targets)) < 2 or 2 * len(ends) <= len(sources) * len(targets):
+        return None
+    if set(targets) == set(sources):  # a model with itself on the diagonal
+        targets = sources
+    return Pairs(sources, targets, {end: label for label, end in ends.items()})
+
+
+def improvements(matched: Matched, key: str) -> dict[str, tuple[float, float | None]]:
+    """By run, what the condition under test gains over base: value - base, and that as a part of base.
+
+    The sign is turned for a metric that should fall, so that more is better. The part is None at a base of 0,
+    and at one whose interval begins below half of it: a part of next to nothing says nothing.
+    """
+    found: dict[str, tuple[float, float | None]] = {}
+    for run, evaluation in matched.found.items():
+        sign = 1 if evaluation.metric(key).higher else -1
+        effect, base = main_condition(evaluation), evaluation.base(key)
+        best = best_point(evaluation, effect, key) if effect else None
+        if best and base:
+            gain = sign * (best[1].value - base.value)
+            known = base.value and (base.interval is None or 2 * base.interval[0] >= base.value)
+            found[run] = (gain, gain / base.value if known else None)
+    return found
+
+
+def comparison_table(matched: Matched, key: str) -> pa.Table:
+    """A row for each run and condition: run, condition, strength, value, low, high, n.
+
+    `low` and `high` are null where there is no interval.
+    """
+    rows = [
+        dict(
+            zip(
+                _TABLE.names,
+                (run, condition, point[0], point[1].value, *(point[1].interval or (None, None)), point[1].n),
+                strict=True,
+            )
+        )
+        for run in matched.found
+        for condition in ("base", *matched.conditions)
+        if (point := matched.point(run, condition, key))
+    ]
+    return pa.Table.from_pylist(rows, schema=_TABLE)

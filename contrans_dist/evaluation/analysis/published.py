@@ -1,0 +1,140 @@
+"""What a paper found, beside what a run found: `published` of a recipe."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contrans_dist.evaluation.analysis.names import BASE
+from contrans_dist.evaluation.analysis.points import Way, best_point, way_of
+from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+
+Values = dict[str, dict[str, float]]
+"""condition -> metric -> value"""
+ALONE = "all"
+"""Name of the run of a recipe that has only one."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a paper has for one evaluation, in the units of the metrics."""
+
+    run: str
+    """The paper's run that they are of."""
+    own: bool
+    """Whether that is the run beside which they stand; else another stands in, and no figures can agree."""
+    values: Values
+
+    @property
+    def title(self) -> str:
+        """`Paper`, with the run's name where another one stands in."""
+        return "Paper" if self.own or self.run == ALONE else f"Paper ({self.run})"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The figures of a paper, to be set beside one run."""
+
+    source: str
+    remarks: str
+    run: str
+    every: dict[str, dict[str, Values]]
+    """By run of the paper, and evaluation."""
+
+    def figures(self, evaluation: str) -> Figures | None:
+        """Those of the run's own name; where that has none at all, of the first run with this evaluation."""
+        own = self.every.get(self.run)
+        if own:
+            return Figures(self.run, True, own[evaluation]) if own.get(evaluation) else None
+        for run, found in self.every.items():
+            if found.get(evaluation):
+                return Figures(run, False, found[evaluation])
+        return None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One figure of the paper, and ours where its condition is read (`points.best_point`)."""
+
+    condition: str
+    metric: str
+    paper: float
+    ours: Score | None
+    strength: float | None
+    """None where nothing is added, and where ours is missing."""
+    way: Way | None
+    """How the strength came about."""
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the paper's value lies in our interval; None without one."""
+        return self.ours.holds(self.paper) if self.ours else None
+
+
+def read_published(recipe: dict[str, Any], run: str) -> Published | None:
+    """What is published of a recipe, for one of its runs, as plain data; None where nothing is."""
+    content = recipe.get("published")
+    if not isinstance(content, dict):
+        return None
+    every = {name: found for name, found in (content.get("values") or {}).items() if found}
+    return Published(str(content.get("source") or ""), str(content.get("remarks") or ""), run, every)
+
+
+def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evaluation] = ()) -> list[Beside]:
+    """Every published figure of an evaluation with ours, in the recipe's order.
+
+    `companions` are perplexity evaluations under the same steering: there a `perplexity` is looked for.
+    """
+    found, points = [], _points(evaluation, figures.values)
+    perplexities = companion_scores(companions, points)
+    for condition, metrics in figures.values.items():
+        for name, paper in metrics.items():
+            at = name
+            strength, ours = our_point(evaluation, condition, name)
+            if ours is None and name == "perplexity" and evaluation.metrics:
+                at = evaluation.metrics[0]
+                strength, ours = points.get(condition) or None, perplexities.get(condition)
+            way = way_of(evaluation, condition, _read_in(evaluation, condition, at))
+            found.append(Beside(condition, name, paper, ours, strength, way))
+    return found
+
+
+def companion_scores(companions: Sequence[Evaluation], points: Mapping[str, float]) -> dict[str, Score]:
+    """Perplexity of conditions at strengths (`base`: 0), all on one text so that they can be compared.
+
+    Of the companion that knows the most of them, the first among equals.
+    """
+
+    def known(companion: Evaluation) -> dict[str, Score]:
+        found = {
+            condition: companion.score(condition, at, "perplexity") if at else companion.base("perplexity")
+            for condition, at in points.items()
+        }
+        return {condition: score for condition, score in found.items() if score}
+
+    return max(map(known, companions), key=len, default={})
+
+
+def _points(evaluation: Evaluation, conditions: Iterable[str]) -> dict[str, float]:
+    """Where conditions are read in an evaluation's headline; base at 0."""
+    points = {
+        condition: best_point(evaluation, condition, evaluation.metrics[0])
+        for condition in conditions
+        if condition != BASE.key and evaluation.metrics
+    }
+    return {BASE.key: 0.0} | {condition: point[0] for condition, point in points.items() if point}
+
+
+def our_point(evaluation: Evaluation, condition: str, name: str) -> tuple[float | None, Score | None]:
+    """(strength, score) of a condition; a metric of a group is read where the metric is over all groups."""
+    if condition == "base":
+        return None, evaluation.base(name)
+    best = best_point(evaluation, condition, _read_in(evaluation, condition, name))
+    if best is None:
+        return None, None
+    return best[0], evaluation.score(condition, best[0], name)
+
+
+def _read_in(evaluation: Evaluation, condition: str, name: str) -> str:
+    """The metric by which the strength is found: that over all groups where it was scored."""
+    whole = name.rpartition("/")[2]
+    return whole if best_point(evaluation, condition, whole) else name

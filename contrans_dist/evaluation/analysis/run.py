@@ -1,0 +1,218 @@
+"""What is in a run folder, or in one of its parts alone."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+from contrans_dist.errors import UserError
+from contrans_dist.evaluation.analysis.evaluations import read_evaluation
+from contrans_dist.evaluation.analysis.maps import MapSummary, read_map
+from contrans_dist.evaluation.analysis.names import BASE
+from contrans_dist.evaluation.analysis.points import reported_strengths
+from contrans_dist.evaluation.analysis.published import Published, read_published
+from contrans_dist.evaluation.analysis.scores import Evaluation
+from contrans_dist.store import schema
+from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.location import Location
+from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file
+from contrans_dist.store.run_recipe import read_run_recipe
+
+RUNS_FOLDER, EVALUATIONS_FOLDER = "runs", "evaluations"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The artefacts of a run that are there; whatever is missing is empty."""
+
+    location: Location
+    recipe: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    """`run.json`: name, description, command, git_commit, versions, started, finished, stages."""
+    harvests: dict[str, ActivationSet] = field(default_factory=dict)
+    maps: list[MapSummary] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Parts that are there but unfinished or not readable, one line each."""
+    published: Published | None = None
+    """What a paper found where this run is set beside it."""
+    part: str = ""
+    """Name among the runs of one recipe; empty for a run alone."""
+
+    @property
+    def name(self) -> str:
+        name = str(self.record.get("name") or self.recipe.get("name") or self.location.name)
+        return f"{name}: {self.part}" if self.part else name
+
+    @property
+    def main_map(self) -> MapSummary | None:
+        """The map of the generic corpus, else the first."""
+        return next(iter(sorted(self.maps, key=lambda found: found.name != "corpus")), None)
+
+    def model(self, side: str) -> str:
+        """Id of the recipe's model on a side (`source`, `target`); empty where it is not said."""
+        setting = self.recipe.get(side)
+        return str((setting.get("id") if isinstance(setting, dict) else setting) or "")
+
+
+def read_run(location: Location) -> Run:
+    """Read a run folder, an evaluation folder or an activation set.
+
+    Raises UserError when nothing that can be reported is there.
+    """
+    if (location / METRICS).exists():
+        return Run(location, evaluations=[read_in_run(location)])
+    if (location / schema.MANIFEST).exists():
+        return Run(location, harvests={location.name: ActivationSet.open(location)})
+    found = read_scores(location)
+    problems = list(found.problems)
+    harvests = {}
+    shared = found.record.get("activations") or {}
+    places = shared or {name: f"activations/{name}" for name in (location / "activations").names()}
+    for name, folder in places.items():
+        try:
+            harvests[name] = ActivationSet.open(_from(location, folder))
+        except UserError as error:
+            problems.append(str(error))
+    files = [name for name in (location / "maps").names() if name.endswith(".safetensors")]
+    maps = []
+    for name in files:
+        try:
+            maps.append(read_map(location / "maps" / name))
+        except UserError as error:
+            problems.append(str(error))
+    if not (harvests or maps or found.evaluations):
+        if problems:
+            raise UserError(problems[0])
+        raise UserError(
+            f"{location}: nothing to report; expected a run folder (activations/, maps/ or evaluations/), "
+            f"an evaluation ({METRICS}) or an activation set ({schema.MANIFEST})"
+        )
+    return replace(found, harvests=harvests, maps=maps, problems=problems)
+
+
+def _from(location: Location, path: str) -> Location:
+    """A path as seen from a run's folder; `../` leads up, also where paths are keys of an object store."""
+    while path.startswith("../"):
+        location, path = location.parent, path.removeprefix("../")
+    return location / path
+
+
+def read_scores(location: Location) -> Run:
+    """The evaluations of a run folder, or of an evaluation folder, with recipe and record alone."""
+    if (location / METRICS).exists():
+        return Run(location, evaluations=[read_in_run(location)])
+    recipe, problems, evaluations = read_run_recipe(location), [], []
+    record: dict[str, Any] = {}
+    try:
+        if (location / RECORD).exists():
+            record = read_file(location / RECORD, RunFile).model_dump(exclude_none=True)
+    except UserError as error:
+        problems.append(str(error))
+    for name in _in_recipe_order((location / EVALUATIONS_FOLDER).names(), recipe):
+        folder = location / EVALUATIONS_FOLDER / name
+        try:
+            if (folder / METRICS).exists():
+                evaluations.append(read_evaluation(folder))
+            else:
+                problems.append(f"{folder}: unfinished evaluation (there is no {METRICS})")
+        except UserError as error:
+            problems.append(str(error))
+    whole = _recipe_of_all(location)
+    return Run(
+        location,
+        recipe,
+        record,
+        evaluations=[
+            replace(
+                each,
+                # Those that steer the same concepts say more of it than the others do.
+                reported=reported_strengths(sorted(evaluations, key=partial(_steers_others, recipe, each))),
+            )
+            for each in evaluations
+        ],
+        problems=problems,
+        published=read_published(whole or recipe, location.name if whole else "all"),
+        part=location.name if whole else "",
+    )
+
+
+def _concepts(recipe: dict[str, Any], evaluation: Evaluation) -> Any:
+    """Those that a recipe steers in an evaluation; None where it steers all."""
+    settings = (recipe.get("evaluations") or {}).get(evaluation.name)
+    return settings.get("concepts") if isinstance(settings, dict) else None
+
+
+def _steers_others(recipe: dict[str, Any], one: Evaluation, other: Evaluation) -> bool:
+    return bool(_concepts(recipe, one) != _concepts(recipe, other))
+
+
+def read_in_run(location: Location) -> Evaluation:
+    """An evaluation as the run reports it in whose `evaluations/` it lies; one that lies alone as it is."""
+    if location.parent.name == EVALUATIONS_FOLDER:
+        for found in read_scores(location.parent.parent).evaluations:
+            if found.location == location:
+                return found
+    return read_evaluation(location)
+
+
+def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) -> Evaluation | None:
+    """A sweep from which an evaluation's strengths were chosen: scores on validation items, or the cost."""
+    folder = evaluation.location / name
+    return read_evaluation(folder) if (folder / METRICS).exists() else None
+
+
+def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
+    """Perplexity under the same steering: of the search for strengths, then of the run's evaluations that
+    steer the same concepts."""
+    own = sweep_of(evaluation, "perplexity")
+    others = [
+        each
+        for each in run.evaluations
+        if each.benchmark == "perplexity"
+        and each is not evaluation
+        and _concepts(run.recipe, each) == _concepts(run.recipe, evaluation)
+    ]
+    return [*([own] if own else []), *others]
+
+
+def left_out(run: Run, evaluation: Evaluation) -> str:
+    """Conditions that the recipe asks for and the evaluation lacks, as a sentence; empty without any.
+
+    `no-map` adds the source's vector as it is, which needs models of one width: where the widths are known
+    to differ, that is said.
+    """
+    settings = (run.recipe.get("evaluations") or {}).get(evaluation.name)
+    asked = settings.get("conditions") if isinstance(settings, dict) else None
+    names = dict.fromkeys(map(str, asked if isinstance(asked, list) else []))
+    missing = [name for name in names if name not in (BASE.key, *evaluation.conditions)]
+    if not missing:
+        return ""
+    sets = (run.harvests.get("contrast-source"), run.harvests.get("contrast-target"))
+    widths = [each.d for each in sets if each]
+    differ = "no-map" in missing and len(set(widths)) > 1
+    why = f" (no-map needs models of one width; these have {widths[0]} and {widths[1]})" if differ else ""
+    return f"Asked for and not run: {', '.join(missing)}{why}."
+
+
+def runs_of(location: Location) -> list[Location]:
+    """The finished or begun runs of a recipe with several, in the recipe's order; none for a single run.
+
+    Each is a folder `runs/<name>` with a `run.json`.
+    """
+    folder, order = location / RUNS_FOLDER, list(read_run_recipe(location).get("runs") or {})
+    names = [name for name in folder.names() if (folder / name / RECORD).exists()]
+    names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
+    return [folder / name for name in names]
+
+
+def _recipe_of_all(location: Location) -> dict[str, Any]:
+    """The recipe of which a folder is one of several runs; empty for a run alone."""
+    if location.parent.name != RUNS_FOLDER:
+        return {}
+    whole = read_run_recipe(location.parent.parent)
+    return whole if location.name in (whole.get("runs") or {}) else {}
+
+
+def _in_recipe_order(names: list[str], recipe: dict[str, Any]) -> list[str]:
+    order = list(recipe.get("evaluations") or {})
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))

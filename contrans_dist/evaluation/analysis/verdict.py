@@ -1,0 +1,233 @@
+"""What an evaluation shows: whether steering did something that its controls do not do as well."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from contrans_dist.evaluation.analysis.names import (
+    ConditionName,
+    Metric,
+    condition_name,
+    number,
+    strength_text,
+)
+from contrans_dist.evaluation.analysis.points import Way, best_point, main_condition, way_of
+from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+
+Status = Literal["clear", "partly", "shared", "none", "unchecked", "untested", "cost"]
+
+SIGNIFICANT = 0.05
+GOOD_PART = 0.5
+"""A control that brings this share of the rise or more makes the effect one that is partly shared."""
+
+_RULE = (
+    "A control is told apart when its interval lies wholly on the wrong side of the vector's, or when it "
+    "does less and a paired test on the same items gives p < 0.05, each at the strength it is read at. "
+    "Without an interval there is the test alone. One control that is not told "
+    "apart is enough for “not distinguishable”; one that brings half of the effect or more is named."
+)
+_AT_BEST = (
+    "The vector is taken at its best strength, each control at its own best. {rule} The best strength is "
+    "chosen on the same items that are scored, which favours the vector and its controls alike."
+)
+_AT_CHOSEN = (
+    "The vector is taken at the strength that was chosen for it on validation items, and the controls at the "
+    "same. {rule}"
+)
+_MEMORISED = (
+    " Its map was fitted on the concept's own prompts, so it is nearly the target's own vector again: "
+    "no transfer."
+)
+
+
+def rule(evaluation: Evaluation) -> str:
+    """How the verdict of an evaluation is made, for people."""
+    return (_AT_CHOSEN if evaluation.search else _AT_BEST).format(rule=_RULE)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another condition beside the effect: at its own best strength, and whether it is told apart."""
+
+    name: ConditionName
+    strength: float
+    score: Score
+    p: float | None
+    """Paired test against the effect, each at its strength here, where known."""
+    told_apart: bool
+    share: float
+    """Part of what the effect moves that this condition moves too."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one metric of one evaluation."""
+
+    status: Status
+    metric: str
+    kind: Metric
+    """How the metric is read in this evaluation."""
+    effect: ConditionName
+    strength: float
+    score: Score
+    base: Score | None
+    controls: list[Rival]
+    references: list[Rival]
+    way: Way = "given"
+    """How the effect's strength came about."""
+    reported_by: str = ""
+    """The run's main evaluation, where the strength is the one that it reports."""
+
+
+def judge(evaluation: Evaluation, key: str, strength: float | None = None) -> Verdict | None:
+    """Judge one metric (`token_acc_negative`, `fear/token_acc_negative`), at a given or the best strength.
+
+    Returns None when nothing was steered or the metric is not there.
+    """
+    effect = main_condition(evaluation)
+    if effect is None:
+        return None
+    best = best_point(evaluation, effect, key)
+    if best is not None and strength is not None:
+        given = evaluation.score(effect, strength, key)
+        best = (strength, given) if given else None
+    if best is None:
+        return None
+    base, kind, row = evaluation.base(key), evaluation.metric(key), evaluation.row(effect, best[0])
+    assert row is not None
+    rivals = [
+        _rival(condition, point, best[1], base, kind, row.p(condition, key, point[0]))
+        for condition in evaluation.conditions
+        if condition != effect and (point := best_point(evaluation, condition, key))
+    ]
+    controls = [rival for rival in rivals if rival.name.role == "control"]
+    others = [rival for rival in rivals if rival.name.role != "control"]
+    way = way_of(evaluation, effect, key) if strength is None else None
+    return Verdict(
+        _status(kind, best[1], base, controls, row.p("base", key)),
+        key,
+        kind,
+        condition_name(effect),
+        best[0],
+        best[1],
+        base,
+        controls,
+        others,
+        way or "given",
+        evaluation.reported[effect].evaluation if way == "reported" else "",
+    )
+
+
+def _rival(
+    condition: str,
+    point: tuple[float, Score],
+    effect: Score,
+    base: Score | None,
+    kind: Metric,
+    p: float | None,
+) -> Rival:
+    lower = _gain(effect, point[1], kind) > 0
+    told_apart = bool(_above(effect, point[1], kind)) or (lower and p is not None and p < SIGNIFICANT)
+    moved = _gain(effect, base, kind) if base else 0.0
+    share = _gain(point[1], base, kind) / moved if base and moved > 0 else 0.0
+    return Rival(condition_name(condition), point[0], point[1], p, told_apart, share)
+
+
+def _gain(score: Score, other: Score, kind: Metric) -> float:
+    return (score.value - other.value) * (1 if kind.higher else -1)
+
+
+def _above(score: Score, other: Score, kind: Metric) -> bool | None:
+    """Whether the two intervals are apart, in the direction that is wanted; None where one is missing."""
+    if score.interval is None or other.interval is None:
+        return None
+    if kind.higher:
+        return score.interval[0] > other.interval[1]
+    return score.interval[1] < other.interval[0]
+
+
+def _status(kind: Metric, score: Score, base: Score | None, controls: list[Rival], p: float | None) -> Status:
+    if kind.cost:
+        return "cost"
+    if base:
+        above = _above(score, base, kind)
+        if above is None and p is None and _gain(score, base, kind) > 0:
+            return "untested"
+        if not (above or (_gain(score, base, kind) > 0 and p is not None and p < SIGNIFICANT)):
+            return "none"
+    if not controls:
+        return "unchecked"
+    if not all(control.told_apart for control in controls):
+        return "shared"
+    return "partly" if any(control.share >= GOOD_PART for control in controls) else "clear"
+
+
+def sentence(verdict: Verdict, pair: str = "") -> str:
+    """The verdict in one sentence; `pair` names the blocks, such as `block 3 → 4`."""
+    kind = verdict.kind
+    value = number(verdict.score.value, kind.percent)
+    if verdict.status == "cost":
+        return _cost_sentence(verdict, pair)
+    at = f"at strength {strength_text(verdict.strength)}" + (f" ({pair})" if pair else "")
+    effect = verdict.effect.phrase
+    before = f"from {number(verdict.base.value, kind.percent)} " if verdict.base else ""
+    does = f"{'raises' if kind.higher else 'lowers'} {kind.title} {before}to {value} {at}"
+    own = _reach(verdict.references, kind.percent)
+    if verdict.status == "none" and verdict.base:
+        stays = number(verdict.base.value, kind.percent)
+        best = "at best " if verdict.way == "best" else ""
+        brings = f"{best}{effect} brings {kind.title} to {value} {at}"
+        text = f"No effect: {brings}; without steering it is {stays}"
+        if kind.percent and verdict.base.value == (1.0 if kind.higher else 0.0):
+            text += f" and cannot {'rise' if kind.higher else 'fall'}"
+        return f"{text}; {own}." if own else f"{text}."
+    if verdict.status == "shared":
+        same = [control for control in verdict.controls if not control.told_apart]
+        shared = _reach(same, kind.percent)
+        text = f"Not distinguishable from its controls: {effect} {does}, but {shared} as well"
+        return f"{text}; {own}." if own else f"{text}."
+    if verdict.status == "unchecked":
+        text = f"{effect[0].upper()}{effect[1:]} {does}, but no control was run, so the cause is open"
+        return f"{text}; {own}." if own else f"{text}."
+    everything = _reach([*verdict.controls, *verdict.references], kind.percent)
+    if verdict.status == "untested":
+        text = f"With neither interval nor test, nothing can be told apart: {effect} {does}"
+        return f"{text}; {everything}." if everything else f"{text}."
+    if verdict.status == "partly":
+        most = max(verdict.controls, key=lambda control: control.share)
+        moved = "rise" if kind.higher else "fall"
+        rest = f"so {round(100 * most.share)}\u202f% of the {moved} is not the concept's own"
+        return f"Partly shared by a control: {effect} {does}; {everything}, {rest}."
+    text = f"{effect[0].upper()}{effect[1:]} {does}; {everything}."
+    return text + (_MEMORISED if verdict.effect.key == "lcross-own" else "")
+
+
+def _cost_sentence(verdict: Verdict, pair: str) -> str:
+    kind, base = verdict.kind, verdict.base
+
+    def times(score: Score) -> str:
+        grown = f", {score.value / base.value:.2f} times" if base and base.value else ""
+        return f"{number(score.value, kind.percent)}{grown}"
+
+    before = f" from {number(base.value, kind.percent)}" if base else ""
+    at = f"at strength {strength_text(verdict.strength)}" + (f" ({pair})" if pair else "")
+    at += f", as {verdict.reported_by} reports it" if verdict.reported_by else ""
+    others = "".join(
+        f"; {rival.name.phrase}{_elsewhere(rival, verdict)}: {times(rival.score)}"
+        for rival in [*verdict.controls, *verdict.references]
+    )
+    return f"Under {verdict.effect.phrase} {at}, {kind.title} goes{before} to {times(verdict.score)}{others}."
+
+
+def _elsewhere(rival: Rival, verdict: Verdict) -> str:
+    """A strength that is not the effect's."""
+    same = rival.name.system or rival.strength == verdict.strength
+    return "" if same else f" at {strength_text(rival.strength)}"
+
+
+def _reach(rivals: list[Rival], as_percent: bool) -> str:
+    """`a random direction reaches 1 %, the shuffled map 4 %`."""
+    parts = [f"{rival.name.phrase} {number(rival.score.value, as_percent)}" for rival in rivals]
+    if parts:
+        first = rivals[0]
+        parts[0] = f"{first.name.phrase} reaches {number(first.score.value, as_percent)}"
+    return ", ".join(parts)

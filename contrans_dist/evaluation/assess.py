@@ -1,0 +1,68 @@
+"""One evaluation in full: strengths are chosen, everything is scored, and single prompts are read."""
+
+from collections.abc import Sequence
+from dataclasses import replace as changed
+from typing import Any
+
+from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
+from contrans_dist.distributed.actors import kept_actors
+from contrans_dist.distributed.cluster import connected
+from contrans_dist.evaluation.analysis import Verdict, judge, read_in_run
+from contrans_dist.evaluation.baselines import System
+from contrans_dist.evaluation.conditions import Steering
+from contrans_dist.evaluation.driver import prepared, scored
+from contrans_dist.evaluation.samples import probe
+from contrans_dist.evaluation.strength_search import search
+from contrans_dist.evaluation.trials import BUDGET, VALIDATION, check_tried
+from contrans_dist.store.location import Location
+from contrans_dist.store.results import SEARCH
+
+
+def assess(
+    model: ModelSettings,
+    settings: EvaluationSettings,
+    steering: Steering,
+    out: Location,
+    cluster: ClusterSettings,
+    others: Sequence[System] = (),
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Do all that the settings of an evaluation ask for; returns the content of metrics.json.
+
+    Only `settings.concepts` are steered; under `settings.search` each condition has the strength that was
+    chosen for it (`search.json`); examples and tokens are read under the condition and strength that the
+    evaluation is headed by. `others` and `replace` as in `evaluate`, whose errors it raises.
+    """
+    if settings.concepts is not None:
+        steering = steering.about(settings.concepts)
+    # What was asked for in vain is refused before Ray is started, which takes seconds.
+    if settings.search is None:
+        ready = prepared(model, settings, steering, out, cluster, replace, others)
+    else:
+        check_tried(settings)
+    with connected(cluster.address), kept_actors():
+        found = None
+        if settings.search is not None:
+            found = search(model, settings, steering, out, cluster, replace)
+            steering = changed(steering, chosen=found["chosen"])
+            ready = prepared(model, settings, steering, out, cluster, replace, others)
+        metrics = scored(ready, cluster)
+        if found is not None:
+            (out / SEARCH).write_json(found)
+        else:  # of earlier settings
+            (out / SEARCH).delete()
+            for sweep in (VALIDATION, BUDGET):
+                (out / sweep).delete_folder()
+        verdict = judged(out)
+        if verdict is not None:
+            probe(
+                model, settings, steering, verdict.effect.key, verdict.strength, out, cluster,
+                metrics["fingerprint"],
+            )  # fmt: skip
+        return metrics
+
+
+def judged(folder: Location) -> Verdict | None:
+    """What an evaluation shows by its headline metric; None where nothing was steered."""
+    found = read_in_run(folder)
+    return judge(found, found.metrics[0]) if found.metrics else None

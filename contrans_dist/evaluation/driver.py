@@ -1,0 +1,300 @@
+"""The evaluation driver: a benchmark over pools of actors, resumable, with the leak check beside it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from contrans_dist.benchmarks import Benchmark, Judged
+from contrans_dist.benchmarks.identity import content_hash
+from contrans_dist.benchmarks.registry import load_benchmark
+from contrans_dist.config import (
+    ClusterSettings,
+    EvaluationSettings,
+    ModelSettings,
+    differing,
+    fingerprint,
+)
+from contrans_dist.console import Progress, note
+from contrans_dist.data.contamination import leak_report
+from contrans_dist.data.texts import texts_hash
+from contrans_dist.distributed.cluster import connected, replicas
+from contrans_dist.distributed.pool import Outcome, Task, run_tasks
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.evaluation.actors import (
+    JUDGED,
+    PARTS,
+    EvaluationSpec,
+    JudgeActor,
+    Split,
+    cost_of,
+    facts_of,
+    read_part,
+    run_on,
+)
+from contrans_dist.evaluation.baselines import TARGET, System, in_turn
+from contrans_dist.evaluation.conditions import Steering, reference_of
+from contrans_dist.evaluation.work_units import joined, plan_splits, scored_items
+from contrans_dist.harvest.manifest import model_identity
+from contrans_dist.models import model_facts
+from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import command_line, git_commit, now, versions
+from contrans_dist.store.results import METRICS, RESULTS, read_metrics
+
+
+def evaluate(
+    model: ModelSettings,
+    settings: EvaluationSettings,
+    steering: Steering,
+    out: "Location | str",
+    cluster: ClusterSettings | None = None,
+    replace: bool = False,
+    title: str | None = None,
+    others: Sequence[System] = (),
+) -> dict[str, Any]:
+    """Score a model on a benchmark under every condition of `steering`; returns the content of metrics.json.
+
+    `others` are conditions that are no vectors, each scored by actors of its own. Splits that are there are
+    kept. A folder that holds another evaluation is refused (UserError, naming the fields), or begun anew with
+    `replace`. `title` heads the progress. Raises RunError when splits failed.
+    """
+    cluster = cluster or ClusterSettings()
+    return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation whose input is read and found good, and nothing scored of it yet."""
+
+    spec: EvaluationSpec
+    items: list[Any]
+    others: Sequence[System]
+    finished: dict[str, Any] | None
+    """The content of metrics.json, where all is done already."""
+
+
+def prepared(
+    model: ModelSettings,
+    settings: EvaluationSettings,
+    steering: Steering,
+    out: "Location | str",
+    cluster: ClusterSettings,
+    replace: bool = False,
+    others: Sequence[System] = (),
+) -> Prepared:
+    """What `evaluate` does first, for which no Ray is needed. Raises the UserErrors of `evaluate`."""
+    out = Location.parse(out)
+    if cluster.placement == "stream":
+        raise UserError("--placement stream: steering needs the whole model; expected auto or device-map")
+    benchmark = load_benchmark(settings)
+    items = scored_items(benchmark, settings, steering)
+    target = System(TARGET, model)
+    spec = EvaluationSpec(
+        system=target,
+        benchmark=benchmark,
+        steering=steering,
+        strengths=settings.strengths,
+        identity=_identity(benchmark, settings, steering, items, [target, *others]),
+        out=out,
+    )
+    return Prepared(spec, items, others, _found(spec, replace))
+
+
+def scored(ready: Prepared, cluster: ClusterSettings, title: str | None = None) -> dict[str, Any]:
+    """The rest of `evaluate`. Raises RunError when splits failed."""
+    spec, items, target = ready.spec, ready.items, ready.spec.system
+    out, benchmark, steering = spec.out, spec.benchmark, spec.steering
+    if ready.finished is not None:
+        note(f"{out}: complete; nothing to do")
+        return ready.finished
+    parts: list[Split] = []
+    with connected(cluster.address):
+        for system in in_turn(target, ready.others):
+            splits = plan_splits(items, steering.concepts, system.name)
+            head = title or f"evaluate {benchmark.name}"
+            _score_missing(
+                changed(spec, system=system),
+                splits,
+                cluster,
+                head if system is target else f"{head}, {system.name}",
+            )
+            parts += splits
+        if isinstance(benchmark, Judged):
+            _judge_missing(spec, benchmark.classifier, parts, cluster)
+    folder = out / (JUDGED if isinstance(benchmark, Judged) else PARTS)
+    tables = {split.name: read_part(folder / split.name) for split in parts}
+    table = joined(parts, tables, steering.concepts)
+    with (out / RESULTS).staged() as path:
+        pq.write_table(table, path, compression="zstd")
+    metrics = _metrics(spec, items, table, _costs(parts, tables))
+    (out / METRICS).write_json(metrics)
+    (out / PARTS).delete_folder()
+    (out / JUDGED).delete_folder()
+    return metrics
+
+
+def _identity(
+    benchmark: Benchmark,
+    settings: EvaluationSettings,
+    steering: Steering,
+    items: Sequence[Any],
+    systems: Sequence[System],
+) -> dict[str, Any]:
+    """What the numbers depend on: the target's model, all that is scored, what is added, every other system.
+
+    And the leak check: the texts that vectors and map have seen.
+    """
+    identities = [[_model(model, benchmark, items) for model in system.models] for system in systems]
+    own = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
+    # Places of files say nothing; the items that came from them are in `items`.
+    own = {name: value for name, value in own.items() if name not in ("validation", "shots", "include")}
+    return {
+        "benchmark": settings.benchmark,
+        **own,
+        **benchmark.identity(),
+        **identities[0][0],
+        "items": content_hash(list(items)),
+        "steering": steering.digest(),
+        "seen": content_hash([steering.vector_texts, steering.map_texts]),
+        "strengths": list(settings.strengths),
+        "systems": {
+            system.name: {"models": found, "instruction": system.instruction}
+            for system, found in zip(systems[1:], identities[1:], strict=True)
+        },
+    }
+
+
+def _model(model: ModelSettings, benchmark: Any, items: Sequence[Any]) -> dict[str, Any]:
+    """What a model's numbers depend on; under its chat template also the prompts that it writes."""
+    facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+    found = model_identity(model, facts)
+    if getattr(benchmark, "chat", False):
+        found["prompts"] = texts_hash(benchmark.chat_prompts(facts.reads, items, model.id))
+    return found
+
+
+def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
+    """The metrics that are already there. Refuses, or clears away, what another evaluation left."""
+    metrics, parts = spec.out / METRICS, spec.out / PARTS
+    identity: dict[str, Any] | None = None
+    content: dict[str, Any] | None = None
+    if metrics.exists() and not (spec.out / RESULTS).exists():
+        note(f"{spec.out}: {RESULTS} is gone; it is evaluated anew")
+        metrics.delete()
+    if metrics.exists():
+        identity = read_metrics(spec.out).identity
+        content = dict(metrics.read_json())
+    elif names := parts.names():
+        identity = next(filter(None, (_part_identity(parts / name) for name in names)), None)
+    if identity is None or identity == spec.identity:
+        return content
+    if not replace:
+        fields = "; ".join(differing(identity, spec.identity))
+        raise UserError(f"{spec.out}: holds another evaluation ({fields}); choose another --out")
+    note(f"{spec.out}: settings have changed; it is evaluated anew")
+    metrics.delete()
+    parts.delete_folder()
+    (spec.out / JUDGED).delete_folder()
+    return None
+
+
+def _part_identity(location: Location) -> dict[str, Any] | None:
+    try:
+        identity = facts_of(read_part(location)).get("identity")
+    except UserError:
+        return None
+    return identity if isinstance(identity, dict) else None
+
+
+def _missing(folder: Location, splits: Sequence[Split], identity: dict[str, Any]) -> list[Split]:
+    """The splits of which no readable part of this evaluation is there."""
+    there = {name for name in folder.names() if _part_identity(folder / name) == identity}
+    missing = [split for split in splits if split.name not in there]
+    if missing and len(missing) < len(splits):
+        note(f"{folder}: {len(splits) - len(missing)} of {len(splits)} splits are there; going on")
+    return missing
+
+
+def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSettings, title: str) -> None:
+    missing = _missing(spec.out / PARTS, splits, spec.identity)
+    if missing:
+        with Progress(title, sum(len(split.items) for split in missing), "items") as progress:
+            outcome = run_on(spec.system, cluster, _tasks(missing), _advancing(progress), spec)
+        _check(outcome, spec.out, len(splits))
+
+
+def _judge_missing(
+    spec: EvaluationSpec, classifier: str, splits: list[Split], cluster: ClusterSettings
+) -> None:
+    missing = _missing(spec.out / JUDGED, splits, spec.identity)
+    if missing:
+        title = f"judge by {classifier}"
+        with Progress(title, sum(len(split.items) for split in missing), "items") as progress:
+            outcome = run_tasks(
+                JudgeActor, (classifier,), _tasks(missing), replicas(cluster.one_gpu_each()),
+                _advancing(progress), spec,
+            )  # fmt: skip
+        _check(outcome, spec.out, len(splits))
+
+
+def _tasks(splits: Sequence[Split]) -> list[Task]:
+    return [Task(split.name, split, len(split.items)) for split in splits]
+
+
+def _advancing(progress: Progress) -> Callable[[Task, Any], None]:
+    return lambda task, _: progress.advance(len(task.payload.items))
+
+
+def _check(outcome: Outcome, out: Location, n_splits: int) -> None:
+    """Raise RunError when a split failed."""
+    if outcome.failures:
+        name, reason = next(iter(outcome.failures.items()))
+        raise RunError(
+            f"{out}: {len(outcome.failures)} of {n_splits} splits failed ({name}: {reason}); "
+            "run the same command again to try only these"
+        )
+
+
+def _costs(parts: Sequence[Split], tables: dict[str, pa.Table]) -> dict[str, dict[str, float]]:
+    """What each system cost, over all actors: rows, forward passes, tokens in them, seconds."""
+    costs: dict[str, dict[str, float]] = {}
+    for split in parts:
+        total = costs.setdefault(split.system, {})
+        for name, value in cost_of(tables[split.name]).items():
+            total[name] = round(total.get(name, 0) + value, 3)
+    return costs
+
+
+def _steered(table: pa.Table) -> list[str]:
+    """The conditions under which something was changed, as they come."""
+    return pc.unique(table.filter(pc.field("strength") != 0).column("condition")).to_pylist()
+
+
+def _metrics(
+    spec: EvaluationSpec, items: Sequence[Any], table: pa.Table, costs: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    return {
+        "benchmark": spec.benchmark.name,
+        "model": spec.identity["model"],
+        "protocol": spec.identity.get("protocol", "default"),
+        "block": spec.steering.blocks[0] if len(spec.steering.blocks) == 1 else None,
+        "blocks": spec.steering.blocks,
+        "strengths": list(spec.strengths),
+        **spec.benchmark.summarise(table, reference_of(_steered(table)) or "vector"),
+        "leak": leak_report(
+            [item.scenario for item in items], spec.steering.vector_texts, spec.steering.map_texts
+        ),
+        "costs": costs,
+        "rows": dict(Counter(table.column("condition").to_pylist())),
+        "identity": spec.identity,
+        "fingerprint": fingerprint(spec.identity),
+        "versions": versions(),
+        "command": command_line(),
+        "git_commit": git_commit(),
+        "created": now(),
+    }

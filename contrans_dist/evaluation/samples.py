@@ -1,0 +1,191 @@
+"""What steering does to single prompts: continuations before and after, and tokens that rise and fall."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from contrans_dist.benchmarks.registry import load_benchmark
+from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
+from contrans_dist.console import Progress
+from contrans_dist.distributed.cluster import connected
+from contrans_dist.distributed.pool import Task
+from contrans_dist.engine.scoring import BASE, Intervention, generate, token_changes
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.evaluation.actors import SystemActor, facts_of, read_part, run_on
+from contrans_dist.evaluation.baselines import TARGET, System
+from contrans_dist.evaluation.conditions import Steering
+from contrans_dist.evaluation.work_units import scored_items
+from contrans_dist.models import After, LanguageModel, cut_to, encode_many
+from contrans_dist.store import schema
+from contrans_dist.store.location import Location
+from contrans_dist.store.results import EXAMPLES, TOKENS
+
+NEW_TOKENS = 40
+_MOST_TOKENS = 20
+"""Tokens kept a concept and direction; the papers print ten."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One concept's prompts, and the vector they are read under."""
+
+    concept: str
+    condition: str
+    strength: float
+    rows: dict[int, NDArray[np.float32]]
+    examples: list[Any]
+    """Items that are continued."""
+    prompts: list[str]
+    """Prompts whose next tokens are compared."""
+
+    def on(self, actor: SystemActor, _: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of `examples.parquet` and of `tokens.parquet` for one concept."""
+        steered = Intervention(self.condition, self.rows, self.strength)
+        return self._examples(actor.lm, steered), self._tokens(actor.lm, steered)
+
+    def _examples(self, lm: LanguageModel, steered: Intervention) -> list[dict[str, Any]]:
+        if not self.examples:
+            return []
+        prompts = _prompts(lm, [item.prompt for item in self.examples], NEW_TOKENS)
+        both = [BASE, steered]
+        texts = generate(lm, prompts, both, max_new_tokens=NEW_TOKENS)
+        return [
+            {
+                "concept": self.concept,
+                "item": item.id,
+                "kind": getattr(item, "kind", ""),
+                "prompt": item.prompt,
+                "condition": each.name,
+                "strength": each.strength,
+                "continuation": texts[c][p],
+            }
+            for p, item in enumerate(self.examples)
+            for c, each in enumerate(both)
+        ]
+
+    def _tokens(self, lm: LanguageModel, steered: Intervention) -> list[dict[str, Any]]:
+        if not self.prompts:
+            return []
+        prompts = _prompts(lm, self.prompts)
+        found = token_changes(lm, prompts, steered)
+        after = After(lm.tokenizer, prompts[0])
+        rows = []
+        for direction, tokens in (("up", found.up), ("down", found.down)):
+            for token, count in Counter(tokens.ravel().tolist()).most_common(_MOST_TOKENS):
+                rows.append(
+                    {
+                        "concept": self.concept,
+                        "condition": self.condition,
+                        "strength": self.strength,
+                        "direction": direction,
+                        "token_id": token,
+                        "token_text": after.text([token], special=True),
+                        "count": count,
+                        "n_prompts": len(self.prompts),
+                    }
+                )
+        return rows
+
+
+def _prompts(lm: LanguageModel, texts: list[str], new_tokens: int = 0) -> list[list[int]]:
+    return [cut_to(lm, ids, new_tokens) for ids in encode_many(lm, texts)]
+
+
+def probe(
+    model: ModelSettings,
+    settings: EvaluationSettings,
+    steering: Steering,
+    condition: str,
+    strength: float,
+    out: Location,
+    cluster: ClusterSettings,
+    fingerprint: str,
+) -> None:
+    """Write `examples.parquet` and `tokens.parquet` into an evaluation's folder, as its settings ask.
+
+    Read under one condition at one strength, on each concept's negative items where items have a kind; a
+    prompt that the context has no room for loses its first tokens. `fingerprint`: of the evaluation; files
+    that already stand for it are kept, and those not asked for are taken away. Raises RunError when a
+    concept failed.
+    """
+    asked = {EXAMPLES: settings.examples, TOKENS: settings.token_changes}
+    facts = {"evaluation": fingerprint, "condition": condition, "strength": strength}
+    wanted = {name: {**facts, "prompts": count} for name, count in asked.items() if count}
+    for name in asked:
+        if name not in wanted:
+            (out / name).delete()
+    if all(_facts(out / name) == facts for name, facts in wanted.items()):
+        return
+    items = scored_items(load_benchmark(settings), settings, steering)
+    probes = [
+        probe_of(settings, items, concept, condition, strength, rows[condition])
+        for concept, rows in steering.rows.items()
+        if condition in rows
+    ]
+    found: dict[str, list[dict[str, Any]]] = {EXAMPLES: [], TOKENS: []}
+
+    with connected(cluster.address), Progress("probe", len(probes), "concepts") as progress:
+
+        def keep(_: Task, rows: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+            found[EXAMPLES].extend(rows[0])
+            found[TOKENS].extend(rows[1])
+            progress.advance(1)
+
+        tasks = [Task(each.concept, each) for each in probes]
+        outcome = run_on(System(TARGET, model), cluster, tasks, keep)
+    if outcome.failures:
+        concept, reason = next(iter(outcome.failures.items()))
+        raise RunError(f"{out}: prompts of {concept!r} were not read ({reason}); run the same command again")
+    order = {each.concept: place for place, each in enumerate(probes)}
+    for name in wanted:
+        rows = sorted(found[name], key=lambda row: order[row["concept"]])
+        table = pa.Table.from_pylist(rows).replace_schema_metadata(
+            {schema.METADATA_KEY: json.dumps(wanted[name])}
+        )
+        with (out / name).staged() as path:
+            pq.write_table(table, path, compression="zstd")
+
+
+def _facts(location: Location) -> dict[str, Any] | None:
+    """What a file that is there was read under; None for none, and for a damaged one, which is made again."""
+    try:
+        return facts_of(read_part(location)) if location.exists() else None
+    except UserError:
+        return None
+
+
+def probe_of(
+    settings: EvaluationSettings,
+    items: Sequence[Any],
+    concept: str,
+    condition: str,
+    strength: float,
+    rows: dict[int, NDArray[np.float32]],
+) -> Probe:
+    """What is read for one concept: its negative items where items have a kind, spread over all of them."""
+    own = [
+        item
+        for item in items
+        if item.concept in ("", concept) and getattr(item, "kind", "negative") != "positive"
+    ]
+    return Probe(
+        concept=concept,
+        condition=condition,
+        strength=strength,
+        rows=rows,
+        examples=_spread(own, settings.examples),
+        prompts=[item.prompt for item in _spread(own, settings.token_changes)],
+    )
+
+
+def _spread(items: list[Any], count: int) -> list[Any]:
+    """So many items, evenly spread over the list."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]

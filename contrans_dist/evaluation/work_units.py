@@ -1,0 +1,89 @@
+"""Which items are scored, by which system and under whose vectors; and their rows put together again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from contrans_dist.benchmarks import Benchmark
+from contrans_dist.config import EvaluationSettings
+from contrans_dist.data.contamination import overlap
+from contrans_dist.errors import UserError
+from contrans_dist.evaluation.actors import Split
+from contrans_dist.evaluation.baselines import TARGET
+from contrans_dist.evaluation.conditions import Steering
+
+ITEMS_PER_SPLIT = 48
+
+
+def scored_items(benchmark: Benchmark, settings: EvaluationSettings, steering: Steering) -> list[Any]:
+    """The items that an evaluation scores, in the benchmark's order.
+
+    Those of the steered concepts (of all when nothing is steered), of the kinds asked for and, with
+    `only_unseen`, not seen before. Raises UserError when none is left.
+    """
+    items = _asked_for(benchmark.items(), settings, steering)
+    return _unseen(items, steering, settings.texts or benchmark.name) if settings.only_unseen else items
+
+
+def _asked_for(items: Sequence[Any], settings: EvaluationSettings, steering: Steering) -> list[Any]:
+    # The other concepts stay in the benchmark: they give the scenarios and the labels to tell apart.
+    known = {item.concept for item in items}
+    missing = [concept for concept in steering.concepts if concept not in known]
+    if missing and "" not in known:
+        there = ", ".join(sorted(known))
+        raise UserError(f"{settings.texts}: no scenarios of {missing[0]!r}; there are {there}")
+    concepts = {*steering.concepts, ""} if steering.concepts else known
+    kinds = getattr(settings, "kinds", ())
+    return [
+        item
+        for item in items
+        if item.concept in concepts and (not kinds or getattr(item, "kind", None) in (None, *kinds))
+    ]
+
+
+def _unseen(items: list[Any], steering: Steering, where: str) -> list[Any]:
+    """The items whose texts neither vectors nor map have seen."""
+    seen = np.concatenate([steering.vector_texts, steering.map_texts])
+    leaked = set(overlap([item.scenario for item in items], seen))
+    kept = [item for item in items if item.scenario not in leaked]
+    if not kept:
+        raise UserError(
+            f"{where}: only_unseen leaves nothing: every scenario was seen by the vectors or the map"
+        )
+    return kept
+
+
+def plan_splits(items: Sequence[Any], concepts: Sequence[str] = (), system: str = TARGET) -> list[Split]:
+    """Items cut into runs that are steered to one concept each: a pure function of its arguments.
+
+    Items of no concept are scored under each of `concepts`; where nothing is steered (another system) once,
+    for all of them.
+    """
+    splits: list[Split] = []
+    for own in dict.fromkeys(item.concept for item in items):
+        chosen = [item for item in items if item.concept == own]
+        steered = [own] if own else list(concepts) if system == TARGET else list(concepts)[:1]
+        for concept in steered or [""]:
+            for start in range(0, len(chosen), ITEMS_PER_SPLIT):
+                some = chosen[start : start + ITEMS_PER_SPLIT]
+                splits.append(Split(len(splits), concept, some, system))
+    return splits
+
+
+def joined(parts: Sequence[Split], tables: dict[str, pa.Table], concepts: Sequence[str]) -> pa.Table:
+    """All rows. What another system answered to items of no concept stands for every concept."""
+    found = []
+    for split in parts:
+        table = tables[split.name].replace_schema_metadata(None)
+        found.append(table)
+        if split.system == TARGET or any(item.concept for item in split.items):
+            continue
+        place = table.schema.get_field_index("concept")
+        found += [
+            table.set_column(place, "concept", pa.array([concept] * table.num_rows))
+            for concept in concepts
+            if concept != split.concept
+        ]
+    return pa.concat_tables(found)

@@ -1,0 +1,1 @@
+"""Activation sets from texts: the driver, its actors, one shard, and the manifest that is written last."""

@@ -1,0 +1,98 @@
+"""The actors of a harvest: a resident model that makes shards one by one, a streamed one that makes many at
+a time."""
+
+import logging
+from dataclasses import replace
+
+from contrans_dist.config import ModelSettings
+from contrans_dist.errors import RunError
+from contrans_dist.harvest.compute import InTurn, compute_shard
+from contrans_dist.harvest.shard_files import ShardReport, Unit
+from contrans_dist.harvest.sweep import SweepReport, SweepTask, run_sweep
+from contrans_dist.models import LanguageModel, load_model
+from contrans_dist.models.placement import Placement
+from contrans_dist.models.streaming import open_streamed
+
+SLOTS = 2
+"""Shards that a resident model's actor has at a time: one is written while the model computes the other."""
+
+
+class Notes(logging.Handler):
+    """Warnings of this process, to be taken along with a result: what an actor prints reaches nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        logging.getLogger("contrans_dist").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def taken(self) -> tuple[str, ...]:
+        """Those since the last call."""
+        lines, self.lines = self.lines, []
+        return tuple(lines)
+
+
+def _check_dtype(lm: LanguageModel, unit: Unit) -> None:
+    """RunError where the model here does not run in the precision that the manifest will name."""
+    found = str(lm.dtype).removeprefix("torch.")
+    said = unit.spec.identity.get("dtype", found)
+    if found != said:
+        raise RunError(
+            f"{lm.name}: it runs in {found} here, and in {said} by the files of the machine that started the "
+            "harvest; say by --dtype in which it is to be run"
+        )
+
+
+class HarvestActor:
+    """A loaded model on one node that turns shards into files."""
+
+    def __init__(self, model: ModelSettings, highest_block: int, placement: Placement | None = None) -> None:
+        self.lm = load_model(
+            model.id,
+            **model.model_dump(exclude={"id"}),
+            device=placement.device_map if placement else None,
+            highest_block=highest_block,
+            head=False,
+        )
+        self.in_turn = InTurn()
+        self.notes = Notes()
+
+    def ready(self) -> str:
+        return str(self.lm.device)
+
+    def run(self, unit: Unit) -> ShardReport:
+        _check_dtype(self.lm, unit)
+        report = compute_shard(self.lm, unit.rows, unit.spec, unit.shard, self.in_turn)
+        return replace(report, notes=self.notes.taken())
+
+
+class SweepActor:
+    """A model that is never whole in memory, on one node."""
+
+    def __init__(self, model: ModelSettings) -> None:
+        self.model = open_streamed(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+        self.through = 0.0
+        self.notes = Notes()
+
+    def ready(self) -> str:
+        return str(self.model.device)
+
+    def run(self, task: SweepTask) -> SweepReport:
+        for unit in task.units:
+            _check_dtype(self.model.lm, unit)
+        texts = sum(unit.shard.rows for unit in task.units)
+        blocks = 1 + max(max(unit.spec.blocks) for unit in task.units)
+
+        def told(k: int) -> None:
+            self.through = texts * (k + 1) / blocks
+
+        self.through = 0.0
+        report = run_sweep(self.model, task, told=told)
+        report.notes = self.notes.taken()
+        return report
+
+    def progress(self) -> float:
+        """Texts of the running sweep, each counted by the share of the blocks that it is through."""
+        return self.through

@@ -1,0 +1,1 @@
+"""The map between two models: aligned rows, their sums, the solver, its worth, and vectors through it."""

@@ -1,0 +1,123 @@
+"""What a map file says of itself: one model of its header, held against the shapes of its tensors."""
+
+from typing import Literal, Self
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+from contrans_dist.config import FileModel
+from contrans_dist.errors import UserError
+from contrans_dist.store.location import Location
+from contrans_dist.store.tensors import TensorFile, open_tensors
+from contrans_dist.vectors.concept_vector import Norms
+
+KIND = "map"
+
+
+class PairHeader(FileModel):
+    """What a map's header says of one pair: the pair, and `AffineMap`'s facts."""
+
+    source: NonNegativeInt
+    target: NonNegativeInt
+    protocol: str = "default"
+    side: str
+    n_fit: NonNegativeInt
+    rank: NonNegativeInt
+    condition_number: FiniteFloat | None = None
+    ridge: FiniteFloat | None = None
+    r2_validation: FiniteFloat | None = None
+    r2_test: FiniteFloat | None = None
+    r2_test_column: FiniteFloat | None = None
+    mse_test: FiniteFloat | None = None
+    held_out: bool = True
+    warnings: list[str] = Field(default_factory=list)
+    centre: bool | Literal["token"] | None = None
+    regularise: str | None = None
+    kept: NonNegativeInt | None = None
+    whiten: FiniteFloat | None = None
+    source_blocks: list[NonNegativeInt] | None = Field(None, min_length=1)
+    n_effective: NonNegativeInt | None = None
+    cosines: dict[str, FiniteFloat] = Field(default_factory=dict)
+
+
+class TableHeader(FileModel):
+    """`R2Table` as a header holds it."""
+
+    source: list[NonNegativeInt]
+    target: list[NonNegativeInt]
+    r2: list[list[FiniteFloat | None]]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(self.r2) != len(self.source) or any(len(row) != len(self.target) for row in self.r2):
+            raise PydanticCustomError("shape", "a row a source block, in each a number a target block")
+        return self
+
+
+class Tried(FileModel):
+    """A pair and a strength that were tried."""
+
+    source: NonNegativeInt
+    target: NonNegativeInt
+    strength: FiniteFloat
+    score: FiniteFloat
+    perplexity: FiniteFloat | None = None
+
+
+class SelectionHeader(FileModel):
+    """How a pair was chosen."""
+
+    criterion: str = ""
+    candidates: list[Tried] = Field(default_factory=list)
+    chosen: tuple[NonNegativeInt, NonNegativeInt] | None = None
+
+
+class MapHeader(FileModel):
+    """The header of a map file."""
+
+    format: Literal[1] = 1
+    kind: Literal["map"] = "map"
+    protocol: str
+    source_model: str
+    target_model: str
+    n_target_blocks: PositiveInt = Field(le=100_000)
+    pairs: list[PairHeader] = Field(min_length=1)
+    source_norms: Norms = Field(default_factory=dict)
+    target_norms: Norms = Field(default_factory=dict)
+    r2_table: TableHeader | None = None
+    selection: SelectionHeader | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        pairs = [(pair.source, pair.target) for pair in self.pairs]
+        if len(set(pairs)) < len(pairs):
+            raise PydanticCustomError("pairs", "pairs of blocks, each once")
+        beyond = [
+            block for block in (*(t for _, t in pairs), *self.target_norms) if block >= self.n_target_blocks
+        ]
+        if beyond:
+            wanted = f"target blocks below n_target_blocks, {self.n_target_blocks}, and not {beyond[0]}"
+            raise PydanticCustomError("blocks", "{wanted}", {"wanted": wanted})
+        return self
+
+
+def open_map(location: Location) -> tuple[TensorFile, MapHeader]:
+    """A map's header, held against the shapes of its tensors, none of which is read. Raises UserError."""
+    file = open_tensors(location, KIND)
+    header, widths = file.model(MapHeader), set()
+    for pair in header.pairs:
+        name, blocks = f"{pair.source}.{pair.target}", pair.source_blocks or [pair.source]
+        rows, width = file.shape(f"weight.{name}", "F32", 2)
+        file.require(f"bias.{name}", "F32", (width,))
+        if f"shuffled.{name}" in file.entries:
+            file.require(f"shuffled.{name}", "F32", (rows, width))
+        if rows % len(blocks) or max(blocks) != pair.source:
+            raise UserError(
+                f"{location}: header: pairs: source_blocks {blocks} of {rows} rows, block {pair.source}"
+            )
+        widths.add((rows // len(blocks), width))
+    if len(widths) > 1:
+        raise UserError(f"{location}: expected maps between the same two widths, found {sorted(widths)}")
+    if "text_hashes" in file.entries:
+        file.shape("text_hashes", "I64", 1)
+    return file, header

@@ -1,0 +1,204 @@
+"""Maps on disk: one for each pair of blocks, and what is known of it; a concept vector through one."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contrans_dist.errors import UserError
+from contrans_dist.mapping.fit import AffineMap
+from contrans_dist.mapping.map_header import KIND, open_map
+from contrans_dist.mapping.transplant import transplant
+from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import command_line, git_commit, now
+from contrans_dist.store.tensors import save_tensors
+from contrans_dist.vectors.concept_vector import ConceptVector
+
+Pair = tuple[int, int]
+"""(block of the source, block of the target)"""
+
+
+@dataclass(frozen=True)
+class R2Table:
+    """Validation R2 of every pair of blocks, `[source, target]`; NaN where none was fitted."""
+
+    source: list[int]
+    target: list[int]
+    r2: NDArray[np.float64]
+
+    def best(self) -> Pair:
+        """The pair of highest validation R2."""
+        row, column = np.unravel_index(np.nanargmax(self.r2), self.r2.shape)
+        return self.source[int(row)], self.target[int(column)]
+
+    def to_json(self) -> dict[str, Any]:
+        cells = [[None if np.isnan(value) else float(value) for value in row] for row in self.r2]
+        return {"source": self.source, "target": self.target, "r2": cells}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "R2Table":
+        return cls(content["source"], content["target"], np.array(content["r2"], np.float64))
+
+
+@dataclass(frozen=True)
+class MapSet:
+    """The maps between two models that one corpus gave, by pair of blocks."""
+
+    source_model: str
+    target_model: str
+    n_target_blocks: int
+    protocol: str
+    maps: dict[Pair, AffineMap]
+    source_norms: dict[int, float]
+    """Median norm of the source's residual stream by block; what `norm: match` needs."""
+    target_norms: dict[int, float]
+    shuffled: dict[Pair, NDArray[np.float32]] = field(default_factory=dict)
+    """Weights fitted with the source's rows permuted: the control."""
+    text_hashes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Units of the corpus (`leak.unit_hashes`)."""
+    r2_table: R2Table | None = None
+    cosines: dict[Pair, dict[str, float]] = field(default_factory=dict)
+    """For each pair and concept, the cosine of the mapped vector to the target's own."""
+    selection: dict[str, Any] | None = None
+    """How the pair was chosen on validation data, when it was."""
+
+    def only_pair(self, pair: Pair | None = None) -> Pair:
+        """The pair asked for, or the only one. Raises UserError when there is a choice, or no such pair."""
+        pairs = ", ".join(f"{source}:{target}" for source, target in sorted(self.maps))
+        if pair is None and len(self.maps) == 1:
+            return next(iter(self.maps))
+        if pair is None:
+            raise UserError(f"the map holds several pairs of blocks ({pairs}); say which with --blocks")
+        if pair not in self.maps:
+            raise UserError(f"the map has no pair {pair[0]}:{pair[1]}; it holds {pairs}")
+        return pair
+
+    def carry(
+        self, vector: ConceptVector, norm: Literal["keep", "match"] = "keep", pair: Pair | None = None
+    ) -> ConceptVector:
+        """A source vector in the target's space, at the pair's target block (equation 2: v F, no bias).
+
+        A map over several source blocks takes the vector's rows at all of them; `match` still measures the
+        row at the pair's own source block, so that a strength means the same with any number of them. The
+        result also carries the same vector through the shuffled map, as a control. Raises UserError when
+        the vector is of another width or carries nothing at the pair's source block, when `match` lacks a
+        norm, and when nothing, or no finite number, comes out.
+        """
+        source, target = self.only_pair(pair)
+        mapping = self.maps[source, target]
+        read = mapping.source_blocks or [source]
+        if mapping.weight.shape[0] != vector.d * len(read):
+            raise UserError(
+                f"vector {vector.concept!r} is {vector.d} wide, the map takes "
+                f"{mapping.weight.shape[0] // len(read)}"
+            )
+        row = np.concatenate([vector.at(block) for block in read])
+        norm_at = self.source_norms.get(source)
+        if norm_at is not None:
+            # Whatever the row is, it is not zero; in float64 its length is finite.
+            lengths = [np.linalg.norm(each.astype(np.float64)) for each in (row, vector.at(source))]
+            norm_at *= float(lengths[0] / lengths[1])
+        norms: dict[str, float | None] = {
+            "source_norm": norm_at,
+            "target_norm": self.target_norms.get(target),
+        }
+        shuffled = self.shuffled.get((source, target))
+        named = "+".join(map(str, read))
+        step = f"mapped block {named} -> {target}, protocol {self.protocol}, norm {norm}"
+        return replace(
+            vector,
+            values=self._carried(vector, row, mapping, norm, norms, target),
+            shuffled_map=None
+            if shuffled is None
+            else self._carried(vector, row, shuffled, norm, norms, target),
+            model=self.target_model,
+            norms=self.target_norms,
+            map_text_hashes=self.text_hashes,
+            steps=(*vector.steps, step),
+        )
+
+    def _carried(
+        self,
+        vector: ConceptVector,
+        row: NDArray[np.float32],
+        mapping: AffineMap | NDArray[np.float32],
+        norm: Literal["keep", "match"],
+        norms: dict[str, float | None],
+        block: int,
+    ) -> NDArray[np.float32]:
+        """`row` through one map, as the target's `[n_blocks, d]`."""
+        try:
+            with np.errstate(over="ignore"):
+                mapped = transplant(row, mapping, norm, norms["source_norm"], norms["target_norm"])
+        except ValueError as error:
+            raise UserError(f"vector {vector.concept!r}: {error}") from error
+        if not (np.isfinite(mapped).all() and mapped.any()):
+            raise UserError(f"vector {vector.concept!r}: the map takes it to nothing, or beyond float32")
+        values = np.zeros((self.n_target_blocks, mapped.size), np.float32)
+        values[block] = mapped
+        return values
+
+    def save(self, location: Location) -> None:
+        """Publish as safetensors: `weight.{s}.{t}`, `bias.{s}.{t}`, `shuffled.{s}.{t}`, and the header.
+
+        A map over several source blocks is filed under its highest, {s}; `source_blocks` in the header lists
+        them in the order of the weight's rows, d_source of them each.
+        """
+        tensors: dict[str, NDArray[Any]] = {}
+        pairs = []
+        for (source, target), mapping in self.maps.items():
+            tensors[f"weight.{source}.{target}"] = mapping.weight
+            tensors[f"bias.{source}.{target}"] = mapping.bias
+            cosines = self.cosines.get((source, target), {})
+            pairs.append({"source": source, "target": target, **mapping.header(), "cosines": cosines})
+        for (source, target), weight in self.shuffled.items():
+            tensors[f"shuffled.{source}.{target}"] = weight
+        if self.text_hashes.size:
+            tensors["text_hashes"] = self.text_hashes
+        header = {
+            "format": 1,
+            "kind": KIND,
+            "protocol": self.protocol,
+            "source_model": self.source_model,
+            "target_model": self.target_model,
+            "n_target_blocks": self.n_target_blocks,
+            "pairs": pairs,
+            "source_norms": {str(block): norm for block, norm in self.source_norms.items()},
+            "target_norms": {str(block): norm for block, norm in self.target_norms.items()},
+            "r2_table": self.r2_table.to_json() if self.r2_table else None,
+            "selection": self.selection,
+            "command": command_line(),
+            "git_commit": git_commit(),
+            "created": now(),
+        }
+        save_tensors(location, tensors, header)
+
+    @classmethod
+    def load(cls, location: "Location | str") -> "MapSet":
+        """Raises UserError when the file is missing, holds no maps of ours, or contradicts itself."""
+        file, header = open_map(Location.parse(location))
+        facts = {(pair.source, pair.target): pair for pair in header.pairs}
+        tensors = file.read(
+            ["text_hashes", *(f"{name}.{s}.{t}" for s, t in facts for name in ("weight", "bias", "shuffled"))]
+        )
+        names = {pair: f"shuffled.{pair[0]}.{pair[1]}" for pair in facts}
+        return cls(
+            source_model=header.source_model,
+            target_model=header.target_model,
+            n_target_blocks=header.n_target_blocks,
+            protocol=header.protocol,
+            maps={
+                (s, t): AffineMap.from_header(
+                    tensors[f"weight.{s}.{t}"], tensors[f"bias.{s}.{t}"], pair.model_dump()
+                )
+                for (s, t), pair in facts.items()
+            },
+            source_norms=header.source_norms,
+            target_norms=header.target_norms,
+            shuffled={pair: tensors[name] for pair, name in names.items() if name in tensors},
+            text_hashes=tensors.get("text_hashes", np.empty(0, np.int64)),
+            r2_table=R2Table.from_json(header.r2_table.model_dump()) if header.r2_table else None,
+            cosines={pair: entry.cosines for pair, entry in facts.items() if entry.cosines},
+            selection=file.header.get("selection"),
+        )

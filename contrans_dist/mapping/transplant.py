@@ -1,0 +1,70 @@
+"""A concept vector through a map, and the vectors it is compared with."""
+
+import numpy as np
+
+from contrans_dist.mapping.fit import AffineMap
+
+NORMS = ("keep", "match")
+RANDOM_DIRECTION = 0x636F6E7472616E73
+
+
+def transplant(
+    vector: np.ndarray,
+    mapping: AffineMap | np.ndarray,
+    norm: str = "keep",
+    source_norm: float | None = None,
+    target_norm: float | None = None,
+) -> np.ndarray:
+    """The concept vector [d_source] in the target's space, float32 [d_target]: v_hat = v F, without the bias.
+
+    mapping: an AffineMap, or its weight [d_source, d_target]. norm "keep": v F as it is. norm "match": v F
+    scaled so that it is the same fraction of the target's median residual norm (`target_norm`) as the vector
+    is of the source's (`source_norm`), each at the block in question; one strength then means the same push
+    in both models. ValueError for wrong shapes, NaN, norms that are missing or not positive, or a v F of zero
+    under "match".
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
+    weight = mapping.weight if isinstance(mapping, AffineMap) else np.asarray(mapping)
+    source = _finite_vector(vector)
+    if weight.ndim != 2 or weight.shape[0] != source.size:
+        raise ValueError(
+            f"a vector of {source.size} numbers does not fit a map of shape {list(weight.shape)}"
+        )
+    mapped = source @ weight.astype(np.float64)
+    if norm == "match":
+        if not (source_norm and source_norm > 0 and target_norm and target_norm > 0):
+            raise ValueError(
+                "norm 'match' needs the median residual norms of source and target, both above zero"
+            )
+        length = np.linalg.norm(mapped)
+        if length == 0:
+            raise ValueError("the map sends this vector to zero: it has no direction to scale")
+        mapped *= np.linalg.norm(source) / source_norm * target_norm / length
+    return mapped.astype(np.float32)
+
+
+def random_like(vector: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A direction drawn evenly from the sphere, with the vector's norm: float32 [d], fixed by the seed."""
+    values = _finite_vector(vector)
+    # A stream of its own: callers who drew their data with the same small seed must not meet it again here.
+    draw = np.random.default_rng([RANDOM_DIRECTION, seed]).standard_normal(values.size)
+    return (draw * (np.linalg.norm(values) / np.linalg.norm(draw))).astype(np.float32)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The cosine of a [d] and b [d]; 0.0 when either is zero. ValueError for other shapes."""
+    left, right = _finite_vector(a), _finite_vector(b)
+    if left.size != right.size:
+        raise ValueError(f"cosine of vectors of {left.size} and {right.size} numbers")
+    scale = np.linalg.norm(left) * np.linalg.norm(right)
+    return float(np.clip(left @ right / scale, -1.0, 1.0)) if scale > 0 else 0.0
+
+
+def _finite_vector(vector: np.ndarray) -> np.ndarray:
+    values = np.asarray(vector, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"expected a vector [d], got shape {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise ValueError("the vector holds NaN or infinity")
+    return values

@@ -1,0 +1,221 @@
+"""What a recipe harvests: its texts, and how rows are taken from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from contrans_dist import demo
+from contrans_dist.benchmarks.scenarios import read_scenarios
+from contrans_dist.benchmarks.toxigen_sets import refinement_texts
+from contrans_dist.config import (
+    CaptureSettings,
+    ConceptSettings,
+    ContrastSettings,
+    EvaluationSettings,
+    ModelSettings,
+    Recipe,
+    ToxigenEvaluation,
+    fingerprint,
+)
+from contrans_dist.data.corpus import prepare_corpus
+from contrans_dist.data.texts import frames, read_texts, table_hash, template_fields, text_table
+from contrans_dist.errors import UserError
+from contrans_dist.evaluation.block_search import harvested_blocks
+from contrans_dist.evaluation.methods import further_sources
+from contrans_dist.store.location import Location
+
+READS = ("corpus", "contrast")
+"""The texts of a recipe: those the map is fitted on, and those that make the concept vectors."""
+_BUNDLED = "demo:"
+_FILES = ("texts", "shots", "validation", "include")
+"""Settings of an evaluation that name a file or folder."""
+_FRAMED = "{before}{text}{after}"
+
+
+class RecipeTexts:
+    """The texts of a recipe; bundled ones are made in `folder` when first asked for."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+
+    def place(self, path: str) -> str:
+        """Where a text file of the recipe is. Raises UserError for bundled texts that there are not."""
+        if not path.startswith(_BUNDLED):
+            return path
+        if not any(self.folder.iterdir()):
+            demo.write_texts(self.folder)  # made once a run, when first asked for
+        found = self.folder / path.removeprefix(_BUNDLED)
+        if not found.exists():
+            known = ", ".join(f"{_BUNDLED}{each.name}" for each in sorted(self.folder.iterdir()))
+            raise UserError(f"{path}: no such bundled texts; there are {known}")
+        return str(found)
+
+    def corpus(self) -> pa.Table:
+        """The texts that the map is fitted on, cut."""
+        settings = self.recipe.corpus
+        table = read_texts(self.place(settings.texts))
+        return prepare_corpus(
+            table, settings.cut, settings.per_text, settings.seed, settings.limit, settings.words
+        )
+
+    def contrast(self) -> pa.Table:
+        """The contrast texts of all concepts."""
+        settings = self.recipe.concepts
+        if isinstance(settings.texts, str):
+            rows = read_scenarios(self.place(settings.texts))
+            return text_table({name: [row[name] for row in rows] for name in rows[0]}, settings.texts)
+        parts = []
+        for concept, given in settings.texts.items():
+            own = ContrastSettings(texts=given) if isinstance(given, str) else given
+            table = self._contrast_of(own)
+            if framed(settings):
+                table = self._framed(table, own)
+            parts.append(table.append_column("concept", pa.array([concept] * table.num_rows)))
+        # A template may name any column that all the files have.
+        names = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
+        return text_table(pa.concat_tables([part.select(names) for part in parts]), "concepts.texts")
+
+    def _contrast_of(self, own: ContrastSettings) -> pa.Table:
+        """One concept's texts as they are; of a ToxiGen folder those that no evaluation takes."""
+        place = self.place(own.texts)
+        if Location.parse(place).names():
+            evaluation = self._drawn_from(own.texts)
+            columns = refinement_texts(
+                Location.parse(place),
+                seed=evaluation.seed,
+                evaluation=evaluation.per_group,
+                validation=evaluation.validation_per_group,
+            )
+            table = text_table(columns, own.texts)
+            return table.drop_columns(["concept"])
+        table = read_texts(place)
+        if "label" not in table.column_names and not (own.positive or self.recipe.concepts.positive):
+            raise UserError(f"{own.texts}: expected positive and negative texts (a column `label`)")
+        return table.drop_columns([name for name in ("concept",) if name in table.column_names])
+
+    def _drawn_from(self, texts: str) -> ToxigenEvaluation:
+        """The evaluation whose prompts are drawn from the same folder as a concept's texts."""
+        scored = {
+            name: (settings.seed, settings.per_group, settings.validation_per_group)
+            for name, settings in self.recipe.evaluations.items()
+            if isinstance(settings, ToxigenEvaluation) and settings.texts == texts
+        }
+        if len(set(scored.values())) > 1:
+            raise UserError(
+                f"evaluations {', '.join(scored)}: expected the same seed, per_group and "
+                f"validation_per_group, since what they leave of {texts} refines the concept"
+            )
+        found = next((self.recipe.evaluations[name] for name in scored), None)
+        return found if isinstance(found, ToxigenEvaluation) else ToxigenEvaluation()
+
+    def _framed(self, table: pa.Table, own: ContrastSettings) -> pa.Table:
+        """The texts with what stands around each, by the concept's own templates or the common ones."""
+        common, where = self.recipe.concepts, own.texts
+        if own.template is not None or "label" in table.column_names:
+            return around(table, own.template or common.template or "{text}", where)
+        positive, negative = own.positive or common.positive, own.negative or common.negative
+        return both_ways(table, str(positive), str(negative), where)
+
+    def placed(self, settings: EvaluationSettings) -> EvaluationSettings:
+        """The settings with the places of their files."""
+        names = [name for name in _FILES if getattr(settings, name, None) is not None]
+        changes: dict[str, Any] = {name: self.place(getattr(settings, name)) for name in names}
+        if settings.search is not None and settings.search.perplexity is not None:
+            text = self.place(settings.search.perplexity)
+            changes["search"] = settings.search.model_copy(update={"perplexity": text})
+        return settings.model_copy(update=changes)
+
+    def placed_recipe(self) -> Recipe:
+        """The recipe with the places of its evaluations' files."""
+        evaluations = {name: self.placed(settings) for name, settings in self.recipe.evaluations.items()}
+        return self.recipe.model_copy(update={"evaluations": evaluations})
+
+
+def framed(settings: ConceptSettings) -> bool:
+    """Whether texts have prompts that differ from row to row."""
+    own = settings.texts.values() if isinstance(settings.texts, dict) else ()
+    return settings.positive is not None or any(not isinstance(given, str) for given in own)
+
+
+def around(table: pa.Table, template: str, where: str) -> pa.Table:
+    """The texts with what a template puts before and after each, in the columns `before` and `after`.
+
+    The text stays as it is, so that the leak check knows it. Raises UserError for a template without `{text}`
+    or with a column that is missing.
+    """
+    missing = [name for name in template_fields(template) if name not in table.column_names]
+    if missing:
+        raise UserError(f"{where}: the template names a column {missing[0]!r} that is not there")
+    before, after = frames(table, template)
+    table = table.drop_columns([name for name in ("before", "after") if name in table.column_names])
+    table = table.append_column("before", pa.array(before, pa.string()))
+    return table.append_column("after", pa.array(after, pa.string()))
+
+
+def both_ways(table: pa.Table, positive: str, negative: str, where: str) -> pa.Table:
+    """Each text twice: under the positive and under the negative template (`around`), labelled by them."""
+    parts = []
+    for label, template in (("positive", positive), ("negative", negative)):
+        part = around(table, template, where).select(["text", "before", "after"])
+        part = part.append_column("label", pa.array([label] * part.num_rows))
+        parts.append(part.append_column("pair_id", pa.array(range(part.num_rows), pa.int64())))
+    return text_table(pa.concat_tables(parts), where)
+
+
+@dataclass(frozen=True)
+class Harvested:
+    """A model that a recipe harvests, and what it reads."""
+
+    name: str
+    """Its activation sets are `<what>-<name>`."""
+    side: str
+    """The side of the map, `source` or `target`, as which it is harvested."""
+    model: ModelSettings
+    reads: tuple[str, ...]
+    """Of `READS`."""
+
+
+def harvested(recipe: Recipe) -> list[Harvested]:
+    """Every model whose states a recipe needs: of both sides of the map, and of further sources."""
+    found = []
+    for side, model, other in (
+        ("source", recipe.source, recipe.map_source),
+        ("target", recipe.target, recipe.map_target),
+    ):
+        found.append(Harvested(side, side, model, READS if other is None else ("contrast",)))
+        if other is not None:
+            found.append(Harvested(side, side, other, ("corpus",)))
+    for name, (model, mapped) in further_sources(recipe).items():
+        side, reads = ("source", READS) if mapped else ("target", ("contrast",))
+        found.append(Harvested(name, side, model, reads))
+    return found
+
+
+def identity_of(model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> str:
+    """What an activation set holds, as a fingerprint: sets for which it is the same are shared by runs."""
+    held = [model.model_dump(mode="json"), capture.model_dump(mode="json"), table_hash(table)]
+    return fingerprint({"of": held})
+
+
+def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings, CaptureSettings]:
+    """How one side (`source` or `target`) is harvested: on the corpus, and on the contrast texts."""
+    settings, own = recipe.concepts, side == "source"
+    plain = CaptureSettings(
+        blocks=harvested_blocks(recipe, side, n_blocks),
+        batch_tokens=recipe.batch_tokens,
+        max_tokens=recipe.max_tokens,
+        template=recipe.corpus.source_template if own else None,
+    )
+    template = (settings.source_template if own else None) or settings.template
+    if framed(settings):
+        template = _FRAMED
+    return plain, plain.model_copy(
+        update={
+            "template": template,
+            "chat": settings.chat,
+            "chat_date": settings.chat_date,
+            "position": settings.position,
+        }
+    )

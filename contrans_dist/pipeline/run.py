@@ -1,0 +1,221 @@
+"""One run of a recipe: its stages, one after another."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe
+from contrans_dist.console import note, without_credentials
+from contrans_dist.errors import UserError
+from contrans_dist.evaluation.analysis import sentence
+from contrans_dist.evaluation.assess import assess, judged
+from contrans_dist.evaluation.block_search import fit_chosen
+from contrans_dist.evaluation.conditions import DERIVED, SYSTEMS, steering
+from contrans_dist.evaluation.map_similarity import map_similarity
+from contrans_dist.evaluation.methods import (
+    COMBINED,
+    Further,
+    combined_vectors,
+    further_sources,
+    further_vectors,
+    systems_of,
+)
+from contrans_dist.evaluation.transfers import Sides, Vectors, condition_vectors, refine_sides, save_vectors
+from contrans_dist.harvest.driver import HarvestJob, harvest_sets
+from contrans_dist.mapping.map_set import MapSet
+from contrans_dist.models import model_facts
+from contrans_dist.pipeline.inputs import READS, Harvested, RecipeTexts, captures, harvested, identity_of
+from contrans_dist.report import write_report
+from contrans_dist.report.tsne import differences_table, states_table
+from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import command_line, git_commit, now, versions
+
+T = TypeVar("T")
+
+
+def keep_recipe(recipe: Recipe, out: Location) -> None:
+    """Write a recipe as it was resolved, `recipe.yaml`."""
+    (out / "recipe.yaml").write_bytes(resolved(recipe).encode())
+
+
+def resolved(recipe: Recipe) -> str:
+    """A recipe as YAML, with every default filled in and without credentials."""
+    content = recipe.model_dump(mode="json")
+    return without_credentials(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000))
+
+
+def _way(run: Location, shared: Location) -> str:
+    """From a run's folder up to the common folder of harvests, which lies in one of those above it."""
+    up, at = 0, run
+    while str(at) != str(shared.parent):
+        if str(at.parent) == str(at):
+            raise UserError(f"{shared}: expected a folder beside the run or above it, {run}")
+        up, at = up + 1, at.parent
+    return "/".join([*[".."] * up, shared.name])
+
+
+class Run:
+    """The stages of one run, in order; each leaves its artefacts in the run's folder.
+
+    `shared`: a common folder of harvests, in a folder above the run's.
+    """
+
+    def __init__(
+        self, recipe: Recipe, out: Location, texts: RecipeTexts, shared: Location | None = None
+    ) -> None:
+        self.recipe, self.out, self.texts, self.shared = recipe, out, texts, shared
+        self.activations: dict[str, str] = {}
+        """Name to folder as seen from the run's, where harvests are shared with other runs."""
+        self.stages: list[dict[str, Any]] = []
+        self.started = now()
+
+    def all(self) -> dict[str, Any]:
+        """Every stage; returns a summary."""
+        keep_recipe(self.recipe, self.out)
+        sides, further = self._stage("harvest", self._harvest)
+        own = self._stage("refine", lambda: self._refine(sides))
+        maps = self._stage("fit", lambda: fit_chosen(self.texts.placed_recipe(), sides, own, self.out))
+        self._stage("evaluate", lambda: self._evaluate(sides, further, own, maps))
+        if self.recipe.analyses:
+            self._stage("analyse", lambda: self._analyse(sides, maps))
+        self._write_facts()
+        page = self._stage("report", lambda: write_report(self.out))
+        self._write_facts()
+        return {
+            "name": self.recipe.name,
+            "out": str(self.out),
+            "report": str(page),
+            "evaluations": {name: self._result(name) for name in self.recipe.evaluations},
+            "seconds": round(sum(stage["seconds"] for stage in self.stages), 1),
+        }
+
+    def _result(self, name: str) -> dict[str, Any]:
+        folder = self.out / "evaluations" / name
+        verdict = judged(folder)
+        return {
+            "verdict": sentence(verdict) if verdict else "nothing was steered",
+            "metrics": str(folder / "metrics.json"),
+        }
+
+    def _stage(self, name: str, work: Callable[[], T]) -> T:
+        began = time.monotonic()
+        note(f"== {name}")
+        result = work()
+        self.stages.append({"name": name, "seconds": round(time.monotonic() - began, 2)})
+        return result
+
+    def _write_facts(self) -> None:
+        facts = {
+            "name": self.recipe.name,
+            "description": self.recipe.description,
+            "command": command_line(),
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "started": self.started,
+            "finished": now(),
+            "stages": self.stages,
+            "activations": self.activations,
+        }
+        (self.out / "run.json").write_json(facts)
+
+    # -- stages ----------------------------------------------------------------------------------
+
+    def _keep_texts(self, name: str, table: pa.Table) -> None:
+        lines = [
+            json.dumps(row, ensure_ascii=False) for row in table.drop_columns(["row", "text_id"]).to_pylist()
+        ]
+        (self.out / "texts" / f"{name}.jsonl").write_bytes(("\n".join(lines) + "\n").encode())
+
+    def _harvest(self) -> tuple[Sides, dict[str, Further]]:
+        """Both sides of the map, and what further sources need."""
+        texts = dict(zip(READS, (self.texts.corpus(), self.texts.contrast()), strict=True))
+        for name, table in texts.items():
+            self._keep_texts(name, table)
+        found: dict[str, ActivationSet] = {}
+        for each in harvested(self.recipe):
+            found |= self._states(each, {what: texts[what] for what in each.reads})
+        further = {
+            name: Further(found[f"contrast-{name}"], found.get(f"corpus-{name}"))
+            for name in further_sources(self.recipe)
+        }
+        sets = [found[f"{what}-{side}"] for what in READS for side in ("source", "target")]
+        return Sides(*sets), further
+
+    def _states(self, of: Harvested, texts: dict[str, pa.Table]) -> dict[str, ActivationSet]:
+        """Activation sets `<what>-<name>` of one model, harvested as its side of the map is."""
+        name, model = of.name, of.model
+        facts = model_facts(model.id, trust_remote_code=model.trust_remote_code)
+        captured = dict(zip(READS, captures(self.recipe, of.side, facts.n_blocks), strict=True))
+        jobs = [
+            HarvestJob(
+                table,
+                self._folder(f"{what}-{name}", model, captured[what], table),
+                captured[what],
+                skip_bad=self.recipe.skip_bad,
+            )
+            for what, table in texts.items()
+        ]
+        sets = harvest_sets(model, jobs, self.recipe.cluster)
+        return {f"{what}-{name}": found for what, found in zip(texts, sets, strict=True)}
+
+    def _folder(self, name: str, model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> Location:
+        """Where an activation set goes: into the run, or by what it holds where runs share them."""
+        if self.shared is None:
+            return self.out / "activations" / name
+        identity = identity_of(model, capture, table)
+        plain = re.sub("[^A-Za-z0-9]+", "-", without_credentials(model.id))
+        folder = f"{name.partition('-')[0]}-{plain}-{identity}"
+        self.activations[name] = f"{_way(self.out, self.shared)}/{folder}"
+        return self.shared / folder
+
+    def _refine(self, sides: Sides) -> dict[str, Vectors]:
+        settings = self.recipe.concepts
+        return refine_sides(sides, self.out, settings.method, settings.seed, settings.limit)
+
+    def _evaluate(
+        self, sides: Sides, further: dict[str, Further], own: dict[str, Vectors], maps: MapSet
+    ) -> None:
+        recipe, extra = self.recipe, further_vectors(self.recipe, sides, further, maps)
+        for name, settings in recipe.evaluations.items():
+            needed = [c for c in settings.conditions if c not in (*DERIVED, *SYSTEMS, *COMBINED, *extra)]
+            given = condition_vectors(recipe, sides, own, maps, ["vector", *needed]) | extra
+            given |= combined_vectors(given, settings.conditions)
+            for condition, vectors in given.items():
+                save_vectors(vectors, self.out, condition)
+            self._evaluate_one(name, settings, given)
+
+    def _evaluate_one(self, name: str, settings: AnyEvaluation, given: dict[str, Vectors]) -> None:
+        conditions = [c for c in settings.conditions if c in DERIVED or c in given]
+        steered = steering(given, conditions, seed=settings.seed)
+        assess(
+            self.recipe.target,
+            self.texts.placed(settings),
+            steered,
+            self.out / "evaluations" / name,
+            self.recipe.cluster,
+            systems_of(self.recipe, settings),
+            replace=True,
+        )
+
+    def _analyse(self, sides: Sides, maps: MapSet) -> None:
+        """Tables of the pictures that the recipe asks for, in `analyses/`."""
+        pair, seed = maps.only_pair(), self.recipe.concepts.seed
+        asked, tables = self.recipe.analyses, {}
+        both = (("source", sides.contrast_source, pair[0]), ("target", sides.contrast_target, pair[1]))
+        for side, rows, block in both:
+            if "states" in asked:
+                tables[f"states-{side}"] = states_table(rows, side, block, seed)
+            if "differences" in asked:
+                tables[f"differences-{side}"] = differences_table(rows, side, block, seed)
+        if "map-similarity" in asked:
+            tables["map-similarity"] = map_similarity(sides, pair, seed, self.recipe.concepts.limit)
+        for name, table in tables.items():
+            with (self.out / "analyses" / f"{name}.parquet").staged() as path:
+                pq.write_table(table, path)

@@ -1,0 +1,80 @@
+"""A whole run from one recipe: texts, harvests, vectors, maps, transplants, evaluations, report."""
+
+import tempfile
+import time
+from contextlib import ExitStack
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from contrans_dist.config import Recipe
+from contrans_dist.config.recipe import load_recipe, runs_of
+from contrans_dist.console import note
+from contrans_dist.distributed.actors import kept_actors
+from contrans_dist.distributed.cluster import connected
+from contrans_dist.errors import UserError
+from contrans_dist.pipeline.inputs import RecipeTexts
+from contrans_dist.pipeline.run import Run, keep_recipe
+from contrans_dist.report import write_comparison
+from contrans_dist.store.location import Location
+
+RUNS = "runs"
+"""Folder of a recipe's runs, where it has several."""
+RECIPES = Path(str(files("contrans_dist.pipeline"))) / "recipes"
+
+
+def find_recipe(name: Path) -> Path:
+    """The recipe file: the name of a bundled recipe, or a path, which has a suffix or a folder in it.
+
+    Raises UserError naming what is bundled.
+    """
+    if len(name.name) > 200:  # no file system takes it
+        raise UserError(f"{str(name)[:60]}...: expected the name of a recipe")
+    bundled = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    if str(name) in bundled:
+        return bundled[str(name)]
+    if not name.exists() and not name.suffix:
+        raise UserError(f"{name}: no such recipe; bundled are {', '.join(sorted(bundled))}")
+    return name
+
+
+def run_demo(out: Location) -> dict[str, Any]:
+    """The bundled recipe `demo`."""
+    return run_recipe(load_recipe(RECIPES / "demo.yaml"), out)
+
+
+def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) -> dict[str, Any]:
+    """Do all that a recipe asks for into one folder; what is already there is reused.
+
+    `shared`: a common folder of harvests, for this and other recipes; it must lie in a folder above `out`.
+    Returns a summary: `report` (its place), `evaluations` (name to verdict and metrics file), `seconds`.
+    Relative paths in the recipe start at the working directory.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(connected(recipe.cluster.address))
+        stack.enter_context(kept_actors())
+        if not recipe.runs:
+            return Run(recipe, out, RecipeTexts(recipe, folder), shared).all()
+        return _several(recipe, out, folder, shared or out / "activations")
+
+
+def _several(recipe: Recipe, out: Location, folder: Path, shared: Location) -> dict[str, Any]:
+    """Every run of a recipe, with common harvests, and the page that compares them."""
+    keep_recipe(recipe, out)
+    began, found = time.monotonic(), {}
+    for name, one in runs_of(recipe).items():
+        note(f"=== run {name}")
+        found[name] = Run(one, out / RUNS / name, RecipeTexts(one, folder), shared).all()
+    page = write_comparison([out / RUNS / name for name in found], out)
+    return {
+        "name": recipe.name,
+        "out": str(out),
+        "report": str(page),
+        "evaluations": {
+            f"{run}, {name}": result
+            for run, summary in found.items()
+            for name, result in summary["evaluations"].items()
+        },
+        "seconds": round(time.monotonic() - began, 1),
+    }

@@ -1,0 +1,108 @@
+"""What an artefact is, where it comes from, and how far a run is: from headers and manifests alone."""
+
+from contextlib import suppress
+from typing import Any
+
+from contrans_dist.config.limits import MANIFEST_BYTES
+from contrans_dist.errors import UserError
+from contrans_dist.mapping.map_header import open_map
+from contrans_dist.store import schema
+from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.location import Location
+from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file, read_metrics
+from contrans_dist.store.shard_reader import opened
+from contrans_dist.store.tensors import open_tensors
+from contrans_dist.vectors.concept_vector import VectorHeader
+
+_LONG = ("identity", "shards", "conditions", "norms", "leak")
+
+
+def describe(location: Location) -> dict[str, Any]:
+    """Facts about an activation set, a shard, a vector, a map, an evaluation or a run, for printing.
+
+    Raises UserError when it is none of them.
+    """
+    if not location.exists():
+        raise UserError(f"{location}: no such file or folder")
+    name = location.name
+    if name.endswith(".safetensors"):
+        file = open_tensors(location)
+        if file.kind == "vector":
+            file.model(VectorHeader)
+        elif file.kind == "map":
+            open_map(location)
+        return file.header
+    if name.endswith(".parquet"):
+        with opened(location) as shard:
+            return {"kind": "shard", **shard.facts.identity}
+    if (location / schema.MANIFEST).exists():
+        ActivationSet.open(location)
+        return _facts("activations", dict((location / schema.MANIFEST).read_json(MANIFEST_BYTES)))
+    if (location / METRICS).exists():
+        read_metrics(location)
+        return _facts("evaluation", dict((location / METRICS).read_json()))
+    if (location / RECORD).exists():
+        read_file(location / RECORD, RunFile)
+        return _facts("run", dict((location / RECORD).read_json()))
+    raise UserError(f"{location}: expected an activation set, vector, map, evaluation or run")
+
+
+def _facts(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """What a file says, its long parts left out and its identity last."""
+    short = {key: value for key, value in content.items() if key not in _LONG}
+    return {"kind": kind, **short, **(content.get("identity") or {})}
+
+
+def status_of(location: Location) -> dict[str, str]:
+    """How far each part of a run, or a single harvest or evaluation, has come: part to state.
+
+    Raises UserError when there is nothing of the kind.
+    """
+    return _status(location, 0)
+
+
+def _status(location: Location, depth: int) -> dict[str, str]:
+    single = _state(location)
+    if single is not None:
+        return {str(location): single}
+    found: dict[str, str] = {}
+    for folder in ("activations", "evaluations"):
+        for name in (location / folder).names():
+            state = _told(location / folder / name)
+            if state is not None:
+                found[f"{folder}/{name}"] = state
+    for folder in ("vectors", "maps"):
+        count = sum(len((location / folder / name).names()) or 1 for name in (location / folder).names())
+        if count:
+            found[folder] = f"{count} files"
+    # A run has no runs of its own, whatever links lie there.
+    for run in (location / "runs").names() if depth == 0 else ():
+        with suppress(UserError):  # one that has not begun
+            parts = _status(location / "runs" / run, depth + 1)
+            found |= {f"runs/{run}/{part}": state for part, state in parts.items()}
+    if not found:
+        raise UserError(f"{location}: expected a harvest, an evaluation or a run")
+    found["report"] = "written" if (location / "report.html").exists() else "not yet"
+    return found
+
+
+def _told(location: Location) -> str | None:
+    """The state of a part of a run; one that is damaged does not hide the others."""
+    try:
+        return _state(location)
+    except UserError as error:
+        return f"damaged ({str(error).removeprefix(f'{location}/')})"
+
+
+def _state(location: Location) -> str | None:
+    if (location / schema.MANIFEST).exists():
+        rows = ActivationSet.open(location)
+        return f"complete, {rows.n_rows:,} rows in {len(rows.manifest['shards'])} shards"
+    if (location / METRICS).exists():
+        read_metrics(location)
+        return "complete"
+    shards = [name for name in location.names() if name.startswith("shard-")]
+    if shards:
+        return f"{len(shards)} shards finished, not complete: run the same harvest again"
+    parts = (location / "parts").names()
+    return f"{len(parts)} splits finished, not complete: run the same evaluation again" if parts else None

@@ -1,0 +1,168 @@
+"""Activation sets on disk: Parquet shards and a manifest."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from contrans_dist.config.limits import MANIFEST_BYTES
+from contrans_dist.errors import UserError
+from contrans_dist.store import schema
+from contrans_dist.store.location import Location
+from contrans_dist.store.manifest import AGAIN, Manifest, ShardEntry
+from contrans_dist.store.shard_reader import DamagedError, block_values, files_in, opened
+
+_REQUESTS = 16
+"""Shards that are looked at beside each other in an object store."""
+
+
+@dataclass(frozen=True)
+class ActivationSet:
+    """A complete activation set: rows of a model's residual stream, in the order of the input texts."""
+
+    location: Location
+    manifest: dict[str, Any]
+    """As it stands in its file."""
+    chosen: tuple[int, ...] | None = None
+    """Only these of its blocks; None is all of them."""
+    kept: NDArray[np.int64] | None = field(default=None, compare=False)
+    """Only these of its rows, ascending; None is all of them."""
+
+    @classmethod
+    def open(cls, location: "Location | str") -> "ActivationSet":
+        """Raises UserError when there is no complete set at `location`, or one that is not what its manifest
+        says: sizes and footers of all its shards are held against it. Their pages are checked when read."""
+        location = Location.parse(location)
+        manifest = location / schema.MANIFEST
+        if not manifest.exists():
+            started = any(name.endswith(".parquet") for name in location.names())
+            state = "unfinished: run the same harvest again" if started else "no activation set"
+            raise UserError(f"{location}: {state} (there is no {schema.MANIFEST})")
+        made = cls(location, manifest.read_json(MANIFEST_BYTES))
+        wrong = made.wrong_shards()
+        if wrong:
+            name, reason = next(iter(wrong.items()))
+            count = "1 shard is" if len(wrong) == 1 else f"{len(wrong)} shards are"
+            raise UserError(f"{location / name}: {reason}; {AGAIN}: {count} computed anew")
+        return made
+
+    @cached_property
+    def facts(self) -> Manifest:
+        """The model of the manifest. Raises UserError when it is none."""
+        return Manifest.of(self.manifest, self.location / schema.MANIFEST)
+
+    def wrong_shards(self) -> dict[str, str]:
+        """What is wrong with each shard whose size or footer is not as the manifest says, by name."""
+        entries, sizes = self.facts.shards, files_in(self.location)
+        found = {entry.name: "it is missing" for entry in entries if entry.name not in sizes}
+        if found:
+            return found
+
+        def wrong(entry: ShardEntry) -> str | None:
+            if entry.bytes not in (None, sizes[entry.name]):
+                return f"it has {sizes[entry.name]:,} bytes, expected {entry.bytes:,}"
+            try:
+                with opened(self.location.inside(entry.name)) as shard:
+                    return shard.not_of(self.facts, entry)
+            except DamagedError as error:
+                return error.reason
+
+        # Each footer is a request to an object store.
+        with ThreadPoolExecutor(1 if self.location.is_local else _REQUESTS) as threads:
+            results = threads.map(wrong, entries)
+            return {entry.name: each for entry, each in zip(entries, results, strict=True) if each}
+
+    @property
+    def n_rows(self) -> int:
+        return self.facts.rows if self.kept is None else len(self.kept)
+
+    def row_numbers(self) -> NDArray[np.int64]:
+        """The rows of the input that are here, int64 `[rows]`."""
+        left_out = [each.row for each in self.facts.skipped]
+        found = np.setdiff1d(np.arange(self.facts.rows + len(left_out)), left_out, assume_unique=True)
+        return found if self.kept is None else found[self.kept]
+
+    def keeping(self, numbers: NDArray[np.int64]) -> "ActivationSet":
+        """The same set with these rows of the input alone."""
+        found = np.flatnonzero(np.isin(self.row_numbers(), numbers))
+        return replace(self, kept=found if self.kept is None else self.kept[found])
+
+    @property
+    def blocks(self) -> list[int]:
+        """The decoder blocks (from 0) whose activations are here."""
+        return list(self.facts.blocks if self.chosen is None else self.chosen)
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of decoder blocks of the whole model, harvested or not."""
+        return self.facts.n_blocks
+
+    @property
+    def d(self) -> int:
+        """Width of the residual stream."""
+        return self.facts.d
+
+    @property
+    def norms(self) -> dict[int, float]:
+        """Median Euclidean norm of the rows at each harvested block."""
+        return {block: self.facts.norms[str(block)] for block in self.blocks}
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that are not activations."""
+        return list(self.facts.columns)
+
+    @cached_property
+    def _shards(self) -> list[tuple[int, int, ShardEntry]]:
+        """(first row, one past the last, entry) of each shard, counting the rows that are there."""
+        ends = list(accumulate(entry.rows for entry in self.facts.shards))
+        return [(end - entry.rows, end, entry) for end, entry in zip(ends, self.facts.shards, strict=True)]
+
+    def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[pa.Table]:
+        if self.kept is None:
+            yield from self._stored(columns, start, stop)
+            return
+        kept = self.kept[start:stop]
+        first = int(kept[0]) if len(kept) else 0
+        for table in self._stored(columns, first, int(kept[-1]) + 1 if len(kept) else 0):
+            here = kept[(kept >= first) & (kept < first + table.num_rows)] - first
+            first += table.num_rows
+            yield table.take(pa.array(here))
+
+    def _stored(self, columns: list[str], start: int, stop: int) -> Iterator[pa.Table]:
+        for first, last, entry in self._shards:
+            if first >= stop or last <= start:
+                continue
+            with opened(self.location.inside(entry.name)) as shard:
+                wrong = shard.not_of(self.facts, entry)
+                if wrong:
+                    raise UserError(f"{shard.location}: {wrong}; {AGAIN}: it is computed anew")
+                table = shard.read(columns, max(start - first, 0), min(stop, last) - first)
+            yield table
+
+    def read_block(self, block: int, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows `start` to `stop` (exclusive, input order) at one block: float32 `[rows, d]`.
+
+        Raises UserError when the block was not harvested.
+        """
+        if block not in self.blocks:
+            raise UserError(f"{self.location}: block {block} was not harvested; it holds {self.blocks}")
+        stop = self.n_rows if stop is None else stop
+        column = schema.block_column(block)
+        parts = [block_values(table, column) for table in self._tables([column], start, stop)]
+        return np.concatenate(parts) if parts else np.empty((0, self.d), np.float32)
+
+    def read_columns(self, names: list[str], start: int = 0, stop: int | None = None) -> pa.Table:
+        """Columns that are not activations, in input order. Raises UserError for a name that is not there."""
+        missing = [name for name in names if name not in self.columns]
+        if missing:
+            raise UserError(f"{self.location}: no column {missing[0]!r}; it holds {', '.join(self.columns)}")
+        stop = self.n_rows if stop is None else stop
+        # A column may have been without any value before texts were appended.
+        return pa.concat_tables(self._tables(names, start, stop), promote_options="default")

@@ -1,0 +1,84 @@
+"""What a shard says of itself in its footer, and the seal over it.
+
+Besides its columns a shard's footer holds two pieces of JSON: what was known before its rows (`contrans`:
+whose it is, where it starts, counts), and what was known after them (`contrans-pages`: a hash of all that
+stands before the footer, the rows' norms, and a seal over all of this).
+"""
+
+import base64
+import hashlib
+import json
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from contrans_dist.store import schema
+from contrans_dist.store.manifest import Count, Facts, Finite, Skipped
+
+_HASH_BYTES = 8 << 20
+_MOST_NORMS = 2 << 20
+"""Bytes of norms that a footer may hold; of a shard that has more, they are computed again when wanted."""
+
+
+class ShardFacts(Facts):
+    """What a shard says of itself before its rows."""
+
+    format: int
+    fingerprint: str
+    identity: Annotated[dict[str, Any], Field(default_factory=dict)]
+    start: Count
+    tokens: Count = 0
+    truncated: Count = 0
+    canary: Finite = 0.0
+    skipped: Annotated[list[Skipped], Field(default_factory=list)]
+
+
+class PageFacts(Facts):
+    """What a shard says of itself after its rows."""
+
+    content: str
+    """SHA-256 of all bytes before the footer."""
+    norms: str | None = None
+    """Base64 of the Euclidean norm of each row at each block: float32, little-endian, `[rows, blocks]`."""
+    seal: str
+
+
+def seal_of(metadata: pq.FileMetaData, facts: bytes, content: str, norms: str | None) -> str:
+    """Digest of a shard's columns, as a reader finds them, and of what it says of itself."""
+    found = (metadata.schema.column(index) for index in range(metadata.num_columns))
+    columns = [
+        [each.path, each.physical_type, each.length, each.max_definition_level, each.max_repetition_level]
+        for each in found
+    ]
+    parts = [columns, metadata.metadata[b"ARROW:schema"].decode(), facts.decode(), content, norms]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def page_facts(
+    layout: pa.Schema, content: str, norms: NDArray[np.float32], options: dict[str, Any]
+) -> dict[str, str]:
+    """What a shard of this layout says after its rows: key and value for its footer.
+
+    `content`: hash of the bytes before it. `options`: those it is written with.
+    """
+    # Sealed as it will be found: Parquet knows less than Arrow, and some names change on the way.
+    sink = pa.BufferOutputStream()
+    pq.write_table(layout.empty_table(), sink, **options)
+    found = pq.read_metadata(pa.BufferReader(sink.getvalue()))
+    kept = base64.b64encode(norms.astype("<f4").tobytes()).decode() if norms.nbytes <= _MOST_NORMS else None
+    seal = seal_of(found, layout.metadata[schema.METADATA_KEY], content, kept)
+    return {schema.PAGES_KEY.decode(): json.dumps({"content": content, "norms": kept, "seal": seal})}
+
+
+def content_hash(source: pa.NativeFile, length: int) -> str:
+    """SHA-256 of a file's first `length` bytes."""
+    digest = hashlib.sha256()
+    source.seek(0)
+    while length > 0 and (piece := source.read(min(_HASH_BYTES, length))):
+        digest.update(piece)
+        length -= len(piece)
+    return digest.hexdigest()

@@ -1,0 +1,266 @@
+"""Local paths and object stores behind one `Location`, with publishing that is all or nothing."""
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from contrans_dist.config.limits import JSON_BYTES, check_size
+from contrans_dist.console import without_credentials
+from contrans_dist.errors import UserError
+from contrans_dist.store import object_stores as stores
+from contrans_dist.store.addresses import above, joined, parse_address, show_address, whole_address
+from contrans_dist.store.json_text import parse_json
+from contrans_dist.store.patience import brief, briefly, patiently
+from contrans_dist.store.work_folders import staging, sweep_staged
+
+_TEMPORARY = ".tmp-"
+_STALE_SECONDS = 24 * 3600
+_COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder, given as a local path or a URI (`s3://`, `gs://`, `file://`).
+
+    It is text alone, so that it travels to another process; each opens its own filesystem.
+    """
+
+    store: str = field(repr=False)
+    """The bucket's URI, with credentials and options; empty for this machine."""
+    path: str
+    """The path inside `filesystem`: absolute, or of the bucket and what is in it."""
+
+    @classmethod
+    def parse(cls, text: "str | os.PathLike[str] | Location") -> "Location":
+        """Raises UserError for what no filesystem understands, or a store that cannot be reached."""
+        if isinstance(text, Location):
+            return text
+        location = cls(*parse_address(os.fspath(text)))
+        location.filesystem  # noqa: B018 - a bad URI is reported here, not in the middle of a run
+        return location
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return self._filesystem()
+
+    def _filesystem(self, uploading: bool = False) -> fs.FileSystem:
+        try:
+            return stores.filesystem(self.store, uploading, brief())
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            reason = " ".join(without_credentials(str(error)).split())
+            raise UserError(
+                f"{self}: expected a path or an s3://, gs:// or file:// URI ({reason})"
+            ) from error
+
+    @property
+    def uri(self) -> str:
+        """For another process: with the credentials and options, so never to be shown."""
+        return whole_address(self.store, self.path)
+
+    @property
+    def is_local(self) -> bool:
+        return not self.store
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Location":
+        return Location(self.store, above(self.path))
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.store, joined(self.path, name))
+
+    def __str__(self) -> str:
+        """For people, logs and manifests: without the credentials and options a URI may carry."""
+        return show_address(self.store, self.path)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @patiently
+    def info(self) -> fs.FileInfo:
+        """Raises UserError for what cannot be looked at, RunError for a store that does not answer."""
+        with self._told():
+            return self.filesystem.get_file_info(self.path)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What a file system refuses (a loop of links, a name too long, no permission) as UserError; what a
+        store may do the next time as PassingError."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise
+        except (OSError, pa.ArrowInvalid) as error:
+            raise stores.told(str(self), error, self.is_local) from error
+
+    def exists(self) -> bool:
+        return self.info().type is not fs.FileType.NotFound
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        return int(self.info().size or 0)
+
+    @patiently
+    def entries(self) -> list[fs.FileInfo]:
+        """What lies directly inside, by one request; nothing in a file, or where nothing is."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        try:
+            with self._told():
+                return list(self.filesystem.get_file_info(selector))
+        except NotADirectoryError:  # an object store finds nothing there, and says no more
+            return []
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly inside, sorted, temporary ones left out; none in a file."""
+        return sorted(info.base_name for info in self.entries() if not info.base_name.startswith("."))
+
+    @patiently
+    def open(self) -> pa.NativeFile:
+        """Open for random access. Raises UserError when there is no such file."""
+        # To open a pipe waits for whoever writes into it.
+        if self.is_local and self.info().type not in (fs.FileType.File, fs.FileType.NotFound):
+            raise UserError(f"{self}: expected a file, this is a folder or no regular file")
+        try:
+            with self._told():
+                return self.filesystem.open_input_file(self.path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise UserError(f"{self}: no such file") from error
+
+    def inside(self, name: str) -> "Location":
+        """A file or folder directly in this folder, whose name some file gave. Raises UserError for a name
+        that leads elsewhere."""
+        if not name or name in (".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
+            raise UserError(f"{self}: expected the name of a file in this folder, found {name!r}")
+        return self / name
+
+    @patiently
+    def read_bytes(self, most: int | None = None) -> bytes:
+        """Raises UserError for a file of more than `most` bytes, or one that is not there."""
+        with self._told(), self.open() as stream:
+            if most is not None:
+                check_size(str(self), stream.size(), most)
+            return bytes(stream.read())
+
+    def read_json(self, most: int = JSON_BYTES) -> Any:
+        """Raises UserError when the file is missing, too large, or no JSON in UTF-8."""
+        return parse_json(self.read_bytes(most), str(self))
+
+    # -- publishing ------------------------------------------------------------------------------
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """Yield a local path to write; what is there when the block ends well appears whole.
+
+        Locally the file is written beside its final name, synced and renamed. For an object store it is
+        uploaded beside its final key and copied there by the store, at once. After an exception nothing
+        appears under the final name. Raises UserError for a local place where no file can be, RunError for a
+        disk that is full and a store that does not answer.
+        """
+        if self.is_local:
+            self._check_place(Path(self.path).parent)
+        with self._written(), nullcontext(Path(self.path).parent) if self.is_local else staging() as folder:
+            temporary = folder / _temporary_name()
+            try:
+                yield temporary
+                sync(temporary)
+                if self.is_local:
+                    os.replace(temporary, self.path)
+                    sync(folder)
+                else:
+                    self._upload(temporary)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise stores.unwritten(str(self), error) from error
+
+    def _check_place(self, folder: Path) -> None:
+        """Make the folder of a local file. Raises UserError where a file or a folder is in the way."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self}: cannot be written ({error.strerror}: {error.filename})") from error
+        if os.path.isdir(self.path):
+            raise UserError(f"{self}: expected a place for a file, there is a folder")
+
+    @patiently
+    def _upload(self, source: Path) -> None:
+        """Not to the final key itself: a stream to a store that is let go publishes what it was given so far,
+        after an exception as well, and knows no way to withdraw it."""
+        beside = self.parent / _temporary_name()
+        self.info()  # a store in trouble is found out with less patience, before there are parts in it
+        store = self._filesystem(uploading=True)
+        try:
+            with self._told():
+                with source.open("rb") as data, store.open_output_stream(beside.path) as stream:
+                    shutil.copyfileobj(data, stream, _COPY_BYTES)
+                store.move(beside.path, self.path)
+        except BaseException:
+            with suppress(Exception), briefly():
+                self.filesystem.delete_file(beside.path)
+            raise
+
+    def write_bytes(self, data: bytes) -> None:
+        """Publish `data` whole or not at all."""
+        with self.staged() as path:
+            path.write_bytes(data)
+
+    def write_json(self, value: Any) -> None:
+        """Publish `value` as indented JSON with a stable key order. NaN is refused: it is no JSON."""
+        text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(text.encode() + b"\n")
+
+    @patiently
+    def delete(self) -> None:
+        """Remove the file; one that is not there is no error."""
+        with self._told(), suppress(FileNotFoundError, NotADirectoryError):
+            self.filesystem.delete_file(self.path)
+
+    @patiently
+    def delete_folder(self) -> None:
+        """Remove the folder and what is in it; one that is not there is no error."""
+        with self._told(), suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self.path)
+
+    @patiently
+    def sweep(self) -> None:
+        """Remove temporary files that a killed process left in this folder over a day ago, and what such a
+        one left on this machine on its way to a store."""
+        oldest = time.time() - _STALE_SECONDS
+        for entry in self.entries():
+            made = entry.mtime.timestamp() if entry.mtime is not None else oldest
+            if entry.base_name.startswith(_TEMPORARY) and entry.is_file and made < oldest:
+                (self / entry.base_name).delete()
+        if not self.is_local:
+            sweep_staged()
+
+
+def _temporary_name() -> str:
+    """Short: file systems end at 255 bytes."""
+    return f"{_TEMPORARY}{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder, so that a power cut cannot leave a name without its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,93 @@
+"""Object stores: the filesystem of a bucket, and what its errors mean."""
+
+import errno
+import os
+import re
+from functools import lru_cache
+from urllib.parse import parse_qsl, unquote
+
+from pyarrow import fs
+
+from contrans_dist.console import without_credentials
+from contrans_dist.errors import PassingError, RunError, UserError
+
+_S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
+_ATTEMPTS = 3
+"""Of one request, by the store's client; what is tried again after longer pauses is `patiently`'s."""
+_UPLOAD_ATTEMPTS = 12
+"""Of one request of an upload, with pauses that double, for a minute and a half in all: an upload that is
+given up leaves its parts in the store, since pyarrow cannot abort it."""
+_CONNECT_SECONDS, _SILENT_SECONDS, _BRIEF_SECONDS = 10, 20, 5
+_REFUSED = re.compile(
+    "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE"
+    "|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN|PERMISSION_?DENIED|UNAUTHENTICATED"
+    "|Bucket .*not found|HTTP status 40[134]",
+    re.IGNORECASE,
+)
+"""What a store says of a request that will never be granted; of all else it may think better."""
+
+_FORBIDDEN = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+}  # fmt: skip
+_FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
+
+
+@lru_cache(maxsize=64)
+def filesystem(store: str, uploading: bool = False, brief: bool = False) -> fs.FileSystem:
+    """The filesystem of a bucket's URI; of this machine for the empty string.
+
+    `uploading`: with more patience; `brief`: with none. Raises UserError for an option that there is not, and
+    what pyarrow raises where no store answers.
+    """
+    if not store:
+        return fs.LocalFileSystem()
+    scheme, _, rest = store.partition("://")
+    return _s3(rest, uploading, brief) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
+
+
+def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
+    """pyarrow's own default lets a connection that says nothing hang."""
+    place, _, asked = rest.partition("?")
+    user, _, bucket = place.rpartition("@")
+    options = dict(parse_qsl(asked))
+    unknown = next((name for name in options if name not in _S3_OPTIONS), None)
+    if unknown is not None:
+        raise UserError(f"s3://{bucket}: no option {unknown!r}; expected one of {', '.join(_S3_OPTIONS)}")
+    if not {"region", "endpoint_override"} & set(options):
+        options["region"] = fs.resolve_s3_region(bucket)
+    key, _, secret = user.partition(":")
+    silent = min(_BRIEF_SECONDS, _SILENT_SECONDS) if brief else _SILENT_SECONDS
+    retries = (
+        fs.AwsDefaultS3RetryStrategy(max_attempts=_UPLOAD_ATTEMPTS)
+        if uploading and not brief
+        else fs.AwsStandardS3RetryStrategy(max_attempts=1 if brief else _ATTEMPTS)
+    )
+    return fs.S3FileSystem(
+        access_key=unquote(key) or None,
+        secret_key=unquote(secret) or None,
+        connect_timeout=min(_CONNECT_SECONDS, silent),
+        request_timeout=silent,
+        retry_strategy=retries,
+        allow_delayed_open=uploading,  # what is small is one request, and not three
+        **options,
+    )
+
+
+def told(name: str, error: Exception, local: bool) -> UserError | PassingError:
+    """What to raise for an error at the place `name`: UserError for what is refused, such as a loop of links,
+    a name too long, no permission; PassingError for what a store may do the next time."""
+    reason = " ".join(without_credentials(str(error)).split()).rpartition("] ")[2]
+    if local or _REFUSED.search(reason):
+        return UserError(f"{name}: cannot be reached ({reason[:300]})")
+    return PassingError(f"{name}: the store does not answer ({reason[:300]})")
+
+
+def unwritten(name: str, error: OSError) -> Exception:
+    """What to raise for a disk's error while the place `name` was written: UserError for what is not allowed,
+    RunError for a disk that is full or fails, the error itself for any other."""
+    reason = os.strerror(error.errno or 0)
+    if error.errno in _FORBIDDEN:
+        return UserError(f"{name}: cannot be written ({reason})")
+    if error.errno in _FAILING:
+        return RunError(f"{name}: cannot be written ({reason}); run the same command again to go on")
+    return error

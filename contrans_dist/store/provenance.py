@@ -1,0 +1,79 @@
+"""Where an artefact comes from: versions, command line, commit, time. Never a secret."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from contrans_dist.console import without_credentials
+
+_PACKAGES = (
+    "contrans-dist",
+    "torch",
+    "transformers",
+    "accelerate",
+    "bitsandbytes",
+    "pyarrow",
+    "numpy",
+    "ray",
+)
+_SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|password|api[-_]?key|access[-_]?key)")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a number."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command_line(arguments: list[str] | None = None) -> str:
+    """The command that is running, without credentials in URIs and values of secret-looking options."""
+    words = [*_program(sys.argv[0]), *sys.argv[1:]] if arguments is None else arguments
+    shown: list[str] = []
+    hide_next = False
+    for word in words:
+        option, mark, _ = word.partition("=")
+        if hide_next:
+            shown.append("***")
+        elif mark and "://" not in option and _SECRET_OPTION.search(option):
+            shown.append(f"{option}=***")
+        else:
+            shown.append(without_credentials(word))
+        hide_next = word.startswith("-") and not mark and bool(_SECRET_OPTION.search(word))
+    return " ".join(f"'{word}'" if re.search(r"\s", word) else word for word in shown)
+
+
+def _program(first: str) -> list[str]:
+    """A script as it was named, an installed command without its folder."""
+    path = Path(first)
+    if path.suffix != ".py":
+        return [path.name]
+    return ["python", path.name if path.is_absolute() else first]
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from; None when it was installed from elsewhere."""
+    folder = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "log", "-1", "--format=%H", "--", "."],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Concept vectors: made from rows of activations, on disk, and combined."""

@@ -1,0 +1,145 @@
+"""Concept vectors on disk: one row a block, what made them, and the model they are meant for."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, NonNegativeInt
+
+from contrans_dist.config import FileModel
+from contrans_dist.errors import UserError
+from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import command_line, git_commit, now
+from contrans_dist.store.tensors import open_tensors, save_tensors
+
+KIND = "vector"
+Norms = dict[NonNegativeInt, Annotated[FiniteFloat, Field(ge=0)]]
+"""Median norm of a model's residual stream by block, as a header holds it."""
+
+
+class VectorHeader(FileModel):
+    """The header of a vector file."""
+
+    format: Literal[1] = 1
+    kind: Literal["vector"] = "vector"
+    concept: str
+    model: str
+    method: str = "mean"
+    blocks: tuple[NonNegativeInt, ...] | None = None
+    n_positive: NonNegativeInt = 0
+    n_negative: NonNegativeInt = 0
+    norms: Norms = Field(default_factory=dict)
+    steps: tuple[str, ...] = ()
+
+
+def _no_hashes() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class ConceptVector:
+    """A concept vector of one model: float32 `[n_blocks, d]`, zero rows where a block carries nothing."""
+
+    values: NDArray[np.float32]
+    concept: str
+    model: str
+    """The model it is meant for: where it was made, or where a map took it."""
+    method: str = "mean"
+    n_positive: int = 0
+    n_negative: int = 0
+    norms: dict[int, float] = field(default_factory=dict)
+    """Median norm of that model's residual stream by block; a strength is read as a fraction of it."""
+    text_hashes: NDArray[np.int64] = field(default_factory=_no_hashes)
+    """Units of the contrast texts (`leak.unit_hashes`)."""
+    map_text_hashes: NDArray[np.int64] = field(default_factory=_no_hashes)
+    """Units of the texts the map was fitted on."""
+    shuffled_map: NDArray[np.float32] | None = None
+    """The same vector through the map fitted on shuffled rows: a control."""
+    steps: tuple[str, ...] = ()
+    """How it came to be, oldest first."""
+
+    @property
+    def n_blocks(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def d(self) -> int:
+        return int(self.values.shape[1])
+
+    @property
+    def blocks(self) -> list[int]:
+        """Blocks that carry something."""
+        return np.flatnonzero(self.values.any(axis=1)).tolist()
+
+    def at(self, block: int) -> NDArray[np.float32]:
+        """The row of one block, `[d]`. Raises UserError when it carries nothing."""
+        if block not in self.blocks:
+            raise UserError(
+                f"vector {self.concept!r} carries nothing at block {block}; it holds {self.blocks}"
+            )
+        return self.values[block]
+
+    def only(self, block: int, row: NDArray[np.float32] | None = None) -> "ConceptVector":
+        """This vector with one block alone, carrying `row` if given, and without its shuffled control."""
+        values = np.zeros_like(self.values)
+        values[block] = self.at(block) if row is None else row
+        return replace(self, values=values, shuffled_map=None)
+
+    def save(self, location: Location) -> None:
+        """Publish as safetensors: tensor `vector` `[n_blocks, d]`, and the header the design gives it."""
+        tensors: dict[str, NDArray[Any]] = {"vector": self.values.astype(np.float32)}
+        for name, hashes in (("text_hashes", self.text_hashes), ("map_text_hashes", self.map_text_hashes)):
+            if hashes.size:
+                tensors[name] = hashes
+        if self.shuffled_map is not None:
+            tensors["shuffled_map"] = self.shuffled_map.astype(np.float32)
+        header = {
+            "format": 1,
+            "kind": KIND,
+            "concept": self.concept,
+            "model": self.model,
+            "method": self.method,
+            "blocks": self.blocks,
+            "absent": [block for block in range(self.n_blocks) if block not in self.blocks],
+            "n_positive": self.n_positive,
+            "n_negative": self.n_negative,
+            "norms": {str(block): norm for block, norm in self.norms.items()},
+            "steps": list(self.steps),
+            "command": command_line(),
+            "git_commit": git_commit(),
+            "created": now(),
+        }
+        save_tensors(location, tensors, header)
+
+    @classmethod
+    def load(cls, location: "Location | str") -> "ConceptVector":
+        """Raises UserError when the file is missing, is no vector of ours, or contradicts itself."""
+        file = open_tensors(Location.parse(location), KIND)
+        header, shape = file.model(VectorHeader), file.shape("vector", "F32", 2)
+        beyond = [block for block in header.norms if block >= shape[0]]
+        if beyond:
+            raise UserError(f"{file.location}: header: norms: block {beyond[0]} of {shape[0]}")
+        for name in ("text_hashes", "map_text_hashes"):
+            if name in file.entries:
+                file.shape(name, "I64", 1)
+        if "shuffled_map" in file.entries:
+            file.require("shuffled_map", "F32", shape)
+        tensors = file.read(("vector", "text_hashes", "map_text_hashes", "shuffled_map"))
+        made = cls(
+            values=tensors["vector"],
+            concept=header.concept,
+            model=header.model,
+            method=header.method,
+            n_positive=header.n_positive,
+            n_negative=header.n_negative,
+            norms=header.norms,
+            text_hashes=tensors.get("text_hashes", _no_hashes()),
+            map_text_hashes=tensors.get("map_text_hashes", _no_hashes()),
+            shuffled_map=tensors.get("shuffled_map"),
+            steps=header.steps,
+        )
+        if header.blocks is not None and list(header.blocks) != made.blocks:
+            found = f"the header names {list(header.blocks)}, the tensor carries {made.blocks}"
+            raise UserError(f"{file.location}: blocks: {found}")
+        return made

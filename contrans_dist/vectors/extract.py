@@ -1,0 +1,110 @@
+"""Concept vectors: the direction that tells positive texts from negative ones in one model's activations."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.linalg
+
+from contrans_dist.vectors.row_checks import finite_rows
+
+METHODS = ("mean", "pca")
+
+
+def concept_vector(
+    positive: np.ndarray, negative: np.ndarray, method: str = "mean", paired: bool | None = None
+) -> np.ndarray:
+    """The concept vector, float32 [d], of positive rows [n, d] and negative rows [m, d].
+
+    method "mean": equation 1 of ConTrans, the mean of the positive minus the mean of the negative rows, in
+    the units of the activations. Row i of both sides need not belong together: with equal counts the mean of
+    the differences is the difference of the means.
+
+    method "pca": the first principal component of the centred differences positive[i] - negative[i], of unit
+    length, with the sign that points along their mean. Needs pairs. Centring takes the mean difference away
+    first, so this is the direction in which the differences vary most, which need not be the direction they
+    share.
+
+    paired: True insists on pairs (equal counts), False says there are none, None takes them where counts
+    agree. ValueError for an empty side, NaN or infinity, different widths, or pairs that are missing or too
+    few.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+    positive, negative = finite_rows(positive, "positive"), finite_rows(negative, "negative")
+    for name, rows in (("positive", positive), ("negative", negative)):
+        if len(rows) == 0:
+            raise ValueError(f"{name}: no rows")
+    if positive.shape[1] != negative.shape[1]:
+        raise ValueError(f"positive rows have {positive.shape[1]} columns, negative {negative.shape[1]}")
+    if (paired or method == "pca") and len(positive) != len(negative):
+        raise ValueError(f"pairs need equal counts: {len(positive)} positive, {len(negative)} negative rows")
+    if method == "mean":
+        return (positive.mean(axis=0) - negative.mean(axis=0)).astype(np.float32)
+    if paired is False:
+        raise ValueError("method 'pca' works on the differences of pairs: paired=False contradicts it")
+    # What float32 rows leave behind by rounding alone is no variation.
+    noise = 1e-6 * float(np.linalg.norm(positive))
+    return _first_component(positive - negative, noise).astype(np.float32)
+
+
+def one_vs_rest(labels: Sequence[str | None], concept: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers (positive, negative), int64, for one concept against all others.
+
+    Positive: every row labelled `concept`, in input order. Negative: as many rows of the other concepts,
+    drawn without replacement and spread as evenly as their counts allow, in random order so that pairs mix
+    concepts; fewer where the others have fewer rows in all. Rows labelled None belong to neither side. The
+    same labels, concept and seed give the same rows. ValueError when either side would be empty.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        if label is not None:
+            rows_of.setdefault(label, []).append(row)
+    positive = rows_of.pop(concept, [])
+    if not positive:
+        raise ValueError(f"no row is labelled {concept!r}; labels found: {sorted(rows_of)}")
+    if not rows_of:
+        raise ValueError(f"every labelled row is {concept!r}: nothing to contrast it with")
+    rng = np.random.default_rng(seed)
+    others = sorted(rows_of)
+    shuffled = {name: rng.permutation(rows_of[name]) for name in others}
+    quota = _even_quota({name: len(rows_of[name]) for name in others}, len(positive), rng)
+    negative = np.concatenate([shuffled[name][: quota[name]] for name in others])
+    return np.array(positive, dtype=np.int64), rng.permutation(negative).astype(np.int64)
+
+
+def _even_quota(available: dict[str, int], wanted: int, rng: np.random.Generator) -> dict[str, int]:
+    """How many rows to take of each name: as even as `available` allows, the odd ones out drawn by lot."""
+    quota = dict.fromkeys(available, 0)
+    left = min(wanted, sum(available.values()))
+    while left:
+        names = [name for name in available if quota[name] < available[name]]
+        share = min(left // len(names), min(available[name] - quota[name] for name in names))
+        if share == 0:
+            names = [names[i] for i in rng.permutation(len(names))[:left]]
+            share = 1
+        for name in names:
+            quota[name] += share
+        left -= share * len(names)
+    return quota
+
+
+def _first_component(differences: np.ndarray, noise: float) -> np.ndarray:
+    """The first principal component, unit length, float64 [d], of differences [n, d]; ValueError if n < 2."""
+    if len(differences) < 2:
+        raise ValueError("method 'pca' needs at least 2 pairs")
+    mean = differences.mean(axis=0)
+    centred = differences - mean
+    # The smaller of the two Gram matrices has the same top eigenvalue; only that one is asked for.
+    wide = centred.shape[0] < centred.shape[1]
+    gram = centred @ centred.T if wide else centred.T @ centred
+    last = len(gram) - 1
+    top = scipy.linalg.eigh(gram, subset_by_index=[last, last], check_finite=False)[1][:, 0]
+    component = centred.T @ top if wide else top
+    if np.linalg.norm(centred @ top if not wide else component) <= noise:
+        raise ValueError("method 'pca': all pairs differ by the same vector, so no component is defined")
+    component /= np.linalg.norm(component)
+    along = component @ mean
+    if along == 0.0:
+        # Exactly across the mean neither sign is right; fix one so that the result is reproducible.
+        along = component[np.argmax(np.abs(component))]
+    return component if along > 0 else -component

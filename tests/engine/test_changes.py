@@ -1,0 +1,42 @@
+"""Tokens that rise and fall, against whole distributions of one prompt at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from contrans_dist.engine.scoring import Intervention, changes, token_changes
+from contrans_dist.engine.steer import steer
+from contrans_dist.models import LanguageModel, load_model
+from tests.tiny import save_tiny
+
+TEXTS = ["Once upon a time", "Once upon a dog", "The boy was happy", "She felt sad, angry and", "One day"]
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    folder: Path = tmp_path_factory.mktemp("model")
+    return load_model(str(save_tiny(folder, n_blocks=4, d=32)))
+
+
+@pytest.mark.parametrize("together", [2, 64])
+def test_changes_are_those_of_single_runs(
+    lm: LanguageModel, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "_TOGETHER", together)
+    row = np.random.default_rng(1).standard_normal(lm.d).astype(np.float32)
+    prompts = [lm.tokenizer(text)["input_ids"] for text in TEXTS]
+    found = token_changes(lm, prompts, Intervention("v", {1: row}, 2.0), k=5)
+    for p, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            before = lm.model(ids).logits[0, -1].softmax(dim=0)
+            with steer(lm, row, block=1, strength=2.0):
+                after = lm.model(ids).logits[0, -1].softmax(dim=0)
+        change = (after - before).numpy()
+        order = np.argsort(change)
+        np.testing.assert_allclose(found.up_by[p], change[order[::-1][:5]], atol=1e-5)
+        np.testing.assert_allclose(found.down_by[p], change[order[:5]], atol=1e-5)
+        np.testing.assert_allclose(change[found.up[p]], found.up_by[p], atol=1e-5)
+        np.testing.assert_allclose(change[found.down[p]], found.down_by[p], atol=1e-5)

@@ -1,0 +1,142 @@
+"""Batched, steered generation against the model's own `generate`, one prompt, one intervention at a time."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from contrans_dist.engine.scoring import BASE, Intervention, generate
+from contrans_dist.engine.scoring.interventions import checked_offsets
+from contrans_dist.errors import UserError
+from contrans_dist.models import LanguageModel, wrap_model
+from tests.tiny import ARCHITECTURES, CONTEXT, tiny_model, tiny_tokenizer
+from tests.truth import continued
+
+D = 32
+RNG = np.random.default_rng(11)
+# Some longer than the sliding windows (8 tokens), one of a single token.
+PROMPTS = [[0, *RNG.integers(3, 290, size=n).tolist()] for n in (25, 3, 11, 0, 7, 17)]
+STEPS = 12
+
+
+def vec(seed: int) -> np.ndarray:
+    return (0.7 * np.random.default_rng(seed).standard_normal(D)).astype(np.float32)
+
+
+INTERVENTIONS = [
+    BASE,
+    *(Intervention(f"{seed} times {strength}", {seed: vec(seed)}, strength)
+      for seed, strength in product((1, 2), (1.0, -4.0, 20.0))),
+    Intervention("two blocks", {0: vec(3), 3: vec(4)}, 2.0),
+]  # fmt: skip
+
+
+def language_model(architecture: str) -> LanguageModel:
+    return wrap_model(tiny_model(architecture), tiny_tokenizer())
+
+
+def new_ids(lm: LanguageModel, prompt: list[int], intervention: Intervention, ends: list[int]) -> list[int]:
+    """The tokens that follow one prompt in a batch of one, under this test's own hooks."""
+    handles = []
+    for k, row in intervention.vectors.items():
+        offset = torch.tensor(intervention.strength * row)
+
+        def hook(_module: nn.Module, _args: object, output: object, offset: torch.Tensor = offset) -> object:
+            if isinstance(output, tuple):
+                return (output[0] + offset, *output[1:])
+            return output + offset  # type: ignore[operator]
+
+        handles.append(lm.blocks[k].register_forward_hook(hook))
+    ids = torch.tensor([prompt])
+    out = lm.model.generate(  # type: ignore[operator]
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=STEPS, do_sample=False,
+        eos_token_id=ends or None, pad_token_id=2,
+    )  # fmt: skip
+    for handle in handles:
+        handle.remove()
+    new = out[0, len(prompt) :].tolist()
+    return new[: min((new.index(end) for end in ends if end in new), default=None)]
+
+
+def alone(lm: LanguageModel, ends: list[int]) -> list[list[str]]:
+    return [
+        [continued(lm.tokenizer, prompt, new_ids(lm, prompt, each, ends)) for prompt in PROMPTS]
+        for each in INTERVENTIONS
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_interventions_as_rows_of_a_batch_equal_each_alone(architecture: str) -> None:
+    lm = language_model(architecture)
+    expected = alone(lm, [1])
+    got = generate(lm, PROMPTS, INTERVENTIONS, max_new_tokens=STEPS, batch_size=20)
+    assert got == expected
+    assert len({tuple(texts) for texts in got}) > 4  # steering shows
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_rows_that_end_early_leave_the_others_alone(batch_size: int) -> None:
+    lm = language_model("llama")
+    rows = [new_ids(lm, prompt, each, []) for each in INTERVENTIONS for prompt in PROMPTS]
+    # A token that ends some texts at once, some later, and some not at all.
+    counts = {token: sum(token in row for row in rows) for row in rows for token in row}
+    end = min(counts, key=lambda token: abs(counts[token] - len(rows) // 2))
+    at = {row.index(end) if end in row else STEPS for row in rows}
+    assert {STEPS} < at
+    assert len(at) > 3
+    lm.model.generation_config.eos_token_id = ends = [end, 299]  # type: ignore[union-attr]
+    got = generate(lm, PROMPTS, INTERVENTIONS, max_new_tokens=STEPS, batch_size=batch_size)
+    assert got == alone(lm, ends)
+
+
+def test_the_whole_context_can_be_used() -> None:
+    lm = language_model("gpt2")
+    prompt = [0, *RNG.integers(3, 290, size=CONTEXT - STEPS - 1).tolist()]
+    expected = continued(lm.tokenizer, prompt, new_ids(lm, prompt, INTERVENTIONS[1], [1]))
+    assert generate(lm, [prompt, PROMPTS[1]], INTERVENTIONS[1:2], max_new_tokens=STEPS)[0][0] == expected
+    with pytest.raises(UserError, match=f"needs {CONTEXT + 1} tokens"):
+        generate(lm, [[*prompt, 5]], max_new_tokens=STEPS)
+
+
+def test_a_row_for_each_prompt_is_checked_like_a_single_one() -> None:
+    lm = language_model("llama")
+    rows = np.stack([vec(p) for p in range(300)])
+    whole = checked_offsets(lm, [Intervention("own", {1: rows}, 2.0)], 300)
+    torch.testing.assert_close(whole[0][1], torch.tensor(2.0 * rows))
+    for bad, at in ((np.nan, (0, 0)), (np.inf, (299, 31)), (-np.inf, (150, 7))):
+        broken = rows.copy()
+        broken[at] = bad
+        with pytest.raises(UserError, match=r"^vector for block 1 holds values that are not finite$"):
+            checked_offsets(lm, [Intervention("own", {1: broken}, 2.0)], 300)
+    message = r"^vector for block 1 has shape \(31,\), the model's hidden size is 32$"
+    with pytest.raises(UserError, match=message):
+        checked_offsets(lm, [Intervention("own", {1: rows[:, :31]}, 2.0)], 300)
+    with pytest.raises(UserError, match="blocks 0 to 3"):
+        checked_offsets(lm, [Intervention("own", {4: rows}, 2.0)], 300)
+    with pytest.raises(UserError, match="299 rows for 300 prompts"):
+        checked_offsets(lm, [Intervention("own", {1: rows[1:]}, 2.0)], 300)
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = language_model("llama")
+    wanted = generate(lm, PROMPTS, INTERVENTIONS[:3], max_new_tokens=STEPS)
+    sizes, whole = [], lm.model.generate
+
+    def small(**given: object) -> object:
+        ids = given["input_ids"]
+        assert isinstance(ids, torch.Tensor)
+        sizes.append(len(ids))
+        if len(ids) > room:
+            raise torch.OutOfMemoryError("too many")
+        return whole(**given)  # type: ignore[operator]
+
+    monkeypatch.setattr(lm.model, "generate", small)
+    room = 3
+    assert generate(lm, PROMPTS, INTERVENTIONS[:3], max_new_tokens=STEPS, batch_size=18) == wanted
+    # Once found out, the size stays.
+    assert sizes == [18, 9, 4, *[2] * 9]
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(lm, PROMPTS, INTERVENTIONS[:3], max_new_tokens=STEPS, batch_size=2)

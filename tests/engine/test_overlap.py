@@ -1,0 +1,163 @@
+"""The harvesting loop never waits for a device: batches overlap on a model that is cut over several.
+
+Proved on pretend devices (`pretend.py`): the engine, the model and accelerate's hooks are the real ones.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from contrans_dist.engine.capture import Activations, capture_ids, plan_batches
+from contrans_dist.models import LanguageModel, crossing, load_model
+from contrans_dist.models.loading import describe
+from contrans_dist.models.placement import _device_map, needs
+from tests.pretend import Devices, pretend_devices
+from tests.tiny import save_tiny
+
+N_DEVICES = 4
+AHEAD = N_DEVICES - 1  # so many batches later the first device is, where all are busy
+PATIENCE = 20.0  # seconds that the last device holds a batch back for the first device to be so far
+N_BATCHES, PER_BATCH, TOKENS = 8, 4, 6
+N_BLOCKS, BLOCKS = 8, [1, 4, 7]
+RNG = np.random.default_rng(5)
+# No two begin alike: nothing is shared.
+IDS = [[3 + i, *RNG.integers(3, 290, size=TOKENS - 1).tolist()] for i in range(N_BATCHES * PER_BATCH)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    architecture = given.get("architecture", "llama")
+    return save_tiny(tmp_path / "model", architecture, n_blocks=N_BLOCKS)
+
+
+def harvest(lm: LanguageModel, position: str = "last") -> Activations:
+    return capture_ids(lm, IDS, BLOCKS, position, batch_tokens=PER_BATCH * TOKENS)
+
+
+@contextmanager
+def cut(lm: LanguageModel, folder: Path, aside: bool = True) -> Iterator["Pipeline"]:
+    """The model over pretend devices as `contrans` has accelerate spread it. `aside`: as on GPUs, copies
+    between devices have queues of their own."""
+    described = describe(str(folder))
+    need = needs(described, "float32", None, 1, True)
+    room = round((need.activations + 1.1 * need.weights / N_DEVICES + need.largest_block) / 0.95)
+    places = _device_map(described, need, dict.fromkeys(range(N_DEVICES), room), "float32", None)
+    assert places is not None
+    with pretend_devices(N_DEVICES) as devices, pytest.MonkeyPatch.context() as patch:
+        if aside:
+            patch.setattr(crossing, "copied", lambda tensor, device: devices.aside(tensor, device))
+        accelerate.dispatch_model(
+            lm.model,
+            {name: devices.devices[int(k)] for name, k in places.items()},
+            main_device=devices.devices[0],
+            force_hooks=True,
+        )
+        pipeline = Pipeline(devices)
+        assert {next(block.parameters()).device for block in lm.blocks} == set(devices.devices)
+        for k, block in enumerate(lm.blocks):
+            block.register_forward_pre_hook(pipeline.on_begin(k))
+            block.register_forward_hook(pipeline.on_end(k))
+        devices.waits.clear()
+        yield pipeline
+
+
+class Pipeline:
+    """What happens on the first and on the last device, which works slowly: a batch ends there only once the
+    one AHEAD of it has begun on the first device, or after PATIENCE, which is shown once."""
+
+    def __init__(self, devices: Devices) -> None:
+        self.devices, self.batch = devices, -1
+        self.begun = [threading.Event() for _ in range(N_BATCHES)]
+        self.overlaps: list[bool] = []
+        """For each batch but the last: had the first device begun the one AHEAD when this one ended?"""
+
+    def on_begin(self, k: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            if k == 0:
+                self.batch += 1
+                self.devices.submit(self.devices.devices[0], self.begun[self.batch].set)
+
+        return hook
+
+    def on_end(self, k: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            if k == N_BLOCKS - 1 and self.batch + AHEAD < N_BATCHES:
+                self.devices.submit(
+                    self.devices.devices[-1], partial(self._work, self.begun[self.batch + AHEAD])
+                )
+
+        return hook
+
+    def _work(self, later: threading.Event) -> None:
+        self.overlaps.append(later.wait(PATIENCE if all(self.overlaps) else 0.0))
+
+
+def test_the_batches_are_those_that_are_meant() -> None:
+    assert [len(batch) for batch in plan_batches([len(text) for text in IDS], PER_BATCH * TOKENS)] == (
+        [PER_BATCH] * N_BATCHES
+    )
+
+
+@pytest.mark.parametrize("position", ["last", "mean"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bloom"])
+def test_the_first_device_goes_on_while_the_last_one_works(
+    folder: Path, architecture: str, position: str
+) -> None:
+    lm = load_model(str(folder), device="cpu")
+    plain = harvest(lm, position)
+    with cut(lm, folder) as pipeline:
+        rows = harvest(lm, position)
+    assert pipeline.overlaps == [True] * (N_BATCHES - AHEAD)
+    landed = [why for why in pipeline.devices.waits if why == "cpu numpy"]
+    assert len(landed) == N_BATCHES * len(BLOCKS)  # the wanted blocks are on as many devices
+    assert set(pipeline.devices.waits) == {"cpu numpy"}
+    for block in BLOCKS:
+        np.testing.assert_allclose(rows[block], plain[block], rtol=0, atol=1e-5 * np.abs(plain[block]).max())
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda state: state[0, 0, 0].item(),
+        lambda state: state[0, 0].tolist(),
+        lambda state: state[:, -1].cpu(),
+        lambda state: bool((state > 0).all()),
+    ],
+    ids=["item", "tolist", "cpu", "bool"],
+)
+def test_a_hook_that_asks_for_values_holds_the_first_device_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[torch.Tensor], object]
+) -> None:
+    """So the test above can fail."""
+    monkeypatch.setattr("test_overlap.PATIENCE", 0.5)
+    lm = load_model(str(folder), device="cpu")
+    harvest(lm)  # what the model can do is tried with its first texts
+
+    def hook(_module: nn.Module, _args: object, output: object) -> None:
+        ask(output if isinstance(output, torch.Tensor) else output[0])  # type: ignore[index]
+
+    with cut(lm, folder) as pipeline:
+        lm.blocks[-1].register_forward_hook(hook)
+        harvest(lm)
+    assert pipeline.overlaps == [False] * (N_BATCHES - AHEAD)
+
+
+def test_plain_copies_between_devices_hold_the_first_one_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What every block is told comes from the first device, which then waits for the last."""
+    monkeypatch.setattr("test_overlap.PATIENCE", 0.5)
+    lm = load_model(str(folder), device="cpu")
+    harvest(lm)
+    with cut(lm, folder, aside=False) as pipeline:
+        harvest(lm)
+    assert pipeline.overlaps == [False] * (N_BATCHES - AHEAD)

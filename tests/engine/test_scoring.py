@@ -1,0 +1,465 @@
+"""The scoring engine against the plain loop: one prompt, one intervention, a full forward, own hooks."""
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from contrans_dist.engine.prefixes import groups
+from contrans_dist.engine.scoring import (
+    Intervention,
+    continuation_logprobs,
+    cues,
+    first_token,
+    generate,
+    next_token,
+)
+from contrans_dist.engine.steer import steer
+from contrans_dist.errors import UserError
+from contrans_dist.models import wrap_model
+from contrans_dist.models.passing import replaced
+from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+from tests.truth import continued
+
+D, N, V = 32, 4, 300
+RNG = np.random.default_rng(7)
+PROMPTS = [[0, *RNG.integers(3, 290, size=n).tolist()] for n in (9, 1, 22, 5, 14, 9, 3)]
+WATCH = [5, 250, 17]
+
+
+def vec(seed: int) -> np.ndarray:
+    return (0.7 * np.random.default_rng(seed).standard_normal(D)).astype(np.float32)
+
+
+INTERVENTIONS = [
+    Intervention("base"),
+    Intervention("one", {2: vec(1)}, 1.0),
+    Intervention("two", {2: vec(1)}, 2.0),
+    Intervention("off", {1: vec(2)}, 0.0),
+    Intervention("several", {1: vec(2), 3: vec(3)}, -1.5),
+    Intervention("low and equal", {1: vec(4), 2: vec(5)}, 0.5),
+    Intervention("last", {3: vec(6)}, 4.0),
+    Intervention("first", {0: vec(7)}, 1.0),
+]
+
+
+def language_model(architecture: str = "llama", **config):
+    return wrap_model(tiny_model(architecture, **config), tiny_tokenizer())
+
+
+def plain_logits(lm, ids: list[int], intervention: Intervention) -> torch.Tensor:
+    """Logits [T, V] of one prompt under one intervention, with hooks of this test's own."""
+
+    def make(offset):
+        def hook(_module, _args, output):
+            first = output[0] if isinstance(output, tuple) else output
+            moved = first + offset
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        return hook
+
+    handles = [
+        lm.blocks[k].register_forward_hook(make(torch.tensor(intervention.strength * v)))
+        for k, v in intervention.vectors.items()
+    ]
+    with torch.no_grad():
+        out = lm.model(torch.tensor([ids])).logits[0].double()
+    for handle in handles:
+        handle.remove()
+    return out
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_next_token_equals_the_plain_loop(architecture):
+    lm = language_model(architecture)
+    got = next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH, batch_tokens=60)
+    for c, intervention in enumerate(INTERVENTIONS):
+        for p, prompt in enumerate(PROMPTS):
+            last = plain_logits(lm, prompt, intervention)[-1]
+            scale = float(last.abs().max())
+            assert got.argmax[c, p] == int(last.argmax())
+            np.testing.assert_allclose(got.logits[c, p], last[WATCH], rtol=0, atol=1e-5 * max(scale, 1))
+            expected = torch.log_softmax(last, dim=0)[WATCH]
+            np.testing.assert_allclose(got.logprobs[c, p], expected, rtol=0, atol=2e-5 * max(scale, 1))
+    assert (
+        len({tuple(np.round(got.logits[c, 0], 3)) for c in range(len(INTERVENTIONS))}) == 7
+    )  # "off" is the base
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma2", "bloom", "falcon", "mpt", "gpt_neo", "opt", "qwen3_moe"]
+)
+def test_continuations_equal_the_plain_loop(architecture):
+    lm = language_model(architecture)
+    continuations = [[8], [9, 10, 11], [12, 13], [14, 15, 16, 17, 18], [20], [21, 22], [23, 24, 25]]
+    got = continuation_logprobs(lm, PROMPTS, continuations, INTERVENTIONS, batch_tokens=60)
+    for c, intervention in enumerate(INTERVENTIONS):
+        for p, (prompt, answer) in enumerate(zip(PROMPTS, continuations, strict=True)):
+            logits = plain_logits(lm, prompt + answer, intervention)[len(prompt) - 1 : -1]
+            expected = torch.log_softmax(logits, dim=1)[range(len(answer)), answer].numpy()
+            np.testing.assert_allclose(got.tokens[c][p], expected, rtol=0, atol=1e-3)
+            assert got.sums[c, p] == pytest.approx(expected.sum(), abs=1e-3)
+            assert got.greedy[c, p] == (logits.argmax(1).tolist() == answer)
+
+
+def test_a_greedy_continuation_is_known_as_such():
+    lm = language_model()
+    best = int(plain_logits(lm, PROMPTS[0], INTERVENTIONS[1])[-1].argmax())
+    got = continuation_logprobs(lm, [PROMPTS[0]] * 2, [[best], [best + 1]], [INTERVENTIONS[1]])
+    assert got.greedy.tolist() == [[True, False]]
+
+
+def test_watch_may_differ_by_prompt():
+    lm = language_model()
+    both = next_token(lm, PROMPTS[:2], INTERVENTIONS[:2], watch=[4, 9])
+    each = next_token(lm, PROMPTS[:2], INTERVENTIONS[:2], watch=[[4], [9]])
+    np.testing.assert_array_equal(each.logits[:, 0, 0], both.logits[:, 0, 0])
+    np.testing.assert_array_equal(each.logits[:, 1, 0], both.logits[:, 1, 1])
+
+
+def test_a_vector_with_a_row_for_each_prompt_equals_the_prompts_one_by_one():
+    lm = language_model()
+    rows = {k: np.stack([vec(10 * k + p) for p in range(len(PROMPTS))]) for k in (1, 3)}
+    own = Intervention("own", rows, 1.5)
+    together = [*INTERVENTIONS[:3], own, INTERVENTIONS[4]]
+    continuations = [[8], [9, 10, 11], [12, 13], [14, 15, 16, 17, 18], [20], [21, 22], [23, 24, 25]]
+    got = next_token(lm, PROMPTS, together, watch=WATCH, batch_tokens=60)
+    said = continuation_logprobs(lm, PROMPTS, continuations, together, batch_tokens=60)
+    written = generate(lm, PROMPTS, together, max_new_tokens=5, batch_size=4)
+    for p, prompt in enumerate(PROMPTS):
+        alone = Intervention("alone", {k: row[p] for k, row in rows.items()}, 1.5)
+        logits = plain_logits(lm, prompt + continuations[p], alone)[len(prompt) - 1 : -1]
+        np.testing.assert_allclose(got.logits[3, p], logits[0, WATCH], rtol=0, atol=1e-4)
+        expected = torch.log_softmax(logits, dim=1)[range(len(continuations[p])), continuations[p]]
+        np.testing.assert_allclose(said.tokens[3][p], expected, rtol=0, atol=1e-3)
+        assert written[3][p] == greedy_by_hand(lm, prompt, alone, 5)
+
+
+def test_the_blocks_below_run_once_however_many_interventions():
+    lm = language_model()
+    sweep = [Intervention(str(a), {2: vec(1)}, a) for a in (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)]
+    next_token(lm, [PROMPTS[2]], sweep, watch=WATCH)  # what the model can do is tried with its first prompts
+    runs = [0] * N
+    for k, block in enumerate(lm.blocks):
+
+        def count(*_: object, k: int = k) -> None:
+            runs[k] += 1
+
+        block.mlp.register_forward_hook(count)
+    next_token(lm, [PROMPTS[2]], sweep, watch=WATCH, batch_tokens=len(PROMPTS[2]))
+    assert runs == [1, 1, 1, 7]
+    next_token(lm, [PROMPTS[2]], sweep, watch=WATCH, batch_tokens=7 * len(PROMPTS[2]))
+    assert runs == [2, 2, 2, 8]  # all seven as rows of one batch
+
+
+def test_models_are_left_as_they_were():
+    lm = language_model()
+    mark = object()
+    lm.blocks[1].__dict__["forward"] = own = lambda *a, **k: (
+        mark,
+        type(lm.blocks[1]).forward(lm.blocks[1], *a, **k),
+    )[1]
+    next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
+    assert lm.blocks[1].__dict__["forward"] is own
+    assert all("forward" not in lm.blocks[k].__dict__ for k in (0, 2, 3))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+
+    def fail(*_args, **_named):
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"), replaced(lm.blocks, {0: fail, 1: fail}):
+        lm.model(torch.tensor([PROMPTS[0]]))
+    assert lm.blocks[1].__dict__["forward"] is own
+    assert "forward" not in lm.blocks[0].__dict__
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_steering_around_the_engine_acts_once():
+    lm = language_model()
+    outer = {0: vec(11), 2: vec(12), 3: vec(13)}
+    inner = Intervention("inner", {2: vec(1)}, 1.0)
+    both = {k: outer[k] + inner.vectors.get(k, 0) for k in outer}
+    with steer(lm, outer, strength=1.0):
+        got = next_token(lm, PROMPTS, [inner], watch=WATCH)
+    for p, prompt in enumerate(PROMPTS):
+        expected = plain_logits(lm, prompt, Intervention("both", both, 1.0))[-1][WATCH]
+        np.testing.assert_allclose(got.logits[0, p], expected, rtol=0, atol=1e-4)
+
+
+def test_no_prompt_and_no_intervention_give_empty_results():
+    lm = language_model()
+    assert next_token(lm, [], INTERVENTIONS, watch=WATCH).logits.shape == (8, 0, 3)
+    assert next_token(lm, PROMPTS, [], watch=WATCH).argmax.shape == (0, 7)
+    assert continuation_logprobs(lm, [], [], INTERVENTIONS).sums.shape == (8, 0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "interventions", "words"),
+    [
+        ([[]], [Intervention("base")], "prompt 0: no tokens"),
+        ([[0] * 129], [Intervention("base")], "129 tokens.*128"),
+        ([[0]], [Intervention("a", {4: vec(0)}, 1.0)], "blocks 0 to 3"),
+        ([[0]], [Intervention("a", {1: vec(0)[:5]}, 1.0)], "hidden size is 32"),
+        ([[0]], [Intervention("a", {1: np.stack([vec(0)] * 2)}, 1.0)], "2 rows for 1 prompts"),
+    ],
+)
+def test_bad_input_is_named(prompts, interventions, words):
+    with pytest.raises(UserError, match=words):
+        next_token(language_model(), prompts, interventions, watch=WATCH)
+
+
+def test_training_mode_is_refused():
+    lm = language_model()
+    lm.model.train()
+    with pytest.raises(ValueError, match="call model"):
+        next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
+
+
+# --- prompts that begin alike ---
+
+
+def alike() -> list[list[int]]:
+    trunk, heads = RNG.integers(3, 290, size=20).tolist(), RNG.integers(3, 290, size=(4, 7)).tolist()
+    return [trunk + heads[i % 4] + RNG.integers(3, 290, size=2 + i % 4).tolist() for i in range(14)] + PROMPTS
+
+
+def test_a_trunk_runs_as_many_interventions_at_a_time_as_fit(monkeypatch):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 40)
+    lm, prompts = language_model(), [[*range(3, 33), 40 + i, 50 + i] for i in range(20)]
+    sweep = [Intervention(str(a), {1: vec(1)}, a / 4) for a in range(1, 12)]
+    sizes = []
+    expected = next_token(lm, prompts, sweep, watch=WATCH, share_prefixes=False)
+    handle = lm.blocks[2].mlp.register_forward_hook(lambda _m, _a, out: sizes.append(out[..., 0].numel()))
+    got = next_token(lm, prompts, sweep, watch=WATCH, batch_tokens=70)
+    handle.remove()
+    assert 60 in sizes  # two interventions over the trunk of 30 tokens
+    assert max(sizes) <= 70
+    np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_that_begin_alike_score_as_each_alone(architecture, monkeypatch):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 64)
+    lm, prompts = language_model(architecture), alike()
+    own = Intervention("own", {2: np.stack([vec(100 + p) for p in range(len(prompts))])}, 1.5)
+    got = next_token(lm, prompts, [*INTERVENTIONS, own], watch=WATCH, batch_tokens=250)
+    for p, prompt in enumerate(prompts):
+        alone = [*INTERVENTIONS, Intervention("own", {2: own.vectors[2][p]}, 1.5)]
+        for c, intervention in enumerate(alone):
+            expected = plain_logits(lm, prompt, intervention)[-1]
+            scale = max(1.0, float(expected.abs().max()))
+            np.testing.assert_allclose(got.logits[c, p], expected[WATCH], rtol=0, atol=2e-5 * scale)
+            assert got.argmax[c, p] == int(expected.argmax())
+
+
+def test_answers_to_one_question_share_it(monkeypatch):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    lm = language_model()
+    tokens = []
+    handle = lm.blocks[0].register_forward_pre_hook(
+        lambda _m, args, named: tokens.append((args[0] if args else named["hidden_states"])[..., 0].numel()),
+        with_kwargs=True,
+    )
+    preamble = RNG.integers(3, 290, size=30).tolist()
+    questions = [preamble + RNG.integers(3, 290, size=9).tolist() for _ in range(6)]
+    prompts = [question for question in questions for _ in range(5)]
+    answers = [RNG.integers(3, 290, size=1 + i % 4).tolist() for i in range(len(prompts))]
+    runs = {}
+    for share in (True, False):
+        next_token(lm, PROMPTS, INTERVENTIONS[:1], watch=WATCH)
+        tokens.clear()
+        scores = continuation_logprobs(
+            lm, prompts, answers, INTERVENTIONS, batch_tokens=400, share_prefixes=share
+        )
+        runs[share] = (scores, sum(tokens))
+    handle.remove()
+    np.testing.assert_allclose(runs[True][0].sums, runs[False][0].sums, rtol=0, atol=1e-3)
+    assert (runs[True][0].greedy == runs[False][0].greedy).all()
+    assert runs[True][1] < runs[False][1] / 3.5
+    for p, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        logprobs = plain_logits(lm, prompt + answer, INTERVENTIONS[1]).log_softmax(-1)
+        expected = sum(float(logprobs[len(prompt) - 1 + i, t]) for i, t in enumerate(answer))
+        assert runs[True][0].sums[1, p] == pytest.approx(expected, abs=1e-3)
+
+
+# --- generation ---
+
+
+def greedy_by_hand(lm, prompt: list[int], intervention: Intervention, steps: int) -> str:
+    ids = list(prompt)
+    for _ in range(steps):
+        token = int(plain_logits(lm, ids, intervention)[-1].argmax())
+        if token == lm.tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    return continued(lm.tokenizer, prompt, ids[len(prompt) :])
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gpt2", "gpt_neox", "bloom", "opt", "falcon", "gemma2", "mpt"]
+)
+def test_generation_in_batches_equals_one_at_a_time_without_cache(architecture):
+    lm = language_model(architecture)
+    chosen = [INTERVENTIONS[0], Intervention("strong", {2: vec(1)}, 20.0), INTERVENTIONS[4]]
+    got = generate(lm, PROMPTS[:4], chosen, max_new_tokens=6, batch_size=5)
+    expected = [[greedy_by_hand(lm, prompt, each, 6) for prompt in PROMPTS[:4]] for each in chosen]
+    assert got == expected
+    assert got[0] != got[1]
+
+
+def test_generation_without_pad_token_and_with_the_models_own_sampling_defaults():
+    lm = wrap_model(tiny_model("llama"), tiny_tokenizer(pad=False))
+    lm.model.generation_config.do_sample = True
+    lm.model.generation_config.temperature = 5.0
+    lm.model.generation_config.repetition_penalty = 9.0
+    before = lm.model.generation_config
+    got = generate(lm, PROMPTS[:3], [INTERVENTIONS[1]], max_new_tokens=5)
+    assert got == [[greedy_by_hand(lm, p, INTERVENTIONS[1], 5) for p in PROMPTS[:3]]]
+    assert lm.model.generation_config is before
+    assert before.repetition_penalty == 9.0
+
+
+def test_generation_stops_at_the_end_token():
+    lm = language_model()
+    third = int(plain_logits(lm, PROMPTS[0], INTERVENTIONS[0])[-1].argmax())
+    lm.model.generation_config.eos_token_id = third
+    assert generate(lm, PROMPTS[:1], max_new_tokens=5) == [[""]]
+
+
+def test_sampling_is_seeded_and_leaves_the_global_generator_alone():
+    lm = language_model()
+    state = torch.random.get_rng_state()
+    texts = [generate(lm, PROMPTS, max_new_tokens=8, temperature=1.5, seed=s) for s in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_generation_beyond_the_context_is_refused():
+    with pytest.raises(UserError, match="context holds 128"):
+        generate(language_model(), [[0] * 120], max_new_tokens=20)
+
+
+# --- where a word begins ---
+
+WORDS = ["happy", "sad", "scared"]
+PIECES = ["▁", "▁happy", "▁sad", "▁scared", "▁felt", "▁he", "happy", "sad", "scared", "felt", "h", "s"]
+
+
+def with_tokenizer(backend: Tokenizer):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    return wrap_model(tiny_model("llama", vocab=max(300, len(tokenizer))), tokenizer)
+
+
+def unigram(pieces: list[str], prepend: str = "always"):
+    """A SentencePiece-like tokenizer with exactly these pieces and single letters."""
+    letters = [(c, -20.0) for c in "abcdefghijklmnopqrstuvwxyz. "]
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((p, -1.0) for p in pieces), *letters]
+    backend = Tokenizer(models.Unigram(list(dict(vocab).items()), unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    backend.decoder = decoders.Metaspace()
+    return with_tokenizer(backend)
+
+
+def space_behind():
+    """Words carry the space behind them, as in `felt▁`: a prompt's last token depends on what follows."""
+    pieces = ["he▁", "felt▁", "felt", "▁", "happy", "sad", "scared"]
+    letters = [(c, -20.0) for c in "abcdefghijklmnopqrstuvwxyz."]
+    backend = Tokenizer(
+        models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *((p, -1.0) for p in pieces), *letters], unk_id=0)
+    )
+    backend.normalizer = normalizers.Replace(Regex(" "), "▁")
+    return with_tokenizer(backend)
+
+
+@pytest.mark.parametrize("prompt", ["he felt", "he felt "])
+def test_first_token_with_the_space_before_the_word(prompt):
+    lm = unigram(PIECES)
+    assert [lm.tokenizer.convert_ids_to_tokens(first_token(lm, prompt, w)) for w in WORDS] == [
+        "▁happy",
+        "▁sad",
+        "▁scared",
+    ]
+    context = cues(lm, [prompt], WORDS)[0].context
+    assert lm.tokenizer.convert_ids_to_tokens(context) == ["▁he", "▁felt"]
+
+
+@pytest.mark.parametrize("prompt", ["he felt", "he felt "])
+def test_first_token_with_the_space_behind_the_word_before(prompt):
+    lm = space_behind()
+    cue = cues(lm, [prompt], WORDS)[0]
+    assert lm.tokenizer.convert_ids_to_tokens(cue.context) == ["he▁", "felt▁"]
+    assert lm.tokenizer.convert_ids_to_tokens(cue.tokens) == WORDS
+
+
+def test_first_token_of_a_word_in_several_pieces():
+    lm = unigram(["▁", "▁happy", "▁ha", "▁felt", "▁he", "ppiness"])
+    assert lm.tokenizer.convert_ids_to_tokens(first_token(lm, "he felt", "happiness")) == "▁ha"
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_first_token_of_a_byte_level_tokenizer(bos):
+    lm = wrap_model(tiny_model("llama"), tiny_tokenizer(bos=bos))
+    for prompt in ("The boy was", "The boy was ", "Théo 🙂 was"):
+        for word in (*WORDS, "éclat"):
+            full = lm.tokenizer(prompt.rstrip() + " " + word)["input_ids"]
+            prompt_alone = lm.tokenizer(prompt.rstrip())["input_ids"]
+            assert cues(lm, [prompt], [word])[0].context == prompt_alone == full[: len(prompt_alone)]
+            assert first_token(lm, prompt, word) == full[len(prompt_alone)]
+
+
+def test_first_token_after_a_line_break():
+    lm = wrap_model(tiny_model("llama"), tiny_tokenizer())
+    prompt_alone = lm.tokenizer("Answer:\n")["input_ids"]
+    assert cues(lm, ["Answer:\n"], ["was"])[0].context == prompt_alone
+    assert first_token(lm, "Answer:\n", "was") == lm.tokenizer("Answer:\nwas")["input_ids"][len(prompt_alone)]
+
+
+def test_first_token_of_a_tokenizer_that_knows_no_offsets():
+    lm = wrap_model(tiny_model("llama"), tiny_tokenizer())
+    expected = cues(lm, ["The boy was", "The boy was "], WORDS)
+
+    class Slow:
+        is_fast = False
+
+        def __call__(self, texts, **named):
+            assert "return_offsets_mapping" not in named
+            return fast(texts, **named)
+
+    fast, lm.tokenizer = lm.tokenizer, Slow()
+    assert cues(lm, ["The boy was", "The boy was "], WORDS) == expected
+
+
+def test_many_prompts_at_once_equal_one_at_a_time():
+    lm = unigram(PIECES)
+    prompts = ["he felt", "he felt ", "sad he felt", "felt"]
+    assert cues(lm, prompts, WORDS) == [cues(lm, [p], WORDS)[0] for p in prompts]
+
+
+@pytest.mark.parametrize("name", ["stories3m", "tinystories-656k"])
+def test_first_token_of_really_trained_tokenizers(shared, name):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / name)
+    lm = wrap_model(tiny_model("llama", vocab=len(tokenizer)), tokenizer)
+    for prompt in ("The dog was sad. It felt", "The dog was sad. It felt "):
+        cue = cues(lm, [prompt], WORDS)[0]
+        marks = [t.replace("▁", "") for t in tokenizer.convert_ids_to_tokens(cue.tokens)]
+        assert marks == WORDS
+        for word, token in zip(WORDS, cue.tokens, strict=True):
+            whole = tokenizer("The dog was sad. It felt " + word)["input_ids"]
+            assert [*cue.context, token] == whole
+
+
+def test_an_offloaded_model_scores_the_same():
+    """accelerate puts forwards of its own on every module; they are used, passed over and put back."""
+    lm = language_model()
+    expected = next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
+    accelerate.cpu_offload(lm.model, execution_device=torch.device("cpu"))
+    own = [block.forward for block in lm.blocks]
+    got = next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
+    np.testing.assert_allclose(got.logits, expected.logits, rtol=0, atol=1e-5)
+    assert [block.forward for block in lm.blocks] == own

@@ -1,0 +1,205 @@
+"""Texts that a model cannot run are named, with file and line, and all others are harvested."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.data.texts import read_texts
+from contrans_dist.harvest.driver import harvest as harvest_set
+from contrans_dist.mapping.alignment import join
+from contrans_dist.mapping.driver import fit
+from contrans_dist.store.activation_set import ActivationSet
+from tests.harvest.test_driver import cli, stamps
+from tests.sets import make_set
+from tests.tiny import save_tiny, tiny_tokenizer
+from tests.truth import block_rows, by_transformers, read_all
+
+GOOD = [f"the {word} and the dog" for word in ("boy", "cat", "tree", "ball", "bird", "man", "water", "park")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its tokenizer knows a token that the model has no embedding for."""
+    folder = save_tiny(tmp_path_factory.mktemp("model"), "llama", n_blocks=2, d=16)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("<image>")["input_ids"][-1] == 300
+    return str(folder)
+
+
+def harvest(model: str, texts: Path, out: Path, *options: str) -> list[str]:
+    return [
+        *("harvest", "--model", model, "--texts", str(texts), "--out", str(out), "--shard-size", "4"),
+        *("--actors", "1", *options),
+    ]
+
+
+def rows_of(model: str, lines: list[str]) -> np.ndarray:
+    return by_transformers(Path(model), lines)[0]
+
+
+@pytest.mark.parametrize("placement", ["auto", "stream"])
+def test_a_poison_text_is_named_and_the_rest_harvested(
+    local: None,
+    in_process: None,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    placement: str,
+) -> None:
+    """The second shard has one of them and four good texts follow it; the third has nothing else."""
+    lines = [*GOOD[:5], "look <image> there", *GOOD[5:], "<image> <image>"]
+    texts, out = tmp_path / "texts.txt", tmp_path / "set"
+    texts.write_text("".join(line + "\n" for line in lines))
+    command = harvest(model, texts, out, "--placement", placement, "--shard-size", "3")
+    assert cli(*command, monkeypatch=monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert f"{texts}, line 6 ('look <image> there'): token 300 ('<image>') is beyond the model's 300" in told
+    assert "2 of 10 texts cannot be run" in told
+    assert "--skip-bad leaves these out" in told
+    assert "failed" not in told
+    assert not (out / "manifest.json").exists()
+
+    before = stamps(out)
+    assert len(before) == 4
+    assert cli(*command, "--skip-bad", "--json", monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr()
+    assert stamps(out) == before
+    assert "they are left out" in said.err
+    assert json.loads(said.out)["rows"] == len(GOOD)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [each["row"] for each in manifest["skipped"]] == [5, 9]
+    assert "beyond the model's 300 embeddings" in manifest["skipped"][0]["reason"]
+
+    frame, wanted = read_all(out), rows_of(model, GOOD)
+    assert frame["row"].tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert frame["text"].tolist() == GOOD
+    np.testing.assert_allclose(block_rows(frame), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    found = ActivationSet.open(str(out))
+    assert (found.n_rows, found.read_columns(["text"], 4, 7).column("text").to_pylist()) == (8, GOOD[4:7])
+    np.testing.assert_array_equal(found.read_block(1, 4, 7), block_rows(frame)[4:7, 1])
+
+    assert cli(*command, "--skip-bad", monkeypatch=monkeypatch) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert cli(*command, monkeypatch=monkeypatch) == 2
+    assert stamps(out) == before
+
+
+def test_a_text_too_short_for_the_position_and_one_that_gives_nan(
+    local: None,
+    in_process: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save_tiny(tmp_path / "model", "llama", n_blocks=2, d=16, bos=False)
+    word = AutoTokenizer.from_pretrained(folder)("!")["input_ids"][-1]
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][word] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for placement in ("auto", "stream"):
+        texts, out = tmp_path / "texts.jsonl", tmp_path / placement
+        lines = [*GOOD[:4], "a", *GOOD[4:], "the man came home!"]
+        texts.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        command = harvest(str(folder), texts, out, "--position", "-2", "--placement", placement)
+        command[command.index("4")] = "10"
+        assert cli(*command, monkeypatch=monkeypatch) == 2
+        told = capsys.readouterr().err
+        assert "2 of 10 texts cannot be run" in told
+        assert "line 5 ('a'): position -2 asked for, but it has 1 tokens" in told
+        command[command.index("-2")] = "last"
+        out = tmp_path / f"{placement}-last"
+        command[command.index("--out") + 1] = str(out)
+        assert cli(*command, monkeypatch=monkeypatch) == 1
+        told = capsys.readouterr().err
+        assert "line 10 ('the man came home!'): NaN or infinity, first at block 0 (try dtype float32" in told
+        assert cli(*command, "--skip-bad", monkeypatch=monkeypatch) == 0
+        frame = read_all(out)
+        assert frame["text"].tolist() == lines[:-1]
+        wanted = rows_of(str(folder), lines[:-1])
+        np.testing.assert_allclose(block_rows(frame), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_sets_that_lack_different_rows_are_joined_on_those_that_both_have(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((60, 4)).astype(np.float32)
+    whole = make_set(tmp_path / "whole", {1: rows, 2: 2 * rows}, 4, shard=16)
+    gaps = lacking(tmp_path / "gaps", rows, [0, 15, 16, 40])
+    assert gaps.row_numbers().tolist() == [i for i in range(60) if i not in (0, 15, 16, 40)]
+    joined = join(whole, gaps, "lcross")
+    both = gaps.row_numbers()
+    np.testing.assert_array_equal(joined.read(joined.source, 2), 2 * rows[both])
+    np.testing.assert_array_equal(joined.read(joined.target, 1), rows[both])
+    np.testing.assert_array_equal(joined.source.read_block(1, 10, 33), rows[both][10:33])
+    asked = np.array([0, 3, 15, 17, 59])
+    some = join(whole, gaps, "lcross", asked)
+    np.testing.assert_array_equal(some.read(some.source, 1), rows[[3, 17, 59]])
+    np.testing.assert_array_equal(some.read(some.target, 1), rows[[3, 17, 59]])
+    assert len(some.tokens()) == 3
+    fitted = fit(whole, gaps, "1:1", protocol="lcross", rows=asked, shuffled=False)
+    wanted = np.linalg.lstsq(rows[[3, 17, 59]].astype(float), rows[[3, 17, 59]].astype(float), rcond=None)[0]
+    (mapping,) = fitted.maps.values()
+    np.testing.assert_allclose(mapping.weight, wanted, atol=1e-4)
+
+
+def lacking(folder: Path, rows: np.ndarray, left_out: list[int]) -> ActivationSet:
+    """A set of the same texts in which these rows are not."""
+    make_set(folder, {1: rows, 2: rows}, 4, shard=16)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry in manifest["shards"]:
+        path = folder / entry["name"]
+        table = pq.read_table(path)
+        table = table.filter(~np.isin(table.column("row").to_numpy(), left_out))
+        facts = json.loads(table.schema.metadata.get(b"contrans", b"{}"))
+        facts["skipped"] = [
+            {"row": i, "reason": "x"} for i in left_out if entry["start"] <= i < entry["start"] + 16
+        ]
+        table = table.replace_schema_metadata({b"contrans": json.dumps(facts)})
+        entry["rows"] = table.num_rows
+        pq.write_table(table, path, row_group_size=64)
+    manifest["rows"] -= len(left_out)
+    manifest["skipped"] = [{"row": i, "reason": "x"} for i in left_out]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return ActivationSet.open(str(folder))
+
+
+def test_a_set_that_holds_more_serves(
+    local: None,
+    in_process: None,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts, out = tmp_path / "texts.txt", tmp_path / "set"
+    texts.write_text("".join(line + "\n" for line in GOOD))
+    assert cli(*harvest(model, texts, out), monkeypatch=monkeypatch) == 0
+    before = stamps(out)
+    plain = [
+        word for word in harvest(model, texts, out, "--blocks", "1") if word not in ("--shard-size", "4")
+    ]
+    assert cli(*plain, "--json", monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr()
+    assert "nothing to do" in said.err
+    assert stamps(out) == before
+    found = harvest_set(
+        ModelSettings(id=model), read_texts(str(texts)), str(out), CaptureSettings(blocks="1")
+    )
+    assert (found.blocks, list(found.norms)) == ([1], [1])
+    (out / "shard-00001.parquet").unlink()
+    (out / "manifest.json").unlink()
+    assert cli(*plain, monkeypatch=monkeypatch) == 0
+    assert stamps(out)["shard-00000.parquet"] == before["shard-00000.parquet"]
+    assert ActivationSet.open(str(out)).blocks == [0, 1]
+    other = tmp_path / "other"
+    assert cli(*harvest(model, texts, other, "--blocks", "1"), monkeypatch=monkeypatch) == 0
+    assert cli(*harvest(model, texts, other), monkeypatch=monkeypatch) == 2
+    assert "blocks: found [1], asked for [0, 1]" in capsys.readouterr().err

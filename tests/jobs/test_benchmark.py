@@ -1,0 +1,110 @@
+"""The benchmark from its command line, quick: that it measures what it says, and notices what is wrong."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HARVEST = {
+    "harvest/contrans-float32",
+    "harvest/contrans-bfloat16",
+    "harvest/peak-float32",
+    "harvest/peak-bfloat16",
+    "harvest/usual-float32",
+    "harvest/prefix",
+    "harvest/no-prefix",
+    "harvest/actors",
+}
+EVALUATE = {"evaluate/emotion-sweep", "evaluate/mc1", "evaluate/mc1-sweep", "evaluate/generate"}
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[Callable[..., int]]:
+    """`jobs/benchmark.py` in this process, which has its libraries loaded; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "jobs")
+        benchmark, machine = (importlib.import_module(name) for name in ("benchmark", "speed.machine"))
+        # What the machine can do is measured with less: nothing here is timed.
+        patch.setattr(machine, "_TIMES", 2)
+        patch.setattr(machine, "_COPIED", 16 << 20)
+        patch.setattr(machine, "_READ", 16 << 20)
+
+        def run(*arguments: str) -> int:
+            patch.setattr(sys, "argv", ["benchmark.py", *arguments])
+            return int(benchmark.main())
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def found(
+    local: None, script: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("out") / "figures.json"
+    assert script("harvest", "evaluate", "store", "--quick", "--json", str(path)) == 0
+    return dict(json.loads(path.read_text()))
+
+
+def test_every_row_has_its_name_and_both_sides(found: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in found["rows"]}
+    assert set(rows) == HARVEST | EVALUATE | {"store/overhead"}
+    for name, row in rows.items():
+        assert row["part"] == name.partition("/")[0]
+        assert row["ratio"] > 0
+        assert row["ours"] > 0
+        assert row["theirs"] > 0
+        assert row["unit"] in ("tokens/s", "seconds", "GFLOP/s")
+    for name in HARVEST | EVALUATE - {"harvest/peak-float32", "harvest/peak-bfloat16"}:
+        if not name.startswith("harvest/peak"):
+            assert rows[name]["max_error"] < (1e-2 if "bfloat16" in name else 1e-5), name
+    assert 0 <= rows["store/overhead"]["ratio"] <= 1
+
+
+def test_ratios_are_ours_over_theirs(found: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in found["rows"]}
+    for name in ("harvest/usual-float32", "harvest/actors", "evaluate/generate"):
+        assert rows[name]["ratio"] == pytest.approx(rows[name]["ours"] / rows[name]["theirs"])
+    for name in ("evaluate/emotion-sweep", "evaluate/mc1", "evaluate/mc1-sweep"):
+        assert rows[name]["ratio"] == pytest.approx(rows[name]["theirs"] / rows[name]["ours"])
+
+
+def test_the_machine_is_described(found: dict[str, Any]) -> None:
+    machine = found["machine"]
+    assert {"device", "cores", "torch", "transformers", "command", "date"} <= set(machine)
+    for name in ("matmul float32, GFLOP/s", "matmul bfloat16, GFLOP/s", "copy, GB/s", "disk read, GB/s"):
+        assert machine[name] > 0
+
+
+def test_sides_that_differ_are_told_and_the_exit_code_is_1(
+    script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ConTrans way shifted by a token: its rows are no longer those of ours."""
+    harvest = importlib.import_module("speed.harvest")
+    right = harvest.contrans_way
+    monkeypatch.setattr(harvest, "contrans_way", lambda lm, ids: right(lm, [text[:-1] for text in ids]))
+    monkeypatch.setattr(harvest, "_actors", lambda _bench: iter(()))  # it has no such side
+    assert script("harvest", "--quick", "--dtypes", "float32") == 1
+    said = capsys.readouterr().err
+    assert "harvest/contrans-float32: the two sides differ by" in said
+    assert said.count("the two sides differ") == 1
+
+
+def test_without_ray_the_rest_is_measured(tmp_path: Path) -> None:
+    """In a process of its own, in which `import ray` fails."""
+    path = tmp_path / "figures.json"
+    code = "import sys; sys.modules['ray'] = None; sys.path.insert(0, 'jobs')\n"
+    code += "import benchmark\nsys.exit(benchmark.main())"
+    arguments = ["harvest", "store", "--quick", "--dtypes", "float32", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    names = {row["name"] for row in json.loads(path.read_text())["rows"]}
+    assert names == {name for name in HARVEST if "bfloat16" not in name} - {"harvest/actors"}
+    assert "ray is not installed" in done.stdout

@@ -1,0 +1,468 @@
+"""The job scripts under `ray job submit`, on a real head with token authentication; the cluster manifest."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+import typer
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from contrans_dist.cli import options, reducing, runs, stages, steered
+from contrans_dist.errors import UserError
+from contrans_dist.mapping.map_set import MapSet
+from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.vectors.concept_vector import ConceptVector
+from tests.sets import write_lines
+from tests.tiny import save_tiny
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).with_name("ray")
+COMMANDS = {
+    "harvest": stages.harvest,
+    "reduce": reducing.reduce,
+    "evaluate": steered.evaluate,
+    "pipeline": runs.run,
+}
+UPLOAD = {"working_dir": str(REPOSITORY), "excludes": ["/tests/", "/runs/", "/contrans_dist/demo/models/"]}
+
+
+def environment(token: Path, **more: str) -> dict[str, str]:
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    return {**others, **auth, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **more}
+
+
+def write_token(path: Path, token: str) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(token)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    return path
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head of our own, and how to submit to it."""
+
+    dashboard: str
+    token: Path
+
+    def submit(self, *entrypoint: str, token: Path | None = None, debug: bool = False) -> tuple[int, str]:
+        """`ray job submit` with the working directory uploaded: (exit code, output)."""
+        runtime_env = json.dumps({**UPLOAD, "env_vars": {"CONTRANS_DEBUG": "1"} if debug else {}})
+        done = subprocess.run(
+            [RAY, "job", "submit", "--runtime-env-json", runtime_env, "--", *entrypoint],
+            env=environment(token or self.token, RAY_ADDRESS=self.dashboard),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def run(self, script: str, *arguments: str, debug: bool = False) -> tuple[int, str]:
+        return self.submit(sys.executable, f"jobs/{script}.py", *arguments, debug=debug)
+
+
+def free_ports(n: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    folder = tmp_path_factory.mktemp("head")
+    token = write_token(folder / "token", "0123456789abcdef" * 4)
+    gcs, dashboard, agent, client = free_ports(4)
+    address = f"http://127.0.0.1:{dashboard}"
+    # Sockets are made in there, whose paths must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+        command = [
+            *(str(RAY), "start", "--head", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--block"),
+            *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+            *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
+            *("--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={scratch}"),
+        ]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, cwd=folder)
+        try:
+            wait_for(address, token, process, folder / "log")
+            yield Head(address, token)
+        finally:
+            end(process)
+
+
+def wait_for(address: str, token: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    request = urllib.request.Request(
+        f"{address}/api/version", headers={"Authorization": f"Bearer {token.read_text()}"}
+    )
+    for _ in range(120):
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+    raise AssertionError(f"no head after 60 s: {log.read_text()}")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the head and what it started, and nothing else: by process id."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    for child in psutil.wait_procs(started, timeout=10)[1]:
+        child.kill()
+
+
+# -- what the jobs work on ---------------------------------------------------------------------------
+
+CONCEPTS = {"joy": ("won a prize", "met a friend"), "fear": ("saw a ghost", "heard a scream")}
+PEOPLE = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn")
+
+
+@dataclass(frozen=True)
+class World:
+    """Two tiny random models and their texts, outside the uploaded directory."""
+
+    source: str
+    target: str
+    corpus: str
+    contrast: str
+    scenarios: str
+    recipe: str
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    contrast, scenarios = (
+        [
+            {"text": f"{person} {event} {place}.", "concept": concept}
+            for concept, events in CONCEPTS.items()
+            for event in events
+            for person in PEOPLE
+        ]
+        for place in ("in the old town", "down by the sea")
+    )
+    corpus = [
+        {"text": f"One {day} {person} went to the {place} and then came home"}
+        for day in ("day", "night")
+        for person in PEOPLE
+        for place in ("park", "forest", "market", "school", "river")
+    ]
+    found = {
+        "source": str(save_tiny(folder / "source", "gpt_neox", n_blocks=4, d=16, seed=1)),
+        "target": str(save_tiny(folder / "target", "llama", n_blocks=4, d=32, seed=2)),
+        "corpus": write_lines(folder / "corpus.jsonl", corpus),
+        "contrast": write_lines(folder / "contrast.jsonl", contrast),
+        "scenarios": write_lines(folder / "scenarios.jsonl", scenarios),
+    }
+    evaluation = {
+        "texts": found["scenarios"],
+        "strengths": [0, 1],
+        "conditions": ["vector", "random"],
+        "per_concept": 3,
+    }
+    recipe = {
+        "name": "tiny",
+        "source": found["source"],
+        "target": found["target"],
+        "corpus": {"texts": found["corpus"]},
+        "concepts": {"texts": found["contrast"]},
+        "map": {"blocks": "1:2"},
+        "evaluations": {"emotions": evaluation},
+        "cluster": {"actors": 1},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return World(**found, recipe=str(folder / "recipe.yaml"))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a job of four scripts left, and what each of them printed."""
+
+    out: Path
+    printed: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def finished(head: Head, world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One job that runs every script: a submission takes eight seconds, of which most is waiting."""
+    out = tmp_path_factory.mktemp("out")
+    sets, vectors = out / "run" / "activations", out / "run" / "vectors" / "vector"
+    scripts: dict[str, list[Any]] = {
+        "pipeline": [world.recipe, "--out", (out / "run").as_uri()],
+        "harvest": [
+            "--model",
+            world.target,
+            "--texts",
+            world.corpus,
+            "--out",
+            out / "set",
+            "--blocks",
+            "1",
+            "--actors",
+            "1",
+        ],
+        "reduce": [
+            *("--source-contrast", sets / "contrast-source", "--target-contrast", sets / "contrast-target"),
+            *("--source-corpus", sets / "corpus-source", "--target-corpus", sets / "corpus-target"),
+            *("--blocks", "1:2", "--protocol", "paper", "--norm", "keep", "--out", out / "reduced", "--json"),
+        ],
+        "evaluate": [
+            *("--model", world.target, "--benchmark", "emotions", "--data", world.scenarios),
+            *(word for concept in CONCEPTS for word in ("--vector", vectors / f"{concept}.safetensors")),
+            *("--strengths", "0,1", "--out", out / "evaluation", "--actors", "1"),
+        ],
+    }
+    commands = [
+        f"echo =={name}; {shlex.join([sys.executable, f'jobs/{name}.py', *map(str, arguments)])}"
+        for name, arguments in scripts.items()
+    ]
+    code, output = head.submit("sh", "-e", "-c", "; ".join(commands))
+    assert code == 0, output
+    parts = re.split(r"(?m)^==(\w+)$", output)
+    return Finished(out, dict(zip(parts[1::2], parts[2::2], strict=True)))
+
+
+# -- submitted jobs ----------------------------------------------------------------------------------
+
+
+def test_harvest_job_writes_what_transformers_computes(head: Head, world: World, finished: Finished) -> None:
+    out = finished.out / "set"
+    assert f"{out}: 60 rows" in finished.printed["harvest"]
+    rows = ActivationSet.open(str(out))
+    model = AutoModelForCausalLM.from_pretrained(world.target).eval()
+    tokenizer = AutoTokenizer.from_pretrained(world.target)
+    texts = [json.loads(line)["text"] for line in Path(world.corpus).read_text().splitlines()]
+    with torch.inference_mode():
+        wanted = [
+            model(torch.tensor([tokenizer(text)["input_ids"]]), output_hidden_states=True).hidden_states[2]
+            for text in texts
+        ]
+    expected = np.stack([states[0, -1].numpy() for states in wanted])
+    found = rows.read_block(1)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert rows.manifest["command"].startswith("python jobs/harvest.py --model")
+    assert head.token.read_text() not in (out / "manifest.json").read_text()
+
+
+def test_pipeline_job_leaves_the_folder_of_a_run(finished: Finished) -> None:
+    out = finished.out / "run"
+    assert f"report: {out}/report.html" in finished.printed["pipeline"]
+    metrics = json.loads((out / "evaluations/emotions/metrics.json").read_text())
+    conditions = {(entry["condition"], entry["strength"]) for entry in metrics["conditions"]}
+    assert conditions == {("base", 0.0), ("vector", 1.0), ("random", 1.0)}
+    assert metrics["leak"]["overlap_vector"] == metrics["leak"]["overlap_map"] == 0
+    assert "</html>" in (out / "report.html").read_text()
+    for name, (rows, d) in {"corpus-source": (60, 16), "contrast-target": (24, 32)}.items():
+        found = ActivationSet.open(str(out / "activations" / name))
+        assert (found.n_rows, found.d) == (rows, d)
+
+
+def test_reduce_job_gives_the_vectors_of_the_formulas(finished: Finished) -> None:
+    out, sets = finished.out / "reduced", finished.out / "run" / "activations"
+    contrast = ActivationSet.open(str(sets / "contrast-source"))
+    about = np.array(contrast.read_columns(["concept"]).column("concept").to_pylist())
+    rows = contrast.read_block(1).astype(np.float64)
+    x, y = (
+        ActivationSet.open(str(sets / f"corpus-{s}")).read_block(b) for s, b in (("source", 1), ("target", 2))
+    )
+    n_fit = int(0.8 * len(x))
+    weight = np.linalg.pinv(x[:n_fit].astype(np.float64)) @ y[:n_fit]
+    assert np.allclose(MapSet.load(str(out / "maps/corpus.safetensors")).maps[1, 2].weight, weight, atol=1e-3)
+    for concept in CONCEPTS:
+        # Two concepts of equally many texts: the negatives of one are all texts of the other.
+        vector = rows[about == concept].mean(0) - rows[about != concept].mean(0)
+        mapped = ConceptVector.load(str(out / f"vectors/vector/{concept}.safetensors"))
+        assert mapped.blocks == [2]
+        assert np.allclose(mapped.at(2), vector @ weight, atol=1e-3 * np.abs(vector @ weight).max())
+    own = ConceptVector.load(str(out / "vectors/target/joy.safetensors")).at(2)
+    mapped_joy = ConceptVector.load(str(out / "vectors/vector/joy.safetensors")).at(2)
+    cosine = float(mapped_joy @ own / np.linalg.norm(mapped_joy) / np.linalg.norm(own))
+    printed = next(
+        json.loads(line) for line in finished.printed["reduce"].splitlines() if line.startswith("{")
+    )
+    assert printed["cosines"]["joy"] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_evaluate_job_scores_every_condition(finished: Finished) -> None:
+    assert "other-concept" in finished.printed["evaluate"]
+    table = pq.read_table(finished.out / "evaluation" / "results.parquet")
+    conditions = ["base", "vector", "random", "shuffled-map", "other-concept"]
+    assert sorted(set(table.column("condition").to_pylist())) == sorted(conditions)
+    # 12 scenarios of each of two concepts, asked for their own and for the other.
+    assert table.num_rows == 24 * 2 * len(conditions)
+
+
+def test_a_relative_out_is_refused_in_a_job(head: Head) -> None:
+    code, output = head.run(
+        *("harvest", "--model", "demo:source", "--texts", "README.md", "--out", "runs/set"),
+        debug=True,
+    )
+    assert code == 1
+    assert "failed with exit code 2" in output
+    assert "contrans: --out: a submitted job runs in a working directory of its own" in output
+    # The package in use is the uploaded one, not one installed beside it.
+    frames = [line for line in output.splitlines() if "contrans_dist/cli/options.py" in line]
+    assert frames
+    assert all("working_dir_files" in line for line in frames)
+
+
+def test_a_wrong_token_is_refused(head: Head, tmp_path: Path) -> None:
+    code, output = head.submit("true", token=write_token(tmp_path / "token", "f" * 64))
+    assert code != 0
+    assert "Authentication failed" in output
+
+
+@pytest.mark.slow
+def test_a_failure_while_running_is_exit_code_1_and_a_resubmission_goes_on(
+    head: Head, world: World, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    arguments = ("--model", world.source, "--texts", world.corpus, "--out", str(out), "--blocks", "2")
+    code, output = head.run("harvest", *arguments, "--shard-size", "20")
+    assert code == 0, output
+    before = ActivationSet.open(str(out)).read_block(2)
+    (out / "manifest.json").unlink()
+    (out / "shard-00001.parquet").unlink()
+    kept = (out / "shard-00000.parquet").stat().st_mtime_ns
+    code, output = head.run("harvest", *arguments, "--shard-size", "20", "--address", "127.0.0.1:9")
+    assert code == 1
+    assert "failed with exit code 1" in output
+    assert "contrans: --address 127.0.0.1:9: no Ray cluster answered" in output
+    code, output = head.run("harvest", *arguments, "--shard-size", "20")
+    assert code == 0, output
+    assert (out / "shard-00000.parquet").stat().st_mtime_ns == kept
+    assert np.array_equal(ActivationSet.open(str(out)).read_block(2), before)
+
+
+# -- without a cluster -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["/tmp/x", "~/x", "s3://bucket/x", "file:///tmp/x"])
+def test_lasting_places_pass(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert options.lasting(out) == out
+
+
+@pytest.mark.parametrize("out", ["x", "./x", "runs/x", None])
+def test_other_places_are_refused_in_a_job_alone(out: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert options.lasting(out) == out
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match="absolute path or a URI"):
+        options.lasting(out)
+
+
+def script(name: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments]
+    environment_ = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/", env=environment_)
+
+
+def flags(command: Any) -> set[str]:
+    """The options of a command, and the names of its arguments."""
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    parsed = typer.main.get_command(app)
+    return {option for parameter in parsed.params for option in [*parameter.opts, *parameter.secondary_opts]}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_flag_and_how_to_submit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    shown = script(name, "--help")
+    assert shown.returncode == 0
+    missing = {flag for flag in flags(COMMANDS[name]) if flag not in shown.stdout}
+    assert not missing
+    assert f"ray job submit --working-dir . -- python jobs/{name}.py" in shown.stdout
+
+
+def test_bad_input_is_one_line_and_exit_code_2() -> None:
+    done = script("pipeline", "demo", "--out", "runs/demo", RAY_JOB_CONFIG_JSON_ENV_VAR="{}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("contrans: --out: a submitted job runs in a working directory of its own")
+    assert len(done.stderr.splitlines()) == 1
+
+
+class TestManifest:
+    """The KubeRay manifest, as far as it can be checked without Kubernetes."""
+
+    @pytest.fixture
+    def manifest(self) -> dict[str, Any]:
+        return dict(yaml.safe_load((REPOSITORY / "cluster" / "rayjob-pipeline.yaml").read_text()))
+
+    def test_is_a_rayjob_with_fields_that_exist(self, manifest: dict[str, Any]) -> None:
+        assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+        known = {
+            *("entrypoint", "runtimeEnvYAML", "submissionMode", "backoffLimit", "activeDeadlineSeconds"),
+            *("shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "submitterConfig", "rayClusterSpec"),
+        }
+        spec = manifest["spec"]
+        assert set(spec) <= known
+        assert {"entrypoint", "rayClusterSpec", "backoffLimit", "shutdownAfterJobFinishes"} <= set(spec)
+        assert spec["submissionMode"] == "K8sJobMode"
+        yaml.safe_load(spec.get("runtimeEnvYAML", ""))
+        cluster = spec["rayClusterSpec"]
+        assert {"rayVersion", "headGroupSpec", "workerGroupSpecs"} <= set(cluster)
+        assert cluster["authOptions"] == {"mode": "token"}
+
+    def test_entrypoint_is_a_script_with_its_flags(self, manifest: dict[str, Any]) -> None:
+        interpreter, path, *words = shlex.split(manifest["spec"]["entrypoint"])
+        assert interpreter == "python"
+        name = Path(path).stem
+        assert (REPOSITORY / "jobs" / Path(path).name).is_file()
+        given = [word for word in words if word.startswith("-")]
+        assert "--out" in given
+        assert set(given) <= flags(COMMANDS[name])
+        out = words[words.index("--out") + 1]
+        assert "://" in out or out.startswith("/")
+        recipe = runs.load_recipe(REPOSITORY / "contrans_dist" / "pipeline" / "recipes" / f"{words[0]}.yaml")
+        assert recipe.target.id
+
+    def test_workers_have_the_gpus_that_the_recipe_asks_for(self, manifest: dict[str, Any]) -> None:
+        words = shlex.split(manifest["spec"]["entrypoint"])
+        recipe = runs.load_recipe(REPOSITORY / "contrans_dist" / "pipeline" / "recipes" / f"{words[2]}.yaml")
+        (group,) = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        (worker,) = group["template"]["spec"]["containers"]
+        gpus = int(worker["resources"]["limits"]["nvidia.com/gpu"])
+        assert gpus >= (recipe.cluster.gpus_per_actor or 1) >= 1
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+    def test_every_node_runs_one_image_and_sees_one_storage(self, manifest: dict[str, Any]) -> None:
+        cluster = manifest["spec"]["rayClusterSpec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        pods = [group["template"]["spec"] for group in groups]
+        assert len({pod["containers"][0]["image"] for pod in pods}) == 1
+        assert cluster["rayVersion"] in pods[0]["containers"][0]["image"]
+        for pod in pods:
+            volumes = {volume["name"] for volume in pod["volumes"]}
+            mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+            assert set(mounts.values()) <= volumes
+            assert "/shared" in mounts
+        # The head's working directory is the job's: relative paths of the recipe start there.
+        assert pods[0]["containers"][0]["workingDir"] == "/shared"
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contrans_dist.mapping.moments import Moments, MomentSums, RowMoments, merge, tree_merge
+
+D_SOURCE, D_TARGET = 7, 5
+
+
+def outlier_rows(n: int, d: int, seed: int) -> np.ndarray:
+    """Rows like a residual stream's: one column 100 times the rest, and means far from zero."""
+    rng = np.random.default_rng(seed)
+    scale = np.ones(d)
+    scale[d // 2] = 100.0
+    return (rng.standard_normal((n, d)) * scale + rng.standard_normal(d) * scale * 30).astype(np.float32)
+
+
+def exact_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The centred sums written out in extended precision."""
+    x, y = x.astype(np.longdouble), y.astype(np.longdouble)
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    return x.T @ x, x.T @ y, (y * y).sum(axis=0)
+
+
+def assert_same(actual: Moments, xx: np.ndarray, xy: np.ndarray, yy: np.ndarray, tolerance: float) -> None:
+    # An entry's own size may be anything down to zero; its columns' lengths are what rounding is relative to.
+    long_x, long_y = np.sqrt(np.diag(xx)), np.sqrt(yy)
+    assert np.max(np.abs(actual.sxx - xx) / np.outer(long_x, long_x)) <= tolerance
+    assert np.max(np.abs(actual.sxy - xy) / np.outer(long_x, long_y)) <= tolerance
+    assert np.max(np.abs(actual.syy - yy) / yy) <= tolerance
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), n=st.integers(3, 200), seed=st.integers(0, 10_000))
+def test_any_split_and_order_gives_the_same_sums(data: st.DataObject, n: int, seed: int) -> None:
+    x, y = outlier_rows(n, D_SOURCE, seed), outlier_rows(n, D_TARGET, seed + 1)
+    order = np.random.default_rng(seed).permutation(n)
+    cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=9)))
+    pieces = [Moments.of(x[rows], y[rows], chunk=1 + seed % 50) for rows in np.split(order, cuts)]
+    in_a_row = pieces[0]
+    for piece in pieces[1:]:
+        in_a_row = merge(in_a_row, piece)
+    truth = exact_sums(x, y)
+    for merged in (in_a_row, tree_merge(pieces), tree_merge(pieces[::-1]), Moments.of(x, y)):
+        assert merged.n == n
+        assert_same(merged, *truth, tolerance=1e-12)
+        np.testing.assert_allclose(
+            merged.mean_x, x.astype(np.longdouble).mean(axis=0).astype(float), rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            merged.mean_y, y.astype(np.longdouble).mean(axis=0).astype(float), rtol=1e-12
+        )
+
+
+def test_no_cancellation_where_the_naive_sums_lose_everything() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5000, 4)) + 1e6
+    y = rng.standard_normal((5000, 3)) - 1e6
+    truth = exact_sums(x, y)
+    naive = x.T @ x - len(x) * np.outer(x.mean(axis=0), x.mean(axis=0))
+    assert np.max(np.abs(naive - truth[0])) / truth[0][0, 0] > 1e-8
+    assert_same(Moments.of(x, y, chunk=128), *truth, tolerance=1e-10)
+
+
+def test_uncentred_sums_come_back() -> None:
+    x, y = outlier_rows(50, D_SOURCE, 1), outlier_rows(50, D_TARGET, 2)
+    xx, xy, yy = Moments.of(x, y).around(0.0, 0.0)
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    np.testing.assert_allclose(xx, x.T @ x, rtol=1e-11)
+    np.testing.assert_allclose(xy, x.T @ y, rtol=1e-11)
+    np.testing.assert_allclose(yy, (y * y).sum(axis=0), rtol=1e-11)
+
+
+def test_sums_about_any_point() -> None:
+    x, y = outlier_rows(40, D_SOURCE, 3).astype(float), outlier_rows(40, D_TARGET, 4).astype(float)
+    at_x, at_y = np.linspace(-3, 3, D_SOURCE), np.linspace(2, 8, D_TARGET)
+    xx, xy, yy = Moments.of(x, y).around(at_x, at_y)
+    np.testing.assert_allclose(xx, (x - at_x).T @ (x - at_x), rtol=1e-11)
+    np.testing.assert_allclose(xy, (x - at_x).T @ (y - at_y), rtol=1e-11)
+    np.testing.assert_allclose(yy, ((y - at_y) ** 2).sum(axis=0), rtol=1e-11)
+
+
+def test_merging_leaves_its_parts_alone_and_nothing_is_neutral() -> None:
+    x, y = outlier_rows(20, D_SOURCE, 5), outlier_rows(20, D_TARGET, 6)
+    part, other = Moments.of(x[:12], y[:12]), Moments.of(x[12:], y[12:])
+    before = {name: array.copy() for name, array in part.tensors().items()}
+    merge(part, other)
+    merge(other, part)
+    empty = Moments.empty(D_SOURCE, D_TARGET)
+    for merged in (part, merge(part, empty), merge(empty, part)):
+        for name, array in merged.tensors().items():
+            np.testing.assert_array_equal(array, before[name])
+    assert merge(empty, empty).n == 0
+
+
+def test_moments_survive_being_stored_as_arrays() -> None:
+    moments = Moments.of(outlier_rows(9, D_SOURCE, 7), outlier_rows(9, D_TARGET, 8))
+    tensors = moments.tensors()
+    assert {array.dtype for array in tensors.values()} == {np.dtype(np.float64), np.dtype(np.int64)}
+    again = Moments.from_tensors(tensors)
+    assert again.n == 9
+    np.testing.assert_array_equal(again.sxy, moments.sxy)
+
+
+def test_rows_are_left_as_they_were() -> None:
+    x, y = np.ones((4, 2)) * 3, np.ones((4, 3))
+    Moments.of(x, y)
+    assert (x == 3).all()
+    assert (y == 1).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_named(bad: float) -> None:
+    x = np.ones((6, 3), dtype=np.float32)
+    x[4, 1] = bad
+    with pytest.raises(ValueError, match=r"source: row 4 holds NaN or infinity"):
+        Moments.of(x, np.ones((6, 2)))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="source has 3 rows, target 4"):
+        Moments.of(np.ones((3, 2)), np.ones((4, 2)))
+    with pytest.raises(ValueError, match="cannot merge"):
+        merge(Moments.empty(2, 3), Moments.empty(3, 2))
+    with pytest.raises(ValueError, match="at least one part"):
+        tree_merge([])
+    with pytest.raises(ValueError, match="expected an array"):
+        Moments.of(np.ones(3), np.ones(3))
+    with pytest.raises(ValueError, match="real numbers"):
+        Moments.of(np.ones((2, 2), dtype=complex), np.ones((2, 2)))
+
+
+def test_adding_chunks_by_hand_is_the_same_as_all_at_once() -> None:
+    x, y = outlier_rows(33, D_SOURCE, 9), outlier_rows(33, D_TARGET, 10)
+    sums = MomentSums(D_SOURCE, D_TARGET)
+    for start in range(0, 33, 4):
+        sums.add(x[start : start + 4], y[start : start + 4])
+    sums.add(x[:0], y[:0])
+    assert_same(sums.moments(), *exact_sums(x, y), tolerance=1e-12)
+
+
+@given(cut=st.integers(0, 30))
+def test_row_means_merge(cut: int) -> None:
+    rows = outlier_rows(30, D_SOURCE, 11)
+    merged = RowMoments.of(rows[:cut]).merge(RowMoments.of(rows[cut:]))
+    assert merged.n == 30
+    np.testing.assert_allclose(merged.mean, rows.astype(np.float64).mean(axis=0), rtol=1e-12)
+
+
+def test_row_means_of_other_widths_do_not_merge() -> None:
+    with pytest.raises(ValueError, match="cannot merge widths 2 and 3"):
+        RowMoments.of(np.ones((2, 2))).merge(RowMoments.of(np.ones((2, 3))))

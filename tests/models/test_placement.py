@@ -1,0 +1,292 @@
+"""Where a model goes: the choice by memory, and rows that do not depend on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contrans_dist.config import ModelSettings
+from contrans_dist.engine.capture import capture_ids
+from contrans_dist.engine.scoring import Intervention, next_token
+from contrans_dist.errors import UserError
+from contrans_dist.evaluation.baselines import System
+from contrans_dist.models import CPU_TOKENS, load_model
+from contrans_dist.models.devices import host_memory
+from contrans_dist.models.loading import describe
+from contrans_dist.models.needs import activation_bytes, needs, needs_of
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
+from tests.tiny import save_tiny
+
+GB = 10**9
+LLAMA_7B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "torch_dtype": "bfloat16",
+}
+LLAMA_13B = LLAMA_7B | {
+    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+}  # fmt: skip
+LLAMA_70B = LLAMA_7B | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+
+
+def _config(folder: Path, config: dict) -> str:
+    """A model of which there is only a configuration."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _config(tmp_path_factory.mktemp("x") / "7b", LLAMA_7B)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _config(tmp_path_factory.mktemp("x") / "70b", LLAMA_70B)
+
+
+@pytest.mark.parametrize(
+    ("memories", "kind"),
+    [
+        ({"cpu": 64 * GB}, "resident"),
+        ({"cpu": 8 * GB}, "stream"),
+        ({0: 80 * GB, "cpu": 1 * GB}, "resident"),
+        ({0: 10 * GB, 1: 10 * GB, "cpu": 900 * GB}, "device-map"),
+        ({0: 5 * GB, 1: 5 * GB, "cpu": 900 * GB}, "stream"),
+        ({0: 10 * GB, "cpu": 900 * GB}, "stream"),
+    ],
+)
+def test_the_choice_for_7b(small: str, memories: dict, kind: str) -> None:
+    """13.5 GB of weights in bfloat16, 13.2 without the head."""
+    placement = choose_placement(small, head=False, memories=memories)
+    assert placement.kind == kind
+    assert "13.2 GB of weights" in placement.reason
+    assert (placement.device_map is not None) == (kind == "device-map")
+
+
+def test_70b_over_eight_gpus_in_balance_and_no_block_in_two(large: str) -> None:
+    memories = dict.fromkeys(range(8), 24 * GB) | {"cpu": 100 * GB}
+    placement = choose_placement(large, head=False, memories=memories)
+    assert placement.kind == "device-map"
+    assert placement.device_map is not None
+    blocks = {k: v for k, v in placement.device_map.items() if k.startswith("layers")}
+    assert sorted(blocks, key=lambda name: int(name.split(".")[1])) == [f"layers.{k}" for k in range(80)]
+    counts = np.bincount(list(blocks.values()))
+    assert len(counts) == 8
+    assert counts.max() * 1.72e9 < 24 * GB
+    assert list(blocks.values()) == sorted(blocks.values())
+
+
+def test_depth_head_dtype_and_quantisation_count(large: str, small: str) -> None:
+    one: dict = {0: 80 * GB, "cpu": 10 * GB}
+    assert choose_placement(large, head=False, memories=one).kind == "stream"
+    assert choose_placement(large, head=False, highest_block=30, memories=one).kind == "resident"
+    assert choose_placement(large, head=False, quantization="nf4", memories=one).kind == "resident"
+    assert choose_placement(large, head=False, quantization="int8", memories=one).kind == "resident"
+    tight = {0: round(27.5 * GB), "cpu": GB}
+    assert choose_placement(small, dtype="float32", memories=tight).kind == "stream"
+    assert choose_placement(small, dtype="bfloat16", memories=tight).kind == "resident"
+    with pytest.raises(UserError, match=r"int8: .* only plain weights stream; give --gpus-per-actor more"):
+        choose_placement(large, quantization="int8", memories={0: 24 * GB, "cpu": GB})
+
+
+def test_what_cannot_be_is_one_line(large: str) -> None:
+    with pytest.raises(UserError, match="leave out --quantization"):
+        choose_placement(large, quantization="nf4", asked="stream")
+    with pytest.raises(UserError, match=r"device-map: 138\.0 GB of weights.*2 GPUs with 48\.0 GB"):
+        choose_placement(large, asked="device-map", memories={0: 24 * GB, 1: 24 * GB, "cpu": GB})
+    assert choose_placement(large, asked="stream", memories={"cpu": 1}).kind == "stream"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gpt2", "gemma2", "mixtral", "opt", "llava"])
+@pytest.mark.parametrize("head", [True, False])
+def test_bytes_of_weights_are_those_of_the_loaded_model(
+    tmp_path: Path, architecture: str, head: bool
+) -> None:
+    folder = str(save_tiny(tmp_path / "model", architecture))
+    for highest in (None, 1):
+        lm = load_model(folder, device="cpu", head=head, highest_block=highest)
+        loaded = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        described = describe(folder, head=head, highest_block=highest)
+        assert needs(described, "float32", None, 64, head).weights == loaded
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_quantised_bytes_are_those_of_the_loaded_model(tmp_path: Path, quantization: str) -> None:
+    folder = str(save_tiny(tmp_path / "model", "llama", d=128, n_blocks=3))
+    lm = load_model(folder, device="cpu", quantization=quantization)
+    loaded = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    for module in lm.model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            loaded += state.absmax.numel() * state.absmax.element_size()
+    asked = needs(describe(folder), "float32", quantization, 64, True).weights
+    assert asked == pytest.approx(loaded, rel=0.02)
+
+
+def test_a_model_cut_over_memory_and_disk_gives_the_same_rows_and_logits(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=6))
+    need = needs(describe(folder), "float32", None, CPU_TOKENS, True)
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(3, 300, n).tolist() for n in rng.integers(2, 30, 20)]
+    whole = load_model(folder, device="cpu")
+    # Room for three of the six blocks, and the ends.
+    room = (need.activations + need.weights - 3 * need.largest_block + need.largest_block // 2) / 0.95
+    placement = choose_placement(folder, asked="device-map", memories={"cpu": round(room)})
+    assert placement.device_map is not None
+    assert set(placement.device_map.values()) == {"cpu", "disk"}
+    cut = load_model(folder, device=placement.device_map)
+    wanted, found = capture_ids(whole, ids), capture_ids(cut, ids)
+    for block in wanted:
+        np.testing.assert_allclose(
+            found[block], wanted[block], rtol=0, atol=1e-5 * np.abs(wanted[block]).max()
+        )
+    vectors = {2: rng.normal(size=32).astype(np.float32)}
+    steered = [Intervention("vector", vectors, strength) for strength in (0.0, 0.5, 1.0)]
+    here, there = (next_token(lm, ids, steered, watch=[5, 6, 7]) for lm in (whole, cut))
+    np.testing.assert_allclose(there.logits, here.logits, rtol=0, atol=1e-4)
+
+
+def test_host_memory_is_within_this_machine() -> None:
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert 0 < host_memory() <= total
+
+
+def test_what_a_group_holds_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of control groups; file cache would be given back."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        (tmp_path / limit).write_text("1000000\n")
+        (tmp_path / used).write_text("700000\n")
+        (tmp_path / "memory.stat").write_text(f"anon 600000\n{cached} 100000\n")
+        monkeypatch.setattr("contrans_dist.models.devices._LIMITS", (str(tmp_path / limit),))
+        assert host_memory() == 400_000
+        (tmp_path / limit).write_text("max\n" if limit == "memory.max" else "\u00b2\n")
+        assert host_memory() > 400_000
+
+
+def test_several_actors_share_the_memory(small: str) -> None:
+    memories = {"cpu": 32 * GB}
+    assert choose_placement(small, head=False, memories=memories, share=0.5).kind == "resident"
+    assert choose_placement(small, head=False, memories=memories, share=0.25).kind == "stream"
+    idle = choose_placement(small, head=False, memories=dict.fromkeys(range(4), 80 * GB) | memories)
+    assert idle.reason.endswith("; the actor's 3 other GPUs stay idle")
+
+
+def test_the_fewest_gpus_that_hold_it(small: str, large: str) -> None:
+    def chosen(name: str, counts: list[float], head: bool = False, **options: Any) -> tuple[float, str]:
+        def choose(gpus: float) -> Placement:
+            memories = dict.fromkeys(range(int(gpus)), 80 * GB) | {"cpu": 100 * GB}
+            return choose_placement(name, head=head, memories=memories, **options)
+
+        gpus, placement = fewest_gpus(counts, choose, name, head)
+        return gpus, placement.kind
+
+    assert gpu_counts(None, 8) == [1, 2, 4, 8]
+    assert (gpu_counts(None, 0), gpu_counts(0, 8), gpu_counts(0.5, 8)) == ([0], [0], [0.5])
+    assert chosen(small, gpu_counts(None, 8)) == (1, "resident")
+    assert chosen(large, gpu_counts(None, 8)) == (2, "device-map")
+    assert chosen(large, gpu_counts(4, 8)) == (4, "device-map")
+    assert chosen(large, gpu_counts(None, 1)) == (1, "stream")
+    assert chosen(large, gpu_counts(None, 8), asked="stream") == (1, "stream")
+    assert chosen(large, gpu_counts(None, 1), quantization="nf4") == (1, "resident")
+    assert chosen(large, gpu_counts(None, 8), dtype="float32", quantization="int8")[0] <= 2
+    with pytest.raises(UserError, match=r"138\.0 GB of weights .*; steering needs the whole model"):
+        chosen(large, [1.0], head=True)
+
+
+def _taken(name: str, placement: Placement, guides: list[ModelSettings]) -> dict[int | str, int]:
+    """Bytes on each device, summed weight by weight; activations where a block or a guide runs."""
+    described = describe(name)
+    need = needs(described, "bfloat16", None, 4096, True)
+    assert placement.device_map is not None
+    taken: dict[int | str, int] = dict.fromkeys(placement.device_map.values(), need.activations)
+    for weight, values in described.empty().named_parameters():
+        module = max((m for m in placement.device_map if weight.startswith(f"{m}.")), key=len)
+        taken[placement.device_map[module]] += 2 * values.numel()
+    for guide, device in zip(guides, placement.beside, strict=True):
+        taken[device] = taken.get(device, 0) + needs_of(guide, 4096).total
+    return taken
+
+
+@pytest.mark.parametrize("size", [80, 60, 48])
+def test_guides_lie_where_a_spread_model_leaves_room(small: str, large: str, size: int) -> None:
+    """138 GB of weights and twice 13.5 on four GPUs; of 48 GB, these are nearly full."""
+    guides = [ModelSettings(id=small), ModelSettings(id=small)]
+    memories = dict.fromkeys(range(4), size * GB) | {"cpu": 100 * GB}
+    placement = choose_placement(large, memories=memories, beside=guides)
+    assert placement.kind == "device-map"
+    taken = _taken(large, placement, guides)
+    assert set(taken) == {0, 1, 2, 3}
+    assert sum(taken.values()) > 170 * GB
+    assert max(taken.values()) <= size * GB
+    assert 0 not in placement.beside
+    # Alone, the model would have taken what they take now.
+    alone = choose_placement(large, memories=memories)
+    full = _taken(large, alone, [])
+    assert size > 48 or any(full[d] + needs_of(guides[0], 4096).total > size * GB for d in placement.beside)
+
+
+def test_guides_count_when_the_number_of_gpus_is_chosen(small: str, large: str, tmp_path: Path) -> None:
+    middle = _config(tmp_path / "13b", LLAMA_13B)
+    guides = (ModelSettings(id=small), ModelSettings(id=small))
+
+    def chosen(name: str, size: int, most: float) -> tuple[float, Placement]:
+        def choose(gpus: float) -> Placement:
+            memories = dict.fromkeys(range(int(gpus)), size * GB) | {"cpu": 40 * GB}
+            return choose_placement(name, memories=memories, beside=guides)
+
+        return fewest_gpus(gpu_counts(None, most), choose, name, True)
+
+    # 26.0 GB and twice 13.5 GB, with 1.3 and twice 1.0 GB of activations.
+    assert chosen(middle, 80, 8)[0] == 1
+    gpus, placement = chosen(middle, 48, 8)
+    assert (gpus, placement.kind, placement.beside) == (2, "resident", (1, 1))
+    assert placement.reason.endswith("fit into the 48.0 GB free of GPU 0, the models beside on GPU 1")
+    assert chosen(large, 80, 8)[0] == 4
+    with pytest.raises(UserError, match=r"29\.\d GB for 2 models beside, are more than .*; steering needs"):
+        chosen(middle, 48, 1)
+    with pytest.raises(UserError, match="steering needs the whole model"):
+        chosen(middle, 48, 0)  # 40 GB of memory
+    assert choose_placement(middle, memories={"cpu": 60 * GB}, beside=guides).beside == ("cpu", "cpu")
+    assert choose_placement(middle, memories={"cpu": 40 * GB}).kind == "resident"
+
+
+def test_a_system_is_loaded_as_it_was_placed(tmp_path: Path) -> None:
+    folders = [save_tiny(tmp_path / name, n_blocks=n, seed=n) for name, n in (("t", 6), ("a", 2), ("b", 3))]
+    target, *guides = (ModelSettings(id=str(folder)) for folder in folders)
+    system = System("proxy-tuning", target, guides=tuple(guides))
+    need = needs(describe(target.id), "float32", None, CPU_TOKENS, True)
+    beside = sum(needs_of(guide, CPU_TOKENS).total for guide in guides)
+    room = (need.total + beside - 2 * need.largest_block) / 0.95
+    tight = choose_placement(target.id, asked="device-map", memories={"cpu": round(room)}, beside=guides)
+    roomy = choose_placement(target.id, memories={"cpu": GB}, beside=guides)
+    assert tight.device_map is not None
+    assert (set(tight.device_map.values()), roomy.kind) == ({"cpu", "disk"}, "resident")
+    ids = [[3, 4, 5, 6], [7, 8]]
+    found = [next_token(system.load(each), ids, [Intervention("x")], watch=[5]) for each in (tight, roomy)]
+    np.testing.assert_allclose(found[0].logits, found[1].logits, atol=1e-4)
+    for guide in system.load(tight).guides or ():
+        assert guide.device.type == "cpu"
+
+
+def test_activations_grow_with_tokens_and_experts(small: str) -> None:
+    config = describe(small).config
+    assert activation_bytes(config, 2048, 2, False) == 2 * activation_bytes(config, 1024, 2, False)
+    assert activation_bytes(config, 1024, 2, True) > activation_bytes(config, 1024, 2, False)

@@ -1,0 +1,373 @@
+"""Models of which one block after the other is read: same rows as the whole model, each weight read once."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from contrans_dist.engine.capture import capture_ids
+from contrans_dist.engine.capture.states import States
+from contrans_dist.engine.capture.streamed import capture_streamed
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.models import load_model
+from contrans_dist.models.checkpoint import Checkpoint
+from contrans_dist.models.streaming import StreamedModel, open_streamed
+from tests.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
+
+LENGTHS = [7, 100, 1, 3, 40, 2, 13, 5, 60, 21, 8, 7]
+
+
+def _ids(shortest: int = 1) -> list[list[int]]:
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(3, 290, size=length).tolist() for length in LENGTHS if length >= shortest]
+    return [*ids[:-1], ids[0]]
+
+
+def _deviation(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def _by_transformers(folder: Path, ids: list[list[int]]) -> np.ndarray:
+    """Rows `[texts, blocks but the last, d]` of each text alone, from transformers' own hidden states."""
+    model = load_model(str(folder), dtype="float32", device="cpu").model
+    rows = []
+    for text in ids:
+        with torch.no_grad():
+            states = model(torch.tensor([text]), output_hidden_states=True).hidden_states
+        rows.append(torch.stack([state[0, -1] for state in states[1:-1]]).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_are_the_whole_models(architecture: str, tmp_path: Path) -> None:
+    folder, ids = save_tiny(tmp_path / "model", architecture), _ids()
+    rows = capture_streamed(open_streamed(str(folder), device="cpu"), ids, batch_tokens=200)
+    assert list(rows) == [0, 1, 2, 3]
+    whole = capture_ids(load_model(str(folder), device="cpu", head=False), ids, batch_tokens=200)
+    wanted = _by_transformers(folder, ids)
+    for k in rows:
+        assert rows[k].dtype == np.float32
+        assert _deviation(rows[k], whole[k]) < 1e-5
+    for k in range(3):
+        assert _deviation(rows[k], wanted[:, k]) < 1e-5
+        assert _deviation(rows[k], rows[k + 1]) > 0.1
+    np.testing.assert_array_equal(rows.token_ids, whole.token_ids)
+    np.testing.assert_array_equal(rows.n_tokens, whole.n_tokens)
+
+
+@pytest.mark.parametrize("position", ["mean", -2, 1])
+def test_positions_and_blocks(position: str | int, tmp_path: Path) -> None:
+    folder, ids = save_tiny(tmp_path / "model", "gemma2"), _ids(shortest=2)
+    whole = capture_ids(load_model(str(folder), device="cpu"), ids, "0,2", position, 150)
+    rows = capture_streamed(open_streamed(str(folder), device="cpu"), ids, [2, 0], position, 150)
+    assert list(rows) == [0, 2]
+    for k in rows:
+        assert _deviation(rows[k], whole[k]) < 1e-5
+    assert rows.token_ids.tolist() == whole.token_ids.tolist()
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("bfloat16", None), ("float32", "bfloat16")])
+def test_precision(stored: str, asked: str | None, tmp_path: Path) -> None:
+    model = tiny_model("qwen3").to(getattr(torch, stored))
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    whole = capture_ids(load_model(str(tmp_path), dtype=asked, device="cpu"), _ids(), share_prefixes=False)
+    streamed = open_streamed(str(tmp_path), dtype=asked, device="cpu")
+    assert streamed.lm.dtype == torch.bfloat16
+    rows = capture_streamed(streamed, _ids())
+    for k in whole:
+        assert _deviation(rows[k], whole[k]) < 1e-5
+
+
+def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tensors that are read from now on."""
+    names: list[str] = []
+    read = Checkpoint.read
+
+    def noted(self: Checkpoint, stored: Any) -> torch.Tensor:
+        names.append(next(name for name, each in self.tensors.items() if each is stored))
+        return read(self, stored)
+
+    monkeypatch.setattr(Checkpoint, "read", noted)
+    return names
+
+
+def _block_of(name: str) -> int | None:
+    found = re.search(r"\.(\d+)\.", f".{name}")
+    return int(found[1]) if found and "vision" not in name else None
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral", "gpt2", "gemma3"])
+def test_each_weight_is_read_once_and_none_above(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    tiny_model(architecture).save_pretrained(folder, max_shard_size="30kB")
+    tiny_tokenizer().save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    names = _reads(monkeypatch)
+    streamed = open_streamed(str(folder), device="cpu")
+    assert {_block_of(name) for name in names} == {None}
+    rows = capture_streamed(streamed, _ids(), [1, 2], batch_tokens=60)
+    assert max(Counter(names).values()) == 1
+    stored = streamed.checkpoint.tensors
+    for k in range(4):
+        own = {name for name in stored if _block_of(name) == k}
+        assert own
+        assert own & set(names) == (own if k < 3 else set())
+    assert not [name for name in names if "vision" in name or "lm_head" in name]
+    assert streamed.checkpoint.bytes_read == sum(stored[name].nbytes for name in names)
+    assert streamed.blocks_read == [0, 1, 2]
+    whole = capture_ids(load_model(str(folder), device="cpu"), _ids(), [1, 2], batch_tokens=60)
+    assert all(_deviation(rows[k], whole[k]) < 1e-5 for k in (1, 2))
+
+
+def test_tied_embeddings_and_a_second_capture(tmp_path: Path) -> None:
+    """The embeddings are freed in between, and read again."""
+    folder = save_tiny(tmp_path / "model", "llama", tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    streamed = open_streamed(str(folder), device="cpu")
+    first = capture_streamed(streamed, _ids(), batch_tokens=100)
+    assert streamed.lm.model.get_input_embeddings().weight.device.type == "meta"
+    again = capture_streamed(streamed, _ids(), batch_tokens=100)
+    for k in first:
+        np.testing.assert_array_equal(again[k], first[k])
+
+
+@pytest.mark.parametrize("memory", [0, 20_000])
+def test_spilled_states_give_the_same_rows(memory: int, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    kept = capture_streamed(open_streamed(str(folder), device="cpu"), _ids(), batch_tokens=64)
+    written: list[int] = []
+    write = States._write
+
+    def noted(self: States, path: Path, i: int, state: torch.Tensor) -> None:
+        written.append(i)
+        write(self, path, i, state)
+
+    monkeypatch.setattr(States, "_write", noted)
+    streamed = open_streamed(str(folder), device="cpu")
+    spilled = capture_streamed(streamed, _ids(), batch_tokens=64, memory=memory)
+    # Before each block; what leaves the last one is of no use.
+    assert set(Counter(written).values()) == {4}
+    assert (0 in written) == (memory == 0)
+    for k in kept:
+        np.testing.assert_array_equal(spilled[k], kept[k])
+
+
+def test_what_was_saved_outlives_later_passes(tmp_path: Path) -> None:
+    shapes = [(2, 3, 4), (1, 5, 4), (3, 1, 4)]
+    first = [torch.randint(99, shape).float() for shape in shapes]
+    with States(shapes, torch.float32, 100, tmp_path) as states:
+        assert (states.in_memory, states.spilled) == (1, 4 * (20 + 12))
+        states.begin(0)
+        for i, state in enumerate(first):
+            states.put(i, state)
+        states.end()
+        states.save()
+        states.release()
+        for step in (1, 2):
+            states.begin(step)
+            for i, state in enumerate(states.each()):
+                states.put(i, state + 1)
+            states.end()
+        assert all(torch.equal(a, b + 2) for a, b in zip(states.each(), first, strict=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["states-0000.raw", "states-0002.raw"]
+    for memory in (0, 100, 10**6):
+        with States(shapes, torch.float32, memory, tmp_path) as states:
+            states.resume(0)
+            assert all(torch.equal(a, b) for a, b in zip(states.each(), first, strict=True))
+    os.truncate(tmp_path / "states-0000.raw", 200)
+    with (
+        States(shapes, torch.float32, 0, tmp_path) as states,
+        pytest.raises(RunError, match=r"states-0000\.raw: not whole"),
+    ):
+        states.resume(0)
+
+
+def test_reading_leaves_the_computing_thread_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default dtype is the whole process's: reading a block must not change it, not even for a moment."""
+    streamed = open_streamed(str(save_tiny(tmp_path / "model", "mixtral")), dtype="bfloat16", device="cpu")
+    calls: list[Any] = []
+    monkeypatch.setattr(torch, "set_default_dtype", calls.append)
+    streamed.load(2)
+    assert not calls
+
+
+def test_bad_texts(tmp_path: Path) -> None:
+    streamed = open_streamed(str(save_tiny(tmp_path / "model", "llama")), device="cpu")
+    with pytest.raises(UserError, match="text 1: no tokens"):
+        capture_streamed(streamed, [[5], []])
+    with pytest.raises(UserError, match="text 0: position -2 asked for, but it has 1 tokens"):
+        capture_streamed(streamed, [[5]], position=-2)
+    with pytest.raises(UserError, match="blocks 0 to 3"):
+        capture_streamed(streamed, [[5]], [4])
+
+
+def _damage(folder: Path, how: str) -> str:
+    """Spoils a checkpoint of several files; what the message must say."""
+    files = sorted(folder.glob("*.safetensors"))
+    if how == "short":
+        os.truncate(files[1], files[1].stat().st_size - 8)
+    elif how == "header":
+        files[1].write_bytes(b"\xff" * 100)
+    elif how == "gone":
+        files[1].unlink()
+    elif how == "index":
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+        return "model.safetensors.index.json: damaged"
+    elif how == "tensor":
+        tensors = load_file(files[-1])
+        name = next(name for name in tensors if ".3." in name)
+        save_file({n: t for n, t in tensors.items() if n != name}, files[-1], metadata={"format": "pt"})
+        return f"block 3: weights missing or of another shape: .*{name.rsplit('.', 2)[1]}"
+    return files[1].name
+
+
+@pytest.mark.parametrize("how", ["short", "header", "gone", "index", "tensor"])
+def test_damaged_checkpoints(how: str, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="30kB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    said = _damage(tmp_path, how)
+    with pytest.raises((RunError, UserError), match=said) as caught:
+        capture_streamed(open_streamed(str(tmp_path), device="cpu"), _ids())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    streamed = open_streamed(str(folder), device="cpu")
+    os.truncate(folder / "model.safetensors", 30_000)
+    with pytest.raises(RunError, match="bytes too early") as caught:
+        capture_streamed(streamed, _ids())
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_that_cannot_be_streamed(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    quantised = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
+    with pytest.raises(UserError, match=r"--placement stream: .* is quantised"):
+        open_streamed(str(folder))
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"--placement stream: .* no weights as safetensors"):
+        open_streamed(str(folder))
+
+
+def test_what_fails_while_loading_is_not_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    monkeypatch.setattr("contrans_dist.models.checkpoint._advise", _lacking)
+    with pytest.raises(RunError, match="AttributeError: this system lacks posix_fadvise") as caught:
+        open_streamed(str(folder), device="cpu")
+    assert "share parts" not in str(caught.value)
+
+
+def _lacking(*_: Any) -> None:
+    raise AttributeError("this system lacks posix_fadvise")
+
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "vocab_size": 300,
+    "pad_token_id": 2,
+}
+SHARING: dict[str, dict[str, Any]] = {
+    "gemma4_text": {"vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8},
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "hybrid_layer_ids": [1, 3],
+        "mamba_d_state": 8,
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+        "mamba_ngroups": 1,
+    },
+    "rwkv": {"attention_hidden_size": 32},
+}
+
+
+@pytest.mark.parametrize("architecture", SHARING)
+def test_models_whose_blocks_share_more_are_refused(architecture: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(architecture, **SMALL, **SHARING[architecture])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"model type '{architecture}' cannot be streamed") as caught:
+        open_streamed(str(tmp_path), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loop_that_does_more_than_call_its_blocks_is_refused(tmp_path: Path) -> None:
+    """Three loops over the blocks of a real model that nothing but a look inside could tell from its own."""
+    streamed = open_streamed(str(save_tiny(tmp_path / "model", "llama")), device="cpu")
+    decoder: Any = streamed.lm.decoder
+
+    def loop(kind: str, input_ids: Any = None, inputs_embeds: Any = None, **_named: Any) -> None:
+        first = inputs_embeds if inputs_embeds is not None else decoder.embed_tokens(input_ids)
+        stream, rotary = first, decoder.rotary_emb(first, torch.arange(first.shape[1])[None])
+        for layer in decoder.layers:
+            given = {"position_embeddings": rotary, "attention_mask": None}
+            if kind == "given":
+                given["first_stream"] = first
+            stream = layer(stream, **given)
+            if kind == "changed":
+                stream = stream + first
+
+    def refusal(kind: str) -> str:
+        decoder.forward = lambda **inputs: loop(kind, **inputs)
+        try:
+            StreamedModel(streamed.lm, streamed.checkpoint, streamed.device)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    assert refusal("plain") == ""
+    assert "given more of the text" in refusal("given")
+    assert "changes on its way" in refusal("changed")
+
+
+MEASURE = """
+import sys
+from contrans_dist.engine.capture.streamed import capture_streamed
+from contrans_dist.models.streaming import open_streamed
+
+def most():  # not ru_maxrss: that begins with what the process that started this one had
+    return next(int(l.split()[1]) << 10 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+
+before = most()
+streamed = open_streamed(sys.argv[1], device="cpu")
+capture_streamed(streamed, [[5] * 40] * 16, batch_tokens=160, memory=0)
+print(before, most(), streamed.checkpoint.nbytes)
+"""
+
+
+def test_peak_memory(tmp_path: Path) -> None:
+    """Of a model of some hundred megabytes, never more than two blocks are in memory."""
+    options = {"n_blocks": 16, "d": 768, "intermediate_size": 2048}
+    save_tiny(tmp_path / "model", "llama", **options)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    before, peak, size = map(int, done.stdout.split())
+    assert size > 350 << 20
+    assert peak - before < 2 * size / 16 + (100 << 20)

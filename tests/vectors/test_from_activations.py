@@ -1,0 +1,116 @@
+"""Which rows a condition names, in columns of every type, as `--positive` and `--rows` write it."""
+
+import decimal
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from contrans_dist.errors import UserError
+from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.vectors.from_activations import concept_rows, concepts_in, select_rows
+from tests.sets import make_set
+
+COLUMNS: dict[str, Any] = {
+    "tags": [["a", "x"], ["b"], [], None, ["x", None], ["a,x"]],
+    "numbers": [[1, 2], [3], [], None, [2], [22]],
+    "whole": [0, 1, 1, None, 2**60, 2**60 + 1],
+    "real": [0.0, 1.0, 1.5, None, 1e3, float("nan")],
+    "truth": [True, False, None, True, False, False],
+    "words": ["1", "1.0", "True", None, "a,b", "a=b"],
+    "null": [None] * 6,
+    "coded": pa.array(["p", "n", None, "p", "n", "n"]).dictionary_encode(),
+    "price": [decimal.Decimal(text) for text in ("1.10", "1.00", "2.00", "1.10", "0.00", "3.00")],
+    "day": [date(2020, 1, day) for day in range(1, 7)],
+    "when": pa.array([1, 2, 3, 4, 5, 6], pa.timestamp("ns")),
+    "raw": [b"a", b"b", None, b"", b"c", b"\xff"],
+    "short": pa.array([0.1, 0.2, None, 1, 2, 3], pa.float32()),
+    "half": pa.array([0.5, 1, 2, 3, 4, None], pa.float16()),
+    "meta": [{"a": 1}] * 6,
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> ActivationSet:
+    folder = tmp_path_factory.mktemp("sets") / "set"
+    return make_set(folder, {0: np.ones((6, 2), np.float32)}, 1, shard=4, **COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("tags=x", [0, 4]),
+        ("tags=a,x", [5]),
+        ("tags=a,tags=x", [0]),
+        ("numbers=2.0", [0, 4]),
+        ("whole=1", [1, 2]),
+        ("whole=1.0", [1, 2]),
+        (f"whole={2**60 + 1}", [5]),
+        ("real=1", [1]),
+        ("real=1000", [4]),
+        ("real=nan", []),
+        ("short=0.1", [0]),
+        ("half=0.5", [0]),
+        ("truth=true", [0, 3]),
+        ("truth=False", [1, 4, 5]),
+        ("truth=1", [0, 3]),
+        ("words=1", [0]),
+        ("words=True", [2]),
+        ("words=a,b", [4]),
+        (r"words=a\,b", [4]),
+        ("words=a=b", [5]),
+        ("words=a,b,truth=false", [4]),
+        ("coded=n,whole=1", [1]),
+        ("price=1.1", [0, 3]),
+        ("price=1", [1]),
+        ("day=2020-01-03", [2]),
+        ("words=", []),
+        ("words=null", []),
+        ("words=None", []),
+        ("null=x", []),
+        ("whole=one", []),
+        ("whole=1,truth=true", []),
+        ("coded=p,whole=1", []),
+    ],
+)
+def test_conditions(rows: ActivationSet, condition: str, expected: list[int]) -> None:
+    if expected:
+        assert select_rows(rows, condition).tolist() == expected
+    else:
+        with pytest.raises(UserError, match="no row has"):
+            select_rows(rows, condition)
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("tags=y", "no row has tags=y; tags is x (2), a (1), b (1), null (1), a,x (1)"),
+        ("coded=positive", "no row has coded=positive; coded is n (3), p (2), null (1)"),
+        ("coded=p,whole=1", "no row has coded=p,whole=1, though some have each of them"),
+        ("meta=1", "column 'meta' holds struct<a: int64>; expected texts"),
+        ("tags", "expected column=value"),
+        ("=x", "expected column=value"),
+        ("a,tags=x", "expected column=value"),
+        ("label=positive", "no column 'label'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(rows: ActivationSet, condition: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        select_rows(rows, condition)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_concept_may_have_any_name(tmp_path: Path) -> None:
+    names = ["joy, mild=not wild", "1", "joy, mild=not wild", "1"]
+    labels = ["positive", "positive", "negative", "negative"]
+    values = {0: np.ones((4, 2), np.float32)}
+    labelled = make_set(tmp_path / "a", values, 1, concept=names, label=labels)
+    assert concepts_in(labelled) == names[:2]
+    assert [rows.tolist() for rows in concept_rows(labelled, names[0])] == [[0], [2]]
+    numbered = make_set(tmp_path / "b", values, 1, concept=[1, 2, 1, None])
+    assert concepts_in(numbered) == ["1", "2"]
+    assert concept_rows(numbered, "1")[0].tolist() == [0, 2]
