@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from contrans_dist.cli.options import AsJson, emit
-from contrans_dist.config.recipe import load_recipe
 from contrans_dist.errors import UserError
 
 _TERA, _GIGA = 1e12, 1e9
@@ -52,7 +51,7 @@ def plan(
     from contrans_dist.pipeline.calibration import calibrate as run_samples
     from contrans_dist.pipeline.calibration import from_rate
     from contrans_dist.pipeline.plan import Nodes, actor_memory, as_content, plan_runs
-    from contrans_dist.pipeline.runs import find_recipe
+    from contrans_dist.pipeline.runs import open_recipe
 
     if calibrate and tflops is not None:
         raise UserError("--tflops and --calibrate: expected one of the two")
@@ -63,7 +62,7 @@ def plan(
     for flag, amount in amounts.items():
         if amount is not None and not 0 < amount < _MOST:
             raise UserError(f"{flag} {amount:g}: expected a number above 0 and below {_MOST:g}")
-    settings = load_recipe(find_recipe(recipe), set_, small)
+    settings = open_recipe(recipe, set_, small)
     given: dict[str, Any] = {
         "count": nodes,
         "cpus": cpus_per_node,

@@ -43,7 +43,7 @@ def reduce(
     Writes `vectors/source`, `vectors/target`, `vectors/vector` (transplanted) and `maps/corpus.safetensors`.
     """
     from contrans_dist.evaluation.block_search import reduce_sides
-    from contrans_dist.evaluation.transfers import Sides
+    from contrans_dist.evaluation.sides import Sides
     from contrans_dist.store.activation_set import ActivationSet
     from contrans_dist.vectors.extract import METHODS
 

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
-from contrans_dist.config.recipe import load_recipe
 from contrans_dist.console import note, shown
 from contrans_dist.errors import RunError
 from contrans_dist.store.location import Location
@@ -43,11 +42,10 @@ def run(
 ) -> None:
     """Do all of a recipe: harvest, reduce, transplant, evaluate, report. What is already there is reused."""
     from contrans_dist.pipeline.run import resolved
-    from contrans_dist.pipeline.runs import find_recipe, run_recipe
+    from contrans_dist.pipeline.runs import open_recipe, run_recipe
 
-    path = find_recipe(recipe)
     changes = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
-    settings = load_recipe(path, changes, small)
+    settings = open_recipe(recipe, changes, small)
     if dry_run:
         text = resolved(settings)
         emit(as_json, yaml.safe_load(text), text.rstrip())

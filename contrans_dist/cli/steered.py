@@ -26,7 +26,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
 if TYPE_CHECKING:
-    from contrans_dist.evaluation.baselines import System
+    from contrans_dist.evaluation.baselines import Available
 
 
 _FLAGS = {
@@ -89,7 +89,8 @@ def evaluate(
     """Score a steered model on a benchmark, with controls."""
     from contrans_dist.cli.tables import metrics_lines
     from contrans_dist.evaluation.assess import assess
-    from contrans_dist.evaluation.conditions import derivable, load_vectors, steering
+    from contrans_dist.evaluation.conditions import known, systems
+    from contrans_dist.evaluation.steering import derivable, load_vectors, steering
 
     chosen = EVALUATIONS.get(benchmark)
     if chosen is None:
@@ -97,6 +98,8 @@ def evaluate(
     if data is None and chosen.model_fields["texts"].is_required():
         raise UserError(f"--data: expected what benchmark {benchmark} is to score")
     asked = [name for name in (controls or "").split(",") if name and name != "none"]
+    for name in asked:
+        known(name, f"--controls {controls}")
     try:
         sweep = [float(strength) for strength in strengths.split(",")]
     except ValueError as error:
@@ -116,7 +119,7 @@ def evaluate(
         override(content, change)
     settings = validated(chosen, content, "contrans evaluate")
     vectors = load_vectors(vector or [])
-    conditions = settings.conditions if controls is not None else ("vector", *derivable(vectors))
+    conditions = settings.conditions if controls is not None else ("vector", *derivable(vectors, block))
     target = model_settings(model, dtype, quantization, trust_remote_code)
     metrics = assess(
         target,
@@ -124,31 +127,25 @@ def evaluate(
         steering({"vector": vectors}, conditions, block, settings.seed),
         Location.parse(out),
         cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
-        _systems(target, align_training, inst_align, proxy_tuning),
+        systems(_available(target, align_training, inst_align, proxy_tuning)),
     )
     emit(as_json, metrics, "\n".join(metrics_lines(metrics)))
 
 
-def _systems(
+def _available(
     target: ModelSettings, instruct: str | None, instruction: str | None, guides: str | None
-) -> "list[System]":
-    """The conditions asked for that are no vectors; other models are loaded in the target's precision."""
-    from contrans_dist.evaluation.baselines import System
+) -> "Available":
+    """What baselines are made of; other models are loaded in the target's precision."""
+    from contrans_dist.evaluation.baselines import Available
 
     def like(name: str) -> ModelSettings:
         return target.model_copy(update={"id": name})
 
-    found = []
-    if instruct is not None:
-        found.append(System("align-training", like(instruct)))
-    if instruction is not None:
-        found.append(System("inst-align", target, instruction=instruction))
-    if guides is not None:
-        tuned, _, plain = guides.partition(",")
-        if not (tuned and plain) or "," in plain:
-            raise UserError(f"--proxy-tuning {guides}: expected two models, TUNED,PLAIN")
-        found.append(System("proxy-tuning", target, guides=(like(tuned), like(plain))))
-    return found
+    both = (guides or "").split(",")
+    if guides is not None and (len(both) != 2 or not all(both)):
+        raise UserError(f"--proxy-tuning {guides}: expected two models, TUNED,PLAIN")
+    pair = tuple(map(like, both)) if guides is not None else ()
+    return Available(target, like(instruct) if instruct is not None else None, instruction or "", pair)
 
 
 def generate(
@@ -168,7 +165,7 @@ def generate(
     """Continue prompts with the unsteered and, given a vector, the steered model (greedy)."""
     from contrans_dist.engine.scoring import BASE, Intervention
     from contrans_dist.engine.scoring import generate as continue_prompts
-    from contrans_dist.evaluation.conditions import row_of
+    from contrans_dist.evaluation.derived import row_of
     from contrans_dist.models import encode_many, load_model
     from contrans_dist.models.placement import choose_placement
     from contrans_dist.vectors.concept_vector import ConceptVector

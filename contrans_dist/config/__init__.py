@@ -5,8 +5,6 @@ from contrans_dist.config.evaluations import (
     EVALUATIONS,
     AnyEvaluation,
     BehaviourEvaluation,
-    Condition,
-    ConditionName,
     EmotionEvaluation,
     EvaluationSettings,
     HarnessEvaluation,
@@ -36,7 +34,7 @@ from contrans_dist.config.whole import Published, Recipe
 
 __all__ = [
     "CHAT_DATE", "EVALUATIONS", "AnyEvaluation", "BehaviourEvaluation", "CaptureSettings", "ClusterSettings",
-    "ConceptSettings", "Condition", "ConditionName", "ContrastSettings", "CorpusSettings", "Dtype",
+    "ConceptSettings", "ContrastSettings", "CorpusSettings", "Dtype",
     "EmotionEvaluation", "EvaluationSettings", "FileModel", "HarnessEvaluation", "MapSettings",
     "ModelSettings",
     "PerplexityEvaluation", "Placement", "Position", "Protocol", "Published", "Quantization", "Recipe",

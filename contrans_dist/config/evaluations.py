@@ -7,27 +7,6 @@ from pydantic import Discriminator, Field, FiniteFloat, Tag
 
 from contrans_dist.config.base import CHAT_DATE, Settings
 
-Condition = Literal[
-    "vector",
-    "random",
-    "shuffled-map",
-    "other-concept",
-    "self-align",
-    "self-modulation",
-    "lcross-own",
-    "lcross-unrelated",
-    "no-map",
-    "random-map",
-    "sum",
-    "orthogonal",
-    "averaged",
-    "inst-align",
-    "align-training",
-    "proxy-tuning",
-]
-ConditionName = Condition | Annotated[str, Field(pattern=r"^from:.+$")]
-"""A condition by name, or `from:<name>`: the vector of one of the recipe's further sources."""
-
 
 class SearchSettings(Settings):
     """The strength of each condition is chosen on the evaluation's validation items, under a perplexity
@@ -48,17 +27,18 @@ class EvaluationSettings(Settings):
     texts: str | None = None
     """What is scored: a file or folder; None loads the benchmark's own data from the hub."""
     strengths: tuple[FiniteFloat, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
-    conditions: tuple[ConditionName, ...] = (
+    conditions: tuple[str, ...] = (
         "vector",
         "random",
         "shuffled-map",
         "other-concept",
         "self-align",
     )
+    """By name, or `from:<name>`: the vector of one of the recipe's further sources."""
     concepts: tuple[str, ...] | None = None
     """Of the recipe's concepts, those that are steered here; None steers all that the benchmark knows."""
     instruction: str | None = None
-    """What stands before every prompt under the condition `inst-align`."""
+    """What stands before every prompt of the baseline that is an instruction."""
     search: "SearchSettings | None" = None
     """Choose each condition's strength on validation items, instead of reporting all of them."""
     examples: int = Field(0, ge=0)

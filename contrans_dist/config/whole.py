@@ -46,11 +46,11 @@ class Recipe(Settings):
     concepts: ConceptSettings
     map: MapSettings = MapSettings()
     sources: dict[str, SourceSettings] = Field(default_factory=dict)
-    """Further models that vectors come from: the conditions `from:<name>`, and `averaged`."""
+    """Further models that vectors come from: the conditions `from:<name>`, and their mean."""
     source_base: ModelSettings | None = None
-    """The source before its alignment training: `proxy-tuning` takes the difference."""
+    """The source before its alignment training, for a baseline that takes the difference."""
     target_instruct: ModelSettings | None = None
-    """The target after alignment training: scored as `align-training`, its vector is `self-align`."""
+    """The target after alignment training: scored as a baseline, its vector is the target's own."""
     map_source: ModelSettings | None = None
     """Model whose states of the corpus the map is fitted from, where it is not the source: the papers fit it
     between base models."""

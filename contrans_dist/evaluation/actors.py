@@ -17,7 +17,7 @@ from contrans_dist.distributed.pool import Outcome, Task, run_kept
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.baselines import TARGET, System
-from contrans_dist.evaluation.conditions import Steering
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.classifier import load_classifier
 from contrans_dist.models.placement import Placement

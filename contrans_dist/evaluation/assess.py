@@ -9,9 +9,9 @@ from contrans_dist.distributed.actors import kept_actors
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.evaluation.analysis import Verdict, judge, read_in_run
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.evaluation.conditions import Steering
 from contrans_dist.evaluation.driver import prepared, scored
 from contrans_dist.evaluation.samples import probe
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.strength_search import search
 from contrans_dist.evaluation.trials import BUDGET, VALIDATION, check_tried
 from contrans_dist.store.location import Location
@@ -56,7 +56,7 @@ def assess(
         verdict = judged(out)
         if verdict is not None:
             probe(
-                model, settings, steering, verdict.effect.key, verdict.strength, out, cluster,
+                model, settings, steering, verdict.effect.name, verdict.strength, out, cluster,
                 metrics["fingerprint"],
             )  # fmt: skip
         return metrics

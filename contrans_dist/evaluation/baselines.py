@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from contrans_dist.config import ModelSettings
-from contrans_dist.models import LanguageModel, guided, load_model
-from contrans_dist.models.placement import Placement
+from contrans_dist.config import EvaluationSettings, ModelSettings, Recipe
+
+if TYPE_CHECKING:  # reports name baselines and need no torch
+    from contrans_dist.models import LanguageModel
+    from contrans_dist.models.placement import Placement
 
 TARGET = "target"
 """The system that vectors steer; every other one is a condition of its own."""
@@ -28,8 +30,10 @@ class System:
         """Every model that is loaded for it, the one that answers first."""
         return (self.model, *self.guides)
 
-    def load(self, placement: Placement) -> LanguageModel:
+    def load(self, placement: "Placement") -> "LanguageModel":
         """The model that answers, where `placement` has it, and its guides, where that has them beside it."""
+        from contrans_dist.models import guided, load_model
+
         lm, *guides = (
             load_model(model.id, **model.model_dump(exclude={"id"}), device=device)
             for model, device in zip(
@@ -43,6 +47,38 @@ class System:
         if not self.instruction:
             return list(items)
         return [replace(item, prompt=f"{self.instruction}\n{item.prompt}") for item in items]
+
+
+@dataclass(frozen=True)
+class Available:
+    """What the baselines are made of, as far as it is there."""
+
+    target: ModelSettings
+    instruct: ModelSettings | None = None
+    """The target after alignment training."""
+    instruction: str = ""
+    guides: tuple[ModelSettings, ...] = ()
+    """(tuned, plain): a small model after and before alignment training."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, settings: EvaluationSettings) -> "Available":
+        guides = () if recipe.source_base is None else (recipe.source, recipe.source_base)
+        return cls(recipe.target, recipe.target_instruct, settings.instruction or "", guides)
+
+
+def align_training(given: Available) -> System | None:
+    """The instruct model answers."""
+    return None if given.instruct is None else System("", given.instruct)
+
+
+def inst_align(given: Available) -> System | None:
+    """The target answers with an instruction before every prompt."""
+    return System("", given.target, instruction=given.instruction) if given.instruction else None
+
+
+def proxy_tuning(given: Available) -> System | None:
+    """The target answers with the guides' difference of logits added (arXiv 2401.08565)."""
+    return System("", given.target, guides=given.guides) if given.guides else None
 
 
 def in_turn(target: System, others: Sequence[System]) -> list[System]:

@@ -9,8 +9,8 @@ from contrans_dist.config import MapSettings, Recipe
 from contrans_dist.config.map_options import blocks_below
 from contrans_dist.console import note
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.conditions import Steering, steering
-from contrans_dist.evaluation.transfers import Sides, Vectors, refine_sides, save_vectors
+from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
+from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import Trial, try_out
 from contrans_dist.mapping.driver import all_pairs, fit, join, one_block
 from contrans_dist.mapping.map_set import MapSet, Pair, R2Table

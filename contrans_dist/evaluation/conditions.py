@@ -1,215 +1,254 @@
-"""The conditions an evaluation compares: the transplanted vector, its controls, and other ways to steer."""
+"""The registry of conditions: each is one entry, and nothing else in the program names it.
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+A condition is something that an evaluation scores: a vector that is added to the target, a control that shows
+what an effect must exceed, a yardstick, or a baseline that is no vector. Read by reports, so without torch.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal
 
-from contrans_dist.config import Condition
-from contrans_dist.engine.scoring import BASE, Intervention
+from contrans_dist.config import EvaluationSettings, Recipe
 from contrans_dist.errors import UserError
-from contrans_dist.mapping.transplant import random_like
-from contrans_dist.vectors.concept_vector import ConceptVector
+from contrans_dist.evaluation import baselines, combined, derived, sources, transfers
+from contrans_dist.evaluation.baselines import Available, System
+from contrans_dist.evaluation.derived import RowMaker
+from contrans_dist.evaluation.sides import Vectors
+from contrans_dist.evaluation.sources import FurtherModel
+from contrans_dist.evaluation.transfers import Material, VectorsMaker
 
-Row = NDArray[np.float32]
-DERIVED: tuple[Condition, ...] = ("random", "shuffled-map", "other-concept")
-"""Controls that follow from the vectors themselves."""
-RANDOM = "random"
-"""A direction of its own for every item: a single one proves little. Where transplanted emotions reached a
-mean Token Acc of .85, single directions reached 0 to .85 (two trained models, TinyStories 656k to 3M)."""
+Role = Literal["tested", "variant", "yardstick", "baseline", "control"]
+"""What a score may be compared with: `tested` is the effect itself, `variant` another form of it; `yardstick`
+is the target's own vector, `baseline` no steering or no vector; a `control` must be exceeded."""
+Look = tuple[str, str, Any]
+"""Colour, marker, and dash in any form that matplotlib takes."""
 
 
 @dataclass(frozen=True)
-class Steering:
-    """What is added where: for each concept, for each condition, a row `[d]` at a block."""
+class Condition:
+    """One condition. Exactly one of `vectors`, `row` and `system` makes it; the base has none of them."""
 
-    rows: dict[str, dict[str, dict[int, Row]]] = field(default_factory=dict)
-    """concept -> condition -> block -> row"""
-    vector_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """Units of the texts behind the vectors, and behind the map (`leak.unit_hashes`)."""
-    map_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    seed: int = 0
-    """Of the control `random`, whose rows above give no more than the norm."""
-    chosen: dict[str, float] = field(default_factory=dict)
-    """The one strength of each condition that has one of its own; the others follow the sweep."""
+    name: str
+    """As recipes, tables and `metrics.json` have it."""
+    title: str
+    phrase: str
+    """As it stands inside a sentence."""
+    role: Role
+    meaning: str
+    look: Look
+    vectors: VectorsMaker | None = None
+    """Its vectors in the target's space, from what a run has made; None from it where they cannot be had."""
+    row: RowMaker | None = None
+    """What is added for a concept, where it follows from the vectors under `vector` alone."""
+    system: Callable[[Available], System | None] | None = None
+    """Who answers instead; None from it where what that takes is not there. Its rows say strength 1."""
+    sources: Callable[[Recipe, str], dict[str, FurtherModel]] = sources.no_sources
+    """The further models that its vectors come from, by name."""
+    requires: str = ""
+    """What must be there for it, in words."""
+    as_long: bool = False
+    """Brought to the norm of the condition under test: a control that is shorter would prove little."""
+    drawn: bool = False
+    """A random direction of its own for every item: a single one proves little. Where transplanted emotions
+    reached a mean Token Acc of .85, single directions reached 0 to .85 (two trained models, TinyStories)."""
+    same_width: bool = False
+    """Possible only for models whose residual streams are equally wide."""
+    caveat: str = ""
+    """A sentence that follows every verdict in its favour."""
 
     @property
-    def concepts(self) -> list[str]:
-        return list(self.rows)
-
-    @property
-    def blocks(self) -> list[int]:
-        """Every block that something is added to."""
-        return sorted({b for per in self.rows.values() for at in per.values() for b in at})
-
-    def interventions(
-        self, concept: str, strengths: Sequence[float], items: Sequence[str]
-    ) -> list[Intervention]:
-        """The base, and every condition of a concept at every strength but 0, which is the base.
-
-        `items`: the ids of the items that are scored under them. Each meets a random direction of its own,
-        the same at every strength.
-        """
-        conditions = dict(self.rows.get(concept, {}))
-        if RANDOM in conditions:
-            seeds = [_seed(self.seed, concept, item) for item in items]
-            conditions[RANDOM] = {
-                block: np.stack([random_like(row, seed) for seed in seeds])
-                for block, row in conditions[RANDOM].items()
-            }
-        return [
-            BASE,
-            *(
-                Intervention(condition, rows, float(strength))
-                for condition, rows in conditions.items()
-                for strength in ([self.chosen[condition]] if condition in self.chosen else strengths)
-                if strength != 0
-            ),
-        ]
-
-    def only(self, conditions: Sequence[str]) -> "Steering":
-        """The same with these conditions alone."""
-        return replace(
-            self,
-            rows={
-                concept: {name: at for name, at in given.items() if name in conditions}
-                for concept, given in self.rows.items()
-            },
-        )
-
-    def about(self, concepts: Sequence[str]) -> "Steering":
-        """The same for these concepts alone. Raises UserError for one that there is no vector of."""
-        missing = [concept for concept in concepts if concept not in self.rows]
-        if missing:
-            raise UserError(f"concepts: no vector of {missing[0]!r}; there are {', '.join(self.rows)}")
-        return replace(self, rows={concept: self.rows[concept] for concept in concepts})
-
-    def digest(self) -> str:
-        """Identity of all rows, for the fingerprint of an evaluation."""
-        digest = hashlib.sha256(f"random directions {self.seed}".encode())
-        for condition, strength in self.chosen.items():
-            digest.update(f"{condition} at {strength!r}".encode())
-        for concept, conditions in self.rows.items():
-            for condition, rows in conditions.items():
-                for block, row in rows.items():
-                    digest.update(f"{concept}\0{condition}\0{block}\0".encode())
-                    digest.update(np.ascontiguousarray(row, np.float32).tobytes())
-        return digest.hexdigest()
+    def no_vector(self) -> bool:
+        """Another model or prompt, to which nothing is added: it has no strength."""
+        return self.system is not None
 
 
-CONTROLS: tuple[Condition, ...] = (*DERIVED, "no-map", "random-map")
-"""Conditions that show what an effect must exceed."""
-SYSTEMS: tuple[Condition, ...] = ("align-training", "inst-align", "proxy-tuning")
-"""Conditions that are no vectors."""
-_SCALED = ("shuffled-map", "random-map")
-"""Controls that would prove little if they were shorter than what they are compared with."""
+CONDITIONS = [
+    Condition(
+        "vector", "Transplanted vector", "the transplanted vector", "tested",
+        "the source's concept vector, sent through the map and added to the target",
+        ("#0072b2", "o", "-"), vectors=transfers.carried,
+    ),
+    Condition(
+        "lcross-own", "L-Cross, own concept", "the L-Cross vector", "tested",
+        "the map fitted on the concept's own contrast prompts; close to memorising the target's own vector",
+        ("#d55e00", "P", "-"), vectors=transfers.lcross_own,
+        caveat="Its map was fitted on the concept's own prompts, so it is nearly the target's own vector "
+        "again: no transfer.",
+    ),
+    Condition(
+        "lcross-unrelated", "L-Cross, other concepts", "the L-Cross vector of unrelated prompts", "variant",
+        "the map fitted on another concept's contrast prompts",
+        ("#8a5a00", "v", (0, (6, 2))), vectors=transfers.lcross_unrelated,
+    ),
+    Condition(
+        "averaged", "Averaged over sources", "the vector averaged over sources", "variant",
+        "the mean of the vectors that several sources give, each through a map of its own",
+        ("#0f7a9c", "h", (0, (8, 2))), vectors=combined.averaged, sources=sources.mapped_sources,
+    ),
+    Condition(
+        "sum", "Sum of concepts", "the sum of the concepts' vectors", "variant",
+        "the vectors of all concepts added together",
+        ("#8c510a", "p", (0, (5, 1, 1, 1, 1, 1))), vectors=combined.summed,
+    ),
+    Condition(
+        "orthogonal", "Orthogonal sum", "the sum of orthogonal vectors", "variant",
+        "the same sum after the vectors were made orthogonal to each other",
+        ("#a63d57", "d", (0, (2, 1))), vectors=combined.orthogonal,
+    ),
+    Condition(
+        "self-align", "Target's own vector", "the target's own vector", "yardstick",
+        "the concept vector made from the target itself, or from its instruct model",
+        ("#009e73", "s", "--"), vectors=transfers.aligned, sources=sources.instruct_source,
+    ),
+    Condition(
+        "self-modulation", "Self-modulation", "self-modulation", "yardstick",
+        "the target's own vector, as L-Cross Modulation applies it",
+        ("#5e8c31", "*", (0, (7, 2, 2, 2))), vectors=transfers.targets_own,
+    ),
+    Condition(
+        "align-training", "Align-training", "alignment training", "baseline",
+        "the target after alignment training: another model, to which nothing is added",
+        ("#1c1c1a", "s", (0, (9, 3))), system=baselines.align_training,
+        requires="`target_instruct` in the recipe",
+    ),
+    Condition(
+        "inst-align", "Inst-align", "the instruction", "baseline",
+        "the target with an instruction before every prompt, to which nothing is added",
+        ("#7a4f9e", "^", (0, (9, 3, 2, 3))), system=baselines.inst_align,
+        requires="an `instruction` in the evaluation",
+    ),
+    Condition(
+        "proxy-tuning", "Proxy-tuning", "proxy-tuning", "baseline",
+        "the target's logits plus what alignment training changed in the source's",
+        ("#a8480f", "D", (0, (5, 3))), system=baselines.proxy_tuning, requires="`source_base` in the recipe",
+    ),
+    Condition(
+        "random", "Random direction", "a random direction", "control",
+        "a random direction of the same norm, another for each scenario",
+        ("#6f6f6f", "X", ":"), row=derived.main_row, drawn=True, as_long=True,
+    ),
+    Condition(
+        "shuffled-map", "Shuffled map", "the shuffled map", "control",
+        "the same vector through the map with its rows shuffled",
+        ("#c27c00", "^", "-."), row=derived.shuffled_row, as_long=True,
+    ),
+    Condition(
+        "other-concept", "Another concept", "another concept's vector", "control",
+        "the transplanted vector of another concept",
+        ("#b04f8c", "D", (0, (4, 1.5, 1, 1.5))), row=derived.other_row,
+    ),
+    Condition(
+        "random-map", "Random map", "a random map", "control",
+        "the same vector through a random map",
+        ("#44403c", "<", (0, (1, 1))), vectors=transfers.through_random_map, as_long=True,
+    ),
+    Condition(
+        "no-map", "Without a map", "the unmapped vector", "control",
+        "the source's vector as it is, where the widths agree",
+        ("#7a5195", ">", (0, (3, 3))), vectors=transfers.unmapped, requires="models of one width",
+        same_width=True,
+    ),
+]  # fmt: skip
+BASE = Condition(
+    "base", "No steering", "no steering", "baseline", "the target as it is", ("#8a8a86", "o", (0, (1, 2)))
+)
+_BY_NAME = {condition.name: condition for condition in [*CONDITIONS, BASE]}
+_SPARE = [("#3d7ea6", "h"), ("#8c510a", "p"), ("#5e8c31", "*"), ("#a63d57", "d")]
+"""Looks of conditions that have no entry of their own."""
 
 
-def reference_of(conditions: Iterable[str]) -> str | None:
+def condition_of(name: str) -> Condition:
+    """The condition of a name; of one that is not known, a variant that only a report can show."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    look = (*_SPARE[sum(name.encode()) % len(_SPARE)], (0, (2, 1)))
+    source = name.removeprefix(sources.FROM)
+    if source == name:
+        return Condition(name, name, name, "variant", "", look)
+    return Condition(
+        name, f"From {source}", f"the vector from {source}", "variant",
+        f"the concept vector of the further source {source}",
+        look, vectors=transfers.from_source, sources=sources.named_source,
+    )  # fmt: skip
+
+
+def known(name: str, where: str) -> Condition:
+    """The condition of a name that somebody asks for. Raises UserError, naming the nearest, for any other."""
+    found = condition_of(name)
+    if found in CONDITIONS or found.vectors is not None:
+        return found
+    names = [*(entry.name for entry in CONDITIONS), f"{sources.FROM}<source>"]
+    near = get_close_matches(name, names, 1)
+    meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+    raise UserError(f"{where}: no condition {name!r}; {meant}")
+
+
+def condition_order(name: str) -> tuple[float, str]:
+    """Sort key: as in the registry; those without an entry of their own end the variants."""
+    order = list(_BY_NAME)
+    return (order.index(name) if name in order else order.index("orthogonal") + 0.5, name)
+
+
+def reference_of(names: Iterable[str]) -> str | None:
     """The condition under test, against which the others are tested; None where there is none.
 
     `vector`, else the first that is neither base nor a control; one that is no vector only for want of
     another.
     """
-    tried = [name for name in conditions if name != BASE.name and name not in CONTROLS]
-    return min(tried, key=lambda name: (name != "vector", name in SYSTEMS), default=None)
+    tried = [name for name in names if name != BASE.name and condition_of(name).role != "control"]
+    return min(
+        tried, key=lambda name: (name != "vector", condition_of(name).system is not None), default=None
+    )
 
 
-def steering(
-    given: Mapping[str, Mapping[str, ConceptVector]],
-    conditions: Sequence[str],
-    block: int | None = None,
-    seed: int = 0,
-) -> Steering:
-    """Rows for every condition asked for.
+def conditions_of(recipe: Recipe) -> list[Condition]:
+    """Every condition that an evaluation of the recipe names. Raises UserError for one that there is not."""
+    names = {
+        name: f"evaluations.{evaluation}.conditions"
+        for evaluation, settings in recipe.evaluations.items()
+        for name in settings.conditions
+    }
+    return [known(name, where) for name, where in names.items()]
 
-    `given`: condition -> concept -> vector in the target's space; `vector` among them, from which the
-    controls `random`, `shuffled-map` and `other-concept` (the next concept's) are derived. `random` and the
-    controls of the map have the norm of the condition under test (`reference_of`). Raises UserError for a
-    condition that can be neither found nor derived.
+
+def further_sources(recipe: Recipe) -> dict[str, FurtherModel]:
+    """The models that vectors come from besides source and target, by name; only those that are needed."""
+    needed: dict[str, FurtherModel] = {}
+    for found in conditions_of(recipe):
+        needed |= found.sources(recipe, found.name)
+    order = [*recipe.sources, sources.INSTRUCT]
+    return dict(sorted(needed.items(), key=lambda entry: order.index(entry[0])))
+
+
+def vectors_for(material: Material, names: Iterable[str]) -> dict[str, Vectors]:
+    """Vectors in the target's space, condition -> concept -> vector, of `vector` and of every condition that
+    has vectors of its own and can have them for these models."""
+    made = {}
+    for found in map(condition_of, dict.fromkeys(["vector", *names])):
+        vectors = found.vectors(material, found.name) if found.vectors is not None else None
+        if vectors is not None:
+            made[found.name] = vectors
+    return made
+
+
+def systems_of(recipe: Recipe, settings: EvaluationSettings) -> list[System]:
+    """The conditions of an evaluation that are no vectors. Raises UserError naming what one of them lacks."""
+    return systems(Available.of(recipe, settings), settings.conditions)
+
+
+def systems(available: Available, names: Iterable[str] | None = None) -> list[System]:
+    """Those of the conditions that are no vectors; without `names` all for which everything is there.
+
+    Raises UserError naming what one that was asked for lacks.
     """
-    main = given.get("vector", {})
-    reference = reference_of(conditions) or "vector"
-    rows: dict[str, dict[str, dict[int, Row]]] = {}
-    for concept in main:
-        at, tested = _row(given, reference, concept, block)
-        rows[concept] = {}
-        for condition in conditions:
-            if condition == RANDOM:
-                rows[concept][RANDOM] = {at: tested}
-                continue
-            there, row = _row(given, condition, concept, block)
-            rows[concept][condition] = {there: _as_long(row, tested) if condition in _SCALED else row}
-    texts = [vector.text_hashes for vector in main.values()]
-    maps = [vector.map_text_hashes for vector in main.values()]
-    return Steering(rows, _union(texts), _union(maps), seed)
-
-
-def _row(
-    given: Mapping[str, Mapping[str, ConceptVector]],
-    condition: str,
-    concept: str,
-    block: int | None,
-) -> tuple[int, Row]:
-    main = given["vector"]
-    if condition in given:
-        if concept not in given[condition]:
-            raise UserError(f"condition {condition}: no vector for concept {concept!r}")
-        return row_of(given[condition][concept], block)
-    if condition == "other-concept":
-        names = list(main)
-        if len(names) < 2:
-            raise UserError("control other-concept: give the vectors of at least two concepts")
-        return row_of(main[names[(names.index(concept) + 1) % len(names)]], block)
-    if condition == "shuffled-map":
-        shuffled = main[concept].shuffled_map
-        if shuffled is None:
-            raise UserError(f"control shuffled-map: vector {concept!r} did not come through a map")
-        at, _ = row_of(main[concept], block)
-        return at, shuffled[at]
-    raise UserError(f"condition {condition}: no vectors were made for it")
-
-
-def _as_long(row: Row, other: Row) -> Row:
-    """`row` with the norm of `other`; zero stays zero."""
-    norm = np.linalg.norm(row.astype(np.float64))
-    return (row * (np.linalg.norm(other.astype(np.float64)) / norm)).astype(np.float32) if norm else row
-
-
-def row_of(vector: ConceptVector, block: int | None) -> tuple[int, Row]:
-    """(block, row): at the block asked for, else the only one the vector carries."""
-    if block is not None:
-        return block, vector.at(block)
-    if not vector.blocks:
-        raise UserError(f"vector {vector.concept!r} carries nothing at any block")
-    if len(vector.blocks) != 1:
-        raise UserError(f"vector {vector.concept!r} carries blocks {vector.blocks}; say which with --block")
-    return vector.blocks[0], vector.at(vector.blocks[0])
-
-
-def derivable(vectors: Mapping[str, ConceptVector]) -> list[Condition]:
-    """The controls that these vectors allow: all but those that need a map, or a second concept."""
-    mapped = all(vector.shuffled_map is not None for vector in vectors.values())
-    possible = {"random": True, "shuffled-map": mapped, "other-concept": len(vectors) > 1}
-    return [control for control in DERIVED if vectors and possible[control]]
-
-
-def load_vectors(files: Sequence[str]) -> dict[str, ConceptVector]:
-    """Vector files by concept. Raises UserError when two are of the same concept."""
-    vectors: dict[str, ConceptVector] = {}
-    for file in files:
-        vector = ConceptVector.load(file)
-        if vector.concept in vectors:
-            raise UserError(f"{file}: a second vector of concept {vector.concept!r}")
-        vectors[vector.concept] = vector
-    return vectors
-
-
-def _seed(seed: int, concept: str, item: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed} {concept} {item}".encode(), digest_size=8).digest(), "big")
-
-
-def _union(hashes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.unique(np.concatenate(hashes)) if hashes else np.empty(0, np.int64)
+    found = []
+    for entry in CONDITIONS if names is None else map(condition_of, names):
+        if entry.system is None:
+            continue
+        system = entry.system(available)
+        if system is not None:
+            found.append(replace(system, name=entry.name))
+        elif names is not None:
+            raise UserError(f"condition {entry.name}: it needs {entry.requires}")
+    return found

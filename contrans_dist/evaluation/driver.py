@@ -38,7 +38,8 @@ from contrans_dist.evaluation.actors import (
     run_on,
 )
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
-from contrans_dist.evaluation.conditions import Steering, reference_of
+from contrans_dist.evaluation.conditions import reference_of
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import joined, plan_splits, scored_items
 from contrans_dist.harvest.manifest import model_identity
 from contrans_dist.models import model_facts

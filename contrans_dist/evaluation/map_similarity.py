@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pyarrow as pa
 
-from contrans_dist.evaluation.transfers import Sides
+from contrans_dist.evaluation.sides import Sides
 from contrans_dist.mapping.driver import fit
 from contrans_dist.mapping.transplant import cosine
 from contrans_dist.vectors.from_activations import concept_rows

@@ -20,7 +20,7 @@ from contrans_dist.engine.scoring import BASE, Intervention, generate, token_cha
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluation.actors import SystemActor, facts_of, read_part, run_on
 from contrans_dist.evaluation.baselines import TARGET, System
-from contrans_dist.evaluation.conditions import Steering
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import scored_items
 from contrans_dist.models import After, LanguageModel, cut_to, encode_many
 from contrans_dist.store import schema

@@ -7,7 +7,8 @@ from typing import Any
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.console import note
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.conditions import CONTROLS, Steering, reference_of
+from contrans_dist.evaluation.conditions import condition_of, reference_of
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.trials import Trial, Trials, try_out
 from contrans_dist.store.location import Location
 
@@ -29,7 +30,7 @@ def search(
     if not any(settings.strengths):
         raise UserError("search: expected a strength other than 0 among `strengths`")
     names = list(dict.fromkeys(name for conditions in steering.rows.values() for name in conditions))
-    own = [name for name in names if name not in CONTROLS]
+    own = [name for name in names if condition_of(name).role != "control"]
     trials = try_out(
         model, settings, steering.only(own), settings.strengths, out, cluster,
         f"choose strengths on {settings.benchmark}", replace,
@@ -43,7 +44,7 @@ def search(
     main = chosen.get(reference_of(own) or "", 1.0)
     content = asdict(trials)
     content["candidates"] = content.pop("tried")
-    return {**content, "chosen": chosen | {name: main for name in names if name in CONTROLS}}
+    return {**content, "chosen": chosen | {name: main for name in names if name not in own}}
 
 
 def choose_strength(tried: Sequence[Trial], trials: Trials) -> tuple[Trial, bool]:

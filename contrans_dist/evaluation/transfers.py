@@ -1,96 +1,96 @@
-"""Every way to get a vector into the target: ConTrans, the target's own, L-Cross Modulation."""
+"""Ways to get a vector into the target: ConTrans, the target's own, L-Cross Modulation, further sources."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contrans_dist.config import Recipe
 from contrans_dist.console import note
-from contrans_dist.mapping.driver import fit
+from contrans_dist.evaluation.sides import Sides, Vectors
+from contrans_dist.evaluation.sources import FROM, INSTRUCT, Further, brought
 from contrans_dist.mapping.fit import random_map
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.store.activation_set import ActivationSet
-from contrans_dist.store.addresses import file_names
-from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
-from contrans_dist.vectors.from_activations import concept_rows, concepts_in, refine
-
-Vectors = dict[str, ConceptVector]
-"""concept -> vector"""
+from contrans_dist.vectors.from_activations import concept_rows
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The four activation sets of a run."""
+class Material:
+    """What a run has made by the time that its conditions get their vectors."""
 
-    corpus_source: ActivationSet
-    corpus_target: ActivationSet
-    contrast_source: ActivationSet
-    contrast_target: ActivationSet
+    recipe: Recipe
+    sides: Sides
+    own: Mapping[str, Vectors]
+    """The concept vectors of both models, `source` and `target`."""
+    maps: MapSet
+    further: Mapping[str, Further] = field(default_factory=dict)
+    """By name, `INSTRUCT` among them."""
+    _through: dict[str, Vectors] = field(default_factory=dict)
 
-    @property
-    def concepts(self) -> list[str]:
-        return concepts_in(self.contrast_source)
-
-
-def refine_sides(
-    sides: Sides, out: Location, method: str = "mean", seed: int = 0, limit: int | None = None
-) -> dict[str, Vectors]:
-    """The concept vectors of both models, `source` and `target` -> concept -> vector, saved under `out`."""
-    vectors: dict[str, Vectors] = {}
-    for side, rows in (("source", sides.contrast_source), ("target", sides.contrast_target)):
-        groups = {concept: concept_rows(rows, concept, seed, limit) for concept in sides.concepts}
-        vectors[side] = {
-            concept: refine(rows, positive, negative, concept, method)
-            for concept, (positive, negative) in groups.items()
-        }
-        save_vectors(vectors[side], out, side)
-    return vectors
+    def from_source(self, name: str) -> Vectors:
+        """The vectors of a further source in the target's space; a map of its own is fitted once."""
+        if name not in self._through:
+            self._through[name] = brought(self.recipe, self.sides, self.maps, name, self.further[name])
+        return self._through[name]
 
 
-def save_vectors(vectors: Vectors, out: Location, name: str) -> None:
-    """Save as `vectors/<name>/<concept>.safetensors` under `out`."""
-    files = file_names(vectors)
-    for concept, vector in vectors.items():
-        vector.save(out / "vectors" / name / f"{files[concept]}.safetensors")
+VectorsMaker = Callable[[Material, str], Vectors | None]
+"""From what a run has made and the condition's name; None where the condition cannot be had."""
 
 
-def condition_vectors(
-    recipe: Recipe, sides: Sides, own: dict[str, Vectors], maps: MapSet, conditions: Sequence[str]
-) -> dict[str, Vectors]:
-    """Vectors in the target's space for each condition that needs its own: condition -> concept -> vector.
-
-    Conditions that cannot be had for these models (`no-map` across widths) are left out, with a note.
-    """
-    source, target = maps.only_pair()
-    norm = recipe.map.norm
-    made: dict[str, Vectors] = {}
-    for condition in dict.fromkeys(conditions):
-        if condition == "vector":
-            made[condition] = {c: maps.carry(v, norm) for c, v in own["source"].items()}
-        elif condition in ("self-align", "self-modulation"):
-            made[condition] = {c: v.only(target) for c, v in own["target"].items()}
-        elif condition == "random-map":
-            other = replace(maps, maps={(source, target): random_map(maps.maps[source, target])}, shuffled={})
-            made[condition] = {c: other.carry(v, norm) for c, v in own["source"].items()}
-        elif condition == "no-map":
-            if recipe_widths_differ(sides):
-                note("condition no-map is left out: the two models differ in width")
-                continue
-            made[condition] = {c: _as_it_is(v, maps) for c, v in own["source"].items()}
-        else:
-            made[condition] = {
-                c: _lcross(recipe, sides, v, (source, target), unrelated=condition == "lcross-unrelated")
-                for c, v in own["source"].items()
-            }
-    return made
+# -- conditions --------------------------------------------------------------------------------------
 
 
-def recipe_widths_differ(sides: Sides) -> bool:
-    """Whether source and target have residual streams of different width."""
-    return sides.contrast_source.d != sides.contrast_target.d
+def carried(material: Material, _name: str) -> Vectors:
+    """The source's vectors through the map: ConTrans."""
+    norm = material.recipe.map.norm
+    return {c: material.maps.carry(v, norm) for c, v in material.own["source"].items()}
+
+
+def targets_own(material: Material, _name: str) -> Vectors:
+    """The target's own vectors, at the block that is steered."""
+    _, target = material.maps.only_pair()
+    return {c: v.only(target) for c, v in material.own["target"].items()}
+
+
+def aligned(material: Material, name: str) -> Vectors:
+    """The vectors of the target's instruct model where the recipe names one, else the target's own."""
+    return material.from_source(INSTRUCT) if INSTRUCT in material.further else targets_own(material, name)
+
+
+def through_random_map(material: Material, _name: str) -> Vectors:
+    """The source's vectors through a random map of the same size."""
+    maps, pair = material.maps, material.maps.only_pair()
+    other = replace(maps, maps={pair: random_map(maps.maps[pair])}, shuffled={})
+    return {c: other.carry(v, material.recipe.map.norm) for c, v in material.own["source"].items()}
+
+
+def unmapped(material: Material, name: str) -> Vectors | None:
+    """The source's vectors as they are; None, with a note, for models of different widths."""
+    if material.sides.contrast_source.d != material.sides.contrast_target.d:
+        note(f"condition {name} is left out: the two models differ in width")
+        return None
+    return {c: _as_it_is(v, material.maps) for c, v in material.own["source"].items()}
+
+
+def lcross_own(material: Material, _name: str) -> Vectors:
+    """Through maps fitted on each concept's own contrast prompts."""
+    return {c: _lcross(material, v, unrelated=False) for c, v in material.own["source"].items()}
+
+
+def lcross_unrelated(material: Material, _name: str) -> Vectors:
+    """Through maps fitted on another concept's contrast prompts."""
+    return {c: _lcross(material, v, unrelated=True) for c, v in material.own["source"].items()}
+
+
+def from_source(material: Material, name: str) -> Vectors:
+    """`from:<source>`: the vectors of a further source."""
+    return material.from_source(name.removeprefix(FROM))
+
+
+# -- vectors and maps --------------------------------------------------------------------------------
 
 
 def _as_it_is(vector: ConceptVector, maps: MapSet) -> ConceptVector:
@@ -104,18 +104,17 @@ def _as_it_is(vector: ConceptVector, maps: MapSet) -> ConceptVector:
     )
 
 
-def _lcross(
-    recipe: Recipe, sides: Sides, vector: ConceptVector, pair: tuple[int, int], unrelated: bool
-) -> ConceptVector:
+def _lcross(material: Material, vector: ConceptVector, unrelated: bool) -> ConceptVector:
     """v T with T fitted on contrast prompts: this concept's own, or another's that share none with it.
 
     Least squares with pseudo-inverse and no bias, as in L-Cross Modulation (arXiv 2501.02009).
     """
-    concepts = sides.concepts
-    fitted_on = (
-        concepts[(concepts.index(vector.concept) + 1) % len(concepts)] if unrelated else vector.concept
-    )
-    rows = _prompt_rows(recipe, sides, fitted_on, without=vector.concept if unrelated else None)
+    from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
+
+    recipe, sides, pair = material.recipe, material.sides, material.maps.only_pair()
+    concepts, own = sides.concepts, vector.concept
+    fitted_on = concepts[(concepts.index(own) + 1) % len(concepts)] if unrelated else own
+    rows = _prompt_rows(recipe, sides, fitted_on, without=own if unrelated else None)
     maps = fit(
         sides.contrast_source, sides.contrast_target, f"{pair[0]}:{pair[1]}", "lcross", rows, quiet=True
     )

@@ -17,8 +17,8 @@ from contrans_dist.config import (
 )
 from contrans_dist.data.contamination import overlap, unit_hashes
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.conditions import Steering
 from contrans_dist.evaluation.driver import evaluate
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.store.location import Location
 
 VALIDATION, BUDGET = "validation", "perplexity"

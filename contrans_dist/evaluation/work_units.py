@@ -12,7 +12,7 @@ from contrans_dist.data.contamination import overlap
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.actors import Split
 from contrans_dist.evaluation.baselines import TARGET
-from contrans_dist.evaluation.conditions import Steering
+from contrans_dist.evaluation.steering import Steering
 
 ITEMS_PER_SPLIT = 48
 

@@ -23,7 +23,7 @@ from contrans_dist.data.corpus import prepare_corpus
 from contrans_dist.data.texts import frames, read_texts, table_hash, template_fields, text_table
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.block_search import harvested_blocks
-from contrans_dist.evaluation.methods import further_sources
+from contrans_dist.evaluation.conditions import further_sources
 from contrans_dist.store.location import Location
 
 READS = ("corpus", "contrast")

@@ -16,17 +16,12 @@ from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import sentence
 from contrans_dist.evaluation.assess import assess, judged
 from contrans_dist.evaluation.block_search import fit_chosen
-from contrans_dist.evaluation.conditions import DERIVED, SYSTEMS, steering
+from contrans_dist.evaluation.conditions import condition_of, further_sources, systems_of, vectors_for
 from contrans_dist.evaluation.map_similarity import map_similarity
-from contrans_dist.evaluation.methods import (
-    COMBINED,
-    Further,
-    combined_vectors,
-    further_sources,
-    further_vectors,
-    systems_of,
-)
-from contrans_dist.evaluation.transfers import Sides, Vectors, condition_vectors, refine_sides, save_vectors
+from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
+from contrans_dist.evaluation.sources import Further
+from contrans_dist.evaluation.steering import steering
+from contrans_dist.evaluation.transfers import Material
 from contrans_dist.harvest.driver import HarvestJob, harvest_sets
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import model_facts
@@ -182,17 +177,15 @@ class Run:
     def _evaluate(
         self, sides: Sides, further: dict[str, Further], own: dict[str, Vectors], maps: MapSet
     ) -> None:
-        recipe, extra = self.recipe, further_vectors(self.recipe, sides, further, maps)
-        for name, settings in recipe.evaluations.items():
-            needed = [c for c in settings.conditions if c not in (*DERIVED, *SYSTEMS, *COMBINED, *extra)]
-            given = condition_vectors(recipe, sides, own, maps, ["vector", *needed]) | extra
-            given |= combined_vectors(given, settings.conditions)
+        material = Material(self.recipe, sides, own, maps, further)
+        for name, settings in self.recipe.evaluations.items():
+            given = vectors_for(material, settings.conditions)
             for condition, vectors in given.items():
                 save_vectors(vectors, self.out, condition)
             self._evaluate_one(name, settings, given)
 
     def _evaluate_one(self, name: str, settings: AnyEvaluation, given: dict[str, Vectors]) -> None:
-        conditions = [c for c in settings.conditions if c in DERIVED or c in given]
+        conditions = [c for c in settings.conditions if c in given or condition_of(c).row is not None]
         steered = steering(given, conditions, seed=settings.seed)
         assess(
             self.recipe.target,

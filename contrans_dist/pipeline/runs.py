@@ -13,6 +13,7 @@ from contrans_dist.console import note
 from contrans_dist.distributed.actors import kept_actors
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.errors import UserError
+from contrans_dist.evaluation.conditions import conditions_of
 from contrans_dist.pipeline.inputs import RecipeTexts
 from contrans_dist.pipeline.run import Run, keep_recipe
 from contrans_dist.report import write_comparison
@@ -38,9 +39,20 @@ def find_recipe(name: Path) -> Path:
     return name
 
 
+def open_recipe(name: Path, changes: list[str] | None = None, small: bool = False) -> Recipe:
+    """A recipe by name or file, with `key=value` changes, in its small variant if that is asked for.
+
+    Raises UserError for whatever is wrong with it, conditions that there are not included.
+    """
+    recipe = load_recipe(find_recipe(name), changes, small)
+    for one in runs_of(recipe).values() if recipe.runs else (recipe,):
+        conditions_of(one)
+    return recipe
+
+
 def run_demo(out: Location) -> dict[str, Any]:
     """The bundled recipe `demo`."""
-    return run_recipe(load_recipe(RECIPES / "demo.yaml"), out)
+    return run_recipe(open_recipe(Path("demo")), out)
 
 
 def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from contrans_dist.evaluation.analysis import Evaluation, Matched, condition_name
+from contrans_dist.evaluation.analysis import Evaluation, Matched
+from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.parts import Cell, Table, count_text, seconds_text
 
 _TARGET = "target"
@@ -27,7 +28,7 @@ def cost_table(evaluation: Evaluation) -> Table | None:
     for system, cost in evaluation.costs.items():
         rows.append([Cell(_title(system)), *_cells(cost)])
         parts = _parts(cost, evaluation) if system == _TARGET else {}
-        rows += [[Cell(f"– {condition_name(key).title}"), *_cells(part)] for key, part in parts.items()]
+        rows += [[Cell(f"– {condition_of(key).title}"), *_cells(part)] for key, part in parts.items()]
         shared = shared or bool(parts)
     caption = _CAPTION + (_SHARED if shared else "") + _BEFOREHAND
     return Table(["System", *_HEAD], rows, caption, compact=True)
@@ -36,7 +37,7 @@ def cost_table(evaluation: Evaluation) -> Table | None:
 def _parts(cost: Mapping[str, float], evaluation: Evaluation) -> dict[str, dict[str, float]]:
     """What of the target's cost falls to each condition, by its rows."""
     counts = evaluation.content.get("rows") or {}
-    own = {key: int(n) for key, n in counts.items() if not condition_name(key).system}
+    own = {key: int(n) for key, n in counts.items() if not condition_of(key).no_vector}
     total = sum(own.values())
     return {key: {name: value * n / total for name, value in cost.items()} for key, n in own.items()}
 
@@ -52,7 +53,7 @@ def costs_of_runs(matched: Matched) -> Table | None:
 
 
 def _title(system: str) -> str:
-    return "Target, steered" if system == _TARGET else condition_name(system).title
+    return "Target, steered" if system == _TARGET else condition_of(system).title
 
 
 def _cells(cost: Mapping[str, float]) -> list[Cell]:

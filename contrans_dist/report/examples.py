@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 
 from contrans_dist.evaluation.analysis import (
-    BASE,
     OFFENSIVE,
     Continuation,
     Evaluation,
     Verdict,
-    condition_name,
     number,
     read_examples,
     read_tokens,
     strength_text,
 )
+from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.report.parts import Cell, Table
 
 _MOST_LETTERS = 700
@@ -52,11 +51,11 @@ class Examples:
 
 def examples_of(evaluation: Evaluation, verdict: Verdict) -> Examples | None:
     """Examples at the strengths of the verdict: unsteered, under the effect, and what it is compared with."""
-    points = {verdict.effect.key: verdict.strength}
+    points = {verdict.effect.name: verdict.strength}
     points |= {
-        rival.name.key: rival.strength
+        rival.condition.name: rival.strength
         for rival in [*verdict.references, *verdict.controls]
-        if rival.name.key in ("self-align", "align-training", "inst-align", "random")
+        if rival.condition.role != "control" or rival.condition.drawn
     }
     found = [
         Shown(
@@ -79,14 +78,14 @@ def examples_of(evaluation: Evaluation, verdict: Verdict) -> Examples | None:
 
 
 def _said(continuation: Continuation) -> Said:
-    name = BASE if continuation.condition == BASE.key else condition_name(continuation.condition)
-    at = continuation.strength and not name.system
+    name = condition_of(continuation.condition)
+    at = continuation.strength and not name.no_vector
     judged = continuation.toxicity
     return Said(
         title=name.title + (f", {strength_text(continuation.strength)}" if at else ""),
         text=_cut(continuation.text) or "(nothing)",
         note="" if judged is None else f"toxic with probability {number(judged, True, 0)}",
-        kind=name.role if continuation.condition != BASE.key else "base",
+        kind="base" if name is BASE else name.role,
     )
 
 
@@ -97,7 +96,7 @@ def _cut(text: str) -> str:
 
 def token_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
     """Table 8: for each concept the tokens that rise most and fall most, with the number of prompts."""
-    found = read_tokens(evaluation, verdict.effect.key, verdict.strength)
+    found = read_tokens(evaluation, verdict.effect.name, verdict.strength)
     if not found:
         return None
     rows = [
@@ -112,7 +111,7 @@ def token_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
     return Table(
         ["Concept", "Rise most", "Fall most"],
         rows,
-        f"{condition_name(first.condition).title} at strength {strength_text(first.strength)}. The number is "
+        f"{condition_of(first.condition).title} at strength {strength_text(first.strength)}. The number is "
         "of prompts in which a token is among those whose probability rises, or falls, most. "
         "␣: a space before the word.",
         numbers=False,

@@ -1,7 +1,6 @@
 """The figures of the report, drawn with matplotlib from what `analysis` read."""
 
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,48 +8,17 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from contrans_dist.evaluation.analysis import Evaluation, condition_name, metric, number, strength_text
+from contrans_dist.evaluation.analysis import Evaluation, metric, number, strength_text
+from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.svg import label
 
 _GAP = 0.062
 """Between two names beside a panel, as a share of its height."""
-Look = tuple[str, str, Any]
-"""Colour, marker, and dash in any form that matplotlib takes."""
-
-# Okabe and Ito's palette: told apart by the colour-blind; marker and dash tell them apart in grey.
-_LOOKS: dict[str, Look] = {
-    "vector": ("#0072b2", "o", "-"),
-    "lcross-own": ("#d55e00", "P", "-"),
-    "lcross-unrelated": ("#8a5a00", "v", (0, (6, 2))),
-    "self-align": ("#009e73", "s", "--"),
-    "random": ("#6f6f6f", "X", ":"),
-    "shuffled-map": ("#c27c00", "^", "-."),
-    "other-concept": ("#b04f8c", "D", (0, (4, 1.5, 1, 1.5))),
-    "random-map": ("#44403c", "<", (0, (1, 1))),
-    "no-map": ("#7a5195", ">", (0, (3, 3))),
-    "base": ("#8a8a86", "o", (0, (1, 2))),
-    "averaged": ("#0f7a9c", "h", (0, (8, 2))),
-    "sum": ("#8c510a", "p", (0, (5, 1, 1, 1, 1, 1))),
-    "orthogonal": ("#a63d57", "d", (0, (2, 1))),
-    "self-modulation": ("#5e8c31", "*", (0, (7, 2, 2, 2))),
-    "align-training": ("#1c1c1a", "s", (0, (9, 3))),
-    "inst-align": ("#7a4f9e", "^", (0, (9, 3, 2, 3))),
-    "proxy-tuning": ("#a8480f", "D", (0, (5, 3))),
-}
-_SPARE = [("#3d7ea6", "h"), ("#8c510a", "p"), ("#5e8c31", "*"), ("#a63d57", "d")]
 _PERPLEXITY = "perplexity"
 _STEEP = 20
 """From this factor between its ends a value axis is drawn as a logarithm."""
 _CONCEPT_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b04f8c", "#c27c00", "#56b4e9", "#6f6f6f", "#7a5195"]
 _CONCEPT_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "p"]
-
-
-def look(condition: str) -> Look:
-    """Colour, marker and dash of a condition, the same in every figure."""
-    if condition in _LOOKS:
-        return _LOOKS[condition]
-    colour, marker = _SPARE[sum(condition.encode()) % len(_SPARE)]
-    return colour, marker, (0, (2, 1))
 
 
 def concept_look(index: int) -> tuple[str, str]:
@@ -64,11 +32,11 @@ def _curve(axes: Axes, evaluation: Evaluation, condition: str, key: str, band: b
     points = evaluation.curve(condition, key)
     if not any(strength for strength, _ in points):
         return None
-    colour, marker, dash = look(condition)
-    if condition_name(condition).system:
+    colour, marker, dash = condition_of(condition).look
+    if condition_of(condition).no_vector:
         axes.axhline(points[-1][1].value, color=colour, linestyle=dash, linewidth=1.3, zorder=2)
         return points[-1][1].value
-    main = condition_name(condition).role == "effect"
+    main = condition_of(condition).role == "tested"
     strengths = [strength for strength, _ in points]
     if band:
         low, high = zip(*(score.ends for _, score in points), strict=True)
@@ -151,9 +119,11 @@ def _curves(
             continue
         ends.append((value, condition))
         score = evaluation.score(condition, chosen.get(condition, math.nan), key)
-        if score and condition_name(condition).role != "control":
-            axes.plot(chosen[condition], score.value, marker="o", markersize=13, fillstyle="none",
-                      color=look(condition)[0], markeredgewidth=1.4, zorder=5, clip_on=False)  # fmt: skip
+        if score and condition_of(condition).role != "control":
+            axes.plot(
+                chosen[condition], score.value, marker="o", markersize=13, fillstyle="none",
+                color=condition_of(condition).look[0], markeredgewidth=1.4, zorder=5, clip_on=False,
+            )  # fmt: skip
     points = [score for c in evaluation.conditions for _, score in evaluation.curve(c, key)]
     value_axis(axes.yaxis, key, max((score.top for score in points), default=1.0))
     values = [score.value for score in points]
@@ -183,7 +153,7 @@ def name_ends(axes: Axes, ends: list[tuple[float, str]], as_percent: bool, gap: 
         for value, _ in ends
     ]
     for height, (value, condition) in zip(spread(places, gap), ends, strict=True):
-        name = condition_name(condition)
+        name = condition_of(condition)
         axes.annotate(
             f"{label(name.title)}  {number(value, as_percent)}",
             xy=(1, height),
@@ -191,8 +161,8 @@ def name_ends(axes: Axes, ends: list[tuple[float, str]], as_percent: bool, gap: 
             xytext=(12, 0),
             textcoords="offset points",
             va="center",
-            color=look(condition)[0],
-            fontweight="bold" if name.role == "effect" else "normal",
+            color=condition_of(condition).look[0],
+            fontweight="bold" if name.role == "tested" else "normal",
             annotation_clip=False,
         )
 

@@ -130,7 +130,7 @@ def _table(
         apart += _stands(own)
         sign = 1 if verdict.kind.higher else -1
         most = max(own.controls, key=lambda control: sign * control.score.value, default=None)
-        reference = next((r for r in own.references if r.name.key in ("self-align", "self-modulation")), None)
+        reference = next((r for r in own.references if r.condition.role == "yardstick"), None)
         vector = vectors.get(group)
         share = vector.share(verdict.strength) if vector else None
         rows.append(
@@ -168,13 +168,13 @@ def _rival_cell(rival: Rival | None, percent: bool, named: bool = False) -> Cell
     if rival is None:
         return Cell("–")
     cell = score_cell(rival.score, percent, False)
-    at = "" if rival.name.system else f"strength {strength_text(rival.strength)}"
-    return Cell(cell.text, "\n".join(filter(None, (cell.note, rival.name.title if named else "", at))))
+    at = "" if rival.condition.no_vector else f"strength {strength_text(rival.strength)}"
+    return Cell(cell.text, "\n".join(filter(None, (cell.note, rival.condition.title if named else "", at))))
 
 
 def answers_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
     """The most frequent answers before and after steering; None where none were kept."""
-    answers = frequent_answers(evaluation, verdict.effect.key, verdict.strength)
+    answers = frequent_answers(evaluation, verdict.effect.name, verdict.strength)
     if not answers:
         return None
     return Table(

@@ -10,11 +10,11 @@ from contrans_dist.evaluation.analysis import (
     Published,
     Run,
     beside,
-    condition_name,
     metric,
     number,
     strength_text,
 )
+from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.parts import Cell, Table, interval_text
 
 _BUNDLED = "demo:"
@@ -78,7 +78,7 @@ def published_groups(published: Mapping[str, Published], matched: Matched) -> Ta
 def _row(each: Beside) -> list[Cell]:
     kind, group = metric(each.metric), each.metric.rpartition("/")[0]
     return [
-        Cell(condition_name(each.condition).title),
+        Cell(condition_of(each.condition).title),
         Cell(f"{group}: {kind.title}" if group else kind.title, kind="words"),
         Cell(figure_text(each.paper, each.metric)),
         Cell(figure_text(each.ours.value, each.metric), _at(each)) if each.ours else Cell("–"),
@@ -103,7 +103,7 @@ def paper_table(published: Published) -> Table | None:
                 group, kind = name.rpartition("/")[0], metric(name)
                 title = f"{group}: {kind.title}" if group else kind.title
                 rows.append([Cell(run, f"{evaluation} · {title}"), *cells])
-    head = ["Run", *(condition_name(condition).title for condition in conditions)]
+    head = ["Run", *(condition_of(condition).title for condition in conditions)]
     return Table(head, rows, f"{published.source}.") if rows else None
 
 
@@ -114,7 +114,7 @@ def figure_text(value: float, name: str) -> str:
 
 
 def _at(each: Beside) -> str:
-    if each.strength is None or each.way is None or condition_name(each.condition).system:
+    if each.strength is None or each.way is None or condition_of(each.condition).no_vector:
         return ""
     return f"{_WAYS[each.way]} {strength_text(each.strength)}"
 

@@ -6,8 +6,9 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from contrans_dist.evaluation.analysis import Matched, Pairs, condition_name, metric
-from contrans_dist.report.figures import look, name_ends, value_axis
+from contrans_dist.evaluation.analysis import Matched, Pairs, metric
+from contrans_dist.evaluation.conditions import condition_of
+from contrans_dist.report.figures import name_ends, value_axis
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.svg import label
 
@@ -27,8 +28,8 @@ def axis_figure(matched: Matched, key: str, axis: str, places: list[float] | Non
         points = sorted((at[run], point[1]) for run in runs if (point := matched.point(run, condition, key)))
         if not points:
             continue
-        colour, marker, dash = look(condition)
-        main = condition_name(condition).role == "effect"
+        colour, marker, dash = condition_of(condition).look
+        main = condition_of(condition).role == "tested"
         xs = [x for x, _ in points]
         low, high = zip(*(score.ends for _, score in points), strict=True)
         axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
@@ -81,8 +82,8 @@ def runs_figure(matched: Matched, key: str) -> Figure:
     figure = Figure(figsize=(6.4, 1.3 + len(runs) * max(0.34, 0.085 * len(conditions))), layout="constrained")
     axes = figure.add_subplot()
     for place, condition in enumerate(conditions):
-        colour, marker, _ = look(condition)
-        name = condition_name(condition)
+        colour, marker, _ = condition_of(condition).look
+        name = condition_of(condition)
         shift = 0.7 * ((place + 0.5) / len(conditions) - 0.5)
         points = [
             (row + shift, point[1])
@@ -94,7 +95,7 @@ def runs_figure(matched: Matched, key: str) -> Figure:
                     color=colour, linewidth=1.2, alpha=0.7)  # fmt: skip
         axes.plot(
             [s.value for _, s in points], [y for y, _ in points], linestyle="none", marker=marker,
-            color=colour, markersize=7 if name.role == "effect" else 5, zorder=4,
+            color=colour, markersize=7 if name.role == "tested" else 5, zorder=4,
             label=label(name.title, 30), clip_on=False,
         )  # fmt: skip
     axes.set_ylim(len(runs) - 0.5, -0.5)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from contrans_dist.evaluation.analysis import Comparison, Matched, condition_name, metric, strength_text
+from contrans_dist.evaluation.analysis import Comparison, Matched, metric, strength_text
+from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.parts import Cell, Table, score_cell
 from contrans_dist.report.published import figure_text
 from contrans_dist.report.tables import read_at
@@ -14,7 +15,7 @@ def runs_table(found: Comparison, matched: Matched, key: str) -> Table:
     Figures of the paper for the very run stand in its cells; others in a row of their own, above.
     """
     conditions = ("base", *matched.conditions)
-    head = ["Run", "No steering", *(condition_name(c).title for c in matched.conditions)]
+    head = ["Run", "No steering", *(condition_of(c).title for c in matched.conditions)]
     rows = [
         [Cell(run), *(_cell(found, matched, run, condition, key) for condition in conditions)]
         for run in matched.found
@@ -29,10 +30,10 @@ def runs_table(found: Comparison, matched: Matched, key: str) -> Table:
 
 
 def _cell(found: Comparison, matched: Matched, run: str, condition: str, key: str) -> Cell:
-    point, name = matched.point(run, condition, key), condition_name(condition)
-    kind = "main" if name.role == "effect" else ""
+    point, name = matched.point(run, condition, key), condition_of(condition)
+    kind = "main" if name.role == "tested" else ""
     cell = score_cell(point[1] if point else None, metric(key).percent, False, kind)
-    at = f" at {strength_text(point[0])}" if point and condition != "base" and not name.system else ""
+    at = f" at {strength_text(point[0])}" if point and condition != "base" and not name.no_vector else ""
     return Cell(cell.text, cell.note + at, cell.kind, aside=_paper(found, matched, run, condition, key))
 
 

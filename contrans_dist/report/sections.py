@@ -167,7 +167,7 @@ def _pair_text(run: Run, evaluation: Evaluation) -> str:
 def _vectors(run: Run, evaluation: Evaluation, verdict: Verdict) -> dict[str, Vector]:
     if evaluation.block is None:
         return {}
-    return read_vectors(run.location / "vectors" / verdict.effect.key, evaluation.block)
+    return read_vectors(run.location / "vectors" / verdict.effect.name, evaluation.block)
 
 
 def _plain(value: Any) -> str:

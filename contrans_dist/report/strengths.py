@@ -8,7 +8,6 @@ import pyarrow.compute as pc
 from contrans_dist.evaluation.analysis import (
     Evaluation,
     Search,
-    condition_name,
     main_condition,
     metric,
     number,
@@ -16,6 +15,7 @@ from contrans_dist.evaluation.analysis import (
     strength_text,
     sweep_of,
 )
+from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.figures import strength_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
 
@@ -58,7 +58,7 @@ def choice_of(evaluation: Evaluation, anchor: str, studio: Studio) -> Choice | N
         else ""
     )
     best, main = "highest" if search.higher else "lowest", main_condition(evaluation)
-    followed = condition_name(main).phrase if main else "the condition under test"
+    followed = condition_of(main).phrase if main else "the condition under test"
     text = (
         f"Each condition takes the strength with the {best} {metric(search.criterion).title} on validation "
         f"items{within}. Controls take that of {followed}."
@@ -98,7 +98,7 @@ def _candidates(search: Search) -> Table:
         taken = search.chosen.get(each.condition) == each.strength
         over = search.limit is not None and each.perplexity is not None and each.perplexity > search.limit
         cells = [
-            Cell(condition_name(each.condition).title),
+            Cell(condition_of(each.condition).title),
             Cell(strength_text(each.strength)),
             Cell(number(each.score, percent, 1 if percent else 2), kind="best" if taken else ""),
         ]
@@ -119,8 +119,8 @@ def _same_steering(evaluation: Evaluation, companions: list[Evaluation]) -> Eval
 
 
 def _levels(evaluation: Evaluation) -> str:
-    names = [condition_name(condition) for condition in evaluation.conditions]
-    systems = [name.title for name in names if name.system]
+    names = [condition_of(condition) for condition in evaluation.conditions]
+    systems = [name.title for name in names if name.no_vector]
     return f" Level lines: {', '.join(systems)}, which have no strength." if systems else ""
 
 

@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 
 from contrans_dist.evaluation.analysis import (
-    BASE,
     Evaluation,
     Score,
     Verdict,
     best_point,
     companion_scores,
-    condition_name,
     judge,
     number,
     strength_text,
     way_of,
 )
-from contrans_dist.report.figures import look
+from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.report.parts import Bar, Cell, Table, interval_text, score_cell
 
 STATUS_WORDS = {
@@ -51,15 +49,15 @@ def _line_table(evaluation: Evaluation, key: str, companions: Sequence[Evaluatio
     }
     costs = companion_scores(companions, {condition: at for condition, (at, _) in points.items()})
     for condition, (at, score) in points.items():
-        name, row = condition_name(condition), evaluation.row(condition, at) if at else None
+        name, row = condition_of(condition), evaluation.row(condition, at) if at else None
         ps = [p_values.get(condition), row.p("base", key) if row else None]
         tested = [tested[side] or ps[side] is not None for side in (0, 1)]
         cost = costs.get(condition)
         rows.append(
             [
                 Cell(name.title, name.meaning, name.role),
-                Cell("–" if not at or name.system else strength_text(at)),
-                score_cell(score, kind.percent, len(counts) > 1, "main" if name.role == "effect" else ""),
+                Cell("–" if not at or name.no_vector else strength_text(at)),
+                score_cell(score, kind.percent, len(counts) > 1, "main" if name.role == "tested" else ""),
                 *(Cell(p_text(p)) for p in ps),
                 score_cell(cost, False, False) if cost else Cell("–", kind="quiet"),
             ]
@@ -87,7 +85,7 @@ def p_text(p: float | None) -> str:
 def _tests(verdict: Verdict | None) -> dict[str, float]:
     """By condition, the p-value of the paired test against the condition under test."""
     rivals = [*verdict.controls, *verdict.references] if verdict else []
-    return {rival.name.key: rival.p for rival in rivals if rival.p is not None}
+    return {rival.condition.name: rival.p for rival in rivals if rival.p is not None}
 
 
 def _sweep_table(evaluation: Evaluation, key: str) -> Table:
@@ -99,14 +97,14 @@ def _sweep_table(evaluation: Evaluation, key: str) -> Table:
     rows = [[Cell(BASE.title), _level_cell(base, kind.percent, len(strengths))]] if base else []
     tests = [Cell("")] if base else []
     for condition in evaluation.conditions:
-        name, best = condition_name(condition), best_point(evaluation, condition, key)
-        if name.system and not best:
+        name, best = condition_of(condition), best_point(evaluation, condition, key)
+        if name.no_vector and not best:
             continue
         title = Cell(name.title, name.meaning, name.role)
-        if name.system and best:
+        if name.no_vector and best:
             rows.append([title, _level_cell(best[1], kind.percent, len(strengths))])
         else:
-            bold = "main" if name.role == "effect" else "best"
+            bold = "main" if name.role == "tested" else "best"
             cells = [
                 score_cell(
                     evaluation.score(condition, strength, key),
@@ -124,7 +122,7 @@ def _sweep_table(evaluation: Evaluation, key: str) -> Table:
     if verdict and p_values:
         head.append("p")
         rows = [[*row, test] for row, test in zip(rows, tests, strict=True)]
-        at = "" if verdict.effect.system else f" at strength {strength_text(verdict.strength)}"
+        at = "" if verdict.effect.no_vector else f" at strength {strength_text(verdict.strength)}"
         caption += f" p: paired test against {verdict.effect.phrase}{at}, same items."
         caption += " Each row is tested where it is bold."
     return Table(head, rows, caption)
@@ -132,7 +130,7 @@ def _sweep_table(evaluation: Evaluation, key: str) -> Table:
 
 def read_at(evaluation: Evaluation, key: str) -> str:
     """At which strength conditions are read, for people: `the best strength`."""
-    steered = [condition for condition in evaluation.conditions if not condition_name(condition).system]
+    steered = [condition for condition in evaluation.conditions if not condition_of(condition).no_vector]
     ways = {way_of(evaluation, condition, key) for condition in steered}
     if "reported" in ways:
         there = (evaluation.reported.get(condition) for condition in steered)
@@ -156,9 +154,9 @@ def verdict_bars(verdict: Verdict) -> list[Bar]:
     shown: list[tuple[str, str, Score, float | None]] = []
     if verdict.base:
         shown.append(("base", "No steering", verdict.base, None))
-    shown.append((verdict.effect.key, verdict.effect.title, verdict.score, verdict.strength))
+    shown.append((verdict.effect.name, verdict.effect.title, verdict.score, verdict.strength))
     shown += [
-        (r.name.key, r.name.title, r.score, None if r.name.system else r.strength)
+        (r.condition.name, r.condition.title, r.score, None if r.condition.no_vector else r.strength)
         for r in [*verdict.controls, *verdict.references]
     ]
     top = 1.0 if kind.percent else max(score.top for _, _, score, _ in shown) or 1.0
@@ -170,8 +168,8 @@ def verdict_bars(verdict: Verdict) -> list[Bar]:
             + (f" at strength {strength_text(strength)}" if strength is not None else ""),
             width=round(100 * max(score.value, 0) / top, 2),
             whisker=_whisker(score, top),
-            colour="#8a8a86" if key == "base" else look(key)[0],
-            main=key == verdict.effect.key,
+            colour=condition_of(key).look[0],
+            main=key == verdict.effect.name,
         )
         for key, title, score, strength in shown
     ]

@@ -17,7 +17,7 @@ from contrans_dist.data.contamination import leak_report, unit_hashes
 from contrans_dist.data.corpus import Cut, prepare_corpus
 from contrans_dist.data.texts import read_texts
 from contrans_dist.engine.scoring import Intervention, cues, next_token
-from contrans_dist.evaluation.conditions import RANDOM, Steering
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.vectors.concept_vector import ConceptVector
 from contrans_dist.vectors.extract import concept_vector, one_vs_rest
 
@@ -146,5 +146,5 @@ class World:
 
 def _random(row: np.ndarray, item: Item) -> np.ndarray:
     """The direction that an evaluation's control `random` takes for this item."""
-    steering = Steering({item.concept: {RANDOM: {0: row}}})
+    steering = Steering({item.concept: {"random": {0: row}}})
     return np.asarray(steering.interventions(item.concept, [1.0], [item.id])[1].vectors[0][0])

@@ -25,8 +25,8 @@ from contrans_dist.config import ClusterSettings, HarnessEvaluation, ModelSettin
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import read_evaluation
-from contrans_dist.evaluation.conditions import Steering
 from contrans_dist.evaluation.driver import evaluate
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel, load_model, wrap_model
 from contrans_dist.store.location import Location
 from tests.models.test_tokens import metaspace, writing

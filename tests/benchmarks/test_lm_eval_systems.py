@@ -12,8 +12,8 @@ import torch
 from contrans_dist.benchmarks.lm_eval import HarnessBenchmark
 from contrans_dist.config import ClusterSettings, HarnessEvaluation, ModelSettings
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.evaluation.conditions import Steering
 from contrans_dist.evaluation.driver import evaluate
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel, load_model
 from tests.tiny import CONTEXT, save_tiny
 

@@ -12,7 +12,7 @@ import yaml
 from contrans_dist.config import ClusterSettings, Recipe, differing, fingerprint
 from contrans_dist.config.recipe import load_recipe, runs_of
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.methods import further_sources, systems_of
+from contrans_dist.evaluation.conditions import further_sources, systems_of
 from contrans_dist.pipeline.runs import RECIPES, find_recipe
 from contrans_dist.store.provenance import command_line, git_commit, versions
 
@@ -132,10 +132,6 @@ def put(value: Any, *keys: str) -> Callable[[dict[str, Any]], None]:
         (put(True, "concepts", "position"), "concepts.position: expected"),
         (put([0, "a"], "evaluations", "emotions", "strengths"), "evaluations.emotions.strengths.1: expected"),
         (put([float("nan")], "evaluations", "emotions", "strengths"), "expected a finite number, found nan"),
-        (
-            put(["vectr"], "evaluations", "emotions", "conditions"),
-            "evaluations.emotions.conditions.0: expected",
-        ),
     ],
 )
 def test_what_is_missing_or_of_the_wrong_kind_is_named(

@@ -5,14 +5,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 
 from contrans_dist.benchmarks import headline
-from contrans_dist.config import Condition
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import (
     Run,
@@ -23,7 +22,6 @@ from contrans_dist.evaluation.analysis import (
     companion_scores,
     companions_of,
     concept_states,
-    condition_name,
     frequent_answers,
     grid_table,
     judge,
@@ -42,7 +40,6 @@ from contrans_dist.evaluation.analysis import (
     sweep_of,
 )
 from contrans_dist.evaluation.analysis.published import read_published
-from contrans_dist.evaluation.conditions import CONTROLS, SYSTEMS
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from tests.runextras import (
@@ -296,18 +293,10 @@ def test_unfinished_parts_are_named_not_fatal(tmp_path: Path) -> None:
 
 
 ROLES = {
-    "self-modulation": "reference", "align-training": "reference", "inst-align": "reference",
-    "proxy-tuning": "reference", "self-align": "reference", "sum": "variant", "orthogonal": "variant",
+    "self-modulation": "yardstick", "align-training": "baseline", "inst-align": "baseline",
+    "proxy-tuning": "baseline", "self-align": "yardstick", "sum": "variant", "orthogonal": "variant",
     "averaged": "variant", "from:base": "variant", "anything": "variant",
 }  # fmt: skip
-
-
-def test_only_controls_count_as_controls() -> None:
-    assert {key: condition_name(key).role for key in ROLES} == ROLES
-    assert {key for key in get_args(Condition) if condition_name(key).role == "control"} == set(CONTROLS)
-    assert all(condition_name(key).meaning for key in get_args(Condition))
-    assert {key for key in get_args(Condition) if condition_name(key).system} == set(SYSTEMS)
-    assert condition_name("from:Llama").title == "From Llama"
 
 
 def test_variants_and_references_never_decide_the_verdict(tmp_path: Path) -> None:
@@ -315,7 +304,7 @@ def test_variants_and_references_never_decide_the_verdict(tmp_path: Path) -> Non
     folder = write_evaluation(tmp_path, hits={"vector": (2, 7, 13, 16), "random": (1, 1, 1, 1), **others})
     verdict = some(judge(read_evaluation(Location.parse(folder)), KEY))
     assert verdict.status == "clear"
-    assert {rival.name.key for rival in verdict.references} == set(ROLES)
+    assert {rival.condition.name for rival in verdict.references} == set(ROLES)
 
 
 METRICS = {

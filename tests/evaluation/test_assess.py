@@ -28,7 +28,7 @@ from contrans_dist.evaluation import assess as whole
 from contrans_dist.evaluation import driver as room
 from contrans_dist.evaluation.assess import assess
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.evaluation.conditions import Steering, steering
+from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import try_out, validation_of
 from contrans_dist.models import encode, load_model
 from contrans_dist.store.location import Location

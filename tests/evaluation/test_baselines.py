@@ -13,8 +13,8 @@ from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.config import ClusterSettings, EmotionEvaluation, ModelSettings
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.evaluation.conditions import steering
 from contrans_dist.evaluation.driver import evaluate
+from contrans_dist.evaluation.steering import steering
 from contrans_dist.models import guided, load_model
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.tiny import save_tiny

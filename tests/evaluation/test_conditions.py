@@ -1,11 +1,16 @@
 """What is steered how: every condition at every strength, and what `random` is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from contrans_dist.engine.scoring import BASE
-from contrans_dist.evaluation.conditions import Steering, reference_of, steering
+from contrans_dist.engine.scoring import BASE as UNSTEERED
+from contrans_dist.errors import UserError
+from contrans_dist.evaluation.conditions import BASE, CONDITIONS, condition_of, known, reference_of
+from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.vectors.concept_vector import ConceptVector
+from tests.commands import run
 
 STRENGTHS = (0.0, 1.0, 2.0)
 
@@ -71,7 +76,7 @@ def test_the_other_concept_is_the_next_one(made: Steering) -> None:
 
 
 def test_without_vectors_there_is_the_base_alone() -> None:
-    assert Steering().interventions("joy", STRENGTHS, ["a", "b"]) == [BASE]
+    assert Steering().interventions("joy", STRENGTHS, ["a", "b"]) == [UNSTEERED]
 
 
 def test_the_digest_knows_the_seed_of_the_random_directions() -> None:
@@ -94,3 +99,39 @@ def test_the_digest_knows_the_seed_of_the_random_directions() -> None:
 )
 def test_the_condition_under_test(conditions: list[str], expected: str | None) -> None:
     assert reference_of(conditions) == expected
+
+
+def test_each_condition_is_made_in_one_way() -> None:
+    names = [entry.name for entry in CONDITIONS]
+    assert len(set(names)) == len(names)
+    assert len({str(entry.look) for entry in [*CONDITIONS, BASE]}) == len(names) + 1
+    for entry in CONDITIONS:
+        assert [entry.vectors, entry.row, entry.system].count(None) == 2, entry.name
+        assert entry.no_vector == (entry.system is not None)
+        assert not entry.system or (entry.role == "baseline" and entry.requires)
+        assert entry.meaning
+
+
+def test_no_name_runs_another_condition() -> None:
+    with pytest.raises(UserError, match=r"^here: no condition 'lcros-own'; did you mean lcross-own\?$"):
+        known("lcros-own", "here")
+    for name in (".", "base"):
+        with pytest.raises(UserError, match=r"expected one of vector, lcross-own, .*, from:<source>$"):
+            known(name, "here")
+    assert known("vector", "here") is CONDITIONS[0]
+    assert condition_of("from:Llama").title == "From Llama"
+    with pytest.raises(UserError, match="condition anything: no vectors were made for it"):
+        steering({"vector": {"joy": ConceptVector(np.ones((1, 2), np.float32), "joy", "m")}}, ["anything"])
+
+
+def test_a_recipe_with_an_unknown_condition_is_refused_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["run", "demo", "--out", tmp_path / "run", "--set", "evaluations.emotions.conditions=[vectr]"]
+    said = run(capsys, *asked).refused(
+        "evaluations.", ".conditions: no condition 'vectr'; did you mean vector?"
+    )
+    assert said
+    assert not (tmp_path / "run").exists()
+    plan = ["plan", "demo", "--set", "evaluations.emotions.conditions=[vectr]"]
+    run(capsys, *plan).refused("no condition 'vectr'")

@@ -23,8 +23,8 @@ from contrans_dist.evaluation import driver as room
 from contrans_dist.evaluation import work_units as assignments
 from contrans_dist.evaluation.actors import SystemActor
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.evaluation.conditions import Steering, derivable, load_vectors, steering
 from contrans_dist.evaluation.driver import evaluate
+from contrans_dist.evaluation.steering import Steering, derivable, load_vectors, steering
 from contrans_dist.evaluation.work_units import plan_splits
 from contrans_dist.models import load_model
 from contrans_dist.models.placement import Placement

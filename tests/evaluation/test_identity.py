@@ -23,8 +23,8 @@ from contrans_dist.config import (
 )
 from contrans_dist.evaluation import driver as room
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.evaluation.conditions import Steering
 from contrans_dist.evaluation.driver import evaluate
+from contrans_dist.evaluation.steering import Steering
 from tests.tiny import save_tiny
 
 CLASSIFIER = Path(room.__file__).parent / "demo/models/classifier"

@@ -49,8 +49,8 @@ def test_tests_are_read_in_the_row_of_the_condition_under_test(tmp_path: Path) -
     assert {rival.p for rival in [*first.controls, *first.references]} == {None}
     with_tests(folder, ("lcross-own", 2.0), random=0.01, no_map=0.02, inst_align=0.03)
     verdict = some(judge(read_evaluation(Location.parse(folder)), "mc1"))
-    assert (verdict.effect.key, verdict.strength, verdict.status) == ("lcross-own", 2.0, "partly")
-    assert {rival.name.key: rival.p for rival in [*verdict.controls, *verdict.references]} == {
+    assert (verdict.effect.name, verdict.strength, verdict.status) == ("lcross-own", 2.0, "partly")
+    assert {rival.condition.name: rival.p for rival in [*verdict.controls, *verdict.references]} == {
         "random": 0.01, "no-map": 0.02, "inst-align": 0.03,
     }  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_the_condition_under_test_is_the_one_that_the_file_names(tmp_path: Path)
     (folder / "metrics.json").write_text(json.dumps({**content, "reference": "self-align"}))
     evaluation = read_evaluation(Location.parse(folder))
     assert main_condition(evaluation) == "self-align"
-    assert some(judge(evaluation, KEY)).effect.key == "self-align"
+    assert some(judge(evaluation, KEY)).effect.name == "self-align"
 
 
 def write_costed(folder: Path, chosen: Mapping[str, float] | None = None) -> Path:

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from contrans_dist.cli import options, reducing, runs, stages, steered
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.map_set import MapSet
+from contrans_dist.pipeline.runs import open_recipe
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.sets import write_lines
@@ -440,12 +441,12 @@ class TestManifest:
         assert set(given) <= flags(COMMANDS[name])
         out = words[words.index("--out") + 1]
         assert "://" in out or out.startswith("/")
-        recipe = runs.load_recipe(REPOSITORY / "contrans_dist" / "pipeline" / "recipes" / f"{words[0]}.yaml")
+        recipe = open_recipe(Path(words[0]))
         assert recipe.target.id
 
     def test_workers_have_the_gpus_that_the_recipe_asks_for(self, manifest: dict[str, Any]) -> None:
         words = shlex.split(manifest["spec"]["entrypoint"])
-        recipe = runs.load_recipe(REPOSITORY / "contrans_dist" / "pipeline" / "recipes" / f"{words[2]}.yaml")
+        recipe = open_recipe(Path(words[2]))
         (group,) = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         (worker,) = group["template"]["spec"]["containers"]
         gpus = int(worker["resources"]["limits"]["nvidia.com/gpu"])

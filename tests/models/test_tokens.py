@@ -246,7 +246,7 @@ def test_prompts_and_their_day_belong_to_a_harvest(in_process: None, tmp_path: P
 
 
 def test_prompts_and_their_day_belong_to_an_evaluation(in_process: None, tmp_path: Path) -> None:
-    from contrans_dist.evaluation.conditions import Steering
+    from contrans_dist.evaluation.steering import Steering
 
     folder = save_tiny(tmp_path / "model", n_blocks=2, d=16, chat=ASKING)
     question = {

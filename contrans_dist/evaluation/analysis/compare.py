@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.analysis.names import condition_order
 from contrans_dist.evaluation.analysis.points import best_point, main_condition
 from contrans_dist.evaluation.analysis.published import Published, read_published
 from contrans_dist.evaluation.analysis.run import Run, read_scores
 from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+from contrans_dist.evaluation.conditions import condition_order
 from contrans_dist.store.location import Location
 from contrans_dist.store.run_recipe import read_run_recipe
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contrans_dist.evaluation.analysis.names import condition_order
 from contrans_dist.evaluation.analysis.scores import Evaluation
+from contrans_dist.evaluation.conditions import condition_order
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import EXAMPLES, RESULTS, Kind, read_columns
 

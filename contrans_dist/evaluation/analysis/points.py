@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from contrans_dist.evaluation.analysis.names import condition_name
 from contrans_dist.evaluation.analysis.scores import Evaluation, Reported, Score
+from contrans_dist.evaluation.conditions import condition_of
 
 Way = Literal["chosen", "reported", "best", "greatest", "given"]
 """How a strength came about: chosen on validation items; that of the run's main evaluation; the best of the
@@ -15,9 +15,9 @@ def main_condition(evaluation: Evaluation) -> str | None:
     """The condition under test: the one that others were tested against, else by what conditions are for."""
     if evaluation.reference in evaluation.conditions:
         return evaluation.reference
-    names = [condition_name(key) for key in evaluation.conditions]
-    for role in ("effect", "variant", "reference"):
-        found = next((name.key for name in names if name.role == role), None)
+    names = [condition_of(key) for key in evaluation.conditions]
+    for role in ("tested", "variant", "yardstick", "baseline"):
+        found = next((name.name for name in names if name.role == role), None)
         if found:
             return found
     return None

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from contrans_dist.evaluation.analysis.names import BASE
 from contrans_dist.evaluation.analysis.points import Way, best_point, way_of
 from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+from contrans_dist.evaluation.conditions import BASE
 
 Values = dict[str, dict[str, float]]
 """condition -> metric -> value"""
@@ -119,9 +119,9 @@ def _points(evaluation: Evaluation, conditions: Iterable[str]) -> dict[str, floa
     points = {
         condition: best_point(evaluation, condition, evaluation.metrics[0])
         for condition in conditions
-        if condition != BASE.key and evaluation.metrics
+        if condition != BASE.name and evaluation.metrics
     }
-    return {BASE.key: 0.0} | {condition: point[0] for condition, point in points.items() if point}
+    return {BASE.name: 0.0} | {condition: point[0] for condition, point in points.items() if point}
 
 
 def our_point(evaluation: Evaluation, condition: str, name: str) -> tuple[float | None, Score | None]:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.evaluations import read_evaluation
 from contrans_dist.evaluation.analysis.maps import MapSummary, read_map
-from contrans_dist.evaluation.analysis.names import BASE
 from contrans_dist.evaluation.analysis.points import reported_strengths
 from contrans_dist.evaluation.analysis.published import Published, read_published
 from contrans_dist.evaluation.analysis.scores import Evaluation
+from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
@@ -178,19 +178,19 @@ def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
 def left_out(run: Run, evaluation: Evaluation) -> str:
     """Conditions that the recipe asks for and the evaluation lacks, as a sentence; empty without any.
 
-    `no-map` adds the source's vector as it is, which needs models of one width: where the widths are known
-    to differ, that is said.
+    What one of them needs, such as models of one width, is said with it.
     """
     settings = (run.recipe.get("evaluations") or {}).get(evaluation.name)
     asked = settings.get("conditions") if isinstance(settings, dict) else None
     names = dict.fromkeys(map(str, asked if isinstance(asked, list) else []))
-    missing = [name for name in names if name not in (BASE.key, *evaluation.conditions)]
+    missing = [name for name in names if name not in (BASE.name, *evaluation.conditions)]
     if not missing:
         return ""
     sets = (run.harvests.get("contrast-source"), run.harvests.get("contrast-target"))
     widths = [each.d for each in sets if each]
-    differ = "no-map" in missing and len(set(widths)) > 1
-    why = f" (no-map needs models of one width; these have {widths[0]} and {widths[1]})" if differ else ""
+    differ = [name for name in missing if condition_of(name).same_width and len(set(widths)) > 1]
+    these = " and ".join(map(str, widths))
+    why = f" ({differ[0]} needs models of one width; these have {these})" if differ else ""
     return f"Asked for and not run: {', '.join(missing)}{why}."
 
 

@@ -5,8 +5,9 @@ from math import nan
 from typing import Any
 
 from contrans_dist.benchmarks import headline
-from contrans_dist.evaluation.analysis.names import Metric, condition_name, condition_order, metric
+from contrans_dist.evaluation.analysis.names import Metric, metric
 from contrans_dist.evaluation.analysis.strengths import Search
+from contrans_dist.evaluation.conditions import condition_of, condition_order
 from contrans_dist.store.location import Location
 
 
@@ -144,7 +145,7 @@ class Evaluation:
     @property
     def strengths(self) -> list[float]:
         """Strengths at which something was added, ascending."""
-        rows = [row for row in self.rows if not condition_name(row.condition).system]
+        rows = [row for row in self.rows if not condition_of(row.condition).no_vector]
         return sorted({row.strength for row in rows if row.strength != 0})
 
     @property

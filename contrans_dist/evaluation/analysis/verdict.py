@@ -3,15 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from contrans_dist.evaluation.analysis.names import (
-    ConditionName,
-    Metric,
-    condition_name,
-    number,
-    strength_text,
-)
+from contrans_dist.evaluation.analysis.names import Metric, number, strength_text
 from contrans_dist.evaluation.analysis.points import Way, best_point, main_condition, way_of
 from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+from contrans_dist.evaluation.conditions import Condition, condition_of
 
 Status = Literal["clear", "partly", "shared", "none", "unchecked", "untested", "cost"]
 
@@ -33,10 +28,6 @@ _AT_CHOSEN = (
     "The vector is taken at the strength that was chosen for it on validation items, and the controls at the "
     "same. {rule}"
 )
-_MEMORISED = (
-    " Its map was fitted on the concept's own prompts, so it is nearly the target's own vector again: "
-    "no transfer."
-)
 
 
 def rule(evaluation: Evaluation) -> str:
@@ -48,7 +39,7 @@ def rule(evaluation: Evaluation) -> str:
 class Rival:
     """Another condition beside the effect: at its own best strength, and whether it is told apart."""
 
-    name: ConditionName
+    condition: Condition
     strength: float
     score: Score
     p: float | None
@@ -66,7 +57,7 @@ class Verdict:
     metric: str
     kind: Metric
     """How the metric is read in this evaluation."""
-    effect: ConditionName
+    effect: Condition
     strength: float
     score: Score
     base: Score | None
@@ -99,14 +90,14 @@ def judge(evaluation: Evaluation, key: str, strength: float | None = None) -> Ve
         for condition in evaluation.conditions
         if condition != effect and (point := best_point(evaluation, condition, key))
     ]
-    controls = [rival for rival in rivals if rival.name.role == "control"]
-    others = [rival for rival in rivals if rival.name.role != "control"]
+    controls = [rival for rival in rivals if rival.condition.role == "control"]
+    others = [rival for rival in rivals if rival.condition.role != "control"]
     way = way_of(evaluation, effect, key) if strength is None else None
     return Verdict(
         _status(kind, best[1], base, controls, row.p("base", key)),
         key,
         kind,
-        condition_name(effect),
+        condition_of(effect),
         best[0],
         best[1],
         base,
@@ -129,7 +120,7 @@ def _rival(
     told_apart = bool(_above(effect, point[1], kind)) or (lower and p is not None and p < SIGNIFICANT)
     moved = _gain(effect, base, kind) if base else 0.0
     share = _gain(point[1], base, kind) / moved if base and moved > 0 else 0.0
-    return Rival(condition_name(condition), point[0], point[1], p, told_apart, share)
+    return Rival(condition_of(condition), point[0], point[1], p, told_apart, share)
 
 
 def _gain(score: Score, other: Score, kind: Metric) -> float:
@@ -198,7 +189,7 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
         rest = f"so {round(100 * most.share)}\u202f% of the {moved} is not the concept's own"
         return f"Partly shared by a control: {effect} {does}; {everything}, {rest}."
     text = f"{effect[0].upper()}{effect[1:]} {does}; {everything}."
-    return text + (_MEMORISED if verdict.effect.key == "lcross-own" else "")
+    return f"{text} {verdict.effect.caveat}" if verdict.effect.caveat else text
 
 
 def _cost_sentence(verdict: Verdict, pair: str) -> str:
@@ -212,7 +203,7 @@ def _cost_sentence(verdict: Verdict, pair: str) -> str:
     at = f"at strength {strength_text(verdict.strength)}" + (f" ({pair})" if pair else "")
     at += f", as {verdict.reported_by} reports it" if verdict.reported_by else ""
     others = "".join(
-        f"; {rival.name.phrase}{_elsewhere(rival, verdict)}: {times(rival.score)}"
+        f"; {rival.condition.phrase}{_elsewhere(rival, verdict)}: {times(rival.score)}"
         for rival in [*verdict.controls, *verdict.references]
     )
     return f"Under {verdict.effect.phrase} {at}, {kind.title} goes{before} to {times(verdict.score)}{others}."
@@ -220,14 +211,14 @@ def _cost_sentence(verdict: Verdict, pair: str) -> str:
 
 def _elsewhere(rival: Rival, verdict: Verdict) -> str:
     """A strength that is not the effect's."""
-    same = rival.name.system or rival.strength == verdict.strength
+    same = rival.condition.no_vector or rival.strength == verdict.strength
     return "" if same else f" at {strength_text(rival.strength)}"
 
 
 def _reach(rivals: list[Rival], as_percent: bool) -> str:
     """`a random direction reaches 1 %, the shuffled map 4 %`."""
-    parts = [f"{rival.name.phrase} {number(rival.score.value, as_percent)}" for rival in rivals]
+    parts = [f"{rival.condition.phrase} {number(rival.score.value, as_percent)}" for rival in rivals]
     if parts:
         first = rivals[0]
-        parts[0] = f"{first.name.phrase} reaches {number(first.score.value, as_percent)}"
+        parts[0] = f"{first.condition.phrase} reaches {number(first.score.value, as_percent)}"
     return ", ".join(parts)

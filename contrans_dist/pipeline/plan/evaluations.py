@@ -16,9 +16,9 @@ from contrans_dist.engine.scoring import Intervention
 from contrans_dist.engine.scoring.generation import BATCH_SIZE
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
 from contrans_dist.evaluation.block_search import candidates, few_strengths, harvested_blocks
-from contrans_dist.evaluation.conditions import CONTROLS, SYSTEMS, Steering
-from contrans_dist.evaluation.methods import systems_of
+from contrans_dist.evaluation.conditions import condition_of, systems_of
 from contrans_dist.evaluation.samples import NEW_TOKENS, probe_of
+from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.trials import budget_text, validation_of
 from contrans_dist.evaluation.work_units import plan_splits, scored_items
 from contrans_dist.mapping.map_set import R2Table
@@ -63,11 +63,13 @@ def _choosing_blocks(frame: Frame) -> list[Stage]:
 def _assessed(frame: Frame, name: str, settings: EvaluationSettings) -> list[Stage]:
     """One evaluation, as `assess` goes about it."""
     recipe, stages = frame.recipe, []
-    left_out = () if frame.side(recipe.source).d == frame.side(recipe.target).d else ("no-map",)
-    vectors = [each for each in settings.conditions if each not in (*SYSTEMS, *left_out)]
+    one_width = frame.side(recipe.source).d == frame.side(recipe.target).d
+    entries = [entry for entry in map(condition_of, settings.conditions) if not entry.no_vector]
+    entries = [entry for entry in entries if one_width or not entry.same_width]
+    vectors = [entry.name for entry in entries]
     steered = _steering(frame, settings, dict.fromkeys(vectors, _steered_block(frame)))
     if settings.search is not None:
-        own = [each for each in vectors if each not in CONTROLS]
+        own = [entry.name for entry in entries if entry.role != "control"]
         stages += _tried(frame, f"strengths of {name}", settings, steered.only(own), settings.strengths)
         steered = replace(steered, chosen=dict.fromkeys(vectors, 1.0))
     stages += _evaluated(frame, f"evaluate {name}", settings, steered, systems_of(recipe, settings))

@@ -8,7 +8,8 @@ import scipy.linalg
 
 from contrans_dist.config import EmotionEvaluation, ModelSettings, Recipe
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.methods import combined_vectors, further_sources, orthogonalised, systems_of
+from contrans_dist.evaluation.combined import mean_of, orthogonalised, sum_of
+from contrans_dist.evaluation.conditions import further_sources, systems_of
 from contrans_dist.vectors.concept_vector import ConceptVector
 
 BLOCK, D = 2, 6
@@ -52,7 +53,7 @@ def test_vectors_that_are_orthogonal_stay_as_they_are() -> None:
 def test_sums_and_means_are_written_out() -> None:
     main = {"a": vector("a", 1), "b": vector("b", 2)}
     other = {"a": vector("a", 3), "b": vector("b", 4)}
-    made = combined_vectors({"vector": main, "from:x": other, "self-align": other}, ["sum", "averaged"])
+    made = {"sum": sum_of(main), "averaged": mean_of([main, other])}
     wanted = main["a"].values + main["b"].values
     for concept in "ab":
         np.testing.assert_allclose(made["sum"][concept].values, wanted, atol=1e-6)
@@ -86,5 +87,5 @@ def test_systems_and_what_they_lack() -> None:
     assert [model.id for model in proxy.models] == ["b", "a", "s"]
     bare = recipe(names)
     for name, lacking in zip(names, ("target_instruct", "instruction", "source_base"), strict=True):
-        with pytest.raises(UserError, match=f"condition {name}: .* needs .*`{lacking}`"):
+        with pytest.raises(UserError, match=f"condition {name}: it needs .*`{lacking}`"):
             systems_of(bare, EmotionEvaluation(texts="f", conditions=(name,)))

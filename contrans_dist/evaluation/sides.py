@@ -1,0 +1,48 @@
+"""The two models of a run as far as they are harvested, and their concept vectors."""
+
+from dataclasses import dataclass
+
+from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.addresses import file_names
+from contrans_dist.store.location import Location
+from contrans_dist.vectors.concept_vector import ConceptVector
+from contrans_dist.vectors.from_activations import concept_rows, concepts_in, refine
+
+Vectors = dict[str, ConceptVector]
+"""concept -> vector"""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The four activation sets of a run."""
+
+    corpus_source: ActivationSet
+    corpus_target: ActivationSet
+    contrast_source: ActivationSet
+    contrast_target: ActivationSet
+
+    @property
+    def concepts(self) -> list[str]:
+        return concepts_in(self.contrast_source)
+
+
+def refine_sides(
+    sides: Sides, out: Location, method: str = "mean", seed: int = 0, limit: int | None = None
+) -> dict[str, Vectors]:
+    """The concept vectors of both models, `source` and `target` -> concept -> vector, saved under `out`."""
+    vectors: dict[str, Vectors] = {}
+    for side, rows in (("source", sides.contrast_source), ("target", sides.contrast_target)):
+        groups = {concept: concept_rows(rows, concept, seed, limit) for concept in sides.concepts}
+        vectors[side] = {
+            concept: refine(rows, positive, negative, concept, method)
+            for concept, (positive, negative) in groups.items()
+        }
+        save_vectors(vectors[side], out, side)
+    return vectors
+
+
+def save_vectors(vectors: Vectors, out: Location, name: str) -> None:
+    """Save as `vectors/<name>/<concept>.safetensors` under `out`."""
+    files = file_names(vectors)
+    for concept, vector in vectors.items():
+        vector.save(out / "vectors" / name / f"{files[concept]}.safetensors")
