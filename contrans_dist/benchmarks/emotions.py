@@ -172,14 +172,6 @@ class EmotionBenchmark:
         }
 
 
-def label_tokens(lm: LanguageModel, prompt: str, labels: Mapping[str, str] | Sequence[str]) -> dict[str, int]:
-    """The first sub-token of each concept's word after the prompt. Warns of two that share one, by name."""
-    words = dict(labels) if isinstance(labels, Mapping) else {concept: concept for concept in labels}
-    tokens = cues(lm, [prompt], list(words.values()))[0].tokens
-    _shared(list(words), np.array([tokens]), np.array([0]))
-    return dict(zip(words, tokens, strict=True))
-
-
 def _judged(got: NextToken, tokens: np.ndarray, own: np.ndarray, protocol: ProtocolName) -> dict[str, Any]:
     """Hits and the concept's log-probability, flattened from `[C, P]`."""
     row = np.arange(len(own))

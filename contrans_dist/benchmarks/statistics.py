@@ -122,20 +122,3 @@ def wilcoxon(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -
     if (left == right).all():
         return 1.0
     return float(scipy.stats.wilcoxon(left, right, zero_method="wilcox").pvalue)
-
-
-def paired_difference(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of a - b over the same items, with its bootstrap interval: (difference, low, high).
-
-    ValueError when the lengths differ, there are no items, or a value is not finite.
-    """
-    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if left.shape != right.shape:
-        raise ValueError(
-            f"expected the same items under both conditions, got shapes {left.shape} and {right.shape}"
-        )
-    difference = left - right
-    low, high = mean_interval(difference, level, seed)
-    return float(difference.mean()), low, high

@@ -50,10 +50,6 @@ class AffineMap:
     source_blocks: list[int] | None = None
     n_effective: int | None = None
 
-    def map_points(self, rows: np.ndarray) -> np.ndarray:
-        """rows [n, d_source] as points in the target's space, float32 [n, d_target]: x F + b."""
-        return np.asarray(rows, dtype=np.float32) @ self.weight + self.bias
-
     def header(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON takes it (an infinite condition number becomes None)."""
         facts = {k: v for k, v in self.__dict__.items() if k not in ("weight", "bias")}

@@ -3,41 +3,15 @@
 Shapes: n rows, d_s columns in the source set, d_t in the target set.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg.blas import dgemm, dger, dsyr, dsyrk
 
-from contrans_dist.vectors.row_checks import as_rows, check_finite, finite_rows
+from contrans_dist.vectors.row_checks import as_rows, check_finite
 
 CHUNK_ROWS = 4096  # rows turned to float64 at once: enough for full matmul speed, 128 MiB at d = 4096
 _COPIED_ROWS = 256  # few enough that a copy of them stays in the processor's cache
-
-
-@dataclass(frozen=True)
-class RowMoments:
-    """Count n and mean float64 [d] of one set of rows: enough for equation 1 over any number of shards."""
-
-    n: int
-    mean: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray) -> Self:
-        """The moments of rows [n, d]. ValueError for NaN, infinity or a wrong shape."""
-        array = finite_rows(rows)
-        mean = array.mean(axis=0) if len(array) else np.zeros(array.shape[1])
-        return cls(n=len(array), mean=mean)
-
-    def merge(self, other: "RowMoments") -> "RowMoments":
-        """The moments of both sets together. ValueError when the widths differ."""
-        if self.mean.shape != other.mean.shape:
-            raise ValueError(f"cannot merge widths {self.mean.size} and {other.mean.size}")
-        n = self.n + other.n
-        if n == 0:
-            return self
-        return RowMoments(n=n, mean=self.mean + (other.mean - self.mean) * (other.n / n))
 
 
 @dataclass(frozen=True)
@@ -71,11 +45,6 @@ class Moments:
             sums.add(x[start : start + chunk], y[start : start + chunk])
         return sums.moments()
 
-    @classmethod
-    def empty(cls, d_source: int, d_target: int) -> "Moments":
-        """The moments of no rows: merging them changes nothing."""
-        return MomentSums(d_source, d_target).moments()
-
     def around(
         self, x: np.ndarray | float, y: np.ndarray | float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,19 +65,6 @@ class Moments:
             return None
         dy = self.mean_y - y
         return self.target + np.outer(self.n * dy, dy)
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """The sums as named arrays, to be stored; `n` becomes an int64 array of one element."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {name: value for name, value in named.items() if value is not None}
-        return {**given, "n": np.array([self.n], dtype=np.int64)}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, np.ndarray]) -> "Moments":
-        """The inverse of `tensors`. KeyError when one is missing (`target` may be)."""
-        names = [f.name for f in fields(cls) if f.name != "n" and (f.name != "target" or f.name in tensors)]
-        arrays = {name: np.asarray(tensors[name], dtype=np.float64) for name in names}
-        return cls(n=int(tensors["n"][0]), **arrays)
 
 
 class MomentSums:
@@ -227,17 +183,3 @@ def merge(a: Moments, b: Moments) -> Moments:
     sums.merge(a)
     sums.merge(b)
     return sums.moments()
-
-
-def tree_merge(parts: Sequence[Moments]) -> Moments:
-    """Merge neighbours, then neighbours of the results, until one is left: rounding grows with depth only.
-
-    ValueError when there are no parts, or when their widths differ.
-    """
-    if not parts:
-        raise ValueError("tree_merge: expected at least one part")
-    level = list(parts)
-    while len(level) > 1:
-        pairs = [merge(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        level = pairs + level[len(pairs) * 2 :]
-    return level[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from contrans_dist.benchmarks import Benchmark
-from contrans_dist.benchmarks.emotions import EmotionBenchmark, label_tokens
+from contrans_dist.benchmarks.emotions import EmotionBenchmark, cues
 from contrans_dist.benchmarks.scenarios import build_items, official_items, read_scenarios
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import UserError
@@ -277,8 +277,7 @@ def test_two_words_with_the_same_first_sub_token_are_reported():
         lm.tokenizer("was " + w)["input_ids"][len(lm.tokenizer("was")["input_ids"])] for w in words.values()
     ]
     assert first[0] == first[1] != first[2]
-    with pytest.warns(UserWarning, match="'glad' and 'merry'"):
-        assert list(label_tokens(lm, "was", words).values()) == first
+    assert list(cues(lm, ["was"], list(words.values()))[0].tokens) == first
     scenarios = [{"text": f"{c} {i} was", "concept": c} for c in words for i in range(2)]
     bench = EmotionBenchmark(build_items(scenarios, list(words), template="{text}"), words)
     with pytest.warns(UserWarning, match="'glad' and 'merry'"):

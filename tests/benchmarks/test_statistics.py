@@ -8,7 +8,6 @@ from contrans_dist.benchmarks.statistics import (
     balanced_mean_interval,
     mcnemar,
     mean_interval,
-    paired_difference,
     ratio_interval,
     wilcoxon,
     wilson,
@@ -73,16 +72,6 @@ def test_mean_interval_at_its_edges() -> None:
     for bad in ([], [1.0, float("nan")]):
         with pytest.raises(ValueError, match="finite"):
             mean_interval(bad)
-
-
-def test_paired_difference_sees_what_the_items_share() -> None:
-    rng = np.random.default_rng(3)
-    items = rng.normal(0, 50, size=300)
-    difference, low, high = paired_difference(items + 1 + rng.normal(0, 1, 300), items)
-    assert difference == pytest.approx(1.0, abs=0.2)
-    assert 0.7 < low < difference < high < 1.3
-    with pytest.raises(ValueError, match="same items"):
-        paired_difference([1.0], [1.0, 2.0])
 
 
 def test_balanced_mean_interval_resamples_each_stratum_alone() -> None:

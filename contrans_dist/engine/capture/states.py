@@ -47,11 +47,6 @@ class States:
         self.reader.shutdown(cancel_futures=True)
         self.writer.shutdown(cancel_futures=True)
 
-    @property
-    def spilled(self) -> int:
-        """Bytes that do not fit the budget."""
-        return self.offsets[-1] - self.offsets[self.in_memory]
-
     def _file(self, step: int) -> Path:
         return self.folder / f"states-{step:04d}.raw"
 
