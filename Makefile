@@ -27,7 +27,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint  ## style, types and the whole default test suite (no GPU, no network)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

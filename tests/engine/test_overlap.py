@@ -138,7 +138,7 @@ def test_a_hook_that_asks_for_values_holds_the_first_device_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[torch.Tensor], object]
 ) -> None:
     """So the test above can fail."""
-    monkeypatch.setattr("test_overlap.PATIENCE", 0.5)
+    monkeypatch.setattr(f"{__name__}.PATIENCE", 0.5)
     lm = load_model(str(folder), device="cpu")
     harvest(lm)  # what the model can do is tried with its first texts
 
@@ -155,7 +155,7 @@ def test_plain_copies_between_devices_hold_the_first_one_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What every block is told comes from the first device, which then waits for the last."""
-    monkeypatch.setattr("test_overlap.PATIENCE", 0.5)
+    monkeypatch.setattr(f"{__name__}.PATIENCE", 0.5)
     lm = load_model(str(folder), device="cpu")
     harvest(lm)
     with cut(lm, folder, aside=False) as pipeline:

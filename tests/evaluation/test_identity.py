@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contrans_dist import demo
 from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.config import (
     BehaviourEvaluation,
@@ -27,7 +28,7 @@ from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering
 from tests.tiny import save_tiny
 
-CLASSIFIER = Path(room.__file__).parent / "demo/models/classifier"
+CLASSIFIER = Path(demo.__file__).parent / "models/classifier"
 
 
 @pytest.fixture(scope="module")
