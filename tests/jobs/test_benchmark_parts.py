@@ -15,6 +15,7 @@ import contrans_dist.mapping.driver
 from tests.inprocess import ray_here
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -221,7 +221,11 @@ def test_pieces_are_about_the_tokens_of_llama(shared: Path) -> None:
 
 
 @pytest.fixture(
-    scope="module", params=["few", pytest.param("every", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    scope="module",
+    params=[
+        pytest.param("few", marks=pytest.mark.slow),
+        pytest.param("every", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
 )
 def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With blocks and strengths to be chosen, and prompts that are read one by one; `every`: with all further
