@@ -8,11 +8,14 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+import contrans_dist.report as room
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import Score
+from contrans_dist.evaluation.conditions import Role
 from contrans_dist.report import write_report
 from contrans_dist.report.figures import spread
 from contrans_dist.report.parts import count_text, score_cell, size_text
@@ -544,3 +547,10 @@ def test_a_phone_scrolls_the_page_downwards_only(whole_html: str, tmp_path: Path
     assert int(found[2]) == Page(whole_html).tags.count("svg")
     assert int(found[3]) <= 390
     assert found[4].startswith("rgb(255, 255, 255)")  # to be seen on a black bar too
+
+
+def test_what_is_styled_by_role_is_a_role() -> None:
+    css = (Path(room.__file__).parent / "page.css").read_text()
+    styled = set(re.findall(r"(?:tbody th|\.said )\.(\w+)", css))
+    assert styled == {"tested"}
+    assert styled <= set(get_args(Role))
