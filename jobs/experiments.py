@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from contrans_dist.config.recipe import load_recipe
 from contrans_dist.distributed.actors import kept_actors
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.pipeline.runs import RECIPES, run_recipe
+from contrans_dist.pipeline.runs import RECIPES, open_recipe, run_recipe
 from contrans_dist.store.location import Location
 
 
@@ -37,7 +36,7 @@ def main() -> int:
         for name in arguments.names or names():
             started = time.monotonic()
             try:
-                recipe = load_recipe(Path(RECIPES / f"{name}.yaml"), small=True)
+                recipe = open_recipe(Path(name), small=True)
                 found = run_recipe(recipe, out / name, shared=out / "activations")
             except Exception as error:  # one that fails must not cost the others
                 known = isinstance(error, UserError | RunError)

@@ -197,9 +197,7 @@ def reference_of(names: Iterable[str]) -> str | None:
     another.
     """
     tried = [name for name in names if name != BASE.name and condition_of(name).role != "control"]
-    return min(
-        tried, key=lambda name: (name != "vector", condition_of(name).system is not None), default=None
-    )
+    return min(tried, key=lambda name: (name != "vector", condition_of(name).no_vector), default=None)
 
 
 def conditions_of(recipe: Recipe) -> list[Condition]:

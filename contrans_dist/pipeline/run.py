@@ -16,7 +16,13 @@ from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import sentence
 from contrans_dist.evaluation.assess import assess, judged
 from contrans_dist.evaluation.block_search import fit_chosen
-from contrans_dist.evaluation.conditions import condition_of, further_sources, systems_of, vectors_for
+from contrans_dist.evaluation.conditions import (
+    condition_of,
+    conditions_of,
+    further_sources,
+    systems_of,
+    vectors_for,
+)
 from contrans_dist.evaluation.map_similarity import map_similarity
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.evaluation.sources import Further
@@ -178,10 +184,10 @@ class Run:
         self, sides: Sides, further: dict[str, Further], own: dict[str, Vectors], maps: MapSet
     ) -> None:
         material = Material(self.recipe, sides, own, maps, further)
+        given = vectors_for(material, [condition.name for condition in conditions_of(self.recipe)])
+        for name, vectors in given.items():
+            save_vectors(vectors, self.out, name)
         for name, settings in self.recipe.evaluations.items():
-            given = vectors_for(material, settings.conditions)
-            for condition, vectors in given.items():
-                save_vectors(vectors, self.out, condition)
             self._evaluate_one(name, settings, given)
 
     def _evaluate_one(self, name: str, settings: AnyEvaluation, given: dict[str, Vectors]) -> None:

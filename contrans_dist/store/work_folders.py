@@ -56,9 +56,7 @@ def is_own(folder: Path) -> bool:
         return False
     if not stat.S_ISDIR(found.st_mode):
         return False
-    if (
-        os.name == "nt"
-    ):  # it has neither owners nor modes of this kind; its temporary folder is the user's own
+    if os.name == "nt":  # without owners and modes of this kind; the temporary folder is the user's own
         return True
     return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
 

@@ -1,7 +1,8 @@
 """Steered generation in batches with a cache; interventions are rows of one batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -63,7 +64,8 @@ def generate(
         start = 0
         while start < len(pairs):
             chunk = pairs[start : start + batch_size]
-            new = _continued(
+            work = partial(
+                _continue,
                 lm,
                 [prompts[p] for _, p in chunk],
                 [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
@@ -71,6 +73,7 @@ def generate(
                 pad,
                 alone,
             )
+            new = _unless_full(work, len(chunk) > 1)
             if new is None:
                 batch_size = len(chunk) // 2
                 continue
@@ -80,20 +83,13 @@ def generate(
     return texts
 
 
-def _continued(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    offsets: Sequence[Mapping[int, Tensor]],
-    until: Sequence[str],
-    pad: int,
-    alone: bool,
-) -> list[str] | None:
-    """`_continue`; None where the device has no memory for several prompts at once: what their keys and
-    values take grows with every token."""
+def _unless_full(work: Callable[[], list[str]], several: bool) -> list[str] | None:
+    """What `work` returns; None where the device has no memory for several prompts at once: what their keys
+    and values take grows with every token."""
     try:
-        return _continue(lm, prompts, offsets, until, pad, alone)
+        return work()
     except torch.OutOfMemoryError:
-        if len(prompts) == 1:
+        if not several:
             raise
     torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
     return None
