@@ -451,7 +451,8 @@ def test_killed_in_the_middle_and_run_again(
     assert process.returncode == 143
     last = (tmp_path / "stderr").read_text().splitlines()[-1]
     assert last == "contrans: terminated; what is finished is kept: run the same command again to go on"
-    assert not list(out.glob(".*"))
+    # Its claim is gone; the beginning of a file that an actor was at may stay, until it is swept.
+    assert all(path.name.startswith(".tmp-") for path in out.glob(".*"))
     process = start(model, texts, out)
     try:
         wait_for_shards(out, 10)
