@@ -16,13 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from contrans_dist.config.map_options import MapOptions
     from contrans_dist.engine.capture import Activations, capture
     from contrans_dist.engine.scoring import Intervention, generate, next_token
     from contrans_dist.engine.steer import steer
     from contrans_dist.errors import RunError, UserError
-    from contrans_dist.mapping.fit import AffineMap
-    from contrans_dist.mapping.least_squares import map_vectors
     from contrans_dist.mapping.library import concept_vector, fit_map, transplant
+    from contrans_dist.mapping.linear_map import AffineMap
+    from contrans_dist.mapping.solver import map_vectors
     from contrans_dist.mapping.transplant import cosine
     from contrans_dist.models import LanguageModel, load_model, wrap_model
     from contrans_dist.store.activation_set import ActivationSet
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "ActivationSet": "store.activation_set",
     "Activations": "engine.capture",
-    "AffineMap": "mapping.fit",
+    "AffineMap": "mapping.linear_map",
     "ConceptVector": "vectors.concept_vector",
     "Intervention": "engine.scoring",
     "LanguageModel": "models",
+    "MapOptions": "config.map_options",
     "RunError": "errors",
     "UserError": "errors",
     "capture": "engine.capture",
@@ -43,7 +45,7 @@ _HOMES = {
     "fit_map": "mapping.library",
     "generate": "engine.scoring",
     "load_model": "models",
-    "map_vectors": "mapping.least_squares",
+    "map_vectors": "mapping.solver",
     "next_token": "engine.scoring",
     "steer": "engine.steer",
     "transplant": "mapping.library",
@@ -57,6 +59,7 @@ __all__ = [
     "ConceptVector",
     "Intervention",
     "LanguageModel",
+    "MapOptions",
     "RunError",
     "UserError",
     "capture",

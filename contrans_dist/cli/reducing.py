@@ -5,7 +5,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from contrans_dist.cli.fitted import Centring, Rank, Regularising, SourceBlocks, Whitening, centring
+from contrans_dist.cli.fitted import Centring, Regularising, SourceBlocks, centring
 from contrans_dist.cli.options import Address, AsJson, emit, lasting
 from contrans_dist.config import MapSettings
 from contrans_dist.config.recipe import validated
@@ -31,8 +31,6 @@ def reduce(
     method: Annotated[str, typer.Option(help="mean (equation 1) or pca.")] = "mean",
     centre: Centring = None,
     regularise: Regularising = None,
-    rank: Rank = None,
-    whiten: Whitening = None,
     source_blocks: SourceBlocks = None,
     address: Address = None,
     as_json: AsJson = False,
@@ -55,8 +53,6 @@ def reduce(
         "norm": norm,
         "centre": centring(centre),
         "regularise": regularise,
-        "rank": rank,
-        "whiten": whiten,
         "source_blocks": source_blocks,
     }
     settings = validated(MapSettings, content, "options of the map")

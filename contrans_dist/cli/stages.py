@@ -6,14 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from contrans_dist.cli.fitted import (
-    Centring,
-    Rank,
-    Regularising,
-    SourceBlocks,
-    Whitening,
-    fit_options,
-)
+from contrans_dist.cli.fitted import Centring, Regularising, SourceBlocks, map_options
 from contrans_dist.cli.options import (
     Actors,
     Address,
@@ -154,25 +147,19 @@ def fit(
     ] = None,
     centre: Centring = None,
     regularise: Regularising = None,
-    rank: Rank = None,
-    whiten: Whitening = None,
     source_blocks: SourceBlocks = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the linear map between two models' hidden states."""
     from contrans_dist.mapping.driver import fit as fit_maps
-    from contrans_dist.mapping.fit import PROTOCOLS
     from contrans_dist.store.activation_set import ActivationSet
     from contrans_dist.vectors.from_activations import select_rows
 
-    chosen = next((name for name in PROTOCOLS if name == protocol), None)
-    if chosen is None:
-        raise UserError(f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}")
+    options = map_options(protocol, centre, regularise, source_blocks)
     left, right = ActivationSet.open(source), ActivationSet.open(target)
     rows = select_rows(left, positive) if positive else None
-    options = fit_options(chosen, centre, regularise, rank, whiten)
-    maps = fit_maps(left, right, blocks, chosen, rows, address, options=options, source_blocks=source_blocks)
+    maps = fit_maps(left, right, blocks, options, rows=rows, address=address)
     location = Location.parse(out)
     maps.save(location)
     pairs = [{"source": s, "target": t, **mapping.header()} for (s, t), mapping in maps.maps.items()]
@@ -188,10 +175,6 @@ def _map_line(pair: dict[str, Any]) -> str:
     parts.append("condition number infinite" if condition is None else f"condition number {condition:.3g}")
     if pair["ridge"] is not None:
         parts.append(f"ridge {pair['ridge']:.1e}")
-    if pair["kept"] is not None:
-        parts.append(f"{pair['kept']} directions kept")
-    if pair["whiten"]:
-        parts.append(f"whitened {pair['whiten']:g}")
     if pair["r2_test"] is not None:
         parts.append(f"{'held-out' if pair['held_out'] else 'in-sample'} R2 {pair['r2_test']:.3f}")
     return ", ".join(parts)

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from contrans_dist.config.base import CHAT_DATE, Settings
-from contrans_dist.config.map_options import Centre, Fitting, Regularise, check_source_blocks, fitting
+from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "nf4"]
@@ -153,13 +153,17 @@ class MapSettings(Settings):
     """Fit about the rows' means (`true`), about the means of the rows taken from the same token (`token`, as
     `default` does), or about the origin (`false`). This and what follows: None is the protocol's own."""
     regularise: Regularise | None = None
-    """`ridge` or `rank` (truncated SVD), either chosen on held-out rows, or `none`."""
-    rank: int | None = Field(None, ge=1)
-    """Principal directions of the source that are kept, instead of a choice."""
-    whiten: float | None = Field(None, ge=0, le=1)
-    """Share of the fit's shrinkage that is undone, 0 to 1: at 1 a rotation between the whitened spaces."""
+    """`ridge`, chosen on held-out rows, or `none`, the pseudo-inverse."""
     source_blocks: int | None = Field(None, ge=1)
     """Source blocks that the map reads: the pair's own and those below. None: 2 under `default`, else 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_options(cls, content: Any) -> Any:
+        """The recipe that a run of an earlier version left names options that are gone, as unset."""
+        if not isinstance(content, dict):
+            return content
+        return {k: v for k, v in content.items() if v is not None or k not in ("rank", "whiten")}
 
     @field_validator("blocks", mode="before")
     @classmethod
@@ -173,13 +177,12 @@ class MapSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         try:
-            check_source_blocks(self.protocol, self.source_blocks)
-            self.fitting()
+            self.options()
         except ValueError as error:
             told = "options that agree ({why})"
             raise PydanticCustomError("map_options", told, {"why": str(error)}) from error
         return self
 
-    def fitting(self) -> Fitting:
+    def options(self) -> MapOptions:
         """The options of the fit."""
-        return fitting(self.protocol, self.centre, self.regularise, self.rank, self.whiten)
+        return MapOptions(self.protocol, self.centre, self.regularise, self.source_blocks)

@@ -1,19 +1,20 @@
 """Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by validation."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from contrans_dist.config import MapSettings, Recipe
-from contrans_dist.config.map_options import blocks_below
-from contrans_dist.console import note
+from contrans_dist.console import Progress, note
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import Trial, try_out
-from contrans_dist.mapping.driver import all_pairs, fit, join, one_block
-from contrans_dist.mapping.map_set import MapSet, Pair, R2Table
+from contrans_dist.mapping.aligned_rows import join
+from contrans_dist.mapping.block_pairs import all_pairs, one_block
+from contrans_dist.mapping.driver import fit, fit_one_by_one
+from contrans_dist.mapping.map_header import BlockSelection, BlockTable, Pair, TriedPair
+from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.mapping.transplant import cosine
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
@@ -38,33 +39,29 @@ def harvested_blocks(recipe: Recipe, side: str, n_blocks: int) -> str:
         block = one_block(left if side == "source" else right, n_blocks, "map.blocks")
     if side == "target":
         return str(block)
-    return ",".join(map(str, blocks_below(block, recipe.map.protocol, recipe.map.source_blocks)))
+    return ",".join(map(str, recipe.map.options().blocks_below(block)))
 
 
 def fit_chosen(recipe: Recipe, sides: Sides, own: dict[str, Vectors], out: Location) -> MapSet:
     """Fit the map of the recipe's pair of blocks, with cosines to the target's own vectors, and save it."""
-    selection: dict[str, Any] | None = None
-    table: R2Table | None = None
-    spec = recipe.blocks
+    spec, table, selection = recipe.blocks, None, None
     if spec == "best":
         table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
-        pair, selection = _choose(recipe, sides, own, table, out)
-        spec = f"{pair[0]}:{pair[1]}"
-    maps = fit_sides(sides, recipe.map, spec)
-    return _finished(maps, own, out, table, selection)
+        selection = _choose(recipe, sides, own, table, out)
+        spec = "{}:{}".format(*selection.chosen or table.best())
+    maps = replace(fit_sides(sides, recipe.map, spec), r2_table=table, selection=selection)
+    return _finished(maps, own, out)
 
 
-def fit_sides(sides: Sides, settings: MapSettings, blocks: str, **more: Any) -> MapSet:
-    """`reduce.fit` on the corpus with a recipe's options, for vectors from the contrast texts."""
+def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | None = None) -> MapSet:
+    """The map of these blocks on the corpus with a recipe's options, for vectors from the contrast texts."""
     return fit(
         sides.corpus_source,
         sides.corpus_target,
         blocks,
-        settings.protocol,
-        options=settings.fitting(),
-        source_blocks=settings.source_blocks,
+        settings.options(),
+        address=address,
         vectors_at=sides.contrast_source.blocks,
-        **more,
     )
 
 
@@ -83,24 +80,22 @@ def reduce_sides(
     """
     own = refine_sides(sides, out, method, seed)
     maps = fit_sides(sides, settings, settings.blocks or "depth", address=address)
-    maps = _finished(maps, own, out, maps.r2_table)
+    maps = _finished(maps, own, out)
     carried = {concept: maps.carry(vector, settings.norm) for concept, vector in own["source"].items()}
     save_vectors(carried, out, "vector")
     return maps, carried
 
 
-def _finished(
-    maps: MapSet,
-    own: dict[str, Vectors],
-    out: Location,
-    table: R2Table | None = None,
-    selection: dict[str, Any] | None = None,
-) -> MapSet:
+def _finished(maps: MapSet, own: dict[str, Vectors], out: Location) -> MapSet:
     """Say how near the mapped vectors come to the target's own, and save the map."""
-    maps = _with(maps, own, table, selection)
+    source, target = pair = maps.only_pair()
+    cosines = {
+        concept: cosine(maps.carry(vector).at(target), own["target"][concept].at(target))
+        for concept, vector in own["source"].items()
+    }
+    maps = replace(maps, cosines={pair: cosines})
     maps.save(out / "maps" / "corpus.safetensors")
-    (source, target), mapping = next(iter(maps.maps.items()))
-    mean = float(np.mean(list(maps.cosines[source, target].values())))
+    mapping, mean = maps.maps[pair], np.mean(list(cosines.values()))
     r2 = "" if mapping.r2_test is None else f"held-out R2 {mapping.r2_test:.3f}, "
     note(
         f"map {source} -> {target}: {r2}rank {mapping.rank}, condition number "
@@ -109,28 +104,16 @@ def _finished(
     return maps
 
 
-def _with(
-    maps: MapSet, own: dict[str, Vectors], table: R2Table | None, selection: dict[str, Any] | None
-) -> MapSet:
-    pair = maps.only_pair()
-    cosines = {
-        concept: cosine(maps.carry(vector).at(pair[1]), own["target"][concept].at(pair[1]))
-        for concept, vector in own["source"].items()
-    }
-    return replace(maps, cosines={pair: cosines}, r2_table=table, selection=selection)
-
-
-def candidates(table: R2Table) -> list[Pair]:
+def candidates(table: BlockTable) -> list[Pair]:
     """Pairs worth trying: all where they are few, else each target block with its best source block."""
     if len(table.source) * len(table.target) <= _MOST_PAIRS:
         return [(source, target) for source in table.source for target in table.target]
-    best = np.nanargmax(table.r2, axis=0)
-    return [(table.source[int(best[column])], target) for column, target in enumerate(table.target)]
+    return [(table.best_source(target), target) for target in table.target]
 
 
 def _choose(
-    recipe: Recipe, sides: Sides, own: dict[str, Vectors], table: R2Table, out: Location
-) -> tuple[Pair, dict[str, Any]]:
+    recipe: Recipe, sides: Sides, own: dict[str, Vectors], table: BlockTable, out: Location
+) -> BlockSelection:
     """The pair whose vectors steer validation items best, under the first evaluation that has some; by R2
     where none has.
 
@@ -139,9 +122,9 @@ def _choose(
     """
     settings = recipe.chosen_on
     if settings is None:
-        pair = table.best()
-        note(f"blocks {pair[0]} -> {pair[1]} chosen by R2: no evaluation has validation items")
-        return pair, {"criterion": "validation R2", "candidates": [], "chosen": list(pair)}
+        source, target = table.best()
+        note(f"blocks {source} -> {target} chosen by R2: no evaluation has validation items")
+        return BlockSelection(criterion="validation R2", chosen=(source, target))
     strengths = few_strengths(settings.strengths)
     if not strengths:
         raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
@@ -151,20 +134,23 @@ def _choose(
     trials = try_out(
         recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
     )
-    tried = [each for each in trials.tried if each.strength != 0]
-    best = max(
-        trials.within(tried) or tried,
-        key=lambda each: (trials.gain(each), _r2(table, _pair(each)), -abs(each.strength)),
+    tried = [trial for trial in trials.tried if trial.strength != 0]
+    best = _tried_pair(
+        max(
+            trials.within(tried) or tried,
+            key=lambda trial: (trials.gain(trial), table.at(_pair(trial)), -abs(trial.strength)),
+        )
     )
-    pair = _pair(best)
     note(
-        f"blocks {pair[0]} -> {pair[1]} chosen on validation items: {trials.criterion} {best.score:.2f} "
-        f"at strength {best.strength:g}"
+        f"blocks {best.source} -> {best.target} chosen on validation items: {trials.criterion} "
+        f"{best.score:.2f} at strength {best.strength:g}"
     )
-    scored = [_as_plain(each) for each in tried]
-    return pair, {
-        "criterion": trials.criterion, "candidates": scored, "chosen": list(pair), "best": _as_plain(best),
-    }  # fmt: skip
+    return BlockSelection(
+        criterion=trials.criterion,
+        candidates=[_tried_pair(trial) for trial in tried],
+        chosen=(best.source, best.target),
+        best=best,
+    )
 
 
 def _pair(trial: Trial) -> Pair:
@@ -172,12 +158,15 @@ def _pair(trial: Trial) -> Pair:
     return int(source), int(target)
 
 
-def _as_plain(trial: Trial) -> dict[str, Any]:
+def _tried_pair(trial: Trial) -> TriedPair:
     source, target = _pair(trial)
-    return {
-        "source": source, "target": target, "strength": trial.strength, "score": trial.score,
-        "perplexity": trial.perplexity,
-    }  # fmt: skip
+    return TriedPair(
+        source=source,
+        target=target,
+        strength=trial.strength,
+        score=trial.score,
+        perplexity=trial.perplexity,
+    )
 
 
 def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
@@ -185,17 +174,18 @@ def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(strength for strength in strengths if strength != 0))[::-1][::2]
 
 
-def _r2(table: R2Table, pair: Pair) -> float:
-    return float(table.r2[table.source.index(pair[0]), table.target.index(pair[1])])
-
-
 def _candidate_steering(recipe: Recipe, sides: Sides, own: dict[str, Vectors], pairs: list[Pair]) -> Steering:
-    """The transplanted vectors of every candidate as conditions named `source:target`.
-
-    Pair by pair, so that no more than one map is in memory.
-    """
+    """The transplanted vectors of every candidate as conditions named `source:target`."""
     given: dict[str, Vectors] = {"vector": dict(own["target"])}
-    for source, target in pairs:
-        maps = fit_sides(sides, recipe.map, f"{source}:{target}", shuffled=False, quiet=True)
-        given[f"{source}:{target}"] = {c: maps.carry(v, recipe.map.norm) for c, v in own["source"].items()}
+    options = recipe.map.options()
+    aligned = join(sides.corpus_source, sides.corpus_target, options.protocol)
+    fitted = fit_one_by_one(aligned, pairs, options, shuffled=False, vectors_at=sides.contrast_source.blocks)
+    with Progress("fit maps", len(pairs), "pairs of blocks") as progress:
+        for maps in fitted:
+            source, target = maps.only_pair()
+            carried = {
+                concept: maps.carry(vector, recipe.map.norm) for concept, vector in own["source"].items()
+            }
+            given[f"{source}:{target}"] = carried
+            progress.advance(1)
     return steering(given, [f"{source}:{target}" for source, target in pairs])

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
-
 from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.sides import Sides, Vectors
@@ -80,21 +78,20 @@ def brought(recipe: Recipe, sides: Sides, maps: MapSet, name: str, source: Furth
 
 def _map_of(recipe: Recipe, sides: Sides, given: Further, corpus: ActivationSet, maps: MapSet) -> MapSet:
     """The map from a further source to the block that the recipe steers, from its best or matched block."""
-    from contrans_dist.mapping.driver import all_pairs, fit, join  # Ray waits until something is fitted
+    from contrans_dist.mapping.aligned_rows import join
+    from contrans_dist.mapping.block_pairs import all_pairs
+    from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
 
     _, target = maps.only_pair()
     if recipe.blocks != "best":
         source = corpus.blocks[-1]  # the pair's own; those below it are read beside it
     else:
-        table = all_pairs(join(corpus, sides.corpus_target, "default"))
-        source = table.source[int(np.nanargmax(table.r2[:, table.target.index(target)]))]
+        source = all_pairs(join(corpus, sides.corpus_target, "default")).best_source(target)
     return fit(
         corpus,
         sides.corpus_target,
         f"{source}:{target}",
-        recipe.map.protocol,
-        options=recipe.map.fitting(),
-        source_blocks=recipe.map.source_blocks,
+        recipe.map.options(),
         vectors_at=given.contrast.blocks,
         quiet=True,
     )

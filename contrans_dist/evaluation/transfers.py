@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrans_dist.config import Recipe
+from contrans_dist.config.map_options import MapOptions
 from contrans_dist.console import note
 from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.evaluation.sources import FROM, INSTRUCT, Further, brought
-from contrans_dist.mapping.fit import random_map
+from contrans_dist.mapping.linear_map import random_map
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.vectors.concept_vector import ConceptVector
 from contrans_dist.vectors.from_activations import concept_rows
@@ -116,7 +117,12 @@ def _lcross(material: Material, vector: ConceptVector, unrelated: bool) -> Conce
     fitted_on = concepts[(concepts.index(own) + 1) % len(concepts)] if unrelated else own
     rows = _prompt_rows(recipe, sides, fitted_on, without=own if unrelated else None)
     maps = fit(
-        sides.contrast_source, sides.contrast_target, f"{pair[0]}:{pair[1]}", "lcross", rows, quiet=True
+        sides.contrast_source,
+        sides.contrast_target,
+        f"{pair[0]}:{pair[1]}",
+        MapOptions("lcross"),
+        rows=rows,
+        quiet=True,
     )
     return maps.carry(vector, recipe.map.norm)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from contrans_dist.mapping.heldout import FIT, VALIDATION
-from contrans_dist.mapping.moments import check_finite
-from contrans_dist.mapping.ridge import Spectrum, check_ridges, ridge_errors
+from contrans_dist.mapping.solver import Spectrum, check_ridges, ridge_errors
+from contrans_dist.vectors.row_checks import check_finite
 
 MAX_FIT_ROWS = 2000
 NARROW = 256  # columns; up to here the sums over columns are the cheap side, whatever the number of rows
@@ -26,14 +26,14 @@ def r2_table(
 ) -> np.ndarray:
     """Validation R2 of the centred ridge map, at each pair's best ridge: float64 [n_source, n_target].
 
-    At its best ridge, not at the smaller one that a map is then fitted with (`ridge.choose_ridge`): that one
-    gives up as much of R2 as the grid's steps make it, up to `ridge.SLACK`, by chance more for one pair than
+    At its best ridge, not at the smaller one that a map is then fitted with (`solver.choose_ridge`): that one
+    gives up as much of R2 as the grid's steps make it, up to `solver.SLACK`, by chance more for one pair than
     for another; pairs are ranked by what they can reach.
 
     source_blocks, target_blocks: block number to rows [n, d]; each block is asked for once (the first of
     either side twice), in the mapping's order, so a mapping that reads from disk holds one block in memory.
-    split: str [n] of `split_of`. ridges: relative, as for `fit_map`. Where a model is wider than `NARROW` and
-    there are more than `max_fit_rows` fit rows, that many are used, evenly spaced; memory is then
+    split: str [n] of `split_of`. ridges: relative, as in `MapOptions`. Where a model is wider than `NARROW`
+    and there are more than `max_fit_rows` fit rows, that many are used, evenly spaced; memory is then
     (n_target + n_ridges) * max_fit_rows^2 / 2 numbers of 8 bytes. ValueError for rows that do not match the
     split, NaN or infinity, or a part without rows.
     """
@@ -81,7 +81,7 @@ class _Centred:
 
 
 def _from_columns(source: Blocks, target: Blocks, rows: _Centred, grid: np.ndarray) -> np.ndarray:
-    """The table by way of d x d matrices, in the eigenbasis of each source block (`ridge.ridge_errors`)."""
+    """The table by way of d x d matrices, in the eigenbasis of each source block (`solver.ridge_errors`)."""
     targets = [tuple(part.copy() for part in rows.read(target, block, "target")) for block in target]
     table = np.empty((len(source), len(targets)))
     for i, block in enumerate(source):

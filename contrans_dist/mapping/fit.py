@@ -1,94 +1,58 @@
-"""The map from a source model's activations to a target model's, y ~ x F + b, with what is known about it.
+"""A map from rows, or from the sums of rows: what is centred, which solver takes it, and what it is worth."""
 
-Row vectors throughout: F is [d_source, d_target]. The bias maps points (rows of activations); a concept
-vector is a difference of points, so only F applies to it.
-"""
-
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from contrans_dist.config.map_options import Centre, Fitting, Regularise, fitting
-from contrans_dist.mapping.fit_rows import Rows, prepared
-from contrans_dist.mapping.goodness import Score, score_rows, score_sums
-from contrans_dist.mapping.heldout import FIT, TEST, VALIDATION, shuffle_order
-from contrans_dist.mapping.least_squares import LeastSquares, Solution, solve_sums, trust
-from contrans_dist.mapping.linear_map import PROTOCOLS, AffineMap, Protocol, options_of, random_map, ridges_of
-from contrans_dist.mapping.moments import Moments
-from contrans_dist.mapping.ridge import check_ridges
-from contrans_dist.mapping.spectral import Search, SpectralFit, Sums, from_rows, from_sums
+from contrans_dist.config.map_options import Centre, MapOptions
+from contrans_dist.mapping.heldout import FIT, TEST, VALIDATION, parts_of, shuffle_order
+from contrans_dist.mapping.linear_map import AffineMap
+from contrans_dist.mapping.solver import (
+    PseudoInverse,
+    Solution,
+    Spectrum,
+    check_ridges,
+    pseudo_inverse_from_sums,
+    ridge_from_rows,
+    ridge_from_sums,
+)
+from contrans_dist.mapping.sums import Sums, check_same_length
+from contrans_dist.mapping.tokens import TokenCentre, TokenSums, effective_rows, token_groups
+from contrans_dist.vectors.row_checks import check_finite
 
-__all__ = ["PROTOCOLS", "AffineMap", "Protocol", "fit_map", "fit_moments", "random_map", "shuffled_map"]
+SumsByPart = dict[str, Sums]
+"""The sums of each part of the split."""
+_DEFAULT = MapOptions()
 
 
-def fit_map(
+def fit_rows(
     source: np.ndarray,
     target: np.ndarray,
+    options: MapOptions = _DEFAULT,
     *,
-    protocol: Protocol = "default",
     split: np.ndarray | None = None,
-    ridges: Sequence[float] | np.ndarray | None = None,
-    centre: Centre | None = None,
-    regularise: Regularise | None = None,
-    rank: int | None = None,
-    whiten: float | None = None,
     tokens: np.ndarray | None = None,
 ) -> AffineMap:
     """The map from source rows [n, d_s] to target rows [n, d_t], row i of both from the same text.
 
-    - "default": centred; fitted on the "fit" rows with the smallest relative ridge (of `ridges`, else 1e-10
-      to 10 in half decades) that is about as good as the best on the "validation" rows
-      (`ridge.choose_ridge`), then half whitened (`spectral`); R2 on the "test" rows. `split` is that of
-      `split_of(text_ids)`; without it `default_split` is used, which cannot know of identical texts.
+    - "default": centred; fitted on the "fit" rows with the smallest ridge that is about as good as the best
+      on the "validation" rows (`solver.choose_ridge`); R2 on the "test" rows.
     - "paper": equation 2, V diag(1/sigma) U^T Y over the first 80 % of the rows, no centring, no bias; R2 and
       mean squared error on the last 10 %.
     - "lcross": the same (the pseudo-inverse) over all rows, as L-Cross Modulation fits on a concept's own
       prompts; its figures are in-sample, and it says so.
 
-    Options of "default", each by itself (None is the protocol's own): `centre` True, False, or "token" (about
-    the mean of the fit rows of the same of `tokens` [n]: the default where they are given); `regularise`
-    "ridge", "rank" or "none"; `rank`, a number of directions instead of a choice; `whiten` 0 to 1. With
-    whitening the map no longer predicts best, so its R2 is lower: it is made for vectors. Several source
-    blocks are one `source`, side by side.
+    Args:
+        source: [n, d_s], any real dtype; several source blocks are side by side.
+        target: [n, d_t].
+        options: how it is fitted.
+        split: str [n] of `split_of`; without it `default_split` is taken, which knows of no identical texts.
+        tokens: [n], a label for the token that each row was taken from.
 
-    ValueError for rows that do not match, NaN or infinity, a part of the split without rows, an unknown
-    protocol, or an option that contradicts it.
+    Raises:
+        ValueError: for rows that do not match, NaN or infinity, or a part of the split without rows.
     """
-    if centre is None and tokens is None and protocol == "default":
-        centre = True
-    options = _options(protocol, ridges, centre, regularise, rank, whiten)
-    rows = prepared(source, target, protocol, split, options, tokens)
-    mapping = _fit_rows(rows, protocol, options, ridges)
-    return replace(mapping, n_effective=rows.effective, warnings=[*rows.warnings, *mapping.warnings])
-
-
-def fit_moments(
-    fit: Moments,
-    validation: Moments | None = None,
-    test: Moments | None = None,
-    *,
-    protocol: Protocol = "default",
-    ridges: Sequence[float] | np.ndarray | None = None,
-    centre: Centre | None = None,
-    regularise: Regularise | None = None,
-    rank: int | None = None,
-    whiten: float | None = None,
-) -> AffineMap:
-    """`fit_map` from the sums of its three parts alone, so for any number of rows; always the primal side.
-
-    Under "paper", "lcross" and regularise "none" the sums square the condition number: see
-    `leastsquares.solve_sums` for the cut-off, and the map's warnings for what it cost. "default" needs
-    `validation` unless `ridges` holds a single value, and sums made with `target` unless whiten is 0;
-    "lcross" takes `fit` alone. ValueError for parts without rows, widths that differ, or centre "token",
-    which needs the rows.
-    """
-    if centre is None and protocol == "default":
-        centre = True
-    options = _options(protocol, ridges, centre, regularise, rank, whiten)
-    if options.centre == "token":
-        raise ValueError("centre 'token' needs the rows, not their sums: expected true or false")
-    return _fit_sums((fit, validation, test), protocol, options, ridges)
+    return SourceRows(source, options, split, tokens).fit(target)
 
 
 def shuffled_map(
@@ -100,147 +64,241 @@ def shuffled_map(
     split: np.ndarray | None = None,
     tokens: np.ndarray | None = None,
 ) -> AffineMap:
-    """The control: `mapping` fitted again with its source rows permuted against the target's (seeded).
+    """The control: `mapping` fitted again with its fit rows permuted against the target's (seeded).
 
-    Protocol, split and tokens must be those of `mapping`; its options, and its ridge or rank, are taken over:
-    choosing one anew would find that nothing can be predicted, take the largest, and leave a map of nearly
-    nothing, which controls for nothing.
+    Protocol, split and tokens must be those of `mapping`; its options, and its ridge, are taken over.
     """
-    protocol: Protocol = next(name for name in PROTOCOLS if name == mapping.protocol)
-    options = options_of(mapping)
-    rows = prepared(source, target, protocol, split, options, tokens)
-    shuffled = replace(rows, x=rows.x[shuffle_order(rows.parts == FIT, seed)])
-    return _fit_rows(shuffled, protocol, options, ridges_of(mapping))
+    return SourceRows(source, control_options(mapping), split, tokens).control(target, mapping, seed)
 
 
-def _options(
-    protocol: str,
-    ridges: object,
-    centre: Centre | None,
-    regularise: Regularise | None,
-    rank: int | None,
-    whiten: float | None,
-) -> Fitting:
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-    options = fitting(protocol, centre, regularise, rank, whiten)
-    if ridges is not None and options.regularise != "ridge":
-        told = f"protocol {protocol!r}" if protocol != "default" else f"regularise {options.regularise!r}"
-        raise ValueError(f"{told} has no ridge")
-    return options
+def control_options(mapping: AffineMap) -> MapOptions:
+    """The options that a map was fitted with, its ridge the only one to be tried.
+
+    Choosing a ridge anew would find that nothing can be predicted, take the largest, and leave a control of
+    nearly nothing, which controls for nothing.
+    """
+    ridges = None if mapping.ridge is None else (mapping.ridge,)
+    return MapOptions(mapping.protocol, mapping.centre, mapping.regularise, ridges=ridges)  # type: ignore[arg-type]
 
 
-def _fit_rows(rows: Rows, protocol: Protocol, options: Fitting, ridges: object) -> AffineMap:
-    many = np.sum(rows.parts == FIT) >= rows.x.shape[1]
-    if protocol == "default" and many and not _plain(options):
-        # The sums turn rows to float64 chunk by chunk; many rows are never copied whole.
-        chosen = [rows.parts == name for name in (FIT, VALIDATION, TEST)]
-        sums = [Moments.of(rows.x[some], rows.y[some], target=options.whiten > 0) for some in chosen]
-        return _fit_sums((sums[0], sums[1], sums[2]), protocol, options, ridges, rows.means)
-    fit, validation, test = (rows.of(name) for name in (FIT, VALIDATION, TEST))
-    centre = np.zeros(fit[0].shape[1]), np.zeros(fit[1].shape[1])
-    if options.centre:
-        centre = fit[0].mean(axis=0), fit[1].mean(axis=0)
-        fit, validation, test = ((x - centre[0], y - centre[1]) for x, y in (fit, validation, test))
-    solution: SpectralFit | Solution
-    side = "dual"
-    if _plain(options):
-        solver = LeastSquares(fit[0])
-        side = solver.side
-        warnings = trust(solver.rank, solver.full_rank, solver.condition_number)
-        solution = Solution(solver.solve(fit[1]), solver.rank, solver.condition_number, warnings)
-    else:
-        solution = from_rows(fit, validation, _search(options, ridges), options.whiten)
-    scored = (validation, fit if protocol == "lcross" else test)
-    mean = fit[1].mean(axis=0)
-    scores = [score_rows(*part, solution.weight, np.zeros(len(mean)), mean) for part in scored]
-    bias = _bias(solution.weight, rows.means or centre, options)
-    return _assemble(solution, bias, scores, (protocol, side, options), len(fit[0]))
+class SourceRows:
+    """The source's side of fits from rows: checked, split, centred and factored once, for any target rows.
+
+    With fewer fit rows than columns the ridge is solved for one unknown a row; otherwise from sums, which
+    turn rows to float64 chunk by chunk, so that many rows are never copied whole.
+    """
+
+    def __init__(
+        self,
+        source: np.ndarray,
+        options: MapOptions = _DEFAULT,
+        split: np.ndarray | None = None,
+        tokens: np.ndarray | None = None,
+    ) -> None:
+        self._x = check_finite(source, "source")
+        self._options, self._centre = options, options.centring(tokens is not None)
+        self._parts = parts_of(len(self._x), options.protocol, split)
+        self._by_token: tuple[np.ndarray, int, np.ndarray] | None = None
+        if self._centre == "token":
+            if tokens is None or np.shape(tokens) != (len(self._x),):
+                raise ValueError(f"centre 'token': expected tokens, a label for each of {len(self._x)} rows")
+            self._about_tokens(np.asarray(tokens))
+        n_fit = int(np.sum(self._parts == FIT))
+        self._from_sums = options.has_ridge and n_fit >= self._x.shape[1]
+        self._mean = np.zeros(self._x.shape[1])
+        self._spectrum: Spectrum | None = None
+        self._pseudo_inverse: PseudoInverse | None = None
+        if self._from_sums:
+            return
+        if self._centre:
+            self._mean = self._x[self._parts == FIT].mean(axis=0, dtype=np.float64)
+        self._of_part = {p: self._x[self._parts == p] - self._mean for p in (FIT, VALIDATION, TEST)}
+        fit = self._of_part[FIT]
+        if options.has_ridge:
+            self._spectrum = Spectrum.of(fit @ fit.T)
+        else:
+            self._pseudo_inverse = PseudoInverse(fit)
+
+    def _about_tokens(self, tokens: np.ndarray) -> None:
+        self._n_effective, self._lost = effective_rows(tokens, self._parts)
+        group, n_groups = token_groups(tokens, self._parts)
+        fit = self._parts == FIT
+        sums = TokenSums.of(self._x, group, n_groups, fit)
+        self._x, self._overall = sums.about(self._x, group), sums.overall()
+        self._parts = np.where(group >= 0, self._parts, "")
+        self._by_token = group, n_groups, fit
+
+    def fit(self, target: np.ndarray) -> AffineMap:
+        """The map to target rows [n, d_t]."""
+        return self._fit(target, self._options)
+
+    def control(self, target: np.ndarray, mapping: AffineMap, seed: int = 0) -> AffineMap:
+        """The shuffled-map control of a map to these target rows, see `shuffled_map`."""
+        # The target's rows change places, not the source's, whose factors serve again.
+        return self._fit(target, control_options(mapping), shuffle_order(self._parts == FIT, seed))
+
+    def _fit(self, target: np.ndarray, options: MapOptions, order: np.ndarray | None = None) -> AffineMap:
+        y, token_centre = check_finite(target, "target"), None
+        check_same_length(self._x, y)
+        if self._by_token is not None:
+            group, n_groups, fit = self._by_token
+            sums = TokenSums.of(y, group, n_groups, fit)
+            y = sums.about(y, group)
+            token_centre = TokenCentre(self._overall, sums.overall(), self._n_effective, self._lost)
+        if order is not None:
+            y = y[order]
+        if not self._from_sums:
+            return self._solve_rows(y, options, token_centre)
+        parts: SumsByPart = {}
+        for part in (FIT, VALIDATION, TEST):
+            rows = self._parts == part
+            parts[part] = Sums.of(self._x[rows], y[rows])
+        if self._spectrum is None:
+            fitted_on = parts[FIT]
+            self._spectrum = Spectrum.of(fitted_on.sxx if self._centre else fitted_on.around(0.0, 0.0)[0])
+        return fit_sums(parts, options, self._centre, token_centre, self._spectrum)
+
+    def _solve_rows(self, y: np.ndarray, options: MapOptions, token_centre: TokenCentre | None) -> AffineMap:
+        rows = {p: y[self._parts == p].astype(np.float64) for p in (FIT, VALIDATION, TEST)}
+        fit_mean = rows[FIT].mean(axis=0)
+        mean_y = fit_mean if self._centre else np.zeros(y.shape[1])
+        held = {part: (self._of_part[part], rows[part] - mean_y) for part in rows}
+        if self._pseudo_inverse is not None:
+            solution = self._pseudo_inverse.solve(held[FIT][1])
+        else:
+            assert self._spectrum is not None  # one of them was made beside `_of_part`
+            ridges = check_ridges(options.ridges)
+            solution = ridge_from_rows(self._spectrum, held[FIT], held[VALIDATION], ridges)
+        judged = FIT if options.protocol == "lcross" else TEST
+        scores = [score_rows(*held[p], solution.weight, fit_mean - mean_y) for p in (VALIDATION, judged)]
+        means = self._mean, mean_y
+        return _assemble(solution, means, scores, options, self._centre, len(rows[FIT]), token_centre)
 
 
-def _fit_sums(
-    parts: tuple[Moments, Moments | None, Moments | None],
-    protocol: Protocol,
-    options: Fitting,
-    ridges: object,
-    means: tuple[np.ndarray, np.ndarray] | None = None,
+def fit_sums(
+    parts: SumsByPart,
+    options: MapOptions,
+    centre: Centre,
+    token_centre: TokenCentre | None = None,
+    spectrum: Spectrum | None = None,
 ) -> AffineMap:
-    fit, validation, test = parts
+    """`fit_rows` from the sums of its parts alone, so for any number of rows; always the primal side.
+
+    Without a ridge the sums square the condition number: see `solver.pseudo_inverse_from_sums` for the
+    cut-off, and the map's warnings for what it cost.
+
+    Args:
+        parts: the sums of "fit", "validation" and "test"; the latter two are needed for a choice of the ridge
+            and for figures alone.
+        options: how it is fitted.
+        centre: what the rows are centred about; with "token" the sums are about the tokens' means already.
+        token_centre: what is known of those.
+        spectrum: that of the source's sums over the fit rows, where it is known.
+
+    Raises:
+        ValueError: for parts without rows.
+    """
+    fit, validation, test = parts[FIT], parts.get(VALIDATION), parts.get(TEST)
     if fit.n == 0:
         raise ValueError("no rows to fit on")
-    centre = (
-        (fit.mean_x, fit.mean_y) if options.centre else (np.zeros(len(fit.mean_x)), np.zeros(len(fit.mean_y)))
-    )
-    solution: SpectralFit | Solution
-    if _plain(options):
-        xx, xy, _ = fit.around(*centre)
-        solution = solve_sums(xx, xy, fit.n - bool(options.centre))
+    means = fit.mean_x, fit.mean_y
+    if not centre:
+        means = np.zeros(len(fit.mean_x)), np.zeros(len(fit.mean_y))
+    xx, xy, _ = fit.around(*means)
+    if options.has_ridge:
+        held = None
+        if validation is not None and validation.n:
+            held_xx, held_xy, held_yy = validation.around(*means)
+            held = held_xx, held_xy, float(held_yy.sum())
+        spectrum = spectrum or Spectrum.of(xx)
+        solution = ridge_from_sums(spectrum, xy, held, check_ridges(options.ridges))
     else:
-        held = _sums(validation, centre) if validation is not None and validation.n else None
-        solution = from_sums(_sums(fit, centre), held, _search(options, ridges), options.whiten)
-    bias = _bias(solution.weight, centre, options)
-    scored = (None, fit) if protocol == "lcross" else (validation, test)
-    scores = [score_sums(part, solution.weight, centre[0], bias, fit.mean_y) for part in scored]
-    bias = _bias(solution.weight, means or centre, options)
-    return _assemble(solution, bias, scores, (protocol, "primal", options), fit.n)
+        solution = pseudo_inverse_from_sums(xx, xy, fit.n - bool(centre))
+    judged = (None, fit) if options.protocol == "lcross" else (validation, test)
+    scores = [score_sums(part, solution.weight, means, fit.mean_y) for part in judged]
+    return _assemble(solution, means, scores, options, centre, fit.n, token_centre)
 
 
-def _plain(options: Fitting) -> bool:
-    """Whether the fit is the pseudo-inverse, for which there are better ways than an eigenbasis."""
-    return options.regularise == "none" and options.whiten == 0
+# ---------------------------------------------------------------- what a map is worth
 
 
-def _search(options: Fitting, ridges: object) -> Search:
-    if options.regularise == "ridge":
-        return Search(ridges=check_ridges(ridges))  # type: ignore[arg-type]
-    if options.regularise == "none":
-        return Search()
-    return Search(ranks=np.array([] if options.rank is None else [options.rank], dtype=np.int64))
+@dataclass(frozen=True)
+class Goodness:
+    """r2: 1 - SSE / SST over all columns; r2_column: the median of the columns' own R2; mse: per number."""
+
+    r2: float
+    r2_column: float
+    mse: float
 
 
-def _sums(part: Moments, centre: tuple[np.ndarray, np.ndarray]) -> Sums:
-    xx, xy, yy = part.around(*centre)
-    return Sums(xx, xy, float(yy.sum()), part.target_around(centre[1]))
+def score_rows(x: np.ndarray, y: np.ndarray, weight: np.ndarray, fit_mean: np.ndarray) -> Goodness | None:
+    """Of x F over rows x [n, d_s], y [n, d_t], SST about `fit_mean`; None without rows or variance."""
+    residual, around = y - x @ weight, y - fit_mean
+    return _goodness(len(x), np.einsum("ij,ij->j", residual, residual), np.einsum("ij,ij->j", around, around))
 
 
-def _bias(weight: np.ndarray, means: tuple[np.ndarray, np.ndarray], options: Fitting) -> np.ndarray:
-    return means[1] - means[0] @ weight if options.centre else np.zeros(weight.shape[1])
+def score_sums(
+    rows: Sums | None, weight: np.ndarray, means: tuple[np.ndarray, np.ndarray], fit_mean: np.ndarray
+) -> Goodness | None:
+    """`score_rows` from the sums of rows, for predictions about `means`, which are near them."""
+    if rows is None or rows.n == 0:
+        return None
+    sxx, sxy, syy = rows.around(*means)
+    squared = syy - 2.0 * np.einsum("ij,ij->j", weight, sxy) + np.einsum("ij,ij->j", weight, sxx @ weight)
+    total = rows.syy + rows.n * (rows.mean_y - fit_mean) ** 2
+    return _goodness(rows.n, np.maximum(squared, 0.0), total)
+
+
+def _goodness(n: int, squared: np.ndarray, total: np.ndarray) -> Goodness | None:
+    varying = total > 0
+    if n == 0 or not varying.any():
+        return None
+    return Goodness(
+        r2=float(1.0 - squared.sum() / total.sum()),
+        r2_column=float(np.median(1.0 - squared[varying] / total[varying])),
+        mse=float(squared.sum() / (n * len(squared))),
+    )
 
 
 def _assemble(
-    solution: SpectralFit | Solution,
-    bias: np.ndarray,
-    scores: list[Score | None],
-    how: tuple[str, str, Fitting],
-    n: int,
+    solution: Solution,
+    means: tuple[np.ndarray, np.ndarray],
+    scores: list[Goodness | None],
+    options: MapOptions,
+    centre: Centre,
+    n_fit: int,
+    token_centre: TokenCentre | None,
 ) -> AffineMap:
-    """The map as stored, from the float64 solution, the scores on (validation, test), and (protocol, side,
-    options).
-    """
-    (validation, test), (protocol, side, options) = scores, how
+    """The map as it is stored; `scores` are those of the validation rows and of those that judge it."""
+    validation, judged = scores
     warnings = list(solution.warnings)
-    held_out = protocol != "lcross"
+    held_out = options.protocol != "lcross"
     if not held_out:
         warnings.append("R2 is in-sample: every row was fitted on")
-    elif test is not None and test.r2 < 0:
-        warnings.append(f"R2 on held-out rows is {test.r2:.2f}: worse than predicting the mean")
-    return AffineMap(
+    elif judged is not None and judged.r2 < 0:
+        warnings.append(f"R2 on held-out rows is {judged.r2:.2f}: worse than predicting the mean")
+    if token_centre is not None:
+        means = token_centre.mean_x, token_centre.mean_y
+    bias = means[1] - means[0] @ solution.weight if centre else np.zeros(solution.weight.shape[1])
+    mapping = AffineMap(
         weight=solution.weight.astype(np.float32),
         bias=bias.astype(np.float32),
-        protocol=protocol,
-        side=side,
-        n_fit=n,
+        protocol=options.protocol,
+        side=solution.side,
+        n_fit=n_fit,
         rank=solution.rank,
         condition_number=solution.condition_number,
-        ridge=solution.ridge if isinstance(solution, SpectralFit) else None,
+        ridge=solution.ridge,
         r2_validation=validation.r2 if validation else None,
-        r2_test=test.r2 if test else None,
-        r2_test_column=test.r2_column if test else None,
-        mse_test=test.mse if test else None,
+        r2_test=judged.r2 if judged else None,
+        r2_test_column=judged.r2_column if judged else None,
+        mse_test=judged.mse if judged else None,
         held_out=held_out,
         warnings=warnings,
-        centre=options.centre,
-        regularise=options.regularise,
-        kept=solution.kept if isinstance(solution, SpectralFit) else None,
-        whiten=options.whiten,
+        centre=centre,
+        regularise="ridge" if options.has_ridge else "none",
     )
+    if token_centre is None:
+        return mapping
+    warnings = [*token_centre.warnings, *warnings]
+    return replace(mapping, n_effective=token_centre.n_effective, warnings=warnings)

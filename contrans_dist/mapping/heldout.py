@@ -1,4 +1,4 @@
-"""Which rows fit a map, which choose its ridge, which judge it; their token groups; a control's order."""
+"""Which rows fit a map, which choose its ridge, which judge it; the order of a control's rows."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,9 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 FIT, VALIDATION, TEST = "fit", "validation", "test"
-MOST_TOKENS = 1024
-_MOST_LOST = 0.25
-"""Of the rows of a part: beyond, a map about tokens' means says how many it does without."""
 
 
 def split_of(text_ids: Sequence[str]) -> np.ndarray:
@@ -47,66 +44,26 @@ def paper_split(n: int) -> np.ndarray:
     return parts
 
 
+def parts_of(n: int, protocol: str, split: np.ndarray | None) -> np.ndarray:
+    """The part of each of n rows, str [n]. ValueError for a split that does not fit the protocol."""
+    if protocol != "default":
+        if split is not None:
+            raise ValueError(f"protocol {protocol!r} takes the rows in input order: it has no split")
+        return paper_split(n) if protocol == "paper" else np.full(n, FIT)
+    parts = default_split(n) if split is None else np.asarray(split)
+    if parts.shape != (n,):
+        raise ValueError(f"the split has shape {list(parts.shape)}, expected one part for each of {n} rows")
+    if not (parts == FIT).any():
+        raise ValueError("the split leaves no rows to fit on")
+    return parts
+
+
 def shuffle_order(fit: np.ndarray, seed: int = 0) -> np.ndarray:
     """A row order, int64 [n], in which every row marked in `fit` (bool [n]) gives way to another of them.
 
-    `source[shuffle_order(...)]` against an unchanged target is the shuffled-map control; other rows stay.
+    One side in this order against the other unchanged is the shuffled-map control; other rows stay.
     """
     order = np.arange(len(fit), dtype=np.int64)
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(fit))
     order[drawn] = np.roll(drawn, 1)
     return order
-
-
-def token_groups(tokens: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, int]:
-    """(group of every row int32 [n], number of groups): one for each token that fit rows were taken from.
-
-    The `MOST_TOKENS` commonest have groups, so that their sums fit into memory whatever the vocabulary; rows
-    of the others, which are few, are in group -1.
-    """
-    found, row, counts = np.unique(tokens[parts == FIT], return_index=True, return_counts=True)
-    kept = np.lexsort((row, -counts))[:MOST_TOKENS]
-    place = {token: index for index, token in enumerate(found[kept].tolist())}
-    return np.array([place.get(token, -1) for token in tokens.tolist()], dtype=np.int32), len(place)
-
-
-def about_tokens(rows: np.ndarray, tokens: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """rows [n, d] about the mean of the fit rows that were taken from the same token: float64 [n, d].
-
-    tokens: a label for every row, [n]. Rows without a group of `token_groups` are NaN: there is nothing to
-    measure them by.
-    """
-    values = np.asarray(rows, dtype=np.float64)
-    group, n_groups = token_groups(np.asarray(tokens), parts)
-    fit = (parts == FIT) & (group >= 0)
-    sums = np.zeros((n_groups, values.shape[1]))
-    np.add.at(sums, group[fit], values[fit])
-    means = sums / np.bincount(group[fit], minlength=n_groups)[:, None]
-    return np.where((group >= 0)[:, None], values - means[group], np.nan)
-
-
-def effective_rows(tokens: np.ndarray, parts: np.ndarray) -> tuple[int, list[str]]:
-    """(fit rows that count about their tokens' means, warnings, one line each).
-
-    A row that is the only fit row of its token is its token's mean: about it, it is zero and says nothing.
-    Rows of tokens without a group (`token_groups`) are left out of every part. tokens: a label for every row,
-    [n]. ValueError where no fit row counts.
-    """
-    group, n_groups = token_groups(np.asarray(tokens), parts)
-    counts = np.bincount(group[(parts == FIT) & (group >= 0)], minlength=n_groups)
-    effective, n_fit = int(counts[counts > 1].sum()), int((parts == FIT).sum())
-    if effective == 0:
-        raise ValueError("centre 'token': no two fit rows are of the same token; expected centre true here")
-    warnings = []
-    if n_fit - effective > _MOST_LOST * n_fit:
-        warnings.append(
-            f"centre 'token': {effective:,} of {n_fit:,} fit rows count; the others are the only ones of "
-            f"their token, or of none of the {MOST_TOKENS:,} commonest"
-        )
-    n_held, unseen = int((parts == VALIDATION).sum()), int(((parts == VALIDATION) & (group < 0)).sum())
-    if unseen > _MOST_LOST * n_held:
-        warnings.append(
-            f"centre 'token': {unseen:,} of {n_held:,} validation rows are left out: no fit row is of "
-            f"their token, or it is none of the {MOST_TOKENS:,} commonest"
-        )
-    return effective, warnings

@@ -4,26 +4,28 @@ From plain arrays each does what its namesake does; from what a capture returns,
 does what `contrans refine`, `contrans fit` and `contrans transplant` do with the same rows.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, overload
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import overload
 
 import numpy as np
 
-from contrans_dist.config.map_options import Centre, Regularise
+from contrans_dist.config.map_options import MapOptions, Protocol
 from contrans_dist.engine.capture import Activations
 from contrans_dist.errors import UserError
-from contrans_dist.mapping import fit as affine
 from contrans_dist.mapping import transplant as transplanting
-from contrans_dist.mapping.alignment import join, read_blocks
-from contrans_dist.mapping.fit import AffineMap, Protocol
+from contrans_dist.mapping.aligned_rows import join, side_by_side
+from contrans_dist.mapping.block_pairs import readable_blocks
+from contrans_dist.mapping.fit import fit_rows
 from contrans_dist.mapping.heldout import split_of
-from contrans_dist.mapping.map_set import Pair
+from contrans_dist.mapping.linear_map import AffineMap
+from contrans_dist.mapping.map_header import Pair
 from contrans_dist.models import matched_depth
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors import extract as concepts
 from contrans_dist.vectors.concept_vector import ConceptVector
 
+_DEFAULT = MapOptions()
 Blocks = Mapping[int, np.ndarray]
 
 
@@ -51,95 +53,82 @@ def concept_vector(
     return concepts.concept_vector(np.asarray(positive), np.asarray(negative), method, paired)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One model's rows, and what is known of them."""
-
-    blocks: list[int]
-    n_blocks: int
-
-    def block(self, asked: int | None) -> int:
-        """The block asked for; else three quarters of the depth, else the highest there is."""
-        if asked is None:
-            depth = matched_depth(self.n_blocks)
-            return depth if depth in self.blocks else max(self.blocks)
-        if asked not in self.blocks:
-            raise UserError(f"pair: block {asked} was not captured; there are {sorted(self.blocks)}")
-        return asked
-
-
 def fit_map(
     source: np.ndarray | Activations | ActivationSet,
     target: np.ndarray | Activations | ActivationSet,
+    options: MapOptions = _DEFAULT,
     *,
-    protocol: Protocol = "default",
     pair: Pair | None = None,
-    source_blocks: int | None = None,
     split: np.ndarray | None = None,
-    ridges: Sequence[float] | np.ndarray | None = None,
-    centre: Centre | None = None,
-    regularise: Regularise | None = None,
-    rank: int | None = None,
-    whiten: float | None = None,
     tokens: np.ndarray | None = None,
 ) -> AffineMap:
     """The map from a source model's rows to a target model's, of the same texts.
 
     From what `capture` returns, or from two activation sets, this is the map that `contrans fit` makes of the
-    same rows. `pair` names the blocks, (source, target); without it each side's is at three quarters of the
-    depth, or the highest there is where that was not captured. Under "default" the map also reads the source
-    block below where it is there (`source_blocks`), centres by the target's tokens, and holds texts out by
-    their hash.
+    same rows: by default it reads the source block below as well where it is there, centres by the target's
+    tokens, and holds texts out by their hash. Plain arrays know of one block, of no tokens (then rows are
+    centred about the mean of all) and of no texts (then the held-out rows are drawn by place), unless
+    `tokens` and `split` tell.
 
-    From arrays [n, d_s] and [n, d_t] it is `affine.fit_map`, which explains the options: those know of one
-    block, of no tokens (then `centre` is True) and of no texts (then the held-out rows are drawn by place),
-    unless `tokens` and `split` tell.
+    Args:
+        source: rows by block, or an array [n, d_s] of any real dtype.
+        target: rows of the other model in the same form, or an array [n, d_t].
+        options: how it is fitted; `MapOptions("paper")` is equation 2 of ConTrans.
+        pair: the blocks (source, target); without it each side's is at three quarters of the depth, or the
+            highest there is where that was not captured. Not for arrays.
+        split: str [n], "fit", "validation" or "test" for each row.
+        tokens: [n], a label for the token that each row was taken from.
 
-    ValueError or UserError, in one line, for rows that do not match, other texts, or options that contradict.
+    Raises:
+        ValueError: in one line, for rows that do not match or options that contradict.
+        UserError: in one line, for other texts, or blocks that are not there.
     """
-    options: dict[str, Any] = {
-        "protocol": protocol, "ridges": ridges, "centre": centre, "regularise": regularise, "rank": rank,
-        "whiten": whiten,
-    }  # fmt: skip
     if isinstance(source, Activations) and isinstance(target, Activations):
-        known = _of_texts(source, target, protocol)
-        sides = _Side(list(source), source.n_blocks), _Side(list(target), target.n_blocks)
-        read_source, read_target = source.__getitem__, target.__getitem__
+        known_split, known_tokens = _of_texts(source, target, options.protocol), target.token_ids
+        held, read_source, read_target = list(source), source.__getitem__, target.__getitem__
     elif isinstance(source, ActivationSet) and isinstance(target, ActivationSet):
-        joined = join(source, target, protocol)
-        known = joined.split if protocol == "default" else None, joined.tokens()
-        sides = _Side(source.blocks, source.n_blocks), _Side(target.blocks, target.n_blocks)
-        read_source, read_target = source.read_block, target.read_block
+        aligned = join(source, target, options.protocol)
+        known_split = aligned.split if options.protocol == "default" else None
+        known_tokens = aligned.tokens()
+        held, read_source, read_target = source.blocks, source.read_block, target.read_block
     elif isinstance(source, Mapping | ActivationSet) or isinstance(target, Mapping | ActivationSet):
         raise ValueError("source and target: expected two arrays, two captures or two activation sets")
-    elif pair is not None or source_blocks is not None:
+    elif pair is not None or options.source_blocks is not None:
         raise ValueError("pair and source_blocks: expected rows by block, as `capture` returns them")
     else:
-        return affine.fit_map(source, target, split=split, tokens=tokens, **options)
-    asked = pair or (None, None)
-    from_block, to_block = sides[0].block(asked[0]), sides[1].block(asked[1])
-    blocks = read_blocks(from_block, protocol, source_blocks, set(sides[0].blocks))
-    mapping = affine.fit_map(
-        np.concatenate([read_source(block) for block in blocks], axis=1),
-        read_target(to_block),
-        split=known[0] if split is None else split,
-        tokens=known[1] if tokens is None else tokens,
-        **options,
+        return fit_rows(source, target, options, split=split, tokens=tokens)
+    named = pair or (None, None)
+    blocks = readable_blocks(_block(source, named[0]), options, set(held))
+    mapping = fit_rows(
+        side_by_side([read_source(block) for block in blocks]),
+        read_target(_block(target, named[1])),
+        options,
+        split=known_split if split is None else split,
+        tokens=known_tokens if tokens is None else tokens,
     )
     return replace(mapping, source_blocks=blocks)
 
 
-def _of_texts(
-    source: Activations, target: Activations, protocol: Protocol
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """The split of captured texts, None where the protocol has none, and the target's tokens."""
+def _block(side: Activations | ActivationSet, named: int | None) -> int:
+    """The block that is named; else three quarters of the depth, else the highest there is."""
+    held = list(side) if isinstance(side, Activations) else side.blocks
+    if named is None:
+        depth = matched_depth(side.n_blocks)
+        return depth if depth in held else max(held)
+    if named not in held:
+        raise UserError(f"pair: block {named} was not captured; there are {sorted(held)}")
+    return named
+
+
+def _of_texts(source: Activations, target: Activations, protocol: Protocol) -> np.ndarray | None:
+    """The split of captured texts, None where the protocol has none."""
     a, b = source.text_ids, target.text_ids
     if len(a) != len(b):
         raise ValueError(f"source has {len(a)} rows, target {len(b)}: expected the same texts in both")
     differing = next((row for row, ids in enumerate(zip(a, b, strict=True)) if ids[0] != ids[1]), None)
     if differing is not None:
         raise ValueError(f"source and target differ in text {differing}: expected the same texts in both")
-    return split_of(a) if protocol == "default" else None, target.token_ids
+    return split_of(a) if protocol == "default" else None
 
 
 def transplant(

@@ -1,20 +1,21 @@
 """A fitted map, what is known of how it was fitted, and a random one of its size."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from contrans_dist.config.map_options import Centre, Fitting, Regularise, fitting
+from contrans_dist.config.map_options import Centre
 
-Protocol = Literal["default", "paper", "lcross"]
-PROTOCOLS: tuple[Protocol, ...] = ("default", "paper", "lcross")
-RANDOM_MAP = 0x72616E646F6D54
+_RANDOM_MAP = 0x72616E646F6D54
 
 
 @dataclass(frozen=True)
 class AffineMap:
     """A fitted map: weight float32 [d_source, d_target], bias float32 [d_target], and how it was come by.
+
+    Row vectors throughout: y ~ x F + b. The bias maps points (rows of activations); a concept vector is a
+    difference of points, so only F applies to it.
 
     side: "primal" (d_source unknowns a column) or "dual" (one unknown a row, when there are fewer rows than
     columns). rank and condition_number: of the source rows fitted on (centred under "default"), before any
@@ -23,10 +24,10 @@ class AffineMap:
     of huge variance cannot rule. mse_test: mean squared error per number. held_out False: the "test" figures
     are in-sample. Figures are None where there were no rows for them.
 
-    centre, regularise, whiten: the options of the fit (`fitting.Fitting`); None in files older than they are.
-    kept: principal directions that "rank" kept. With centre "token" the figures are about the tokens' means,
-    and n_effective of the n_fit rows count: the others are the only ones of their token (`splits`).
-    source_blocks: where a map reads several, they in the order of its rows, d_source / len of them each.
+    centre, regularise: the options of the fit (`MapOptions`); None in files older than they are. With centre
+    "token" the figures are about the tokens' means, and n_effective of the n_fit rows count: the others are
+    the only ones of their token. source_blocks: where a map reads several, they in the order of its rows,
+    d_source / len of them each.
     """
 
     weight: np.ndarray
@@ -44,41 +45,29 @@ class AffineMap:
     held_out: bool = True
     warnings: list[str] = field(default_factory=list)
     centre: Centre | None = None
-    regularise: Regularise | None = None
-    kept: int | None = None
-    whiten: float | None = None
+    regularise: str | None = None
     source_blocks: list[int] | None = None
     n_effective: int | None = None
 
     def header(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON takes it (an infinite condition number becomes None)."""
-        facts = {k: v for k, v in self.__dict__.items() if k not in ("weight", "bias")}
+        facts = {name: value for name, value in vars(self).items() if name not in ("weight", "bias")}
         condition = self.condition_number if np.isfinite(self.condition_number) else None
         return {**facts, "condition_number": condition, "warnings": list(self.warnings)}
 
     @classmethod
     def from_header(cls, weight: np.ndarray, bias: np.ndarray, header: dict[str, Any]) -> "AffineMap":
         """The inverse of `header`; keys it does not know are left alone."""
-        known = {k: v for k, v in header.items() if k in cls.__dataclass_fields__}
+        known = {name: value for name, value in header.items() if name in cls.__dataclass_fields__}
         if known.get("condition_number") is None:
             known["condition_number"] = float("inf")
         return cls(weight=weight, bias=bias, **known)
 
 
-def options_of(mapping: AffineMap) -> Fitting:
-    """The options a map was fitted with, its rank as it was chosen."""
-    return fitting(mapping.protocol, mapping.centre, mapping.regularise, mapping.kept, mapping.whiten)
-
-
-def ridges_of(mapping: AffineMap) -> list[float] | None:
-    """The ridge of a map as the only one to be tried; None where it has none."""
-    return None if mapping.ridge is None else [mapping.ridge]
-
-
 def random_map(like: AffineMap, seed: int = 0) -> AffineMap:
     """The control "random T": normal draws with the shape and the Frobenius norm of `like`, and no bias."""
     # A stream of its own: callers who drew their data with the same small seed must not meet it again here.
-    draw = np.random.default_rng([RANDOM_MAP, seed]).standard_normal(like.weight.shape)
+    draw = np.random.default_rng([_RANDOM_MAP, seed]).standard_normal(like.weight.shape)
     draw *= np.linalg.norm(like.weight.astype(np.float64)) / np.linalg.norm(draw)
     return AffineMap(
         weight=draw.astype(np.float32),

@@ -1,7 +1,10 @@
-"""What a map file says of itself: one model of its header, held against the shapes of its tensors."""
+"""What a map file says of itself: one model of its header, for writer and readers alike."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -12,6 +15,8 @@ from contrans_dist.store.tensors import TensorFile, open_tensors
 from contrans_dist.vectors.concept_vector import Norms
 
 KIND = "map"
+Pair = tuple[int, int]
+"""(block of the source, block of the target)"""
 
 
 class PairHeader(FileModel):
@@ -33,29 +38,59 @@ class PairHeader(FileModel):
     warnings: list[str] = Field(default_factory=list)
     centre: bool | Literal["token"] | None = None
     regularise: str | None = None
-    kept: NonNegativeInt | None = None
-    whiten: FiniteFloat | None = None
     source_blocks: list[NonNegativeInt] | None = Field(None, min_length=1)
     n_effective: NonNegativeInt | None = None
     cosines: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
-class TableHeader(FileModel):
-    """`R2Table` as a header holds it."""
+class BlockTable(FileModel):
+    """A value for every pair of blocks: `values[i][j]` is that of the blocks `source[i]` and `target[j]`.
+
+    None where there is no value. In a map's header it is the validation R2, under that name.
+    """
 
     source: list[NonNegativeInt]
     target: list[NonNegativeInt]
-    r2: list[list[FiniteFloat | None]]
+    values: list[list[FiniteFloat | None]] = Field(alias="r2")
+
+    @classmethod
+    def of(cls, source: Sequence[int], target: Sequence[int], values: NDArray[np.float64]) -> Self:
+        """The table of values `[source, target]`, NaN where there is none."""
+        cells = [[None if np.isnan(value) else float(value) for value in line] for line in values]
+        return cls(source=list(source), target=list(target), r2=cells)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if len(self.r2) != len(self.source) or any(len(row) != len(self.target) for row in self.r2):
+        if len(self.values) != len(self.source) or any(len(line) != len(self.target) for line in self.values):
             raise PydanticCustomError("shape", "a row a source block, in each a number a target block")
         return self
 
+    @property
+    def array(self) -> NDArray[np.float64]:
+        """float64 `[source, target]`, NaN where there is no value."""
+        return np.array(self.values, np.float64)
 
-class Tried(FileModel):
-    """A pair and a strength that were tried."""
+    @property
+    def known(self) -> list[float]:
+        """The values that there are."""
+        return [value for line in self.values for value in line if value is not None]
+
+    def best(self) -> Pair:
+        """The pair of the highest value."""
+        row, column = np.unravel_index(np.nanargmax(self.array), self.array.shape)
+        return self.source[int(row)], self.target[int(column)]
+
+    def best_source(self, target: int) -> int:
+        """The source block of the highest value for this target block."""
+        return self.source[int(np.nanargmax(self.array[:, self.target.index(target)]))]
+
+    def at(self, pair: Pair) -> float:
+        """The value of one pair, NaN where there is none."""
+        return float(self.array[self.source.index(pair[0]), self.target.index(pair[1])])
+
+
+class TriedPair(FileModel):
+    """A pair of blocks and a strength that were tried on validation items."""
 
     source: NonNegativeInt
     target: NonNegativeInt
@@ -64,12 +99,14 @@ class Tried(FileModel):
     perplexity: FiniteFloat | None = None
 
 
-class SelectionHeader(FileModel):
-    """How a pair was chosen."""
+class BlockSelection(FileModel):
+    """How a pair of blocks was chosen on validation items."""
 
     criterion: str = ""
-    candidates: list[Tried] = Field(default_factory=list)
+    candidates: list[TriedPair] = Field(default_factory=list)
     chosen: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    best: TriedPair | None = None
+    """The pair that was chosen, with the strength that chose it."""
 
 
 class MapHeader(FileModel):
@@ -84,8 +121,8 @@ class MapHeader(FileModel):
     pairs: list[PairHeader] = Field(min_length=1)
     source_norms: Norms = Field(default_factory=dict)
     target_norms: Norms = Field(default_factory=dict)
-    r2_table: TableHeader | None = None
-    selection: SelectionHeader | None = None
+    r2_table: BlockTable | None = None
+    selection: BlockSelection | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -7,38 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrans_dist.errors import UserError
-from contrans_dist.mapping.fit import AffineMap
-from contrans_dist.mapping.map_header import KIND, open_map
+from contrans_dist.mapping.linear_map import AffineMap
+from contrans_dist.mapping.map_header import (
+    BlockSelection,
+    BlockTable,
+    MapHeader,
+    Pair,
+    PairHeader,
+    open_map,
+)
 from contrans_dist.mapping.transplant import transplant
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import command_line, git_commit, now
 from contrans_dist.store.tensors import save_tensors
 from contrans_dist.vectors.concept_vector import ConceptVector
-
-Pair = tuple[int, int]
-"""(block of the source, block of the target)"""
-
-
-@dataclass(frozen=True)
-class R2Table:
-    """Validation R2 of every pair of blocks, `[source, target]`; NaN where none was fitted."""
-
-    source: list[int]
-    target: list[int]
-    r2: NDArray[np.float64]
-
-    def best(self) -> Pair:
-        """The pair of highest validation R2."""
-        row, column = np.unravel_index(np.nanargmax(self.r2), self.r2.shape)
-        return self.source[int(row)], self.target[int(column)]
-
-    def to_json(self) -> dict[str, Any]:
-        cells = [[None if np.isnan(value) else float(value) for value in row] for row in self.r2]
-        return {"source": self.source, "target": self.target, "r2": cells}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "R2Table":
-        return cls(content["source"], content["target"], np.array(content["r2"], np.float64))
 
 
 @dataclass(frozen=True)
@@ -56,11 +38,11 @@ class MapSet:
     shuffled: dict[Pair, NDArray[np.float32]] = field(default_factory=dict)
     """Weights fitted with the source's rows permuted: the control."""
     text_hashes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """Units of the corpus (`leak.unit_hashes`)."""
-    r2_table: R2Table | None = None
+    """Units of the corpus (`contamination.unit_hashes`)."""
+    r2_table: BlockTable | None = None
     cosines: dict[Pair, dict[str, float]] = field(default_factory=dict)
     """For each pair and concept, the cosine of the mapped vector to the target's own."""
-    selection: dict[str, Any] | None = None
+    selection: BlockSelection | None = None
     """How the pair was chosen on validation data, when it was."""
 
     def only_pair(self, pair: Pair | None = None) -> Pair:
@@ -97,8 +79,8 @@ class MapSet:
         norm_at = self.source_norms.get(source)
         if norm_at is not None:
             # Whatever the row is, it is not zero; in float64 its length is finite.
-            lengths = [np.linalg.norm(each.astype(np.float64)) for each in (row, vector.at(source))]
-            norm_at *= float(lengths[0] / lengths[1])
+            length, at_source = (np.linalg.norm(v.astype(np.float64)) for v in (row, vector.at(source)))
+            norm_at *= float(length / at_source)
         norms: dict[str, float | None] = {
             "source_norm": norm_at,
             "target_norm": self.target_norms.get(target),
@@ -151,27 +133,23 @@ class MapSet:
             tensors[f"weight.{source}.{target}"] = mapping.weight
             tensors[f"bias.{source}.{target}"] = mapping.bias
             cosines = self.cosines.get((source, target), {})
-            pairs.append({"source": source, "target": target, **mapping.header(), "cosines": cosines})
+            pairs.append(PairHeader(source=source, target=target, **mapping.header(), cosines=cosines))
         for (source, target), weight in self.shuffled.items():
             tensors[f"shuffled.{source}.{target}"] = weight
         if self.text_hashes.size:
             tensors["text_hashes"] = self.text_hashes
-        header = {
-            "format": 1,
-            "kind": KIND,
-            "protocol": self.protocol,
-            "source_model": self.source_model,
-            "target_model": self.target_model,
-            "n_target_blocks": self.n_target_blocks,
-            "pairs": pairs,
-            "source_norms": {str(block): norm for block, norm in self.source_norms.items()},
-            "target_norms": {str(block): norm for block, norm in self.target_norms.items()},
-            "r2_table": self.r2_table.to_json() if self.r2_table else None,
-            "selection": self.selection,
-            "command": command_line(),
-            "git_commit": git_commit(),
-            "created": now(),
-        }
+        header = MapHeader(
+            protocol=self.protocol,
+            source_model=self.source_model,
+            target_model=self.target_model,
+            n_target_blocks=self.n_target_blocks,
+            pairs=pairs,
+            source_norms=self.source_norms,
+            target_norms=self.target_norms,
+            r2_table=self.r2_table,
+            selection=self.selection,
+        ).model_dump(mode="json", by_alias=True)
+        header |= {"command": command_line(), "git_commit": git_commit(), "created": now()}
         save_tensors(location, tensors, header)
 
     @classmethod
@@ -198,7 +176,7 @@ class MapSet:
             target_norms=header.target_norms,
             shuffled={pair: tensors[name] for pair, name in names.items() if name in tensors},
             text_hashes=tensors.get("text_hashes", np.empty(0, np.int64)),
-            r2_table=R2Table.from_json(header.r2_table.model_dump()) if header.r2_table else None,
+            r2_table=header.r2_table,
             cosines={pair: entry.cosines for pair, entry in facts.items() if entry.cosines},
-            selection=file.header.get("selection"),
+            selection=header.selection,
         )

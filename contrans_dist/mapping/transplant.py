@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from contrans_dist.mapping.fit import AffineMap
+from contrans_dist.mapping.linear_map import AffineMap
 
 NORMS = ("keep", "match")
 RANDOM_DIRECTION = 0x636F6E7472616E73

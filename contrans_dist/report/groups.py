@@ -121,7 +121,8 @@ def _table(
 ) -> tuple[Table, int]:
     """The table, and in how many groups the effect is told apart. Columns without content are left out."""
     key, percent = verdict.metric, verdict.kind.percent
-    cosines = dict((run.main_map.pair if run.main_map else None or {}) or {}).get("cosines") or {}
+    pair = run.main_map.pair if run.main_map else None
+    cosines = pair.cosines if pair else {}
     rows, apart = [], 0
     for group in evaluation.groups(key):
         own = _of_group(evaluation, group, verdict)

@@ -9,13 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from contrans_dist.evaluation.analysis import Grid
+from contrans_dist.evaluation.analysis import BlockTable
 from contrans_dist.report.svg import label
 
 Values = Sequence[Sequence[float | None]]
 
 
-def grid_figure(grid: Grid, title: str, chosen: tuple[int, int] | None, as_percent: bool = False) -> Figure:
+def grid_figure(
+    grid: BlockTable, title: str, chosen: tuple[int, int] | None, as_percent: bool = False
+) -> Figure:
     """Values by block pair; the chosen pair is framed."""
     framed = None
     if chosen and chosen[0] in grid.source and chosen[1] in grid.target:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from contrans_dist.evaluation.analysis import Grid, MapSummary, grid_table, number, strength_text
+from contrans_dist.evaluation.analysis import BlockTable, MapSummary, block_rows, number, strength_text
 from contrans_dist.report.heatmaps import grid_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
 
@@ -31,22 +31,21 @@ def map_view(found: MapSummary, studio: Studio) -> MapView:
             _grid(found, found.choice, "score", "Score on validation scenarios", _CHOICE_CAPTION, studio)
         )
     blocks = f"{found.chosen[0]} → {found.chosen[1]}" if found.chosen else ""
-    facts = [("Protocol", found.protocol), ("Blocks", blocks)]
-    pair = found.pair or {}
+    facts = [("Protocol", found.header.protocol), ("Blocks", blocks)]
     for key, title in (
         ("n_fit", "Rows fitted on"), ("n_effective", "Of them that count"), ("side", "Solved"),
         ("rank", "Rank"), ("ridge", "Ridge"),
         ("condition_number", "Condition number"), ("r2_validation", "R², validation"),
         ("r2_test", "R², test"),
     ):  # fmt: skip
-        if pair.get(key) is not None:
-            value = pair[key]
+        value = getattr(found.pair, key, None)
+        if value is not None:
             facts.append((title, f"{value:.3g}" if isinstance(value, float) else str(value)))
     candidates = None
     if found.candidates:
         rows = [
-            [Cell(f"{c['source']} → {c['target']}"), Cell(strength_text(float(c["strength"]))),
-             Cell(number(float(c["score"]), True, 1))]
+            [Cell(f"{c.source} → {c.target}"), Cell(strength_text(c.strength)),
+             Cell(number(c.score, True, 1))]
             for c in found.candidates[:10]
         ]  # fmt: skip
         caption = f"The best {len(rows)} of {len(found.candidates)} candidates on the validation scenarios."
@@ -54,16 +53,16 @@ def map_view(found: MapSummary, studio: Studio) -> MapView:
     return MapView(found.name, [fact for fact in facts if fact[1]], drawings, candidates)
 
 
-def _drawable(grid: Grid | None) -> TypeGuard[Grid]:
+def _drawable(grid: BlockTable | None) -> TypeGuard[BlockTable]:
     """Whether there is more than one pair to compare."""
     return grid is not None and len(grid.source) * len(grid.target) > 1 and bool(grid.known)
 
 
-def _grid(found: MapSummary, grid: Grid, key: str, title: str, caption: str, studio: Studio) -> Drawing:
+def _grid(found: MapSummary, grid: BlockTable, key: str, title: str, caption: str, studio: Studio) -> Drawing:
     framed = " Framed: the pair that is used." if found.chosen else ""
     return studio.draw(
         studio.name("map", found.name, key),
         lambda: grid_figure(grid, title, found.chosen, as_percent=key == "score"),
-        grid_table(grid, key),
+        block_rows(grid, key),
         caption + framed,
     )

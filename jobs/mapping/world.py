@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -109,11 +108,20 @@ class World:
         origins = [str(origin) for origin in table.column("source_row").to_pylist()]
         return Corpus(texts, origins, dict(x), dict(y), y.token_ids)
 
-    def leak(self, corpora: Sequence[Corpus]) -> dict[str, Any]:
-        """What the scored scenarios share with the texts behind the vectors, the choices and the maps."""
-        made = [row["text"] for row in self.contrast] + [item.scenario for item in self.validation]
-        seen = unit_hashes(text for corpus in corpora for text in corpus.texts)
-        return leak_report([item.scenario for item in self.evaluation], unit_hashes(made), seen)
+    def leave_out_seen(self, corpora: Sequence[Corpus]) -> tuple[int, int]:
+        """Score no scenario that shares a sentence with a text behind the vectors, the choices or the maps.
+
+        Returns how many scenarios there were, and how many of them are left out.
+        """
+        made = unit_hashes(
+            [row["text"] for row in self.contrast] + [item.scenario for item in self.validation]
+        )
+        corpus = unit_hashes(text for each in corpora for text in each.texts)
+        scenarios = list(dict.fromkeys(item.scenario for item in self.evaluation))
+        leaks = {scenario: leak_report([scenario], made, corpus) for scenario in scenarios}
+        seen = {s for s, leak in leaks.items() if leak["overlap_vector"] or leak["overlap_map"]}
+        self.evaluation = [item for item in self.evaluation if item.scenario not in seen]
+        return len(scenarios), len(seen)
 
     @cached_property
     def _cues(self) -> dict[int, tuple[list[list[int]], np.ndarray]]:

@@ -18,9 +18,8 @@ import torch
 
 from contrans_dist.mapping.block_r2 import r2_table
 from contrans_dist.mapping.heldout import FIT, VALIDATION, default_split
-from contrans_dist.mapping.least_squares import map_vectors
-from contrans_dist.mapping.moments import MomentSums
-from contrans_dist.mapping.ridge import RIDGES
+from contrans_dist.mapping.solver import RIDGES, map_vectors
+from contrans_dist.mapping.sums import Sums
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from speed.common import Bench, Row
@@ -181,7 +180,7 @@ def _peak(bench: Bench) -> Row:
     operations = n * d_source * (d_source + 2 * d_target)
     square = rng.standard_normal((2048, 2048))
     product = np.empty_like(square)
-    sums = MomentSums(d_source, d_target)
+    sums = Sums(d_source, d_target)
     sums.add(x[:64], y[:64])
     shares, rates, ceilings = [], [], []
     for _ in range(bench.repeats):
@@ -216,11 +215,11 @@ def _peak_bytes(n: int) -> int:
     tracemalloc.start()
     try:
         rng = np.random.default_rng(3)
-        sums = MomentSums(64, 48)
+        sums = Sums(64, 48)
         for start in range(0, n, 8192):
             rows = rng.standard_normal((min(8192, n - start), 112), dtype=np.float32)
             sums.add(rows[:, :64], rows[:, 64:])
-        sums.moments()
+        sums.done()
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -229,11 +228,11 @@ def _peak_bytes(n: int) -> int:
 def _sums_error(rng: np.random.Generator) -> float:
     """Worst relative deviation of the sums over 10,000 rows from numpy's own, in one product."""
     x, y = rng.standard_normal((10_000, 48)) + 5, rng.standard_normal((10_000, 40)) - 3
-    sums = MomentSums(48, 40)
+    sums = Sums(48, 40)
     for start in range(0, len(x), 777):
         sums.add(x[start : start + 777], y[start : start + 777])
-    found, a, b = sums.moments(), x - x.mean(axis=0), y - y.mean(axis=0)
-    pairs = ((found.sxx, a.T @ a), (found.sxy, a.T @ b), (found.syy, np.sum(b**2, axis=0)))
+    a, b = x - x.mean(axis=0), y - y.mean(axis=0)
+    pairs = ((sums.sxx, a.T @ a), (sums.sxy, a.T @ b), (sums.syy, np.sum(b**2, axis=0)))
     return max(float(np.abs(ours - numpys).max() / np.abs(numpys).max()) for ours, numpys in pairs)
 
 
@@ -271,10 +270,13 @@ def _fit_seconds(bench: Bench, workers: int, sets: list[ActivationSet]) -> tuple
     """
     import ray
 
+    from contrans_dist.config.map_options import MapOptions
     from contrans_dist.mapping.driver import fit
 
     def weight(pair: list[ActivationSet]) -> np.ndarray:
-        return fit(pair[0], pair[1], "0:0", "lcross", shuffled=False, quiet=True).maps[0, 0].weight
+        return (
+            fit(pair[0], pair[1], "0:0", MapOptions("lcross"), shuffled=False, quiet=True).maps[0, 0].weight
+        )
 
     ray.init(
         address="local",

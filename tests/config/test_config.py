@@ -77,7 +77,7 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(
 def test_an_unknown_key_like_no_other_lists_the_right_ones(tmp_path: Path) -> None:
     message = refusal(tmp_path, {**GOOD, "map": {"zzzz": 1}})
     assert "unknown key 'map.zzzz'" in message
-    assert "blocks, centre, norm, protocol, rank, regularise, source_blocks, whiten" in message
+    assert "blocks, centre, norm, protocol, regularise, source_blocks" in message
 
 
 def drop(*keys: str) -> Callable[[dict[str, Any]], None]:

@@ -19,11 +19,11 @@ from contrans_dist.evaluation.analysis import (
     Verdict,
     beside,
     best_point,
+    block_rows,
     companion_scores,
     companions_of,
     concept_states,
     frequent_answers,
-    grid_table,
     judge,
     main_condition,
     metric,
@@ -212,13 +212,13 @@ def test_answers_are_counted_from_the_results(run) -> None:
 def test_map_header(run) -> None:
     found = run.main_map
     assert found.chosen == PAIR
-    assert found.pair["r2_test"] == 0.65
+    assert found.pair.r2_test == 0.65
     assert found.r2.values[2][3] == pytest.approx(0.5)
     assert found.r2.values[0][0] is None
     assert found.choice.values[found.choice.source.index(3)][found.choice.target.index(4)] == pytest.approx(
         0.8
     )
-    table = grid_table(found.r2, "r2")
+    table = block_rows(found.r2, "r2")
     assert table.num_rows == 4 * 6
     assert table["r2"].null_count == 1
     assert found.warnings == ["map corpus, block 3 → 4: fewer rows than ten times the width"]

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.config.map_options import MapOptions
 from contrans_dist.data.texts import read_texts
 from contrans_dist.harvest.driver import harvest as harvest_set
-from contrans_dist.mapping.alignment import join
+from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.driver import fit
 from contrans_dist.store.activation_set import ActivationSet
 from tests.harvest.test_driver import cli, stamps
@@ -144,7 +145,7 @@ def test_sets_that_lack_different_rows_are_joined_on_those_that_both_have(tmp_pa
     np.testing.assert_array_equal(some.read(some.source, 1), rows[[3, 17, 59]])
     np.testing.assert_array_equal(some.read(some.target, 1), rows[[3, 17, 59]])
     assert len(some.tokens()) == 3
-    fitted = fit(whole, gaps, "1:1", protocol="lcross", rows=asked, shuffled=False)
+    fitted = fit(whole, gaps, "1:1", MapOptions("lcross"), rows=asked, shuffled=False)
     wanted = np.linalg.lstsq(rows[[3, 17, 59]].astype(float), rows[[3, 17, 59]].astype(float), rcond=None)[0]
     (mapping,) = fitted.maps.values()
     np.testing.assert_allclose(mapping.weight, wanted, atol=1e-4)

@@ -6,17 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contrans_dist.config.map_options import fitting
+from contrans_dist.config.map_options import MapOptions
 from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.data.corpus import prepare_corpus
 from contrans_dist.data.texts import text_table
 from contrans_dist.errors import UserError
-from contrans_dist.mapping import alignment as joining
-from contrans_dist.mapping import driver as reduce
-from contrans_dist.mapping.driver import all_pairs, choose_pairs, fit, join
-from contrans_dist.mapping.fit import fit_map
+from contrans_dist.mapping import aligned_rows as joining
+from contrans_dist.mapping import driver, streamed
+from contrans_dist.mapping.aligned_rows import join
+from contrans_dist.mapping.block_pairs import all_pairs, choose_pairs
+from contrans_dist.mapping.driver import fit, fit_one_by_one
+from contrans_dist.mapping.fit import fit_rows
 from contrans_dist.mapping.heldout import FIT, TEST, VALIDATION
-from contrans_dist.mapping.ridge import RIDGES
+from contrans_dist.mapping.solver import RIDGES
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.from_activations import concept_rows, concepts_in, refine, select_rows
 from tests.sets import make_set
@@ -213,7 +215,7 @@ def authors_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def test_protocol_paper_is_the_authors_formula(sets: tuple[ActivationSet, ActivationSet]) -> None:
-    maps = fit(*sets, "2:3", "paper", quiet=True)
+    maps = fit(*sets, "2:3", MapOptions("paper"), quiet=True)
     weight = maps.maps[2, 3].weight
     expected = authors_map(source_rows()[2], target_rows()[3])
     assert np.linalg.norm(weight - expected) < 1e-4 * np.linalg.norm(expected)
@@ -228,7 +230,7 @@ def test_protocol_paper_is_the_authors_formula(sets: tuple[ActivationSet, Activa
 def test_protocol_default_is_centred_ridge_on_the_rows_the_split_names(
     sets: tuple[ActivationSet, ActivationSet],
 ) -> None:
-    maps = fit(*sets, "2:2", quiet=True, options=fitting("default", whiten=0))
+    maps = fit(*sets, "2:2", quiet=True)
     mapping = maps.maps[2, 2]
     split = join(*sets, "default").split
     x, y = source_rows()[2].astype(np.float64), target_rows()[2].astype(np.float64)
@@ -248,13 +250,13 @@ def test_protocol_default_is_centred_ridge_on_the_rows_the_split_names(
 
 def test_rows_fit_l_cross_as_numpys_pseudo_inverse(sets: tuple[ActivationSet, ActivationSet]) -> None:
     rows = select_rows(sets[0], "concept=anger")
-    maps = fit(*sets, "0:3", "lcross", rows, quiet=True)
+    maps = fit(*sets, "0:3", MapOptions("lcross"), rows=rows, quiet=True)
     x, y = source_rows()[0][rows].astype(np.float64), target_rows()[3][rows].astype(np.float64)
     np.testing.assert_allclose(maps.maps[0, 3].weight, np.linalg.pinv(x) @ y, rtol=1e-4, atol=1e-5)
     assert maps.maps[0, 3].n_fit == len(rows) == 100
     assert not maps.maps[0, 3].held_out
     assert set(maps.text_hashes) == set(unit_hashes([f"text number {i} of the corpus" for i in rows]))
-    few = fit(*sets, "0:3", "lcross", rows[:4], quiet=True).maps[0, 3]
+    few = fit(*sets, "0:3", MapOptions("lcross"), rows=rows[:4], quiet=True).maps[0, 3]
     expected = np.linalg.pinv(x[:4]) @ y[:4]
     np.testing.assert_allclose(few.weight, expected, rtol=1e-3, atol=1e-4)
     assert few.side == "dual"
@@ -269,10 +271,10 @@ def test_the_table_of_all_pairs_is_each_pair_fitted_alone(
     for i, s in enumerate(table.source):
         for j, t in enumerate(table.target):
             x, y = source_rows()[s], target_rows()[t]
-            maps = [fit_map(x, y, split=joined.split, ridges=[ridge], whiten=0) for ridge in RIDGES]
+            maps = [fit_rows(x, y, MapOptions(ridges=(ridge,)), split=joined.split) for ridge in RIDGES]
             alone = [mapping.r2_validation for mapping in maps]
-            assert table.r2[i, j] == pytest.approx(max(r2 for r2 in alone if r2 is not None), abs=1e-6)
-    assert np.argmax(table.r2) == table.source.index(2) * 3
+            assert table.values[i][j] == pytest.approx(max(r2 for r2 in alone if r2 is not None), abs=1e-6)
+    assert np.argmax(table.array) == table.source.index(2) * 3
     with pytest.raises(UserError, match="protocol lcross"):
         all_pairs(join(*sets, "lcross"))
     best = fit(*sets, "best", quiet=True)
@@ -280,12 +282,36 @@ def test_the_table_of_all_pairs_is_each_pair_fitted_alone(
     assert best.only_pair() == (2, 1)
 
 
+def test_pairs_fitted_one_by_one_are_each_pair_fitted_alone(
+    sets: tuple[ActivationSet, ActivationSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pairs in one call: the texts are joined and hashed once, a source block is read once."""
+    pairs = [(s, t) for t in BLOCKS_TARGET for s in BLOCKS_SOURCE]
+    alone = {pair: fit(*sets, f"{pair[0]}:{pair[1]}", quiet=True) for pair in pairs}
+    read: list[tuple[str, int]] = []
+    read_block = ActivationSet.read_block
+
+    def counted(self: ActivationSet, block: int, *rows: Any) -> Any:
+        read.append((self.manifest["identity"]["model"], block))
+        return read_block(self, block, *rows)
+
+    monkeypatch.setattr(ActivationSet, "read_block", counted)
+    together = list(fit_one_by_one(join(*sets, "default"), pairs))
+    assert [maps.only_pair() for maps in together] == sorted(pairs)
+    assert read.count(("org/source", 0)) == read.count(("org/source", 2)) == 1
+    for maps in together:
+        pair = maps.only_pair()
+        np.testing.assert_array_equal(maps.maps[pair].weight, alone[pair].maps[pair].weight)
+        np.testing.assert_array_equal(maps.shuffled[pair], alone[pair].shuffled[pair])
+        np.testing.assert_array_equal(maps.text_hashes, alone[pair].text_hashes)
+
+
 def test_bad_protocols_and_too_few_rows(sets: tuple[ActivationSet, ActivationSet], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--protocol papre: expected one of default, paper, lcross"):
-        fit(*sets, "2:2", "papre")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="protocol papre: expected one of default, paper, lcross"):
+        MapOptions("papre")  # type: ignore[arg-type]
     two = [make_set(tmp_path / name, {0: np.eye(2, dtype=np.float32)}, 1) for name in "ab"]
     with pytest.raises(UserError, match="/a: "):
-        fit(two[0], two[1], "0:0", "default")
+        fit(two[0], two[1], "0:0")
 
 
 # -- sums over Ray ---------------------------------------------------------------------------------
@@ -297,14 +323,14 @@ def test_sums_over_ray_give_the_map_of_the_rows(
 ) -> None:
     pairs = [(0, 3), (2, 1)]
     for protocol in ("default", "paper", "lcross"):
-        in_memory = fit(*sets, "0:3,2:1", protocol, quiet=True)  # type: ignore[arg-type]
+        in_memory = fit(*sets, "0:3,2:1", MapOptions(protocol), quiet=True)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr(reduce, "ROWS_IN_MEMORY", 10)
-            patch.setattr(reduce, "_CHUNK_ROWS", chunk)
-            patch.setattr(reduce, "fit_pair", None)  # must not be taken
-            streamed = fit(*sets, "0:3,2:1", protocol, quiet=True)  # type: ignore[arg-type]
+            patch.setattr(driver, "ROWS_IN_MEMORY", 10)
+            patch.setattr(streamed, "CHUNK_ROWS", chunk)
+            patch.setattr(driver, "fit_pair", None)  # must not be taken
+            by_sums = fit(*sets, "0:3,2:1", MapOptions(protocol), quiet=True)  # type: ignore[arg-type]
         for pair in pairs:
-            a, b = in_memory.maps[pair], streamed.maps[pair]
+            a, b = in_memory.maps[pair], by_sums.maps[pair]
             scale = np.abs(a.weight).max()
             # Both are stored as float32, so a last-bit difference of rounding may be left.
             assert np.abs(a.weight - b.weight).max() <= 2e-7 * scale
@@ -312,7 +338,7 @@ def test_sums_over_ray_give_the_map_of_the_rows(
             for name in ("r2_validation", "r2_test", "condition_number"):
                 expected = getattr(a, name)
                 assert getattr(b, name) == (None if expected is None else pytest.approx(expected, rel=1e-9))
-            control = streamed.shuffled[pair]
+            control = by_sums.shuffled[pair]
             assert np.linalg.norm(control) > 0
             assert not np.allclose(control, b.weight, rtol=0.1)
 
@@ -320,5 +346,5 @@ def test_sums_over_ray_give_the_map_of_the_rows(
 def test_sums_over_ray_leave_the_control_out_when_it_is_not_wanted(
     local: None, sets: tuple[ActivationSet, ActivationSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reduce, "ROWS_IN_MEMORY", 10)
+    monkeypatch.setattr(driver, "ROWS_IN_MEMORY", 10)
     assert fit(*sets, "2:1", shuffled=False, quiet=True).shuffled == {}

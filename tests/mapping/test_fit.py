@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from contrans_dist.config.map_options import MapOptions
 from contrans_dist.mapping import block_r2 as pairs
 from contrans_dist.mapping.block_r2 import r2_table
-from contrans_dist.mapping.fit import AffineMap, fit_map, fit_moments, random_map, shuffled_map
+from contrans_dist.mapping.fit import fit_rows, fit_sums, shuffled_map
 from contrans_dist.mapping.heldout import (
     FIT,
     TEST,
@@ -15,11 +16,12 @@ from contrans_dist.mapping.heldout import (
     shuffle_order,
     split_of,
 )
-from contrans_dist.mapping.least_squares import map_vectors, solve_sums
-from contrans_dist.mapping.moments import Moments, merge
-from contrans_dist.mapping.ridge import RIDGES, SLACK
+from contrans_dist.mapping.linear_map import AffineMap, random_map
+from contrans_dist.mapping.solver import RIDGES, SLACK, map_vectors, pseudo_inverse_from_sums
+from contrans_dist.mapping.sums import Sums, merge
 
 PARTS = (FIT, VALIDATION, TEST)
+PAPER, LCROSS = MapOptions("paper"), MapOptions("lcross")
 
 
 def rows_of_condition(n: int, d: int, condition: float, seed: int = 0, outliers: int = 2) -> np.ndarray:
@@ -48,8 +50,8 @@ def error(actual: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(actual - truth) / np.linalg.norm(truth))
 
 
-def three_sums(x: np.ndarray, y: np.ndarray, parts: np.ndarray) -> list[Moments]:
-    return [Moments.of(x[parts == part], y[parts == part], target=True) for part in PARTS]
+def sums_of(x: np.ndarray, y: np.ndarray, parts: np.ndarray) -> dict[str, Sums]:
+    return {part: Sums.of(x[parts == part], y[parts == part]) for part in PARTS}
 
 
 # ---------------------------------------------------------------- protocol: paper
@@ -58,7 +60,7 @@ def three_sums(x: np.ndarray, y: np.ndarray, parts: np.ndarray) -> list[Moments]
 @pytest.mark.parametrize(("n", "d_s", "d_t"), [(300, 20, 30), (60, 90, 40), (125, 100, 10)])
 def test_paper_is_the_authors_formula(n: int, d_s: int, d_t: int) -> None:
     source, target, _ = (a.astype(np.float32) for a in planted(n, d_s, d_t, noise=0.5))
-    mapping = fit_map(source, target, protocol="paper")
+    mapping = fit_rows(source, target, PAPER)
     used = int(0.8 * n)
     u, sigma, vt = np.linalg.svd(source[:used], full_matrices=False)
     assert u.dtype == np.float32
@@ -76,19 +78,19 @@ def test_paper_is_the_authors_formula(n: int, d_s: int, d_t: int) -> None:
 
 def test_paper_reports_on_the_last_tenth_and_never_fits_on_it() -> None:
     source, target, _ = planted(200, 12, 8, noise=1.0)
-    mapping = fit_map(source, target, protocol="paper")
+    mapping = fit_rows(source, target, PAPER)
     residual = target[180:] - source[180:] @ mapping.weight
     spread = target[180:] - target[:160].mean(axis=0)
     assert mapping.mse_test == pytest.approx(np.mean(residual**2), rel=1e-5)
     assert mapping.r2_test == pytest.approx(1 - (residual**2).sum() / (spread**2).sum(), rel=1e-5)
     target[160:] = 1e6
-    np.testing.assert_array_equal(fit_map(source, target, protocol="paper").weight, mapping.weight)
+    np.testing.assert_array_equal(fit_rows(source, target, PAPER).weight, mapping.weight)
 
 
 @pytest.mark.parametrize("n", [120, 40])
 def test_lcross_is_the_pseudo_inverse_of_all_rows_and_says_in_sample(n: int) -> None:
     source, target, _ = planted(n, 60, 11, noise=1.0)
-    mapping = fit_map(source, target, protocol="lcross")
+    mapping = fit_rows(source, target, LCROSS)
     assert error(mapping.weight, np.linalg.pinv(source) @ target) < 1e-6
     assert mapping.n_fit == n
     assert not mapping.held_out
@@ -102,11 +104,11 @@ def test_lcross_is_the_pseudo_inverse_of_all_rows_and_says_in_sample(n: int) -> 
 def test_rank_lost_to_repeated_texts_is_cut_off_and_told(n: int) -> None:
     source, target, _ = planted(n, 60, 11, noise=1.0)
     source[n // 2 :], target[n // 2 :] = source[: n - n // 2], target[: n - n // 2]
-    mapping = fit_map(source, target, protocol="lcross")
+    mapping = fit_rows(source, target, LCROSS)
     assert mapping.rank == min(n // 2, 60)
     assert error(mapping.weight, np.linalg.pinv(source, rcond=1e-12) @ target) < 1e-5
     assert any(f"rank {mapping.rank} of {min(n, 60)}" in line for line in mapping.warnings)
-    sums = fit_moments(Moments.of(source, target), protocol="lcross")
+    sums = fit_sums({FIT: Sums.of(source, target)}, LCROSS, False)
     assert sums.rank == mapping.rank
     assert error(sums.weight, mapping.weight) < 1e-4
     assert any("rank" in line for line in sums.warnings)
@@ -119,7 +121,7 @@ def test_rows_keep_a_condition_of_1e6_with_outlier_columns(n: int, d_s: int) -> 
     target, vector = rng.standard_normal((n, 60)), rng.standard_normal(d_s)
     u, sigma, vt = np.linalg.svd(source, full_matrices=False)
     truth = vector @ vt.T / sigma @ u.T @ target
-    mapping = fit_map(source, target, protocol="lcross")
+    mapping = fit_rows(source, target, LCROSS)
     assert error(vector @ mapping.weight, truth) < 1e-4
     assert mapping.condition_number == pytest.approx(1e6, rel=0.1)
     assert not any("condition" in line for line in mapping.warnings)
@@ -133,7 +135,7 @@ def test_rows_warn_at_1e10_and_are_still_right(n: int, d_s: int) -> None:
     source = rows_of_condition(n, d_s, 1e10)
     rng = np.random.default_rng(4)
     target, vector = rng.standard_normal((n, 60)), rng.standard_normal(d_s)
-    mapping = fit_map(source, target, protocol="lcross")
+    mapping = fit_rows(source, target, LCROSS)
     moved, warnings = map_vectors(vector[None], source, target)
     assert any("condition number 1.0e+10" in line for line in mapping.warnings)
     assert any("condition number 1.0e+10" in line for line in warnings)
@@ -151,8 +153,8 @@ def test_sums_are_right_or_warn(exponent: float, n: int) -> None:
     target = rng.standard_normal((n, 50))
     u, sigma, vt = np.linalg.svd(source, full_matrices=False)
     truth = vectors @ vt.T / sigma @ u.T @ target
-    halves = merge(Moments.of(source[:50], target[:50]), Moments.of(source[50:], target[50:]))
-    mapping = fit_moments(halves, protocol="lcross")
+    halves = merge(Sums.of(source[:50], target[:50]), Sums.of(source[50:], target[50:]))
+    mapping = fit_sums({FIT: halves}, LCROSS, False)
     lost = error(vectors @ mapping.weight, truth)
     trusted = [line for line in mapping.warnings if "in-sample" not in line] == []
     assert lost < 1e-4 or not trusted
@@ -169,7 +171,7 @@ def test_sums_are_right_or_warn(exponent: float, n: int) -> None:
 
 def test_sums_never_show_more_rank_than_rows() -> None:
     full = np.diag([5.0, 4.0, 3.0, 2.0, 1.0])
-    solution = solve_sums(full, np.ones((5, 2)), n=3)
+    solution = pseudo_inverse_from_sums(full, np.ones((5, 2)), n=3)
     assert solution.rank == 3
     np.testing.assert_allclose(solution.weight[:, 0], [1 / 5, 1 / 4, 1 / 3, 0, 0], atol=1e-12)
 
@@ -177,15 +179,15 @@ def test_sums_never_show_more_rank_than_rows() -> None:
 def test_sums_do_not_mind_columns_of_very_different_size() -> None:
     source, target, _ = planted(400, 50, 9, noise=0.1)
     size = np.logspace(-6, 6, 50)
-    plain = fit_moments(Moments.of(source, target), protocol="lcross")
-    scaled = fit_moments(Moments.of(source * size, target), protocol="lcross")
+    plain = fit_sums({FIT: Sums.of(source, target)}, LCROSS, False)
+    scaled = fit_sums({FIT: Sums.of(source * size, target)}, LCROSS, False)
     assert error(scaled.weight * size[:, None], plain.weight) < 1e-5
 
 
 def test_paper_from_sums_is_paper_from_rows() -> None:
     source, target, _ = planted(300, 20, 15, noise=0.5)
-    rows = fit_map(source, target, protocol="paper")
-    sums = fit_moments(*three_sums(source, target, paper_split(300)), protocol="paper")
+    rows = fit_rows(source, target, PAPER)
+    sums = fit_sums(sums_of(source, target, paper_split(300)), PAPER, False)
     assert error(sums.weight, rows.weight) < 1e-6
     for name in ("r2_validation", "r2_test", "r2_test_column", "mse_test"):
         assert getattr(sums, name) == pytest.approx(getattr(rows, name), rel=1e-6)
@@ -203,7 +205,7 @@ def test_a_planted_map_and_its_bias_come_back(n: int, side: str) -> None:
     factors = rng.standard_normal((40, 200))
     source = rng.standard_normal((n, 40)) @ factors + 3
     target = source @ truth - 2
-    mapping = fit_map(source.astype(np.float32), target.astype(np.float32))
+    mapping = fit_rows(source.astype(np.float32), target.astype(np.float32))
     assert mapping.side == side
     assert mapping.r2_test is not None
     assert mapping.r2_test > 0.9999
@@ -233,7 +235,7 @@ def test_default_is_the_brute_force_over_ridges(n: int, d_s: int, noise: float) 
     highest = max(r2 for r2, _, _ in tried)
     _, best_ridge, best_weight = next(each for each in tried if each[0] >= highest - 0.02)
     assert RIDGES[0] < best_ridge < RIDGES[-1]
-    mapping = fit_map(source, target, whiten=0)
+    mapping = fit_rows(source, target)
     assert mapping.ridge == pytest.approx(best_ridge)
     assert error(mapping.weight, best_weight) < 1e-5
     np.testing.assert_allclose(mapping.bias, mean_y - mean_x @ best_weight, rtol=1e-4, atol=1e-4)
@@ -250,7 +252,8 @@ def test_default_is_the_brute_force_over_ridges(n: int, d_s: int, noise: float) 
 @pytest.mark.parametrize(("n", "d_s"), [(300, 25), (70, 90)])
 def test_both_sides_give_one_map(n: int, d_s: int) -> None:
     source, target, _ = planted(n, d_s, 12, noise=4.0)
-    rows, sums = fit_map(source, target), fit_moments(*three_sums(source, target, default_split(n)))
+    rows = fit_rows(source, target)
+    sums = fit_sums(sums_of(source, target, default_split(n)), MapOptions(), True)
     assert (rows.side, sums.side) == ("primal" if n > d_s else "dual", "primal")
     assert rows.ridge == sums.ridge
     assert rows.rank == sums.rank
@@ -260,28 +263,44 @@ def test_both_sides_give_one_map(n: int, d_s: int) -> None:
 
 def test_the_map_moves_with_the_data_not_with_the_origin() -> None:
     source, target, _ = planted(300, 20, 10, noise=1.0)
-    moved = fit_map(source + 40, target - 90)
-    assert error(moved.weight, fit_map(source, target).weight) < 1e-5
+    moved = fit_rows(source + 40, target - 90)
+    assert error(moved.weight, fit_rows(source, target).weight) < 1e-5
 
 
 def test_a_map_that_predicts_nothing_is_told() -> None:
     source, target, _ = planted(300, 20, 10, noise=0.0)
-    assert fit_map(source, target).warnings == []
+    assert fit_rows(source, target).warnings == []
     contrary = np.where(
         (default_split(300) == "validation")[:, None], 2 * target.mean(axis=0) - target, target
     )
-    assert any("largest ridge" in line for line in fit_map(source, contrary).warnings)
+    assert any("largest ridge" in line for line in fit_rows(source, contrary).warnings)
 
 
 def test_of_ridges_that_predict_alike_the_smallest_is_taken() -> None:
     source, target, _ = planted(300, 20, 10, noise=0.0)
-    taken = [fit_map(rows, target, ridges=[1e-12, 1e-11, 1e-10, 1e-1]).ridge for rows in (source, source * 3)]
+    taken = [
+        fit_rows(
+            rows,
+            target,
+            MapOptions(
+                ridges=(
+                    1e-12,
+                    1e-11,
+                    1e-10,
+                    1e-1,
+                )
+            ),
+        ).ridge
+        for rows in (source, source * 3)
+    ]
     assert taken == [1e-12, 1e-12]
 
 
 def test_worse_than_the_mean_is_told() -> None:
     rng = np.random.default_rng(8)
-    mapping = fit_map(rng.standard_normal((100, 60)), rng.standard_normal((100, 9)), ridges=[1e-6])
+    mapping = fit_rows(
+        rng.standard_normal((100, 60)), rng.standard_normal((100, 9)), MapOptions(ridges=(1e-6,))
+    )
     assert mapping.r2_test is not None
     assert mapping.r2_test < 0
     assert any("worse than predicting the mean" in line for line in mapping.warnings)
@@ -290,10 +309,10 @@ def test_worse_than_the_mean_is_told() -> None:
 def test_a_given_split_decides_who_is_fitted_on() -> None:
     source, target, _ = planted(300, 20, 10, noise=1.0)
     parts = split_of([f"text {i}" for i in range(300)])
-    mapping = fit_map(source, target, split=parts)
+    mapping = fit_rows(source, target, split=parts)
     assert mapping.n_fit == (parts == "fit").sum()
     target[parts == "test"] = np.random.default_rng(0).standard_normal((int((parts == "test").sum()), 10))
-    changed = fit_map(source, target, split=parts)
+    changed = fit_rows(source, target, split=parts)
     np.testing.assert_array_equal(changed.weight, mapping.weight)
     assert changed.r2_test != mapping.r2_test
 
@@ -302,30 +321,30 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     x, y = np.ones((20, 3)), np.ones((20, 2))
     noise = np.random.default_rng(0).standard_normal((20, 3))
     with pytest.raises(ValueError, match="all the same"):
-        fit_map(x, y)
+        fit_rows(x, y)
     with pytest.raises(ValueError, match="source has 20 rows, target 19"):
-        fit_map(noise, y[1:])
+        fit_rows(noise, y[1:])
     with pytest.raises(ValueError, match="at least 10"):
-        fit_map(noise[:9], y[:9])
+        fit_rows(noise[:9], y[:9])
     with pytest.raises(ValueError, match="no validation rows"):
-        fit_map(noise, y, split=np.array(["fit"] * 20))
+        fit_rows(noise, y, split=np.array(["fit"] * 20))
     with pytest.raises(ValueError, match="no validation rows"):
-        fit_map(np.ones((20, 30)) * noise[:, :1], y, split=np.array(["fit"] * 20))
+        fit_rows(np.ones((20, 30)) * noise[:, :1], y, split=np.array(["fit"] * 20))
     with pytest.raises(ValueError, match="no rows to fit on"):
-        fit_map(noise, y, split=np.array(["test"] * 20))
+        fit_rows(noise, y, split=np.array(["test"] * 20))
     with pytest.raises(ValueError, match="one part for each of 20 rows"):
-        fit_map(noise, y, split=np.array(["fit"] * 19))
+        fit_rows(noise, y, split=np.array(["fit"] * 19))
     with pytest.raises(ValueError, match="has no split"):
-        fit_map(noise, y, protocol="paper", split=default_split(20))
+        fit_rows(noise, y, PAPER, split=default_split(20))
     with pytest.raises(ValueError, match="has no ridge"):
-        fit_map(noise, y, protocol="paper", ridges=[1.0])
-    with pytest.raises(ValueError, match="'best': expected one of default, paper, lcross"):
-        fit_map(noise, y, protocol="best")  # type: ignore[arg-type]
+        fit_rows(noise, y, MapOptions("paper", ridges=(1.0,)))
+    with pytest.raises(ValueError, match="best: expected one of default, paper, lcross"):
+        fit_rows(noise, y, MapOptions("best"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="positive numbers"):
-        fit_map(noise, y, ridges=[0.0])
+        fit_rows(noise, y, MapOptions(ridges=(0.0,)))
     noise[3, 1] = np.nan
     with pytest.raises(ValueError, match="source: row 3"):
-        fit_map(noise, y)
+        fit_rows(noise, y)
 
 
 # ---------------------------------------------------------------- splits, controls, storage
@@ -361,7 +380,7 @@ def test_the_shuffled_map_knows_nothing(protocol: str, n: int) -> None:
     source, target, _ = planted(n, 80, 20, noise=0.5)
     source -= source.mean(axis=0)
     target -= target.mean(axis=0)
-    mapping = fit_map(source, target, protocol=protocol)  # type: ignore[arg-type]
+    mapping = fit_rows(source, target, MapOptions(protocol))  # type: ignore[arg-type]
     control = shuffled_map(source, target, mapping, seed=1)
     assert (control.protocol, control.side, control.ridge) == (protocol, mapping.side, mapping.ridge)
     flat = np.corrcoef(mapping.weight.ravel(), control.weight.ravel())[0, 1]
@@ -375,7 +394,7 @@ def test_the_shuffled_map_knows_nothing(protocol: str, n: int) -> None:
 
 def test_the_random_map_has_the_size_and_nothing_else() -> None:
     source, target, _ = planted(200, 20, 30, noise=0.5)
-    mapping = fit_map(source, target)
+    mapping = fit_rows(source, target)
     control = random_map(mapping, seed=3)
     assert control.weight.dtype == np.float32
     assert np.linalg.norm(control.weight) == pytest.approx(np.linalg.norm(mapping.weight), rel=1e-6)
@@ -387,7 +406,7 @@ def test_the_random_map_has_the_size_and_nothing_else() -> None:
 
 def test_a_map_survives_its_header() -> None:
     source, target, _ = planted(60, 80, 20, noise=0.5)
-    fitted = fit_map(source, target, protocol="paper")
+    fitted = fit_rows(source, target, PAPER)
     for mapping in (fitted, random_map(fitted)):
         header = json.loads(json.dumps(mapping.header(), allow_nan=False))
         again = AffineMap.from_header(mapping.weight, mapping.bias, {**header, "unknown": 1})
@@ -418,11 +437,11 @@ def test_the_table_is_every_pair_fitted_alone_at_its_best_ridge(
     best = set()
     for i, source in enumerate(sources.values()):
         for j, target in enumerate(targets.values()):
-            maps = [fit_map(source, target, split=parts, ridges=[ridge], whiten=0) for ridge in RIDGES]
+            maps = [fit_rows(source, target, MapOptions(ridges=(ridge,)), split=parts) for ridge in RIDGES]
             alone = [mapping.r2_validation for mapping in maps if mapping.r2_validation is not None]
             best.add(int(np.argmax(alone)) % 2)
             assert table[i, j] == pytest.approx(max(alone), abs=1e-8)
-            fitted = fit_map(source, target, split=parts, whiten=0).r2_validation
+            fitted = fit_rows(source, target, split=parts).r2_validation
             assert fitted is not None
             assert fitted <= table[i, j] + 1e-8 <= fitted + SLACK + 1e-7
     assert best == {0, 1}  # ridges between two steps of the coarser grid are found too

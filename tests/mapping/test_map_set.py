@@ -8,9 +8,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from contrans_dist.config.map_options import MapOptions
 from contrans_dist.errors import UserError
-from contrans_dist.mapping.fit import AffineMap, fit_map
-from contrans_dist.mapping.map_set import MapSet, R2Table
+from contrans_dist.mapping.fit import fit_rows
+from contrans_dist.mapping.linear_map import AffineMap
+from contrans_dist.mapping.map_header import BlockSelection, BlockTable
+from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
 
@@ -38,7 +41,7 @@ def fitted(protocol: str = "default") -> MapSet:
     rng = np.random.default_rng(4)
     x = rng.normal(size=(80, D_SOURCE)) + 1
     y = x @ rng.normal(size=(D_SOURCE, D_TARGET)) + 5 + rng.normal(size=(80, D_TARGET))
-    maps = {pair: fit_map(x, y, protocol=protocol) for pair in ((1, 2), (3, 4))}  # type: ignore[arg-type]
+    maps = {pair: fit_rows(x, y, MapOptions(protocol)) for pair in ((1, 2), (3, 4))}  # type: ignore[arg-type]
     return MapSet(
         source_model="org/source",
         target_model="org/target",
@@ -49,9 +52,9 @@ def fitted(protocol: str = "default") -> MapSet:
         target_norms={2: 7.0, 4: TARGET_NORM},
         shuffled={(3, 4): rng.normal(size=(D_SOURCE, D_TARGET)).astype(np.float32)},
         text_hashes=np.array([1, 2, 3], np.int64),
-        r2_table=R2Table([1, 3], [2, 4], np.array([[0.1, np.nan], [0.3, 0.7]])),
+        r2_table=BlockTable.of([1, 3], [2, 4], np.array([[0.1, np.nan], [0.3, 0.7]])),
         cosines={(3, 4): {"joy": 0.5}},
-        selection={"chosen": [3, 4]},
+        selection=BlockSelection(chosen=(3, 4)),
     )
 
 

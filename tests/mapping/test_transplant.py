@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from contrans_dist.mapping.fit import AffineMap, fit_map
+from contrans_dist.mapping.fit import fit_rows
+from contrans_dist.mapping.linear_map import AffineMap
 from contrans_dist.mapping.transplant import cosine, random_like, transplant
 
 
@@ -9,7 +10,7 @@ def planted(seed: int = 0) -> tuple[AffineMap, np.ndarray]:
     rng = np.random.default_rng(seed)
     truth = rng.standard_normal((6, 9))
     source = rng.standard_normal((200, 6)) + 4
-    return fit_map(source, source @ truth + 50), truth
+    return fit_rows(source, source @ truth + 50), truth
 
 
 def test_the_linear_part_alone_moves_a_vector() -> None:

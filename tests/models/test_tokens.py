@@ -23,7 +23,7 @@ from contrans_dist.engine.scoring.interventions import BASE
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.harvest.driver import harvest
-from contrans_dist.mapping.alignment import join
+from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.models import encode, encode_many, wrap_model
 from contrans_dist.store.activation_set import ActivationSet
 from tests.tiny import CONTEXT, CORPUS, save_tiny, tiny_model, tiny_tokenizer

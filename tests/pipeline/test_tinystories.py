@@ -102,12 +102,10 @@ def test_the_template_may_name_any_column(run: Path) -> None:
 def test_the_pair_of_blocks_was_chosen_on_validation_scenarios(run: Path) -> None:
     maps = MapSet.load(str(run / "maps/corpus.safetensors"))
     assert maps.selection is not None
-    assert maps.selection["criterion"] == "token_acc_negative"
-    tried = maps.selection["candidates"]
-    assert {(entry["source"], entry["target"]) for entry in tried} == {
-        (s, t) for s in range(2) for t in range(6)
-    }
-    winner = max(tried, key=lambda entry: entry["score"])
+    assert maps.selection.criterion == "token_acc_negative"
+    tried = maps.selection.candidates
+    assert {(pair.source, pair.target) for pair in tried} == {(s, t) for s in range(2) for t in range(6)}
+    winner = max(tried, key=lambda pair: pair.score)
     chosen = [e["score"] for e in tried if (e["source"], e["target"]) == maps.only_pair()]
     assert max(chosen) == winner["score"]
     assert set(maps.cosines[maps.only_pair()]) == set(EMOTIONS)

@@ -14,7 +14,7 @@ from contrans_dist.evaluation.analysis.compare import (
 )
 from contrans_dist.evaluation.analysis.evaluations import read_evaluation, score_table
 from contrans_dist.evaluation.analysis.examples import OFFENSIVE, Continuation, Example, read_examples
-from contrans_dist.evaluation.analysis.maps import Grid, MapSummary, grid_table, read_map
+from contrans_dist.evaluation.analysis.maps import BlockTable, MapSummary, block_rows, read_map
 from contrans_dist.evaluation.analysis.names import metric, number, strength_text
 from contrans_dist.evaluation.analysis.points import best_point, main_condition, way_of
 from contrans_dist.evaluation.analysis.projections import (
@@ -54,11 +54,11 @@ from contrans_dist.evaluation.analysis.tokens import Moved, read_tokens
 from contrans_dist.evaluation.analysis.verdict import Rival, Verdict, judge, rule, sentence
 
 __all__ = [
-    "OFFENSIVE", "Answers", "Beside", "Comparison", "Continuation", "Evaluation", "Example",
-    "Figures", "Grid", "Leak", "MapSummary", "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection",
+    "OFFENSIVE", "Answers", "Beside", "BlockTable", "Comparison", "Continuation", "Evaluation", "Example",
+    "Figures", "Leak", "MapSummary", "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection",
     "Published", "Reported", "Rival", "Row", "Run", "Score", "Search", "Similarity", "Vector", "Verdict",
-    "beside", "best_point", "companion_scores", "companions_of", "compare", "comparison_table",
-    "concept_states", "differing_settings", "frequent_answers", "grid_table",
+    "beside", "best_point", "block_rows", "companion_scores", "companions_of", "compare", "comparison_table",
+    "concept_states", "differing_settings", "frequent_answers",
     "improvements", "judge", "left_out", "main_condition", "metric", "number", "pairs_of", "picture",
     "picture_table", "positions", "read_evaluation", "read_examples", "read_in_run", "read_map",
     "read_projections", "read_run", "read_similarity", "read_tokens", "read_vectors", "rule", "runs_of",

@@ -1,25 +1,12 @@
 """What a map file says of itself: fit by block pair, the pair that was used, cosines to own vectors."""
 
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from contrans_dist.mapping.map_header import open_map
+from contrans_dist.mapping.map_header import BlockTable, MapHeader, Pair, PairHeader, TriedPair, open_map
 from contrans_dist.store.location import Location
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Values by block pair: `values[i][j]` belongs to source block `source[i]`, target block `target[j]`."""
-
-    source: list[int]
-    target: list[int]
-    values: list[list[float | None]]
-
-    @property
-    def known(self) -> list[float]:
-        return [value for line in self.values for value in line if value is not None]
 
 
 @dataclass(frozen=True)
@@ -27,72 +14,67 @@ class MapSummary:
     """One map file's header, read without its weights."""
 
     name: str
-    protocol: str
-    source_model: str
-    target_model: str
-    pairs: list[dict[str, Any]]
-    r2: Grid | None
-    """Validation R2 by block pair."""
-    chosen: tuple[int, int] | None
-    candidates: list[dict[str, Any]]
-    """Block pairs and strengths tried on the validation scenarios, best score first."""
+    header: MapHeader
 
     @property
-    def choice(self) -> Grid | None:
+    def r2(self) -> BlockTable | None:
+        """Validation R2 by block pair."""
+        return self.header.r2_table
+
+    @property
+    def chosen(self) -> Pair | None:
+        """The pair that is used."""
+        if self.header.selection and self.header.selection.chosen:
+            return self.header.selection.chosen
+        pairs = self.header.pairs
+        return (pairs[0].source, pairs[0].target) if len(pairs) == 1 else None
+
+    @property
+    def candidates(self) -> list[TriedPair]:
+        """Block pairs and strengths tried on the validation scenarios, best score first."""
+        tried = self.header.selection.candidates if self.header.selection else []
+        return sorted(tried, key=lambda candidate: -candidate.score)
+
+    @property
+    def choice(self) -> BlockTable | None:
         """Best validation score of each block pair that was tried."""
-        best: dict[tuple[int, int], float] = {}
-        for entry in self.candidates:
-            pair = (int(entry["source"]), int(entry["target"]))
-            best[pair] = max(best.get(pair, float("-inf")), float(entry["score"]))
-        if not best:
+        if not self.candidates:
             return None
-        source, target = sorted({s for s, _ in best}), sorted({t for _, t in best})
-        return Grid(source, target, [[best.get((s, t)) for t in target] for s in source])
+        source = sorted({tried.source for tried in self.candidates})
+        target = sorted({tried.target for tried in self.candidates})
+        best = np.full((len(source), len(target)), np.nan)
+        for tried in reversed(self.candidates):
+            best[source.index(tried.source), target.index(tried.target)] = tried.score
+        return BlockTable.of(source, target, best)
 
     @property
-    def pair(self) -> dict[str, Any] | None:
+    def pair(self) -> PairHeader | None:
         """What is known of the chosen pair, else of the only one."""
-        for pair in self.pairs:
-            if (pair["source"], pair["target"]) == self.chosen:
+        for pair in self.header.pairs:
+            if (pair.source, pair.target) == self.chosen:
                 return pair
-        return self.pairs[0] if len(self.pairs) == 1 else None
+        return self.header.pairs[0] if len(self.header.pairs) == 1 else None
 
     @property
     def warnings(self) -> list[str]:
         """Warnings of all pairs, each with its blocks."""
         return [
-            f"map {self.name}, block {pair['source']} → {pair['target']}: {warning}"
-            for pair in self.pairs
-            for warning in pair.get("warnings") or []
+            f"map {self.name}, block {pair.source} → {pair.target}: {warning}"
+            for pair in self.header.pairs
+            for warning in pair.warnings
         ]
 
 
 def read_map(location: Location) -> MapSummary:
     """Summary of a map file; only its header is read. Raises UserError for any other file."""
     _, header = open_map(location)
-    pairs, chosen = [pair.model_dump() for pair in header.pairs], None
-    if header.selection and header.selection.chosen:
-        chosen = header.selection.chosen
-    elif len(pairs) == 1:
-        chosen = (header.pairs[0].source, header.pairs[0].target)
-    tried = header.selection.candidates if header.selection else []
-    table = header.r2_table
-    return MapSummary(
-        name=location.name.removesuffix(".safetensors"),
-        protocol=header.protocol,
-        source_model=header.source_model,
-        target_model=header.target_model,
-        pairs=pairs,
-        r2=Grid(table.source, table.target, table.r2) if table else None,
-        chosen=chosen,
-        candidates=sorted((each.model_dump() for each in tried), key=lambda entry: -float(entry["score"])),
-    )
+    return MapSummary(location.name.removesuffix(".safetensors"), header)
 
 
-def grid_table(grid: Grid, value: str) -> pa.Table:
-    """A grid as one row a pair: source_block, target_block, and the value under the given name."""
-    cells = [(s, t, v) for s, line in zip(grid.source, grid.values, strict=True)
-             for t, v in zip(grid.target, line, strict=True)]  # fmt: skip
+def block_rows(table: BlockTable, value: str) -> pa.Table:
+    """A table of blocks as one row a pair: source_block, target_block, and the value under the given name."""
+    cells = [(s, t, v) for s, line in zip(table.source, table.values, strict=True)
+             for t, v in zip(table.target, line, strict=True)]  # fmt: skip
     return pa.table(
         {
             "source_block": pa.array([cell[0] for cell in cells], pa.int64()),

@@ -21,7 +21,7 @@ from contrans_dist.evaluation.samples import NEW_TOKENS, probe_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.trials import budget_text, validation_of
 from contrans_dist.evaluation.work_units import plan_splits, scored_items
-from contrans_dist.mapping.map_set import R2Table
+from contrans_dist.mapping.map_header import BlockTable
 from contrans_dist.models import cut_to, matched_depth, resolve_blocks
 from contrans_dist.pipeline.inputs import captures
 from contrans_dist.pipeline.plan.asked import Asking
@@ -55,7 +55,7 @@ def _choosing_blocks(frame: Frame) -> list[Stage]:
     ):
         n_blocks = frame.side(model).n_blocks
         both.append(resolve_blocks(captures(recipe, on, n_blocks)[0].blocks, n_blocks))
-    pairs = candidates(R2Table(both[0], both[1], np.zeros((len(both[0]), len(both[1])))))
+    pairs = candidates(BlockTable.of(both[0], both[1], np.zeros((len(both[0]), len(both[1])))))
     steered = _steering(frame, settings, {f"{source}:{target}": target for source, target in pairs})
     return _tried(frame, "choose blocks", settings, steered, few_strengths(settings.strengths))
 
