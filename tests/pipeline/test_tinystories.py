@@ -106,8 +106,8 @@ def test_the_pair_of_blocks_was_chosen_on_validation_scenarios(run: Path) -> Non
     tried = maps.selection.candidates
     assert {(pair.source, pair.target) for pair in tried} == {(s, t) for s in range(2) for t in range(6)}
     winner = max(tried, key=lambda pair: pair.score)
-    chosen = [e["score"] for e in tried if (e["source"], e["target"]) == maps.only_pair()]
-    assert max(chosen) == winner["score"]
+    chosen = [pair.score for pair in tried if (pair.source, pair.target) == maps.only_pair()]
+    assert max(chosen) == winner.score
     assert set(maps.cosines[maps.only_pair()]) == set(EMOTIONS)
 
 
