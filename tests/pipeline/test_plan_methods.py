@@ -16,18 +16,15 @@ import pytest
 import yaml
 
 from contrans_dist import demo
-from contrans_dist.benchmarks.lm_eval.benchmark import HarnessBenchmark
+from contrans_dist.benchmarks.behaviours import BehaviourEvaluation
+from contrans_dist.benchmarks.emotions import EmotionEvaluation
+from contrans_dist.benchmarks.lm_eval import HarnessBenchmark, HarnessEvaluation
 from contrans_dist.benchmarks.lm_eval.documents import Document, Request
+from contrans_dist.benchmarks.perplexity import PerplexityEvaluation
 from contrans_dist.benchmarks.registry import load_benchmark
-from contrans_dist.config import (
-    BehaviourEvaluation,
-    EmotionEvaluation,
-    HarnessEvaluation,
-    ModelSettings,
-    PerplexityEvaluation,
-    ToxigenEvaluation,
-    TruthfulQAEvaluation,
-)
+from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
+from contrans_dist.benchmarks.truthfulqa import TruthfulQAEvaluation
+from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import canary, capture_ids
 from contrans_dist.engine.prefixes import can_narrow, can_share
 from contrans_dist.engine.scoring import BASE, Intervention

@@ -162,14 +162,14 @@ def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) 
 
 
 def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
-    """Perplexity under the same steering: of the search for strengths, then of the run's evaluations that
+    """What the same steering costs: by the search for strengths, then by the run's evaluations of a cost that
     steer the same concepts."""
     own = sweep_of(evaluation, "perplexity")
     others = [
         each
         for each in run.evaluations
-        if each.benchmark == "perplexity"
-        and each is not evaluation
+        if each is not evaluation
+        and any(each.metric(name).cost for name in each.metrics[:1])
         and _concepts(run.recipe, each) == _concepts(run.recipe, evaluation)
     ]
     return [*([own] if own else []), *others]

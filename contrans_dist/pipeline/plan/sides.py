@@ -68,6 +68,15 @@ class Pieces:
     def decode(self, _ids: Sequence[int], **_: Any) -> str:
         return "<s>"
 
+    chat_template = "{{ messages }}"
+
+    def get_chat_template(self) -> str:
+        return self.chat_template
+
+    def apply_chat_template(self, conversations: list[list[dict[str, str]]], **_: Any) -> list[str]:
+        """The turns one after the other, as if nothing stood around them."""
+        return ["\n".join(turn["content"] for turn in turns) for turns in conversations]
+
     def _id(self, piece: str) -> int:
         if piece not in self.known:
             self.known[piece] = 1 + len(self.known) % (self.vocabulary - 1)
@@ -113,8 +122,6 @@ class Side:
 
     def ids(self, texts: Sequence[str], chat: bool = False, chat_date: date = CHAT_DATE) -> list[list[int]]:
         """The texts as token ids."""
-        if isinstance(self.lm.tokenizer, Pieces):
-            chat = False
         return encode_many(self.lm, texts, chat, chat_date)
 
     def _tokenizer(self) -> Any:
