@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from contrans_dist.benchmarks.base import Benchmark
 from contrans_dist.benchmarks.summary import Metric
-from contrans_dist.config import EvaluationSettings, find_benchmark
+from contrans_dist.config import EvaluationSettings, benchmark_names, find_benchmark
 from contrans_dist.config.benchmarks import OURS
 from contrans_dist.errors import UserError
 
@@ -36,8 +36,8 @@ def metric_of(key: str, benchmark: str = "") -> Metric:
     """How the metric behind a key is read, such as `token_acc_negative` or, for one concept,
     `fear/token_acc_negative`.
 
-    Without a benchmark, as the first of ours reads it that has one of that name.
+    Without a benchmark, as the first of all reads it that has one of that name, ours before others'.
     """
     name = key.rpartition("/")[2]
-    known = (each.metric(name) for each in ([about(benchmark)] if benchmark else ours()))
+    known = (about(each).metric(name) for each in ([benchmark] if benchmark else benchmark_names()))
     return next(filter(None, known), Metric(name, percent=False))

@@ -150,7 +150,7 @@ class PerplexityBenchmark(Benchmark):
         sizes = {"window": windows.room + len(windows.front), "stride": windows.stride}
         rows: list[list[dict[str, Any]]] = [[] for _ in interventions]
         for apart in (False, True):
-            chosen = [i for i, each in enumerate(interventions) if _per_item(each) == apart]
+            chosen = [i for i, each in enumerate(interventions) if each.per_item == apart]
             values = self._per_token(lm, items, [interventions[i] for i in chosen], apart) if chosen else []
             for i, of_tokens in zip(chosen, values, strict=True):
                 parts = [of_tokens[low:high] for low, high in spans]
@@ -217,11 +217,6 @@ class PerplexityBenchmark(Benchmark):
             for row in sorted(sizes, key=lambda row: (row["window"], row["stride"]))
         ]
         return {**super().summarise(table, reference), "notes": notes}
-
-
-def _per_item(intervention: Intervention) -> bool:
-    """Whether it has a vector for each item."""
-    return any(np.ndim(vector) == 2 for vector in intervention.vectors.values())
 
 
 def _wikitext() -> str:

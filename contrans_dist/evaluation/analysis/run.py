@@ -18,6 +18,8 @@ from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file
 from contrans_dist.store.run_recipe import read_run_recipe
 
 RUNS_FOLDER, EVALUATIONS_FOLDER = "runs", "evaluations"
+COST = "perplexity"
+"""The metric that tells what steering costs, beside others."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,13 @@ def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) 
 def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
     """What the same steering costs: by the search for strengths, then by the run's evaluations of a cost that
     steer the same concepts."""
-    own = sweep_of(evaluation, "perplexity")
+    own = sweep_of(evaluation, COST)
     others = [
         each
         for each in run.evaluations
-        if each is not evaluation
-        and any(each.metric(name).cost for name in each.metrics[:1])
+        if each.metrics[:1] == [COST]
+        and each.metric(COST).cost
+        and each is not evaluation
         and _concepts(run.recipe, each) == _concepts(run.recipe, evaluation)
     ]
     return [*([own] if own else []), *others]
