@@ -74,18 +74,18 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
 def _several(recipe: Recipe, out: Location, folder: Path, shared: Location) -> dict[str, Any]:
     """Every run of a recipe, with common harvests, and the page that compares them."""
     keep_recipe(recipe, out)
-    began, found = time.monotonic(), {}
+    began, summaries = time.monotonic(), {}
     for name, one in runs_of(recipe).items():
         note(f"=== run {name}")
-        found[name] = Run(one, out / RUNS / name, RecipeTexts(one, folder), shared).all()
-    page = write_comparison([out / RUNS / name for name in found], out)
+        summaries[name] = Run(one, out / RUNS / name, RecipeTexts(one, folder), shared).all()
+    page = write_comparison([out / RUNS / name for name in summaries], out)
     return {
         "name": recipe.name,
         "out": str(out),
         "report": str(page),
         "evaluations": {
             f"{run}, {name}": result
-            for run, summary in found.items()
+            for run, summary in summaries.items()
             for name, result in summary["evaluations"].items()
         },
         "seconds": round(time.monotonic() - began, 1),

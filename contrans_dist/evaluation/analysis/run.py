@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.evaluations import read_evaluation
@@ -18,7 +18,7 @@ from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file
 from contrans_dist.store.run_recipe import read_run_recipe
 
 RUNS_FOLDER, EVALUATIONS_FOLDER = "runs", "evaluations"
-COST = "perplexity"
+COST: Final = "perplexity"
 """The metric that tells what steering costs, beside others."""
 
 
