@@ -12,8 +12,9 @@ from typing import Any, get_args
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
+from contrans_dist.benchmarks.registry import ours
 from contrans_dist.cli import app
-from contrans_dist.config import EVALUATIONS, Recipe, Settings
+from contrans_dist.config import Recipe, Settings
 from contrans_dist.evaluation.conditions import CONDITIONS
 
 
@@ -77,10 +78,14 @@ def recipe_keys() -> str:
     parts = [_keys(Recipe)]
     for inner, names in sections.items():
         parts += [f"### {', '.join(names)}", inspect.getdoc(inner) or "", _keys(inner)]
-    common = set.intersection(*(set(settings.model_fields) for settings in EVALUATIONS.values()))
+    evaluations = {
+        benchmark.settings_class.model_fields["benchmark"].default: benchmark.settings_class
+        for benchmark in ours()
+    }
+    common = set.intersection(*(set(settings.model_fields) for settings in evaluations.values()))
     parts += ["### `evaluations.NAME`", "What every benchmark takes:"]
-    parts += [_keys(next(iter(EVALUATIONS.values())), common - {"texts"})]
-    for name, settings in EVALUATIONS.items():
+    parts += [_keys(next(iter(evaluations.values())), common - {"texts"})]
+    for name, settings in evaluations.items():
         keys = (set(settings.model_fields) - common) | {"texts"}
         parts += [f"### `benchmark: {name}`", inspect.getdoc(settings) or "", _keys(settings, keys)]
     return "\n\n".join(parts)
