@@ -106,9 +106,9 @@ def status(
 
 def inspect(uri: Annotated[str, typer.Argument(help="Any artefact.")], as_json: AsJson = False) -> None:
     """What an artefact is and where it comes from."""
-    from contrans_dist.pipeline.status import describe
+    from contrans_dist.pipeline.status import artefact_facts
 
-    facts = describe(Location.parse(uri))
+    facts = artefact_facts(Location.parse(uri))
     if as_json:
         emit(True, facts, "")
         return

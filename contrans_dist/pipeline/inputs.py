@@ -192,7 +192,7 @@ def harvested(recipe: Recipe) -> list[Harvested]:
     return models
 
 
-def identity_of(model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> str:
+def harvest_key(model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> str:
     """What an activation set holds, as a fingerprint: sets for which it is the same are shared by runs."""
     held = [model.model_dump(mode="json"), capture.model_dump(mode="json"), table_hash(table)]
     return fingerprint({"of": held})

@@ -31,7 +31,7 @@ from contrans_dist.evaluation.transfers import Material
 from contrans_dist.harvest.driver import HarvestJob, harvest_sets
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import model_facts
-from contrans_dist.pipeline.inputs import READS, Harvested, RecipeTexts, captures, harvested, identity_of
+from contrans_dist.pipeline.inputs import READS, Harvested, RecipeTexts, captures, harvest_key, harvested
 from contrans_dist.report import write_report
 from contrans_dist.report.tsne import differences_table, states_table
 from contrans_dist.store.activation_set import ActivationSet
@@ -62,7 +62,7 @@ def _way(run: Location, shared: Location) -> str:
     return "/".join([*[".."] * up, shared.name])
 
 
-class Run:
+class RunDriver:
     """The stages of one run, in order; each leaves its artefacts in the run's folder.
 
     `shared`: a common folder of harvests, in a folder above the run's.
@@ -170,7 +170,7 @@ class Run:
         """Where an activation set goes: into the run, or by what it holds where runs share them."""
         if self.shared is None:
             return self.out / "activations" / name
-        identity = identity_of(model, capture, table)
+        identity = harvest_key(model, capture, table)
         plain = re.sub("[^A-Za-z0-9]+", "-", without_credentials(model.id))
         folder = f"{name.partition('-')[0]}-{plain}-{identity}"
         self.activations[name] = f"{_way(self.out, self.shared)}/{folder}"

@@ -15,7 +15,7 @@ from contrans_dist.distributed.cluster import connected
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.conditions import conditions_of
 from contrans_dist.pipeline.inputs import RecipeTexts
-from contrans_dist.pipeline.run import Run, keep_recipe
+from contrans_dist.pipeline.run import RunDriver, keep_recipe
 from contrans_dist.report import write_comparison
 from contrans_dist.store.location import Location
 
@@ -67,7 +67,7 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
         stack.enter_context(connected(recipe.cluster.address))
         stack.enter_context(kept_actors())
         if not recipe.runs:
-            return Run(recipe, out, RecipeTexts(recipe, folder), shared).all()
+            return RunDriver(recipe, out, RecipeTexts(recipe, folder), shared).all()
         return _several(recipe, out, folder, shared or out / "activations")
 
 
@@ -77,7 +77,7 @@ def _several(recipe: Recipe, out: Location, folder: Path, shared: Location) -> d
     began, summaries = time.monotonic(), {}
     for name, one in runs_of(recipe).items():
         note(f"=== run {name}")
-        summaries[name] = Run(one, out / RUNS / name, RecipeTexts(one, folder), shared).all()
+        summaries[name] = RunDriver(one, out / RUNS / name, RecipeTexts(one, folder), shared).all()
     page = write_comparison([out / RUNS / name for name in summaries], out)
     return {
         "name": recipe.name,

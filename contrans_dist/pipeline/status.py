@@ -17,7 +17,7 @@ from contrans_dist.vectors.concept_vector import VectorHeader
 _LONG = ("identity", "shards", "conditions", "norms", "leak")
 
 
-def describe(location: Location) -> dict[str, Any]:
+def artefact_facts(location: Location) -> dict[str, Any]:
     """Facts about an activation set, a shard, a vector, a map, an evaluation or a run, for printing.
 
     Raises UserError when it is none of them.
