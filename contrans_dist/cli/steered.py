@@ -20,7 +20,8 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import EVALUATIONS, ModelSettings
+from contrans_dist.config import ModelSettings, find_benchmark
+from contrans_dist.config.benchmarks import OURS
 from contrans_dist.config.recipe import override, validated
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
@@ -34,11 +35,12 @@ _FLAGS = {
     "instruction": "--inst-align",
 }  # fmt: skip
 """Settings that have flags of their own."""
+_NAMES = f"{', '.join(entry.name for entry in OURS)}, or one that an installed package brings."
 
 
 def evaluate(
     model: ModelName,
-    benchmark: Annotated[str, typer.Option(help=f"{', '.join(EVALUATIONS)}.")],
+    benchmark: Annotated[str, typer.Option(help=_NAMES)],
     out: Annotated[str, typer.Option(help="Folder or URI of the evaluation.", callback=lasting)],
     data: Annotated[
         str | None,
@@ -58,10 +60,12 @@ def evaluate(
             "Default: all that the vectors given allow."
         ),
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="emotions, truthfulqa: default or paper.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Where a benchmark has several: default or paper.")
+    ] = None,
     template: Annotated[str | None, typer.Option(help="Prompt around each text, with {text}.")] = None,
     shots: Annotated[
-        str | None, typer.Option(help="emotions: scenarios that may serve as few-shot examples.")
+        str | None, typer.Option(help="What may serve as few-shot examples, where a benchmark takes some.")
     ] = None,
     align_training: Annotated[
         str | None, typer.Option(help="An instruct model, scored beside as `align-training`.")
@@ -92,9 +96,10 @@ def evaluate(
     from contrans_dist.evaluation.conditions import known, systems
     from contrans_dist.evaluation.steering import derivable, load_vectors, steering
 
-    chosen = EVALUATIONS.get(benchmark)
-    if chosen is None:
-        raise UserError(f"--benchmark {benchmark}: expected one of {', '.join(EVALUATIONS)}")
+    try:
+        chosen = find_benchmark(benchmark).settings_class
+    except UserError as error:
+        raise UserError(f"--benchmark {benchmark}: {error}") from error
     if data is None and chosen.model_fields["texts"].is_required():
         raise UserError(f"--data: expected what benchmark {benchmark} is to score")
     asked = [name for name in (controls or "").split(",") if name and name != "none"]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from contrans_dist.config import EvaluationSettings, Recipe, Settings, evaluation_settings
+from contrans_dist.config import EvaluationSettings, Recipe, Settings, evaluation_class
 from contrans_dist.config.characters import check_whole
 from contrans_dist.config.limits import RECIPE_BYTES, check_size, raised
 from contrans_dist.config.yamlfiles import parse_yaml
@@ -131,9 +131,8 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"missing key {key!r}"
-    if first["type"] == "union_tag_invalid":
-        known = ", ".join(first["ctx"]["expected_tags"].replace("'", "").split(", "))
-        return f"{key}.benchmark: expected one of {known}, found {first['ctx']['tag']!r}"
+    if first["type"] == "benchmark":
+        return f"{key}.benchmark: {first['msg']}"
     wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
     shown = repr(first["input"])
     shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
@@ -177,7 +176,7 @@ def _known_keys(settings: type[Settings], path: list[str], content: Any) -> set[
         if field is not None:
             current = _settings_in(field.annotation)
         elif _is_settings(current) and issubclass(current, EvaluationSettings):  # an evaluation's name
-            current = evaluation_settings(content)
+            current = evaluation_class(content)
     return set(current.model_fields) if _is_settings(current) else set()
 
 

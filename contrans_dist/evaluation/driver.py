@@ -22,7 +22,6 @@ from contrans_dist.config import (
 )
 from contrans_dist.console import Progress, note
 from contrans_dist.data.contamination import leak_report
-from contrans_dist.data.texts import texts_hash
 from contrans_dist.distributed.cluster import connected, replicas
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.errors import RunError, UserError
@@ -153,7 +152,7 @@ def _identity(
     identities = [[_model(model, benchmark, items) for model in system.models] for system in systems]
     own = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
     # Places of files say nothing; the items that came from them are in `items`.
-    own = {name: value for name, value in own.items() if name not in ("validation", "shots", "include")}
+    own = {name: value for name, value in own.items() if name not in settings.files}
     return {
         "benchmark": settings.benchmark,
         **own,
@@ -170,13 +169,10 @@ def _identity(
     }
 
 
-def _model(model: ModelSettings, benchmark: Any, items: Sequence[Any]) -> dict[str, Any]:
-    """What a model's numbers depend on; under its chat template also the prompts that it writes."""
+def _model(model: ModelSettings, benchmark: Benchmark, items: Sequence[Any]) -> dict[str, Any]:
+    """What a model's numbers depend on, and what the benchmark has to say of it."""
     facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
-    found = model_identity(model, facts)
-    if getattr(benchmark, "chat", False):
-        found["prompts"] = texts_hash(benchmark.chat_prompts(facts.reads, items, model.id))
-    return found
+    return {**model_identity(model, facts), **benchmark.model_identity(facts.reads, items, model.id)}
 
 
 def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:

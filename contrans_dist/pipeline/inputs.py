@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from contrans_dist import demo
+from contrans_dist.benchmarks.registry import about, ours
 from contrans_dist.benchmarks.scenarios import read_scenarios
-from contrans_dist.benchmarks.toxigen_sets import refinement_texts
 from contrans_dist.config import (
     CaptureSettings,
     ConceptSettings,
@@ -16,7 +16,6 @@ from contrans_dist.config import (
     EvaluationSettings,
     ModelSettings,
     Recipe,
-    ToxigenEvaluation,
     fingerprint,
 )
 from contrans_dist.data.corpus import prepare_corpus
@@ -29,8 +28,6 @@ from contrans_dist.store.location import Location
 READS = ("corpus", "contrast")
 """The texts of a recipe: those the map is fitted on, and those that make the concept vectors."""
 _BUNDLED = "demo:"
-_FILES = ("texts", "shots", "validation", "include")
-"""Settings of an evaluation that name a file or folder."""
 _FRAMED = "{before}{text}{after}"
 
 
@@ -78,37 +75,39 @@ class RecipeTexts:
         return text_table(pa.concat_tables([part.select(names) for part in parts]), "concepts.texts")
 
     def _contrast_of(self, own: ContrastSettings) -> pa.Table:
-        """One concept's texts as they are; of a ToxiGen folder those that no evaluation takes."""
-        place = self.place(own.texts)
-        if Location.parse(place).names():
-            evaluation = self._drawn_from(own.texts)
-            columns = refinement_texts(
-                Location.parse(place),
-                seed=evaluation.seed,
-                evaluation=evaluation.per_group,
-                validation=evaluation.validation_per_group,
-            )
-            table = text_table(columns, own.texts)
-            return table.drop_columns(["concept"])
-        table = read_texts(place)
-        if "label" not in table.column_names and not (own.positive or self.recipe.concepts.positive):
-            raise UserError(f"{own.texts}: expected positive and negative texts (a column `label`)")
+        """One concept's texts as they are; of a folder of a benchmark's data those that none scores."""
+        place = Location.parse(self.place(own.texts))
+        if place.names():
+            settings = self._scoring(own.texts)
+            table = text_table(about(settings.benchmark).contrast_texts(place, settings), own.texts)
+        else:
+            table = read_texts(place)
+            if "label" not in table.column_names and not (own.positive or self.recipe.concepts.positive):
+                raise UserError(f"{own.texts}: expected positive and negative texts (a column `label`)")
         return table.drop_columns([name for name in ("concept",) if name in table.column_names])
 
-    def _drawn_from(self, texts: str) -> ToxigenEvaluation:
-        """The evaluation whose prompts are drawn from the same folder as a concept's texts."""
-        scored = {
-            name: (settings.seed, settings.per_group, settings.validation_per_group)
+    def _scoring(self, folder: str) -> EvaluationSettings:
+        """The evaluation that scores what it draws from a folder, for what it leaves; where none does, one
+        with the defaults of the first of our benchmarks whose data hold contrast texts."""
+        scoring = {
+            name: settings
             for name, settings in self.recipe.evaluations.items()
-            if isinstance(settings, ToxigenEvaluation) and settings.texts == texts
+            if settings.texts == folder and about(settings.benchmark).contrast_by
         }
-        if len(set(scored.values())) > 1:
+        if not scoring:
+            return next(each for each in ours() if each.contrast_by).settings_class()  # type: ignore[call-arg]
+        first = next(iter(scoring.values()))
+        fields = ("benchmark", *about(first.benchmark).contrast_by)
+        if (
+            len({tuple(getattr(settings, name, None) for name in fields) for settings in scoring.values()})
+            > 1
+        ):
+            same = f"{', '.join(fields[1:-1])} and {fields[-1]}"
             raise UserError(
-                f"evaluations {', '.join(scored)}: expected the same seed, per_group and "
-                f"validation_per_group, since what they leave of {texts} refines the concept"
+                f"evaluations {', '.join(scoring)}: expected the same {same}, since what they leave of "
+                f"{folder} refines the concept"
             )
-        found = next((self.recipe.evaluations[name] for name in scored), None)
-        return found if isinstance(found, ToxigenEvaluation) else ToxigenEvaluation()
+        return first
 
     def _framed(self, table: pa.Table, own: ContrastSettings) -> pa.Table:
         """The texts with what stands around each, by the concept's own templates or the common ones."""
@@ -120,7 +119,7 @@ class RecipeTexts:
 
     def placed(self, settings: EvaluationSettings) -> EvaluationSettings:
         """The settings with the places of their files."""
-        names = [name for name in _FILES if getattr(settings, name, None) is not None]
+        names = [name for name in settings.files if getattr(settings, name) is not None]
         changes: dict[str, Any] = {name: self.place(getattr(settings, name)) for name in names}
         if settings.search is not None and settings.search.perplexity is not None:
             text = self.place(settings.search.perplexity)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from contrans_dist.benchmarks import about
 from contrans_dist.evaluation.analysis import (
-    OFFENSIVE,
     Continuation,
     Evaluation,
     Verdict,
@@ -67,7 +67,7 @@ def examples_of(evaluation: Evaluation, verdict: Verdict) -> Examples | None:
     ]
     if not found:
         return None
-    offensive = evaluation.benchmark in OFFENSIVE
+    offensive = about(evaluation.benchmark).offensive
     first = 0 if offensive else _OPEN
     return Examples(
         found[:first],

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from contrans_dist.benchmarks import about
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import (
-    OFFENSIVE,
     Evaluation,
     Leak,
     Run,
@@ -30,10 +30,6 @@ from contrans_dist.report.strengths import Choice, choice_of, strength_drawing
 from contrans_dist.report.tables import STATUS_WORDS, condition_table, verdict_bars
 
 T = TypeVar("T")
-_NOUNS = {
-    "emotions": "scenarios", "truthfulqa": "questions", "behaviours": "questions", "toxigen": "prompts",
-    "perplexity": "texts",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,8 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
         evaluation.benchmark,
         evaluation.model,
         evaluation.block,
-        _NOUNS.get(evaluation.benchmark, "items"),
-        evaluation.benchmark in OFFENSIVE,
+        about(evaluation.benchmark).noun,
+        about(evaluation.benchmark).offensive,
     )
     section.leak = evaluation.leak
     section.notes = [note for note in (*evaluation.notes, left_out(run, evaluation)) if note]

@@ -20,8 +20,15 @@ import yaml
 import contrans_dist as ct
 from contrans_dist.benchmarks import Benchmark
 from contrans_dist.benchmarks.identity import content_hash
-from contrans_dist.benchmarks.lm_eval import Document, HarnessBenchmark, Request, answers, engine_lm
-from contrans_dist.config import ClusterSettings, HarnessEvaluation, ModelSettings
+from contrans_dist.benchmarks.lm_eval import (
+    Document,
+    HarnessBenchmark,
+    HarnessEvaluation,
+    Request,
+    answers,
+    engine_lm,
+)
+from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import read_evaluation
@@ -568,8 +575,7 @@ def test_tasks_of_one_s_own_and_the_harness_s_are_known_by_name(include: Path) -
 def test_without_the_extra_one_line_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['lm_eval'] = None\n"
-        "from contrans_dist.benchmarks.lm_eval import HarnessBenchmark\n"
-        "from contrans_dist.config import HarnessEvaluation\n"
+        "from contrans_dist.benchmarks.lm_eval import HarnessBenchmark, HarnessEvaluation\n"
         "try: HarnessBenchmark.load(HarnessEvaluation(tasks=('arc_easy',)))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )

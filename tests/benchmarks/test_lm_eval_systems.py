@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 import torch
 
-from contrans_dist.benchmarks.lm_eval import HarnessBenchmark
-from contrans_dist.config import ClusterSettings, HarnessEvaluation, ModelSettings
+from contrans_dist.benchmarks.lm_eval import HarnessBenchmark, HarnessEvaluation
+from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering

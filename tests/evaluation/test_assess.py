@@ -9,15 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from contrans_dist.benchmarks.emotions import EmotionEvaluation
+from contrans_dist.benchmarks.lm_eval import HarnessEvaluation
+from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
 from contrans_dist.cli.main import app
-from contrans_dist.config import (
-    ClusterSettings,
-    EmotionEvaluation,
-    HarnessEvaluation,
-    ModelSettings,
-    SearchSettings,
-    ToxigenEvaluation,
-)
+from contrans_dist.config import ClusterSettings, ModelSettings, SearchSettings
 from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import run_tasks

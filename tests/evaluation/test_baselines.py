@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from contrans_dist.benchmarks.emotions import EmotionEvaluation
 from contrans_dist.benchmarks.registry import load_benchmark
-from contrans_dist.config import ClusterSettings, EmotionEvaluation, ModelSettings
+from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import evaluate

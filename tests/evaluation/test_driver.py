@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from contrans_dist.benchmarks.emotions import EmotionEvaluation
 from contrans_dist.benchmarks.registry import load_benchmark
-from contrans_dist.config import ClusterSettings, EmotionEvaluation, ModelSettings
+from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.distributed.pool import Outcome, Task
 from contrans_dist.engine.scoring import BASE, Intervention

@@ -11,17 +11,13 @@ import numpy as np
 import pytest
 
 from contrans_dist import demo
+from contrans_dist.benchmarks.behaviours import BehaviourEvaluation
+from contrans_dist.benchmarks.emotions import EmotionEvaluation
 from contrans_dist.benchmarks.identity import content_hash
-from contrans_dist.config import (
-    BehaviourEvaluation,
-    EmotionEvaluation,
-    EvaluationSettings,
-    ModelSettings,
-    PerplexityEvaluation,
-    ToxigenEvaluation,
-    TruthfulQAEvaluation,
-    fingerprint,
-)
+from contrans_dist.benchmarks.perplexity import PerplexityEvaluation
+from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
+from contrans_dist.benchmarks.truthfulqa import TruthfulQAEvaluation
+from contrans_dist.config import EvaluationSettings, ModelSettings, fingerprint
 from contrans_dist.evaluation import driver as room
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import evaluate

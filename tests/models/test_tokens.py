@@ -13,9 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from contrans_dist.benchmarks.behaviours import BehaviourEvaluation
 from contrans_dist.benchmarks.lm_eval.tokens import encode_pair, encode_prompt
 from contrans_dist.cli import main
-from contrans_dist.config import BehaviourEvaluation, CaptureSettings, ClusterSettings, ModelSettings
+from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import text_table
 from contrans_dist.engine.capture import capture, capture_ids
 from contrans_dist.engine.scoring import generate, next_token

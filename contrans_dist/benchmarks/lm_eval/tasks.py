@@ -1,5 +1,7 @@
 """The harness's side, in the driver alone: tasks are loaded once and judged anew for each condition."""
 
+from __future__ import annotations
+
 import logging
 import os
 import random
@@ -10,17 +12,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.benchmarks.lm_eval.answering import Answer, answers
 from contrans_dist.benchmarks.lm_eval.documents import Document, document, request_of
-from contrans_dist.config import HarnessEvaluation
-from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel
+
+if TYPE_CHECKING:
+    from contrans_dist.benchmarks.lm_eval import HarnessEvaluation
+    from contrans_dist.engine.scoring import Intervention
+    from contrans_dist.models import LanguageModel
 
 _BOOTSTRAPS = 1000
 """Resamples behind a standard error without a formula; the harness's 100,000 take minutes a condition."""
@@ -38,19 +42,22 @@ def require_harness() -> None:
         raise UserError("benchmark lm-eval needs the extra: pip install 'contrans-dist[lm-eval]'") from None
 
 
-def engine_lm(lm: LanguageModel, intervention: Intervention = BASE, seed: int = 0) -> Any:
-    """The steered model behind the harness's own interface, for `lm_eval.simple_evaluate(model=...)`.
+def engine_lm(lm: LanguageModel, intervention: Intervention | None = None, seed: int = 0) -> Any:
+    """The steered model (unsteered without an intervention) behind the harness's own interface, for
+    `lm_eval.simple_evaluate(model=...)`.
 
     Raises UserError where the extra is not installed.
     """
     require_harness()
     from contrans_dist.benchmarks.lm_eval.model import EngineLM
+    from contrans_dist.engine.scoring import BASE
 
     def answer(instances: Sequence[Any]) -> list[Answer]:
-        asked = [
-            document(f"{each.task_name}/{each.doc_id}", each.task_name, "", [each]) for each in instances
+        documents = [
+            document(f"{instance.task_name}/{instance.doc_id}", instance.task_name, "", [instance])
+            for instance in instances
         ]
-        return [found for (found,) in answers(lm, asked, [intervention], seed=seed)[0]]
+        return [given for (given,) in answers(lm, documents, [intervention or BASE], seed=seed)[0]]
 
     return EngineLM(answer, lm.tokenizer)
 
@@ -87,7 +94,7 @@ class Tasks:
             task.doc_iterator = lambda docs=docs, **_: iter(docs.items())
 
     @classmethod
-    def load(cls, settings: HarnessEvaluation) -> "Tasks":
+    def load(cls, settings: HarnessEvaluation) -> Tasks:
         """The tasks that settings name, their few-shot examples drawn as `simple_evaluate` draws them.
 
         Raises UserError for a task that is not known, cannot be loaded or asks what the engine cannot answer.

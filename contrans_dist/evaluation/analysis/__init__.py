@@ -13,7 +13,7 @@ from contrans_dist.evaluation.analysis.compare import (
     positions,
 )
 from contrans_dist.evaluation.analysis.evaluations import read_evaluation, score_table
-from contrans_dist.evaluation.analysis.examples import OFFENSIVE, Continuation, Example, read_examples
+from contrans_dist.evaluation.analysis.examples import Continuation, Example, read_examples
 from contrans_dist.evaluation.analysis.maps import Grid, MapSummary, grid_table, read_map
 from contrans_dist.evaluation.analysis.names import metric, number, strength_text
 from contrans_dist.evaluation.analysis.points import best_point, main_condition, way_of
@@ -54,7 +54,7 @@ from contrans_dist.evaluation.analysis.tokens import Moved, read_tokens
 from contrans_dist.evaluation.analysis.verdict import Rival, Verdict, judge, rule, sentence
 
 __all__ = [
-    "OFFENSIVE", "Answers", "Beside", "Comparison", "Continuation", "Evaluation", "Example",
+    "Answers", "Beside", "Comparison", "Continuation", "Evaluation", "Example",
     "Figures", "Grid", "Leak", "MapSummary", "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection",
     "Published", "Reported", "Rival", "Row", "Run", "Score", "Search", "Similarity", "Vector", "Verdict",
     "beside", "best_point", "companion_scores", "companions_of", "compare", "comparison_table",

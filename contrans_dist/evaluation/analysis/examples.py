@@ -10,8 +10,6 @@ from contrans_dist.evaluation.conditions import condition_order
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import EXAMPLES, RESULTS, Kind, read_columns
 
-OFFENSIVE = ("toxigen",)
-"""Benchmarks whose texts are offensive by design."""
 _COLUMNS: dict[str, Kind] = {
     "concept": "text", "item": "text", "prompt": "text", "condition": "text", "strength": "number",
     "continuation": "text",

@@ -18,6 +18,8 @@ from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file
 from contrans_dist.store.run_recipe import read_run_recipe
 
 RUNS_FOLDER, EVALUATIONS_FOLDER = "runs", "evaluations"
+COST = "perplexity"
+"""The metric that tells what steering costs, beside others."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,14 @@ def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) 
 
 
 def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
-    """Perplexity under the same steering: of the search for strengths, then of the run's evaluations that
+    """What the same steering costs: by the search for strengths, then by the run's evaluations of a cost that
     steer the same concepts."""
-    own = sweep_of(evaluation, "perplexity")
+    own = sweep_of(evaluation, COST)
     others = [
         each
         for each in run.evaluations
-        if each.benchmark == "perplexity"
+        if each.metrics[:1] == [COST]
+        and each.metric(COST).cost
         and each is not evaluation
         and _concepts(run.recipe, each) == _concepts(run.recipe, evaluation)
     ]

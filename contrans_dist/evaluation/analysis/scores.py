@@ -4,8 +4,7 @@ from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Any
 
-from contrans_dist.benchmarks import headline
-from contrans_dist.evaluation.analysis.names import Metric, metric
+from contrans_dist.benchmarks import Metric, about, metric_of
 from contrans_dist.evaluation.analysis.strengths import Search
 from contrans_dist.evaluation.conditions import condition_of, condition_order
 from contrans_dist.store.location import Location
@@ -114,12 +113,12 @@ class Evaluation:
     def metrics(self) -> list[str]:
         """Metrics over all concepts, the heading one first, then in the file's order."""
         names = list(dict.fromkeys(name for row in self.rows for name in row.scores if "/" not in name))
-        head = headline(self.benchmark, names).metric
+        head = about(self.benchmark).headline(names)
         return sorted(names, key=lambda name: name != head)
 
     def metric(self, key: str) -> Metric:
         """How a metric is read here: as everywhere, but for the direction that a task itself tells."""
-        found, (*above, name) = metric(key), key.split("/")
+        found, (*above, name) = metric_of(key, self.benchmark), key.split("/")
         tasks = self.content.get("tasks") or {}
         asked = [tasks[above[-1]]] if above and above[-1] in tasks else tasks.values()
         told = [(task.get("higher_is_better") or {}).get(name.partition(",")[0]) for task in asked]

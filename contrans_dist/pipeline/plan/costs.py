@@ -1,6 +1,6 @@
-"""What the engines are asked to do, and the tokens that their forward passes then take.
+"""What calls of the engine cost: tokens in forward passes, and how many blocks of the model these go through.
 
-Batches are planned by the engines' own rules, so padding counts, and what texts begin with in common counts
+Batches are planned by the engine's own rules, so padding counts, and what texts begin with in common counts
 once, as far as it is shared. (A few architectures cannot share beginnings; that shows only once they run.)
 """
 
@@ -20,23 +20,18 @@ class Captured:
 
     ids: list[Ids]
     highest: int
-    once: int
-    """Tokens of the passes."""
+    tokens: int
 
     @classmethod
     def of(
-        cls, lm: LanguageModel, ids: list[Ids], wanted: Sequence[int], mean: bool, highest: int, most: int
+        cls, lm: LanguageModel, ids: list[Ids], wanted: Sequence[int], share: bool, highest: int, most: int
     ) -> "Captured":
-        """`wanted`: the place in each text that its row is taken from. `most`: tokens of a batch."""
-        return cls(ids, highest, _once(lm, ids, wanted, most, share=not mean))
-
-    @property
-    def tokens(self) -> int:
-        return self.once
+        """`wanted`: the place in each text that its row is taken from; `share`: whether what texts begin with
+        is run once. `most`: tokens of a batch."""
+        return cls(ids, highest, _tokens(lm, ids, wanted, most, share))
 
     def works(self, n_blocks: int, _head: float) -> tuple[float, ...]:
-        """See `Call`."""
-        return (self.once * min(self.highest + 1, n_blocks),)
+        return (self.tokens * min(self.highest + 1, n_blocks),)
 
 
 @dataclass(frozen=True)
@@ -44,29 +39,23 @@ class Scored:
     """Sequences that are scored under interventions which share what is below the steered blocks."""
 
     ids: list[Ids]
-    wanted: list[int]
-    """Positions at each sequence's end whose logits are wanted."""
+    positions: list[int]
+    """At each sequence's end, those whose logits are wanted."""
     blocks: tuple[int | None, ...]
     """The lowest block that each intervention adds something to; None for the base."""
-    own: bool
+    apart: bool
     """Whether each sequence has vectors of its own, so that beginnings are not shared."""
     once: int
     """Tokens of the passes through all blocks, without an intervention."""
 
     @classmethod
     def of(
-        cls,
-        lm: LanguageModel,
-        ids: list[Ids],
-        wanted: list[int],
-        blocks: Sequence[int | None],
-        own: bool,
-        most: int,
-    ) -> "Scored":
+        cls, lm: LanguageModel, ids: list[Ids], positions: list[int], blocks: Sequence[int | None],
+        apart: bool, most: int,
+    ) -> "Scored":  # fmt: skip
         """`most`: tokens of a batch."""
-        starts = [len(each) - n for each, n in zip(ids, wanted, strict=True)]
-        once = _once(lm, ids, starts, most, share=not own, positions=wanted)
-        return cls(ids, wanted, tuple(blocks), own, once)
+        wanted = [len(text) - n for text, n in zip(ids, positions, strict=True)]
+        return cls(ids, positions, tuple(blocks), apart, _tokens(lm, ids, wanted, most, not apart, positions))
 
     @property
     def steered(self) -> list[int]:
@@ -76,12 +65,11 @@ class Scored:
 
     @property
     def tokens(self) -> int:
-        """Of the passes: one below the steered blocks, and for each intervention one above."""
+        """One pass below the steered blocks, and for each intervention one above."""
         return self.once * (1 + len(self.steered))
 
     def works(self, n_blocks: int, head: float) -> tuple[float, ...]:
-        """See `Call`."""
-        at_ends = head * sum(self.wanted)
+        at_ends = head * sum(self.positions)
         if not self.steered:
             return (self.once * n_blocks + at_ends,)
         above = sum(n_blocks - 1 - block for block in self.steered)
@@ -94,23 +82,26 @@ class Generated:
 
     ids: list[Ids]
     times: int
+    """The interventions."""
     new_tokens: int
     batch_size: int
-    first: int
-    """Tokens of the passes over prompts, padding included."""
-    later: int
-    """Tokens of the passes after them, one a text and pass."""
-    steps: int
-    """Of these passes."""
 
-    @classmethod
-    def of(cls, ids: list[Ids], times: int, new_tokens: int, batch_size: int) -> "Generated":
-        """`times`: the interventions."""
-        lengths = sorted((len(prompt) for prompt in ids for _ in range(times)), reverse=True)
-        batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
-        first = sum(len(batch) * batch[0] for batch in batches)
-        later, steps = len(lengths) * (new_tokens - 1), len(batches) * (new_tokens - 1)
-        return cls(ids, times, new_tokens, batch_size, first, later, steps)
+    @property
+    def first(self) -> int:
+        """Tokens of the passes over prompts, padding included."""
+        lengths = sorted((len(prompt) for prompt in self.ids for _ in range(self.times)), reverse=True)
+        batches = [lengths[i : i + self.batch_size] for i in range(0, len(lengths), self.batch_size)]
+        return sum(len(batch) * batch[0] for batch in batches)
+
+    @property
+    def later(self) -> int:
+        """Tokens of the passes after them, one a text and pass."""
+        return len(self.ids) * self.times * (self.new_tokens - 1)
+
+    @property
+    def steps(self) -> int:
+        """Of these passes."""
+        return -(-len(self.ids) * self.times // self.batch_size) * (self.new_tokens - 1)
 
     @property
     def rows(self) -> int:
@@ -127,7 +118,7 @@ class Generated:
         return self.first + self.later
 
     def works(self, n_blocks: int, head: float) -> tuple[float, ...]:
-        """See `Call`: of the passes over prompts, and of those after them."""
+        """Of the passes over prompts, and of those after them."""
         return (
             self.first * n_blocks + head * len(self.ids) * self.times,
             self.later * (n_blocks + head),
@@ -136,39 +127,33 @@ class Generated:
 
 @dataclass(frozen=True)
 class Classified:
-    """Texts that a classifier judges."""
+    """Texts that a classifier judges, each of so many tokens."""
 
     texts: int
     length: int
-    """Tokens of each."""
 
     @property
     def tokens(self) -> int:
         return self.texts * self.length
 
     def works(self, n_blocks: int, _head: float) -> tuple[float, ...]:
-        """See `Call`."""
         return (self.tokens * n_blocks,)
 
 
-Call = Captured | Scored | Generated | Classified
+Cost = Captured | Scored | Generated | Classified
 """`tokens` are those of its forward passes. `works(n_blocks, head)` is these times the blocks of a model that
 they go through, in parts that differ in what a token costs; `head`: what the language-model head costs at a
 position, in blocks."""
 
 
-def _once(
-    lm: LanguageModel,
-    ids: Sequence[Ids],
-    own_from: Sequence[int],
-    most: int,
-    share: bool,
+def _tokens(
+    lm: LanguageModel, ids: Sequence[Ids], wanted: Sequence[int], most: int, share: bool,
     positions: Sequence[int] | None = None,
-) -> int:
+) -> int:  # fmt: skip
     """Tokens of the passes that run each text once."""
     most_positions = None if positions is None else positions_per_pass(lm)
     groups = plan_within(
-        lm, ids, own_from, most, share=share, positions=positions, most_positions=most_positions
+        lm, ids, wanted, most, share=share, positions=positions, most_positions=most_positions
     )
     padded = sum(len(batch) * batch[0].length for group in groups for batch in group.batches)
     return padded + sum(len(group.trunk) for group in groups)

@@ -4,46 +4,51 @@ A question lists its options, `(A) ...`, `(B) ...` and perhaps more. The score i
 model gives to the letter of the matching option, over the letters that the question offers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
-from contrans_dist.benchmarks.behaviour_data import (
-    TEST_FILE,
-    behaviour_files,
-    read_questions,
-    stem,
-)
-from contrans_dist.benchmarks.choices import (
-    Ids,
-    check_context,
-    check_finite,
-    common_start,
-    drawn,
-    question_template,
-    spread,
-)
+from contrans_dist.benchmarks.base import Benchmark, result_table
+from contrans_dist.benchmarks.behaviours.questions import TEST_FILE, behaviour_files, read_questions, stem
+from contrans_dist.benchmarks.calls import Continuations
+from contrans_dist.benchmarks.choices import Ids, common_start, drawn, question_template
 from contrans_dist.benchmarks.statistics import balanced_mean_interval, wilcoxon
 from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, mean, summarise
-from contrans_dist.config import CHAT_DATE, BehaviourEvaluation
-from contrans_dist.engine.scoring import Intervention, continuation_logprobs
+from contrans_dist.config import CHAT_DATE, ValidatedEvaluation
+from contrans_dist.data.texts import texts_hash
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel, encode_many
-from contrans_dist.models.tokens import plain_ids, rendered
 
-__all__ = ["BehaviourBenchmark", "BehaviourItem"]
+if TYPE_CHECKING:
+    from contrans_dist.engine.scoring import Intervention
+    from contrans_dist.models import LanguageModel
 
 TEMPLATE = "{text}\nAnswer: ("
+_BY_LETTER = "match_probability_"
 _FIELDS = [
-    ("item", pa.string()), ("concept", pa.string()), ("condition", pa.string()), ("strength", pa.float64()),
-    ("block", pa.int64()), ("question", pa.string()), ("letter", pa.string()), ("first", pa.bool_()),
-    ("probability", pa.float64()), ("letter_mass", pa.float64()), ("options", pa.list_(pa.string())),
-    ("logprobs", pa.list_(pa.float64())),
+    ("question", pa.string()), ("letter", pa.string()), ("first", pa.bool_()), ("probability", pa.float64()),
+    ("letter_mass", pa.float64()), ("options", pa.list_(pa.string())), ("logprobs", pa.list_(pa.float64())),
 ]  # fmt: skip
+
+
+class BehaviourEvaluation(ValidatedEvaluation):
+    """A/B questions: the probability of the letter of the answer that matches the behaviour."""
+
+    benchmark: Literal["behaviours"] = "behaviours"
+    template: str | None = None
+    """Prompt with `{text}` for question and choices; None is the question, a line break and `Answer: (`."""
+    chat: bool = False
+    """Put the prompt into the model's own chat template."""
+    chat_date: date = CHAT_DATE
+    """The day that it is for a chat template that asks."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many questions a behaviour, drawn by `seed`."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,50 @@ class BehaviourItem:
     """The letter of the option that matches the behaviour."""
 
 
+def _balanced(values: np.ndarray) -> Estimate:
+    """From probability and `first`, `[n, 2]`: the mean of the two positions' means."""
+    strata = [values[values[:, 1] == first, 0] for first in (1, 0)]
+    strata = [stratum for stratum in strata if len(stratum)]
+    return estimate(np.mean([s.mean() for s in strata]), balanced_mean_interval(strata), len(values))
+
+
+def _wilcoxon(a: np.ndarray, b: np.ndarray) -> float:
+    return wilcoxon(a[:, 0], b[:, 0])
+
+
+def _of_letter(letter: str) -> Metric:
+    title = f"Probability of the matching answer where it is {letter}"
+    return Metric(
+        f"{_BY_LETTER}{letter}", title, "probability", mean, wilcoxon, kind=letter, items="questions"
+    )
+
+
 @dataclass(frozen=True)
-class BehaviourBenchmark:
+class BehaviourBenchmark(Benchmark):
     """Questions of one or more behaviours."""
 
+    settings: BehaviourEvaluation
     all_items: list[BehaviourItem]
-    chat: bool = False
-    chat_date: date = CHAT_DATE
-    batch_tokens: int = 4096
-    name: str = field(default="behaviours", init=False)
+
+    settings_class = BehaviourEvaluation
+    metrics = (
+        Metric(
+            "match_probability", "Probability of the matching answer", ("probability", "first"), _balanced,
+            _wilcoxon, items="questions",
+        ),
+        Metric(
+            "match_probability_plain", "Probability of the matching answer, unbalanced mean", "probability",
+            mean, wilcoxon, items="questions",
+        ),
+        Metric(
+            "letter_mass", "Probability of the letters together", "", mean, wilcoxon, items="questions"
+        ),
+    )  # fmt: skip
+    noun = "questions"
+    group = ("Behaviour", "behaviours")
 
     @classmethod
-    def load(cls, settings: BehaviourEvaluation) -> "BehaviourBenchmark":
+    def load(cls, settings: BehaviourEvaluation) -> Self:
         """Read the questions: `texts` is a folder of `<behaviour>/test_dataset_ab.json`, or one such file.
 
         The letter follows the prompt: at once after an opening bracket or whitespace, else after a space.
@@ -98,50 +135,60 @@ class BehaviourBenchmark:
                         opening, options, matching,
                     )
                 )  # fmt: skip
-        return cls(items, settings.chat, settings.chat_date)
+        return cls(settings, items)
 
     def items(self) -> list[BehaviourItem]:
         """Every question, behaviour by behaviour in the files' order."""
         return self.all_items
 
-    def identity(self) -> dict[str, Any]:
-        """Nothing: all that is scored is in the items."""
-        return {}
+    def model_identity(self, tokenizer: Any, items: Sequence[BehaviourItem], name: str) -> dict[str, Any]:
+        """Under the model's chat template, the prompts that it writes."""
+        if not self.settings.chat:
+            return {}
+        return {"prompts": texts_hash(self.chat_prompts(tokenizer, items, name))}
+
+    def calls(
+        self, lm: LanguageModel, items: Sequence[BehaviourItem], apart: bool = False
+    ) -> list[Continuations]:
+        """Each letter after its question.
+
+        Prompt and letter are tokenised together; a question's letters are scored from the first token in
+        which they differ, so a tokenizer that joins bracket and letter is asked for that token.
+        """
+        contexts: list[Ids] = []
+        letters: list[Ids] = []
+        for ids in self._wholes(lm, items):
+            cut = common_start(ids)
+            contexts += [whole[:cut] for whole in ids]
+            letters += [whole[cut:] for whole in ids]
+        owners = [place for place, item in enumerate(items) for _ in item.options]
+        return [Continuations(contexts, letters, owners)]
 
     def score(
         self, lm: LanguageModel, items: Sequence[BehaviourItem], interventions: Sequence[Intervention]
     ) -> pa.Table:
         """One row for each intervention and question.
 
-        Columns: `item`, `concept`, `condition`, `strength`, `block`, `question`, `letter` (the matching one),
-        `first` (whether it is the first offered), `probability` (of the matching letter over the letters
-        offered), `letter_mass` (of all letters offered, among whatever could come there), `options` and their
-        `logprobs` (natural logarithm). Prompt and letter are tokenised together; a question's letters are
-        scored from the first token in which they differ, so a tokenizer that joins bracket and letter is
-        asked for that token. Raises UserError for a prompt longer than the model's context.
+        Columns besides the common ones: `question`, `letter` (the matching one), `first` (whether it is the
+        first offered), `probability` (of the matching letter over the letters offered), `letter_mass` (of all
+        letters offered, among whatever could come there), `options` and their `logprobs` (natural logarithm).
+        Raises UserError for a prompt longer than the model's context.
         """
-        wholes = self._wholes(lm, items)
-        counts = [len(item.options) for item in items]
-        contexts: list[Ids] = []
-        letters: list[Ids] = []
-        for item, ids in zip(items, wholes, strict=True):
-            check_context(lm, item.id, max(map(len, ids)) - 1)
-            cut = common_start(ids)
-            contexts += [whole[:cut] for whole in ids]
-            letters += [whole[cut:] for whole in ids]
-        scores = continuation_logprobs(
-            lm, contexts, letters, spread(interventions, counts), batch_tokens=self.batch_tokens
-        )
-        check_finite(scores, interventions)
-        rows = []
-        for intervention, sums in zip(interventions, scores.sums, strict=True):
-            for item, logprobs in zip(items, np.split(sums, np.cumsum(counts)[:-1]), strict=True):
-                rows.append({**intervention.columns, **_row(item, logprobs)})
-        return pa.Table.from_pylist(rows, schema=pa.schema(_FIELDS))
+        (call,) = self.calls(lm, items)
+        scores = call.run(lm, items, interventions, self.batch_tokens)
+        ends = np.cumsum([len(item.options) for item in items])[:-1]
+        rows = [
+            [_row(item, logprobs) for item, logprobs in zip(items, np.split(sums, ends), strict=True)]
+            for sums in scores.sums
+        ]
+        return result_table(items, interventions, rows, _FIELDS)
 
     def _wholes(self, lm: LanguageModel, items: Sequence[BehaviourItem]) -> list[list[Ids]]:
         """Token ids of prompt and letter, for each letter of each item."""
-        if self.chat:
+        from contrans_dist.models import encode_many
+        from contrans_dist.models.tokens import plain_ids
+
+        if self.settings.chat:
             texts = self.chat_prompts(lm.tokenizer, items, lm.name)
             ids = iter(plain_ids(lm.tokenizer, texts))
         else:
@@ -152,8 +199,12 @@ class BehaviourBenchmark:
     def chat_prompts(self, tokenizer: Any, items: Sequence[BehaviourItem], name: str = "") -> list[str]:
         """For each letter of each item a user's turn, and the model's turn up to the letter. Raises UserError
         where the tokenizer has no chat template."""
+        from contrans_dist.models.tokens import rendered
+
         turns = [_turns(item, letter) for item in items for letter in item.options]
-        return rendered(tokenizer, turns, self.chat_date, name, continue_final_message=True) if turns else []
+        if not turns:
+            return []
+        return rendered(tokenizer, turns, self.settings.chat_date, name, continue_final_message=True)
 
     def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
         """`conditions`, `reference` and `notes`, over all behaviours and by behaviour.
@@ -164,17 +215,17 @@ class BehaviourBenchmark:
         matching letter; and `letter_mass`. Tests are Wilcoxon's, over all questions.
         """
         letters = sorted(set(table.column("letter").to_pylist()))
-        metrics = {
-            "match_probability": Metric(("probability", "first"), _balanced, _wilcoxon),
-            "match_probability_plain": Metric("probability", mean, wilcoxon),
-            "letter_mass": Metric("letter_mass", mean, wilcoxon),
-        }
-        metrics |= {
-            f"match_probability_{letter}": Metric("probability", mean, wilcoxon, kind=letter)
-            for letter in letters
-        }
         by_letter = table.append_column("kind", table.column("letter"))
+        metrics = [*self.metrics, *map(_of_letter, letters)]
         return {**summarise(by_letter, metrics, reference), "notes": _notes(table)}
+
+    @classmethod
+    def metric(cls, name: str) -> Metric | None:
+        """Those of single letters included."""
+        known = super().metric(name)
+        if known is None and name.startswith(_BY_LETTER):
+            return _of_letter(name.removeprefix(_BY_LETTER))
+        return known
 
 
 def _row(item: BehaviourItem, logprobs: np.ndarray) -> dict[str, Any]:
@@ -182,22 +233,11 @@ def _row(item: BehaviourItem, logprobs: np.ndarray) -> dict[str, Any]:
     weights = np.exp(logprobs - logprobs.max())
     place = item.options.index(item.letter)
     return {
-        "item": item.id, "concept": item.concept, "question": item.scenario, "letter": item.letter,
+        "question": item.scenario, "letter": item.letter,
         "first": place == 0, "probability": float(weights[place] / weights.sum()),
         "letter_mass": float(np.exp(logprobs).sum()), "options": list(item.options),
         "logprobs": logprobs.tolist(),
     }  # fmt: skip
-
-
-def _balanced(values: np.ndarray) -> Estimate:
-    """From probability and `first`, `[n, 2]`: the mean of the two positions' means."""
-    strata = [values[values[:, 1] == first, 0] for first in (1, 0)]
-    strata = [stratum for stratum in strata if len(stratum)]
-    return estimate(np.mean([s.mean() for s in strata]), balanced_mean_interval(strata), len(values))
-
-
-def _wilcoxon(a: np.ndarray, b: np.ndarray) -> float:
-    return wilcoxon(a[:, 0], b[:, 0])
 
 
 def _notes(table: pa.Table) -> list[str]:

@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv
 
-from contrans_dist.benchmarks.hub import dataset_folder
 from contrans_dist.data.text_files import one_line, opened, read_parquet
 from contrans_dist.data.texts import read_texts
 from contrans_dist.errors import UserError
@@ -59,7 +58,7 @@ def read_statements(source: Location | str | os.PathLike[str] | None) -> list[St
     `target_group`, `toxicity_human` (1 to 5, taken to 0 to 1) and possibly `label` (hate, neutral). Raises
     UserError for anything else, RunError where the hub does not answer.
     """
-    location = Location.parse(source) if source is not None else dataset_folder(HUB, "train/*.parquet")
+    location = Location.parse(source) if source is not None else _from_hub()
     tables = _tables(location)
     if tables:
         found = [each for table in tables for each in _from_table(_read_table(table), str(table))]
@@ -72,6 +71,12 @@ def read_statements(source: Location | str | os.PathLike[str] | None) -> list[St
     if not distinct:
         raise UserError(f"{location}: expected annotated.csv, *.parquet or prompts hate_<group>.txt")
     return list(distinct.values())
+
+
+def _from_hub() -> Location:
+    from contrans_dist.benchmarks.hub import dataset_folder
+
+    return dataset_folder(HUB, "train/*.parquet")
 
 
 def _tables(location: Location) -> list[Location]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy  # its parts load when first used
 
-from contrans_dist.benchmarks.toxigen_data import HUB, Statement, group_name, plain, read_statements, words
+from contrans_dist.benchmarks.toxigen.data import HUB, Statement, group_name, plain, read_statements, words
 from contrans_dist.data.texts import read_texts, records
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location

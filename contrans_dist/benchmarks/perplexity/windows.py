@@ -14,7 +14,7 @@ PASSAGE = 4096
 
 
 @dataclass(frozen=True)
-class Grid:
+class Windows:
     """Windows over all tokens of a text: the k-th sees `room` tokens from `k * stride` on."""
 
     ids: np.ndarray
