@@ -13,7 +13,8 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from contrans_dist.cli import app
-from contrans_dist.config import EVALUATIONS, Recipe, Settings
+from contrans_dist.config import EvaluationSettings, Recipe, Settings, find_benchmark
+from contrans_dist.config.benchmarks import OURS
 from contrans_dist.evaluation.conditions import CONDITIONS
 
 
@@ -77,12 +78,12 @@ def recipe_keys() -> str:
     parts = [_keys(Recipe)]
     for inner, names in sections.items():
         parts += [f"### {', '.join(names)}", inspect.getdoc(inner) or "", _keys(inner)]
-    common = set.intersection(*(set(settings.model_fields) for settings in EVALUATIONS.values()))
-    parts += ["### `evaluations.NAME`", "What every benchmark takes:"]
-    parts += [_keys(next(iter(EVALUATIONS.values())), common - {"texts"})]
-    for name, settings in EVALUATIONS.items():
-        keys = (set(settings.model_fields) - common) | {"texts"}
-        parts += [f"### `benchmark: {name}`", inspect.getdoc(settings) or "", _keys(settings, keys)]
+    common = set(EvaluationSettings.model_fields) - {"texts"}
+    parts += ["### `evaluations.NAME`", "What every benchmark takes:", _keys(EvaluationSettings, common)]
+    for entry in OURS:
+        settings = find_benchmark(entry.name).settings_class
+        keys = set(settings.model_fields) - common
+        parts += [f"### `benchmark: {entry.name}`", inspect.getdoc(settings) or "", _keys(settings, keys)]
     return "\n\n".join(parts)
 
 
