@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.evaluations import read_evaluation
@@ -157,7 +157,7 @@ def read_in_run(location: Location) -> Evaluation:
     return read_evaluation(location)
 
 
-def sweep_of(evaluation: Evaluation, name: Literal["validation", "perplexity"]) -> Evaluation | None:
+def sweep_of(evaluation: Evaluation, name: str) -> Evaluation | None:
     """A sweep from which an evaluation's strengths were chosen: scores on validation items, or the cost."""
     folder = evaluation.location / name
     return read_evaluation(folder) if (folder / METRICS).exists() else None
