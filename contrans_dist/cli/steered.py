@@ -95,6 +95,7 @@ def evaluate(
     from contrans_dist.evaluation.assess import assess
     from contrans_dist.evaluation.conditions import known, systems
     from contrans_dist.evaluation.steering import derivable, load_vectors, steering
+    from contrans_dist.store.results import plain
 
     try:
         chosen = find_benchmark(benchmark).settings_class
@@ -134,7 +135,8 @@ def evaluate(
         cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
         systems(_available(target, align_training, inst_align, proxy_tuning)),
     )
-    emit(as_json, metrics, "\n".join(metrics_lines(metrics)))
+    content = plain(metrics)
+    emit(as_json, content, "\n".join(metrics_lines(content)))
 
 
 def _available(
