@@ -183,7 +183,7 @@ def test_names_are_read_without_torch(installed: Path, tmp_path: Path, target: P
 
 def test_the_page_shows_the_example_package() -> None:
     page = PAGE.read_text()
-    for language, name in (("toml", "pyproject.toml"), ("python", "contrans_preferences.py")):
+    for language, name in (("toml", "pyproject.toml"), ("py", "contrans_preferences.py")):
         (shown,) = re.findall(rf"```{language}\n(.*?)```\n", page, flags=re.DOTALL)
         assert shown == (PLUGIN / name).read_text()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import contrans_dist
-from contrans_dist.config import EVALUATIONS, Recipe
+from contrans_dist.benchmarks.registry import ours
+from contrans_dist.config import Recipe
 from contrans_dist.evaluation.conditions import CONDITIONS
 from tests.docs.examples import ROOT
 from tests.test_imports import ROOMS
@@ -46,8 +47,10 @@ def test_every_command_recipe_key_and_condition_is_there(site: Path) -> None:
     for name in ("harvest", "refine", "fit", "evaluate", "--blocks", "--strengths", "--skip-bad"):
         assert name in commands
     keys = words(site / "your-own-data/index.html")
-    names = {*Recipe.model_fields, *(key for one in EVALUATIONS.values() for key in one.model_fields)}
+    names = {*Recipe.model_fields, *(key for one in ours() for key in one.settings_class.model_fields)}
     assert [name for name in sorted(names) if name not in keys] == []
+    undescribed = r"<td><code>(\w+)</code></td>\s*<td></td>"
+    assert not re.findall(undescribed, (site / "your-own-data/index.html").read_text("utf-8"))
     conditions = words(site / "concepts/index.html")
     assert [entry.name for entry in CONDITIONS if entry.name not in conditions] == []
     for page in site.rglob("*.html"):
