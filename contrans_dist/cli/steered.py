@@ -187,7 +187,8 @@ def _metrics_lines(metrics: MetricsFile) -> list[str]:
             for row in rows
             if name in row.metrics
         ]
-    if leak := metrics.leak:
+    leak = metrics.leak
+    if leak is not None:
         lines.append(
             f"leak check: of {leak.evaluated} texts, {leak.overlap_vector} were seen by the vectors "
             f"and {leak.overlap_map} by the map"
