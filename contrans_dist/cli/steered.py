@@ -25,6 +25,7 @@ from contrans_dist.config.benchmarks import OURS
 from contrans_dist.config.recipe import override, validated
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import MetricsFile, Score, plain
 
 if TYPE_CHECKING:
     from contrans_dist.evaluation.baselines import Available
@@ -114,7 +115,7 @@ def evaluate(
         cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
         systems(_available(target, align_training, inst_align, proxy_tuning)),
     )
-    emit(as_json, metrics, "\n".join(_metrics_lines(metrics)))
+    emit(as_json, plain(metrics), "\n".join(_metrics_lines(metrics)))
 
 
 def _settings(benchmark: str, content: dict[str, Any], changes: list[str]) -> EvaluationSettings:
@@ -167,38 +168,39 @@ def _available(
     return Available(target, like(instruct) if instruct is not None else None, instruction or "", pair)
 
 
-def _metrics_lines(metrics: dict[str, Any]) -> list[str]:
+def _metrics_lines(metrics: MetricsFile) -> list[str]:
     """For each overall metric a line a condition and strength (value, 95 % interval, n); then the leak check.
 
     Where a benchmark has numbers by group alone, those are listed.
     """
-    entries = metrics["conditions"]
-    every = list(dict.fromkeys(name for entry in entries for name in entry["metrics"]))
+    rows = metrics.conditions
+    every = list(dict.fromkeys(name for row in rows for name in row.metrics))
     names = [name for name in every if "/" not in name] or every
-    width = max(len("condition"), *(len(entry["condition"]) for entry in entries))
+    width = max(len("condition"), *(len(row.condition) for row in rows))
     lines = []
     for name in names:
         lines.append(
             f"{name}\n  {'condition':<{width}} {'strength':>8} {'value':>9}  {'95 % interval':<20} {'n':>6}"
         )
         lines += [
-            f"  {entry['condition']:<{width}} {entry['strength']:>8g} {_interval(entry['metrics'][name])}"
-            for entry in entries
-            if name in entry["metrics"]
+            f"  {row.condition:<{width}} {row.strength:>8g} {_interval(row.metrics[name])}"
+            for row in rows
+            if name in row.metrics
         ]
-    leak = metrics["leak"]
-    lines.append(
-        f"leak check: of {leak['evaluated']} texts, {leak['overlap_vector']} were seen by the vectors "
-        f"and {leak['overlap_map']} by the map"
-        + (f" ({leak['in_part']} of them in part)" if leak.get("in_part") else "")
-    )
-    return [*lines, *metrics.get("notes", [])]
+    leak = metrics.leak
+    if leak is not None:
+        lines.append(
+            f"leak check: of {leak.evaluated} texts, {leak.overlap_vector} were seen by the vectors "
+            f"and {leak.overlap_map} by the map"
+            + (f" ({leak.in_part} of them in part)" if leak.in_part else "")
+        )
+    return [*lines, *(metrics.notes or [])]
 
 
-def _interval(metric: dict[str, Any]) -> str:
-    low, high = metric["low"], metric["high"]
-    interval = "no interval" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
-    return f"{metric['value']:9.3f}  {interval:<20} {metric['n']:>6}"
+def _interval(score: Score) -> str:
+    known = score.low is not None and score.high is not None
+    interval = f"[{score.low:.3f}, {score.high:.3f}]" if known else "no interval"
+    return f"{score.value:9.3f}  {interval:<20} {score.n or 0:>6}"
 
 
 def generate(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe
@@ -36,7 +35,9 @@ from contrans_dist.report import write_report
 from contrans_dist.report.tsne import differences_table, states_table
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import command_line, git_commit, now, versions
+from contrans_dist.store.provenance import made_by, now, versions
+from contrans_dist.store.results import RECORD, RunFile, write_file
+from contrans_dist.store.tables import write_table
 
 T = TypeVar("T")
 
@@ -113,18 +114,17 @@ class RunDriver:
         return result
 
     def _write_facts(self) -> None:
-        facts = {
+        content = {
             "name": self.recipe.name,
             "description": self.recipe.description,
-            "command": command_line(),
-            "git_commit": git_commit(),
+            **made_by(),
             "versions": versions(),
             "started": self.started,
             "finished": now(),
             "stages": self.stages,
             "activations": self.activations,
         }
-        (self.out / "run.json").write_json(facts)
+        write_file(self.out / RECORD, RunFile.model_validate(content))
 
     # -- stages ----------------------------------------------------------------------------------
 
@@ -216,5 +216,4 @@ class RunDriver:
         if "map-similarity" in wanted:
             tables["map-similarity"] = map_similarity(sides, pair, seed, self.recipe.concepts.limit)
         for name, table in tables.items():
-            with (self.out / "analyses" / f"{name}.parquet").staged() as path:
-                pq.write_table(table, path)
+            write_table(self.out / "analyses" / f"{name}.parquet", table)
