@@ -53,7 +53,9 @@ class EmotionEvaluation(ValidatedEvaluation):
     shots: str | None = None
     """Scenarios that may serve as few-shot examples; None asks without examples."""
     protocol: Literal["default", "paper"] = "default"
+    """`paper` asks as the authors' code does, labels of the examples included."""
     template: str | None = None
+    """Prompt with `{text}` for the scenario; None is the protocol's."""
     kinds: tuple[Literal["positive", "negative"], ...] = ("positive", "negative")
     """Scenarios that are about the steered concept, and scenarios that are not."""
     per_concept: int | None = Field(None, ge=1)

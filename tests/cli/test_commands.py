@@ -501,7 +501,7 @@ def as_command(
         (["transplant", "--vector", "/a", "--map", "/b", "--out", "/tmp/o", "--norm", "x"], "--norm x"),
         (["evaluate", "--model", "x", "--benchmark", "emotions", "--out", "/tmp/o"], "--data: expected"),
         (["evaluate", "--model", "x", "--benchmark", "emotins", "--out", "/tmp/o", "--data", "/x"],
-         "--benchmark emotins: expected one of emotions, truthfulqa"),
+         "--benchmark emotins: no benchmark 'emotins'; did you mean emotions?"),
         (["evaluate", "--model", "x", "--benchmark", "emotions", "--out", "/tmp/o"],
          "--data: expected what benchmark emotions is to score"),
         (["evaluate", "--model", "x", "--benchmark", "perplexity", "--out", "/tmp/o", "--data", "/x",

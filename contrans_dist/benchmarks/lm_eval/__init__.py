@@ -45,6 +45,7 @@ class HarnessEvaluation(EvaluationSettings):
     include: str | None = None
     """A folder with task files of one's own."""
     num_fewshot: int | None = Field(None, ge=0)
+    """Examples before each question; None is the task's own number."""
     limit: int | None = Field(None, ge=1)
     """Only the first items of each task."""
 

@@ -57,7 +57,9 @@ class ToxigenEvaluation(EvaluationSettings):
     validation_per_group: int = Field(10, ge=0)
     """Validation prompts a group, on which blocks and strengths may be chosen."""
     max_new_tokens: int = Field(64, ge=1)
+    """Tokens of a continuation."""
     temperature: float = Field(0.0, ge=0)
+    """0 takes the likeliest token; above, tokens are drawn."""
 
     @property
     def has_validation(self) -> bool:
