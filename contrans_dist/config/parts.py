@@ -130,7 +130,7 @@ class ConceptSettings(PromptSettings):
     texts: str | dict[str, str | ContrastSettings]
     """A file with columns `text` and `concept`, or a folder of `<concept>.json` lists (each concept against
     the others); or, for each concept, a file of positive and negative texts (a ConTrans file, a column
-    `label`, or a ToxiGen folder), with prompts of its own if need be."""
+    `label`, or a folder of a benchmark's data), with prompts of its own if need be."""
     source_template: str | None = None
     """Another template for the source, where its tokenizer wants one; None is the same."""
     chat: bool = False

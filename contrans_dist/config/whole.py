@@ -16,7 +16,7 @@ from contrans_dist.config.parts import (
 )
 
 
-class Published(Settings):
+class PublishedSettings(Settings):
     """What a paper found, to be set beside what a run finds."""
 
     source: str
@@ -34,7 +34,7 @@ class Recipe(Settings):
     """Of the run; its folder, unless `--out` says another, is `runs/<name>`."""
     description: str = ""
     """A sentence for the report."""
-    published: Published | None = None
+    published: PublishedSettings | None = None
     runs: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field(default_factory=dict)
     """Several runs in one: name to the settings that differ, such as `{target: b, concepts.limit: 20}`. They
     share their harvests, and are compared on a page."""

@@ -98,8 +98,8 @@ class PlannedRun:
 
     def judges(self, judge: PlannedJudge, length: int) -> Actors:
         """Actors of a classifier of texts of so many tokens: on a GPU each where there are any."""
-        asked, any_gpus = self.recipe.cluster.one_gpu_each().gpus_per_actor, float(self.nodes.gpus > 0)
-        gpus = any_gpus if asked is None else asked
+        wanted, any_gpus = self.recipe.cluster.one_gpu_each().gpus_per_actor, float(self.nodes.gpus > 0)
+        gpus = any_gpus if wanted is None else wanted
         size = DTYPES[judge.dtype].itemsize
         activations = activation_bytes(judge.config, BATCH_SIZE * length, size, head=False)
         need = Needs(judge.weights, activations, 0)
@@ -139,10 +139,10 @@ class PlannedRun:
         self, name: str, use: str, gpus: float, placement: Placement, need: Needs, memory: int
     ) -> Actors:
         """So many as the nodes have room for, or as were asked for. `memory`: of an actor's process."""
-        nodes, asked = self.nodes, self.recipe.cluster.actors
+        nodes, wanted = self.nodes, self.recipe.cluster.actors
         by_node = int(nodes.gpus // gpus) if gpus else self._by_cores()
         fit = nodes.count * max(1, min(by_node, int(nodes.memory // memory) or 1))
-        count = min(asked or fit, fit) if gpus else asked or fit
+        count = min(wanted or fit, fit) if gpus else wanted or fit
         return Actors(
             model=name, use=use, placement=placement.kind, why=placement.reason,
             weights=need.weights, activations=need.activations, memory=memory,
