@@ -1,15 +1,16 @@
-"""What benchmarks share that score given continuations: their tokens, and vectors for several a prompt."""
+"""What benchmarks share that score given continuations: which questions, asked how, and cut into tokens."""
+
+from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from contrans_dist.data.texts import template_fields
-from contrans_dist.engine.scoring import Intervention, TokenScores
-from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import LanguageModel, encode_many, encode_with_starts
+from contrans_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from contrans_dist.models import LanguageModel
 
 Ids = list[int]
 
@@ -41,6 +42,8 @@ def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
     token that the prompt's last character shares with the space is the context's. Where the prompt alone has
     the same tokens as in front of the answer, this is what lm-evaluation-harness does.
     """
+    from contrans_dist.models import encode_many, encode_with_starts
+
     texts = [p + ("" if p[-1:].isspace() else " ") + a for p, a in zip(prompts, answers, strict=True)]
     bodies = [prompt.rstrip(" ") for prompt in prompts]
     wholes, starts = encode_with_starts(lm, texts)
@@ -60,31 +63,3 @@ def common_start(sequences: Sequence[Ids]) -> int:
     """How many tokens all sequences begin with together."""
     alike = [len(set(column)) == 1 for column in zip(*sequences, strict=False)]
     return alike.index(False) if False in alike else len(alike)
-
-
-def check_context(lm: LanguageModel, item: str, tokens: int) -> None:
-    """Raises UserError, naming the item, where so many tokens are more than the model's context."""
-    if lm.context is not None and tokens > lm.context:
-        raise UserError(f"item {item} needs {tokens} tokens, the model's context holds {lm.context}")
-
-
-def spread(interventions: Sequence[Intervention], counts: Sequence[int]) -> list[Intervention]:
-    """Interventions on items as interventions on sequences, item i being `counts[i]` of them in a row."""
-    return [
-        replace(each, vectors={k: _repeated(np.asarray(v), counts) for k, v in each.vectors.items()})
-        for each in interventions
-    ]
-
-
-def _repeated(vector: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    return np.repeat(vector, counts, axis=0) if vector.ndim == 2 else vector
-
-
-def check_finite(scores: TokenScores, interventions: Sequence[Intervention]) -> None:
-    """Raises RunError, naming the intervention, where a log-likelihood is no number."""
-    for each, sums in zip(interventions, scores.sums, strict=True):
-        if not np.isfinite(sums).all():
-            raise RunError(
-                f"condition {each.name} at strength {each.strength:g}: the model's logits overflow; use "
-                "smaller strengths, or bfloat16 or float32"
-            )

@@ -1,54 +1,43 @@
-"""The benchmark that settings name."""
+"""Benchmarks by name: the one that settings name, loaded; and what a report calls its numbers."""
 
-from contrans_dist.benchmarks import Benchmark
-from contrans_dist.config import (
-    BehaviourEvaluation,
-    EmotionEvaluation,
-    EvaluationSettings,
-    HarnessEvaluation,
-    PerplexityEvaluation,
-    ToxigenEvaluation,
-    TruthfulQAEvaluation,
-)
+from collections.abc import Iterator
+
+from contrans_dist.benchmarks.base import Benchmark
+from contrans_dist.benchmarks.summary import Metric
+from contrans_dist.config import EvaluationSettings, benchmark_names, find_benchmark
+from contrans_dist.config.benchmarks import OURS
 from contrans_dist.errors import UserError
 
 
 def load_benchmark(settings: EvaluationSettings) -> Benchmark:
-    """The benchmark, over every concept of its data. Raises UserError for data that are missing or wrong.
+    """The benchmark that settings name, over every concept of its data.
 
-    Each is imported when it is named: nobody waits for what is not asked for, and extras may be absent.
+    Raises UserError for data that are missing or wrong, or a benchmark that there is not.
     """
-    match settings:
-        case EmotionEvaluation():
-            from contrans_dist.benchmarks.emotions import EmotionBenchmark
+    found: type[Benchmark] = find_benchmark(settings.benchmark)
+    return found.load(settings)
 
-            return EmotionBenchmark.load(
-                settings.texts,
-                protocol=settings.protocol,
-                template=settings.template,
-                shots=settings.shots,
-                per_concept=settings.per_concept,
-                labels=settings.labels or None,
-                seed=settings.seed,
-            )
-        case TruthfulQAEvaluation():
-            from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark
 
-            return TruthfulQABenchmark.load(settings)
-        case BehaviourEvaluation():
-            from contrans_dist.benchmarks.behaviours import BehaviourBenchmark
+def about(name: str) -> type[Benchmark]:
+    """A benchmark's class, for its names; of one that is not there (any more), the bare base of all."""
+    try:
+        found: type[Benchmark] = find_benchmark(name)
+    except UserError:
+        return Benchmark
+    return found
 
-            return BehaviourBenchmark.load(settings)
-        case ToxigenEvaluation():
-            from contrans_dist.benchmarks.toxigen import ToxigenBenchmark
 
-            return ToxigenBenchmark.load(settings)
-        case PerplexityEvaluation():
-            from contrans_dist.benchmarks.perplexity import PerplexityBenchmark
+def ours() -> Iterator[type[Benchmark]]:
+    """The benchmarks that come with the program."""
+    return (find_benchmark(entry.name) for entry in OURS)
 
-            return PerplexityBenchmark.load(settings)
-        case HarnessEvaluation():
-            from contrans_dist.benchmarks.lm_eval import HarnessBenchmark
 
-            return HarnessBenchmark.load(settings)
-    raise UserError(f"benchmark {settings.benchmark}: not known")
+def metric_of(key: str, benchmark: str = "") -> Metric:
+    """How the metric behind a key is read, such as `token_acc_negative` or, for one concept,
+    `fear/token_acc_negative`.
+
+    Without a benchmark, as the first of all reads it that has one of that name, ours before others'.
+    """
+    name = key.rpartition("/")[2]
+    known = (about(each).metric(name) for each in ([benchmark] if benchmark else benchmark_names()))
+    return next(filter(None, known), Metric(name, percent=False))

@@ -1,6 +1,6 @@
 """From rows of hits or values to estimates with intervals, and to paired tests between conditions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,15 +41,39 @@ def hits_differ(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number is made from the rows of one condition and strength."""
+    """A number that a benchmark gives: how it is made from the rows of one condition and strength, and how a
+    report calls it and reads it."""
 
-    columns: str | tuple[str, ...]
-    """What `estimate` gets: one column `[n]`, or several side by side `[n, columns]`, as float64."""
+    name: str
+    """As in `metrics.json`."""
+    title: str = ""
+    """For people; empty takes the name."""
+    columns: str | tuple[str, ...] = ""
+    """What `estimate` gets: one column `[n]`, or several side by side `[n, columns]`, as float64; empty takes
+    the column of the metric's name."""
     estimate: Callable[[np.ndarray], Estimate] = proportion
     test: Callable[[np.ndarray, np.ndarray], float] | None = hits_differ
     """p-value of the same items under two conditions, rows in the same order; None for no test."""
     kind: str | None = None
-    """Only items of this kind; None takes all."""
+    """Only items of this kind (the column `kind`); None takes all."""
+    percent: bool = True
+    """Whether it is a share of 1, shown in percent."""
+    higher: bool = True
+    """Whether more of it is wanted."""
+    items: str = "items"
+    """What its `n` counts, in the plural."""
+    cost: bool = False
+    """What steering does to the model's other abilities: no effect is looked for in it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
+        object.__setattr__(self, "columns", self.columns or self.name)
+
+    @property
+    def of(self) -> tuple[str, ...]:
+        """The columns that it is made from, `kind` among them."""
+        columns = (self.columns,) if isinstance(self.columns, str) else self.columns
+        return columns if self.kind is None else (*columns, "kind")
 
 
 def table_of(
@@ -75,8 +99,8 @@ def table_of(
         entry["p_vs_base"] = p_values(cell, base) if base is not None and cell != base else {}
         if cell[0] == tested and cell in steered:
             opponents = _opponents(cell, steered)
-            found = {name: p_values(cell, other) for name, other in opponents.items()}
-            entry["p_vs"] = {name: by_metric for name, by_metric in found.items() if by_metric}
+            tests = {name: p_values(cell, other) for name, other in opponents.items()}
+            entry["p_vs"] = {name: by_metric for name, by_metric in tests.items() if by_metric}
             elsewhere: dict[str, dict[str, dict[str, float]]] = {}
             for other in steered:
                 if other[0] != tested and other not in opponents.values() and (p := p_values(cell, other)):
@@ -88,16 +112,16 @@ def table_of(
 
 def _opponents(cell: Cell, steered: Sequence[Cell]) -> dict[str, Cell]:
     """The cell of each other condition that can be compared with this one."""
-    found = {}
+    opponents = {}
     for name in dict.fromkeys(name for name, _ in steered if name != cell[0]):
-        own = [other for other in steered if other[0] == name]
-        same = [other for other in own if other[1] == cell[1]]
-        if same or len(own) == 1:
-            found[name] = (same or own)[0]
-    return found
+        rows = [other for other in steered if other[0] == name]
+        same = [other for other in rows if other[1] == cell[1]]
+        if same or len(rows) == 1:
+            opponents[name] = (same or rows)[0]
+    return opponents
 
 
-def summarise(table: pa.Table, metrics: Mapping[str, Metric], reference: str = "vector") -> dict[str, Any]:
+def summarise(table: pa.Table, metrics: Sequence[Metric], reference: str = "vector") -> dict[str, Any]:
     """`table_of` the estimates of each condition and strength, over all items and by concept.
 
     `table` has `item`, `concept`, `condition`, `strength`, the metrics' columns, and `kind` where a metric
@@ -105,48 +129,39 @@ def summarise(table: pa.Table, metrics: Mapping[str, Metric], reference: str = "
     with the mean over them.
     """
     concepts = _column(table, "concept")
-    kinds = _column(table, "kind") if any(metric.kind for metric in metrics.values()) else None
-    values = {name: _values(table, metric.columns) for name, metric in metrics.items()}
+    kinds = _column(table, "kind") if any(metric.kind for metric in metrics) else None
+    values = {metric.name: _values(table, metric.columns) for metric in metrics}
     number = _item_numbers(table)
     cells = _cells(_column(table, "condition"), _column(table, "strength"))
     rows_of = {
-        (cell, title): _of_kind(rows, kinds, metric.kind)
+        (cell, metric.name): _of_kind(rows, kinds, metric.kind)
         for cell, rows in cells.items()
-        for title, metric in metrics.items()
+        for metric in metrics
     }
     items = {key: _by_item(values[key[1]][rows], number[rows]) for key, rows in rows_of.items()}
 
     def estimates(cell: Cell) -> dict[str, Estimate]:
-        found: dict[str, Estimate] = {}
-        for title, metric in metrics.items():
-            if not len(rows_of[cell, title]):
+        made: dict[str, Estimate] = {}
+        for metric in metrics:
+            rows = rows_of[cell, metric.name]
+            if not len(rows):
                 continue
-            found[title] = metric.estimate(items[cell, title][1])
-            for group, rows in _groups(rows_of[cell, title], concepts).items():
-                of_group = _by_item(values[title][rows], number[rows])[1]
-                found[f"{group}/{title}"] = metric.estimate(of_group)
-        return found
+            made[metric.name] = metric.estimate(items[cell, metric.name][1])
+            for group, of_group in _groups(rows, concepts).items():
+                made[f"{group}/{metric.name}"] = metric.estimate(
+                    _by_item(values[metric.name][of_group], number[of_group])[1]
+                )
+        return made
 
     def p_values(cell: Cell, other: Cell) -> dict[str, float]:
-        found = {}
-        for title, metric in metrics.items():
-            mine, theirs = _paired(items[cell, title], items[other, title])
+        made = {}
+        for metric in metrics:
+            mine, theirs = _paired(items[cell, metric.name], items[other, metric.name])
             if metric.test is not None and len(mine):
-                found[title] = metric.test(mine, theirs)
-        return found
+                made[metric.name] = metric.test(mine, theirs)
+        return made
 
     return table_of(list(cells), estimates, p_values, reference)
-
-
-def summarise_hits(
-    table: pa.Table, metrics: Mapping[str, tuple[str, str]], reference: str = "vector"
-) -> dict[str, Any]:
-    """`summarise` for proportions: `metrics` maps a name to (bool column, kind of item).
-
-    Intervals are Wilson's at 95 %, p-values McNemar's exact test.
-    """
-    named = {name: Metric(column, kind=kind) for name, (column, kind) in metrics.items()}
-    return summarise(table, named, reference)
 
 
 def _of_kind(rows: np.ndarray, kinds: np.ndarray | None, kind: str | None) -> np.ndarray:

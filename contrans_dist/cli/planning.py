@@ -48,9 +48,14 @@ def plan(
     Nothing is loaded but configurations and tokenizers. Each stage has its texts, their tokens, and the
     tokens in forward passes: what texts share counts once, and every condition, strength and model that runs
     them again."""
-    from contrans_dist.pipeline.calibration import calibrate as run_samples
-    from contrans_dist.pipeline.calibration import from_rate
-    from contrans_dist.pipeline.plan import Nodes, actor_memory, as_content, plan_runs
+    from contrans_dist.pipeline.plan import (
+        Nodes,
+        actor_memory,
+        as_content,
+        from_rate,
+        from_samples,
+        plan_runs,
+    )
     from contrans_dist.pipeline.runs import open_recipe
 
     if calibrate and tflops is not None:
@@ -77,7 +82,7 @@ def plan(
         stages = plan_runs(settings, Path(folder), cluster, actor_memory())
     rate = "no rate given: --tflops, or --calibrate, for the hours"
     if calibrate:
-        run_samples(stages)
+        from_samples(stages)
         rate = "measured on samples here"
     elif tflops is not None:
         from_rate(stages, tflops * _TERA)
@@ -114,11 +119,11 @@ def _stages(content: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     timed = content["hours"] > 0
     for run, stages in groupby(content["stages"], lambda stage: stage["run"]):
-        own = list(stages)
+        of_run = list(stages)
         if run:
-            seconds = sum(stage["seconds"] for stage in own)
+            seconds = sum(stage["seconds"] for stage in of_run)
             table.add_row(run, "", "", "", "", _duration(seconds) if timed else "", style="bold")
-        for stage in own:
+        for stage in of_run:
             table.add_row(
                 f"  {stage['name']}" if run else stage["name"],
                 *(f"{stage[name]:,}" for name in ("texts", "tokens", "tokens_in_passes")),

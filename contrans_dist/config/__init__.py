@@ -1,19 +1,13 @@
 """The typed, frozen description of what is to be run; YAML in, validated, fingerprint out."""
 
 from contrans_dist.config.base import CHAT_DATE, FileModel, Settings, differing, fingerprint
+from contrans_dist.config.benchmarks import benchmark_names, find_benchmark
 from contrans_dist.config.evaluations import (
-    EVALUATIONS,
     AnyEvaluation,
-    BehaviourEvaluation,
-    EmotionEvaluation,
     EvaluationSettings,
-    HarnessEvaluation,
-    PerplexityEvaluation,
     SearchSettings,
-    ToxigenEvaluation,
-    TruthfulQAEvaluation,
     ValidatedEvaluation,
-    evaluation_settings,
+    evaluation_class,
 )
 from contrans_dist.config.parts import (
     CaptureSettings,
@@ -30,14 +24,12 @@ from contrans_dist.config.parts import (
     Quantization,
     SourceSettings,
 )
-from contrans_dist.config.whole import Published, Recipe
+from contrans_dist.config.whole import PublishedSettings, Recipe
 
 __all__ = [
-    "CHAT_DATE", "EVALUATIONS", "AnyEvaluation", "BehaviourEvaluation", "CaptureSettings", "ClusterSettings",
-    "ConceptSettings", "ContrastSettings", "CorpusSettings", "Dtype",
-    "EmotionEvaluation", "EvaluationSettings", "FileModel", "HarnessEvaluation", "MapSettings",
-    "ModelSettings",
-    "PerplexityEvaluation", "Placement", "Position", "Protocol", "Published", "Quantization", "Recipe",
-    "SearchSettings", "Settings", "SourceSettings", "ToxigenEvaluation", "TruthfulQAEvaluation",
-    "ValidatedEvaluation", "differing", "evaluation_settings", "fingerprint",
+    "CHAT_DATE", "AnyEvaluation", "CaptureSettings", "ClusterSettings", "ConceptSettings", "ContrastSettings",
+    "CorpusSettings", "Dtype", "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings", "Placement",
+    "Position", "Protocol", "PublishedSettings", "Quantization", "Recipe", "SearchSettings", "Settings",
+    "SourceSettings", "ValidatedEvaluation", "benchmark_names", "differing", "evaluation_class",
+    "find_benchmark", "fingerprint",
 ]  # fmt: skip

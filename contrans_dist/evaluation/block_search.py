@@ -9,7 +9,7 @@ from contrans_dist.console import Progress, note
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.evaluation.steering import Steering, steering
-from contrans_dist.evaluation.trials import Trial, try_out
+from contrans_dist.evaluation.trials import try_out
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.block_pairs import all_pairs, one_block
 from contrans_dist.mapping.driver import fit, fit_one_by_one
@@ -18,6 +18,7 @@ from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.mapping.transplant import cosine
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import Trial
 
 _MOST_PAIRS = 64
 """Up to here every pair is tried; beyond, each target block with the source block that predicts it best."""
@@ -134,7 +135,7 @@ def _choose(
     trials = try_out(
         recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
     )
-    tried = [trial for trial in trials.tried if trial.strength != 0]
+    tried = [trial for trial in trials.candidates if trial.strength != 0]
     best = _tried_pair(
         max(
             trials.within(tried) or tried,

@@ -1,64 +1,18 @@
 """What is chosen between, block pairs or strengths: each tried on validation items, under a budget."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from contrans_dist.benchmarks import headline
-from contrans_dist.benchmarks.registry import load_benchmark
-from contrans_dist.config import (
-    ClusterSettings,
-    EmotionEvaluation,
-    EvaluationSettings,
-    ModelSettings,
-    PerplexityEvaluation,
-    ToxigenEvaluation,
-    ValidatedEvaluation,
-)
+from contrans_dist.benchmarks import about, load_benchmark, metric_of
+from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, evaluation_class
 from contrans_dist.data.contamination import overlap, unit_hashes
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import MetricsFile, SearchFile, Trial
 
 VALIDATION, BUDGET = "validation", "perplexity"
-"""Folders of the two sweeps."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A condition at a strength: its score on the validation items, and the perplexity under it."""
-
-    condition: str
-    strength: float
-    score: float
-    perplexity: float | None = None
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Everything that was tried, and what decides: the headline metric, and how far perplexity may grow."""
-
-    criterion: str
-    higher: bool
-    budget: float | None
-    """As a factor of `base_perplexity`."""
-    base_perplexity: float | None
-    tried: list[Trial]
-
-    def within(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those whose perplexity is at most `budget` times the base's; all where there is no budget.
-
-        A trial without a perplexity is not within a budget.
-        """
-        if self.budget is None or self.base_perplexity is None:
-            return list(trials)
-        most = self.budget * self.base_perplexity
-        return [each for each in trials if each.perplexity is not None and each.perplexity <= most]
-
-    def gain(self, trial: Trial) -> float:
-        """The score, with its sign turned where less is wanted."""
-        return trial.score if self.higher else -trial.score
+"""Folders of the two sweeps. That of the budget is named by the benchmark that it is measured on."""
 
 
 def validation_of(settings: EvaluationSettings, strengths: tuple[float, ...]) -> EvaluationSettings:
@@ -66,27 +20,25 @@ def validation_of(settings: EvaluationSettings, strengths: tuple[float, ...]) ->
 
     Raises UserError where it has none.
     """
+    if not settings.has_validation:
+        raise UserError(f"benchmark {settings.benchmark}: expected validation items to choose on")
     changes: dict[str, Any] = {
         "strengths": strengths, "conditions": (), "only_unseen": False, "search": None,
         "examples": 0, "token_changes": 0,
     }  # fmt: skip
-    if isinstance(settings, ToxigenEvaluation) and settings.has_validation:  # it sets prompts aside itself
-        changes["kinds"] = ("validation",)
-    elif isinstance(settings, ValidatedEvaluation) and settings.has_validation:
-        changes |= {"texts": settings.validation, "validation": None}
-    else:
-        raise UserError(f"benchmark {settings.benchmark}: expected validation items to choose on")
-    if isinstance(settings, EmotionEvaluation):  # only scenarios of another emotion show an effect
-        changes |= {"kinds": ("negative",), "per_concept": None}
-    return settings.model_copy(update=changes)
+    return settings.on_validation().model_copy(update=changes)
 
 
-def budget_text(settings: EvaluationSettings, strengths: tuple[float, ...]) -> PerplexityEvaluation | None:
+def budget_text(settings: EvaluationSettings, strengths: tuple[float, ...]) -> EvaluationSettings | None:
     """The evaluation of what strengths cost, under `settings.search`; None where that sets no budget."""
-    asked = settings.search
-    if asked is None or asked.perplexity is None:
+    search = settings.search
+    if search is None or search.perplexity is None:
         return None
-    return PerplexityEvaluation(texts=asked.perplexity, strengths=strengths, conditions=(), limit=asked.limit)
+    content = {
+        "benchmark": BUDGET, "texts": search.perplexity, "limit": search.limit, "strengths": strengths,
+        "conditions": (),
+    }  # fmt: skip
+    return evaluation_class(content).model_validate(content)
 
 
 def try_out(
@@ -98,32 +50,39 @@ def try_out(
     cluster: ClusterSettings,
     title: str,
     replace: bool = True,
-) -> Trials:
+) -> SearchFile:
     """Every condition of `steering` at every strength on the evaluation's validation items.
 
-    Under `settings.search` with a text for the budget its perplexity is measured beside. `replace`: as in
-    `evaluate`. Raises UserError when a validation item is scored too: what was chosen on it has seen it.
+    Nothing is chosen yet. Under `settings.search` with a text for the budget its perplexity is measured
+    beside. `replace`: as in `evaluate`. Raises UserError when a validation item is scored too: what was
+    chosen on it has seen it.
     """
-    measure = headline(settings.benchmark)
+    criterion = about(settings.benchmark).headline()
     chosen_on = validation_of(settings, strengths)
     _check_apart(settings, chosen_on)
     validation = evaluate(model, chosen_on, steering, out / VALIDATION, cluster, replace, title)
-    scores = _scores(validation, f"validation_{measure.metric}") or _scores(validation, measure.metric)
-    asked, text, perplexities = settings.search, budget_text(settings, strengths), {}
+    scores = _scores(validation, f"validation_{criterion}") or _scores(validation, criterion)
+    text, perplexities = budget_text(settings, strengths), {}
     if text is not None:
         perplexities = _scores(
             evaluate(model, text, steering, out / BUDGET, cluster, replace, "perplexity of the strengths"),
-            "perplexity",
+            about(BUDGET).headline(),
         )
-    return Trials(
-        criterion=measure.metric,
-        higher=measure.higher,
-        budget=asked.budget if asked is not None and perplexities else None,
+    return SearchFile(
+        criterion=criterion,
+        higher=metric_of(criterion, settings.benchmark).higher,
+        budget=settings.search.budget if settings.search is not None and perplexities else None,
         base_perplexity=next((value for (_, strength), value in perplexities.items() if strength == 0), None),
-        tried=[
-            Trial(condition, strength, score, perplexities.get((condition, strength)))
+        candidates=[
+            Trial(
+                condition=condition,
+                strength=strength,
+                score=score,
+                perplexity=perplexities.get((condition, strength)),
+            )
             for (condition, strength), score in scores.items()
         ],
+        chosen={},
     )
 
 
@@ -137,7 +96,7 @@ def check_tried(settings: EvaluationSettings) -> None:
 
 
 def _check_apart(settings: EvaluationSettings, chosen_on: EvaluationSettings) -> None:
-    if isinstance(settings, ToxigenEvaluation):  # its sets are drawn without overlap
+    if settings.drawn_apart:
         return
     scored, tried = (
         [item.scenario for item in load_benchmark(each).items()] for each in (settings, chosen_on)
@@ -148,9 +107,9 @@ def _check_apart(settings: EvaluationSettings, chosen_on: EvaluationSettings) ->
         raise UserError(f"validation: {some}; name others")
 
 
-def _scores(metrics: dict[str, Any], name: str) -> dict[tuple[str, float], float]:
+def _scores(metrics: MetricsFile, name: str) -> dict[tuple[str, float], float]:
     return {
-        (entry["condition"], entry["strength"]): entry["metrics"][name]["value"]
-        for entry in metrics["conditions"]
-        if name in entry["metrics"]
+        (entry.condition, entry.strength): entry.metrics[name].value
+        for entry in metrics.conditions
+        if name in entry.metrics
     }

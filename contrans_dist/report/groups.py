@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
+from contrans_dist.benchmarks import about
 from contrans_dist.evaluation.analysis import (
     Evaluation,
     Matched,
@@ -21,13 +22,6 @@ from contrans_dist.evaluation.analysis import (
 from contrans_dist.report.figures import concepts_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, score_cell
 
-_WORDS = {
-    "emotions": ("Emotion", "emotions"),
-    "behaviours": ("Behaviour", "behaviours"),
-    "toxigen": ("Group", "groups"),
-    "lm-eval": ("Task", "tasks"),
-}
-_CONCEPTS = ("Concept", "concepts")
 _MOST_PANELS = 24
 
 
@@ -54,7 +48,7 @@ def groups_of(
     groups = evaluation.groups(key)
     if not groups:
         return None
-    head, plural = _WORDS.get(evaluation.benchmark, _CONCEPTS)
+    head, plural = about(evaluation.benchmark).group
     table, apart = _table(run, evaluation, verdict, vectors, head)
     curves = None
     if evaluation.is_sweep and len(groups) <= _MOST_PANELS:
@@ -80,7 +74,7 @@ def groups_of_runs(matched: Matched, key: str) -> tuple[str, Table] | None:
     groups = list(dict.fromkeys(group for evaluation in found for group in evaluation.groups(key)))
     if len(groups) < 2:
         return None
-    head, _ = _WORDS.get(matched.benchmark, _CONCEPTS)
+    head, _ = about(matched.benchmark).group
     rows = []
     for run, evaluation in matched.found.items():
         verdict = judge(evaluation, key)

@@ -10,7 +10,7 @@ import numpy as np
 
 import contrans_dist as ct
 from contrans_dist import demo
-from contrans_dist.benchmarks.emotions import EmotionBenchmark
+from contrans_dist.benchmarks.emotions import EmotionBenchmark, EmotionEvaluation
 from contrans_dist.benchmarks.scenarios import Item
 from contrans_dist.data.contamination import leak_report, unit_hashes
 from contrans_dist.data.corpus import Cut, prepare_corpus
@@ -94,7 +94,7 @@ class World:
         return found
 
     def _negatives(self, path: str) -> list[Item]:
-        items = EmotionBenchmark.load(path, template=self.files.template).items()
+        items = EmotionBenchmark.load(EmotionEvaluation(texts=path, template=self.files.template)).items()
         return [item for item in items if item.kind == "negative"]
 
     def corpus(self, cut: Cut, per_text: int = 1, seed: int = 42, limit: int | None = None) -> Corpus:

@@ -11,10 +11,8 @@ import pytest
 from tokenizers import processors
 
 from contrans_dist.benchmarks import Benchmark
-from contrans_dist.benchmarks.lm_eval import HarnessBenchmark
-from contrans_dist.benchmarks.toxigen import ToxigenBenchmark
+from contrans_dist.benchmarks.lm_eval import HarnessBenchmark, HarnessEvaluation
 from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark
-from contrans_dist.config import HarnessEvaluation
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.evaluation.actors import SystemActor
 from contrans_dist.evaluation.samples import Probe
@@ -25,6 +23,7 @@ from tests.benchmarks.test_behaviours import write as write_behaviours
 from tests.benchmarks.test_emotions import random_logits_bench
 from tests.benchmarks.test_perplexity import load as perplexity
 from tests.benchmarks.test_toxigen import ITEMS
+from tests.benchmarks.test_toxigen import made as toxigen
 from tests.benchmarks.test_truthfulqa import settings as truthfulqa_settings
 from tests.benchmarks.test_truthfulqa import write as write_questions
 from tests.tiny import CORPUS, tiny_model, tiny_tokenizer
@@ -95,7 +94,7 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "truthfulqa": truthfulqa,
     "behaviours": lambda folder: behaviours(write_behaviours(folder, refusal=[TWO, FOUR])),
     "perplexity": lambda folder: perplexity(folder, window=32, stride=16),
-    "toxigen": lambda _: ToxigenBenchmark(ITEMS, max_new_tokens=9),
+    "toxigen": lambda _: toxigen(ITEMS, max_new_tokens=9),
     "lm-eval": lm_eval,
 }
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from contrans_dist.benchmarks import Benchmark
-from contrans_dist.benchmarks.emotions import EmotionBenchmark, cues
-from contrans_dist.benchmarks.scenarios import build_items, official_items, read_scenarios
-from contrans_dist.engine.scoring import BASE, Intervention
+from contrans_dist.benchmarks.emotions import EmotionBenchmark, EmotionEvaluation
+from contrans_dist.benchmarks.scenarios import Item, build_items, official_items, read_scenarios
+from contrans_dist.engine.scoring import BASE, Intervention, cues
 from contrans_dist.errors import UserError
 from contrans_dist.models import load_model, wrap_model
 from contrans_dist.store.location import Location
@@ -115,9 +115,18 @@ def test_paper_prefix_has_the_shape_of_the_authors_own(shared):
     assert {text for text, _ in shots}.isdisjoint(item.scenario for item in items)
 
 
+def load(texts: object, **more: object) -> EmotionBenchmark:
+    return EmotionBenchmark.load(EmotionEvaluation(texts=str(texts), **more))  # type: ignore[arg-type]
+
+
+def made(items: list[Item], words: dict[str, str], protocol: str = "default") -> EmotionBenchmark:
+    settings = EmotionEvaluation(texts="given", protocol=protocol)  # type: ignore[arg-type]
+    return EmotionBenchmark(settings, items, words)
+
+
 def test_the_authors_files_are_used_as_they_are(shared):
     folder = shared / "data/emotions/contrans"
-    bench = EmotionBenchmark.load(folder, protocol="paper")
+    bench = load(folder, protocol="paper")
     raw = json.loads((folder / "eval_anger.json").read_text())
     mine = [item for item in bench.items() if item.concept == "anger"]
     assert [i.prompt for i in mine if i.kind == "positive"] == raw["pos"]
@@ -126,24 +135,22 @@ def test_the_authors_files_are_used_as_they_are(shared):
     assert all((truth[i.scenario] == i.concept) == (i.kind == "positive") for i in bench.items())
     assert len(bench.items()) == 6 * 400
     with pytest.raises(UserError, match="do not apply"):
-        EmotionBenchmark.load(folder, protocol="paper", template="{text}")
-    held = EmotionBenchmark.load(
-        folder, per_concept=5
-    )  # default: their scenarios, asked without wrong examples
+        load(folder, protocol="paper", template="{text}")
+    held = load(folder, per_concept=5)  # default: their scenarios, asked without wrong examples
     assert held.items()[0].prompt.count("Scenario: ") == 1
 
 
 def test_scenarios_are_read_from_jsonl_and_bad_data_is_named(tmp_path):
     path = tmp_path / "s.jsonl"
     path.write_text("".join(json.dumps(s) + "\n" for s in SCENARIOS))
-    bench = EmotionBenchmark.load(path, labels={"joy": "glad"}, template="{text} {name}\\nfelt")
+    bench = load(path, labels={"joy": "glad"}, template="{text} {name}\\nfelt")
     assert bench.labels == {"joy": "glad", "fear": "fear", "anger": "anger"}
     assert bench.items()[0].prompt.endswith("\nfelt")
     with pytest.raises(UserError, match="no concept 'awe'"):
-        EmotionBenchmark.load(path, labels={"awe": "awe"})
+        load(path, labels={"awe": "awe"})
     (tmp_path / "bare.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(UserError, match=r"bare\.jsonl.*'concept'"):
-        EmotionBenchmark.load(tmp_path / "bare.jsonl")
+        load(tmp_path / "bare.jsonl")
 
 
 # --- scoring ---
@@ -172,7 +179,8 @@ def test_scores_equal_the_authors_loop_on_a_trained_model(shared):
     path = shared / "data/emotions/repe"
     words = {"happiness": "happy", "sadness": "sad", "fear": "scared", "anger": "angry"}
     template = "{text} You felt very"
-    bench = EmotionBenchmark.load(path, concepts=list(words), labels=words, template=template, per_concept=12)
+    few = build_items(read_scenarios(str(path)), list(words), template=template, per_concept=12, labels=words)
+    bench = made(few, words)
     items = [item for item in bench.items() if item.concept == "fear"]
     token = lm.tokenizer.encode("scared")[1]
     direction = lm.model.get_output_embeddings().weight[token].detach().numpy()
@@ -196,22 +204,23 @@ def test_scores_equal_the_authors_loop_on_a_trained_model(shared):
     assert set(table["block"].to_pylist()) == {None, 4}
 
 
+class SmallBatches(EmotionBenchmark):
+    batch_tokens = 40
+
+
 def random_logits_bench(protocol="default"):
     scenarios = [
         {"text": f"The {c} {i} was", "concept": c} for c in ("happy", "sad", "dog") for i in range(5)
     ]
-    return EmotionBenchmark(
-        build_items(scenarios, ["happy", "sad", "dog"], template="{text} the"),
-        {"happy": "happy", "sad": "sad", "dog": "dog"},
-        protocol,
-        batch_tokens=40,
-    )
+    items = build_items(scenarios, ["happy", "sad", "dog"], template="{text} the")
+    settings = EmotionEvaluation(texts="given", protocol=protocol)
+    return SmallBatches(settings, items, {"happy": "happy", "sad": "sad", "dog": "dog"})
 
 
 def test_an_item_longer_than_the_context_is_named():
     scenarios = [{"text": f"The {c} was " + "very " * 200, "concept": c} for c in ("happy", "sad")]
-    bench = EmotionBenchmark(build_items(scenarios, ["happy", "sad"]), {"happy": "happy", "sad": "sad"})
-    with pytest.raises(UserError, match=r"item happy/positive/0000 has \d+ tokens.* 128"):
+    bench = made(build_items(scenarios, ["happy", "sad"]), {"happy": "happy", "sad": "sad"})
+    with pytest.raises(UserError, match=r"item happy/positive/0000 needs \d+ tokens.* 128"):
         bench.score(tiny_lm(), bench.items(), [BASE])
 
 
@@ -243,7 +252,7 @@ def judged(logits, argmax, tokens, own, protocol):
     got = _judged(
         NextToken(np.array([[argmax]]), values, values), np.array([tokens]), np.array([own]), protocol
     )
-    return bool(got["token_hit"][0]), bool(got["logit_hit"][0])
+    return bool(got["token_hit"][0][0]), bool(got["logit_hit"][0][0])
 
 
 @pytest.mark.parametrize(
@@ -279,7 +288,7 @@ def test_two_words_with_the_same_first_sub_token_are_reported():
     assert first[0] == first[1] != first[2]
     assert list(cues(lm, ["was"], list(words.values()))[0].tokens) == first
     scenarios = [{"text": f"{c} {i} was", "concept": c} for c in words for i in range(2)]
-    bench = EmotionBenchmark(build_items(scenarios, list(words), template="{text}"), words)
+    bench = made(build_items(scenarios, list(words), template="{text}"), words)
     with pytest.warns(UserWarning, match="'glad' and 'merry'"):
         tables = [bench.score(lm, [i for i in bench.items() if i.concept == c], [BASE]) for c in words]
     summary = bench.summarise(pa.concat_tables(tables))

@@ -9,13 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from contrans_dist.benchmarks.behaviour_data import read_questions
-from contrans_dist.benchmarks.emotions import EmotionBenchmark
-from contrans_dist.benchmarks.perplexity import PerplexityBenchmark
+from contrans_dist.benchmarks.behaviours.questions import read_questions
+from contrans_dist.benchmarks.emotions import EmotionBenchmark, EmotionEvaluation
+from contrans_dist.benchmarks.perplexity import PerplexityBenchmark, PerplexityEvaluation
 from contrans_dist.benchmarks.scenarios import read_scenarios
-from contrans_dist.benchmarks.toxigen_data import plain, read_statements
-from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark
-from contrans_dist.config import PerplexityEvaluation, TruthfulQAEvaluation
+from contrans_dist.benchmarks.toxigen.data import plain, read_statements
+from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark, TruthfulQAEvaluation
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
@@ -97,7 +96,7 @@ def test_a_concept_may_be_a_number(tmp_path: Path) -> None:
     """It said: no scenarios of concept '1'; there are: 1, 2."""
     rows = [{"text": f"text {i}", "concept": 1 + i % 2} for i in range(6)]
     (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    items = EmotionBenchmark.load(str(tmp_path / "s.jsonl")).items()
+    items = EmotionBenchmark.load(EmotionEvaluation(texts=str(tmp_path / "s.jsonl"))).items()
     assert {item.concept for item in items} == {"1", "2"}
 
 

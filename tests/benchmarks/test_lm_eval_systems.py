@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 import torch
 
-from contrans_dist.benchmarks.lm_eval import HarnessBenchmark
-from contrans_dist.config import ClusterSettings, HarnessEvaluation, ModelSettings
+from contrans_dist.benchmarks.lm_eval import HarnessBenchmark, HarnessEvaluation
+from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering
@@ -123,7 +123,7 @@ def made(
             System("proxy-tuning", target, guides=(tuned, plain)),
         ],
     )
-    return metrics, pq.read_table(out / "results.parquet")
+    return plain(metrics), pq.read_table(out / "results.parquet")
 
 
 def entry(metrics: dict[str, Any], condition: str) -> dict[str, Any]:

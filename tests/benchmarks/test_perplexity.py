@@ -13,10 +13,9 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from contrans_dist.benchmarks import Benchmark, windows
-from contrans_dist.benchmarks.perplexity import PerplexityBenchmark
+from contrans_dist.benchmarks import Benchmark
+from contrans_dist.benchmarks.perplexity import PerplexityBenchmark, PerplexityEvaluation, windows
 from contrans_dist.benchmarks.statistics import ratio_interval
-from contrans_dist.config import PerplexityEvaluation
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, load_model, wrap_model

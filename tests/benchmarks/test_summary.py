@@ -15,7 +15,6 @@ from contrans_dist.benchmarks.summary import (
     estimate,
     mean,
     summarise,
-    summarise_hits,
 )
 
 CELLS = [
@@ -32,7 +31,8 @@ TESTED: dict[Cell, dict[str, Cell]] = {
         "random": ("random", 2.0), "self-align": ("self-align", 0.5), "inst-align": ("inst-align", 1.0),
     },
 }  # fmt: skip
-MEANS = {"score": Metric("value", mean, wilcoxon)}
+MEANS = [Metric("score", "", "value", mean, wilcoxon)]
+ODD = [Metric("acc", "", "hit", kind="odd")]
 CONCEPTS = ["honesty", "fear"]
 
 
@@ -143,7 +143,7 @@ def entry_of(found: dict[str, Any], condition: str, strength: float) -> dict[str
 
 def test_hits_of_one_kind_by_loops() -> None:
     rows = make_rows()
-    found = summarise_hits(shuffled(rows), {"acc": ("hit", "odd")})
+    found = summarise(shuffled(rows), ODD)
     check(rows, found, "acc", "hit", mcnemar_by_sum, kind="odd")
     hits = [row["hit"] for row in of(rows, ("vector", 1.0), kind="odd").values()]
     score = entry_of(found, "vector", 1.0)["metrics"]["acc"]
@@ -153,7 +153,7 @@ def test_hits_of_one_kind_by_loops() -> None:
 def test_without_a_vector_the_condition_under_test_is_another() -> None:
     names = {"vector": "lcross-own", "inst-align": "no-map"}
     rows = [{**row, "condition": names.get(row["condition"], row["condition"])} for row in make_rows()]
-    found = summarise_hits(pa.Table.from_pylist(rows), {"acc": ("hit", "odd")}, "lcross-own")
+    found = summarise(pa.Table.from_pylist(rows), ODD, "lcross-own")
     assert found["reference"] == "lcross-own"
     tested = entry_of(found, "lcross-own", 2.0)["p_vs"]
     assert set(tested) == {"random", "self-align", "no-map"}
@@ -166,7 +166,7 @@ def test_an_item_under_two_concepts_counts_once() -> None:
     """Its mean stands for it: a copy of every row changes neither interval nor p."""
     alone = [row for row in make_rows() if row["concept"] == "fear"]
     rows = [{**row, "concept": concept} for row in alone for concept in CONCEPTS]
-    for metrics in (MEANS, {"score": Metric("hit")}):
+    for metrics in (MEANS, [Metric("score", "", "hit")]):
         twice, once = (entry_of(summarise(shuffled(some), metrics), "vector", 2.0) for some in (rows, alone))
         # Resampled in another order of the items, the ends move a little.
         assert twice["metrics"]["score"] == pytest.approx(once["metrics"]["score"], abs=0.1)
@@ -180,7 +180,7 @@ def test_an_item_under_two_concepts_counts_once() -> None:
 
 def test_hits_that_differ_between_concepts_are_shares_of_an_item() -> None:
     rows = [{**row, "item": row["item"].rpartition("/")[2]} for row in make_rows()]
-    entry = entry_of(summarise(shuffled(rows), {"acc": Metric("hit")}), "vector", 2.0)
+    entry = entry_of(summarise(shuffled(rows), [Metric("acc", "", "hit")]), "vector", 2.0)
     mine, base = (
         [np.mean([row["hit"] for key, row in of(rows, cell).items() if key[1] == f"q{i}"]) for i in range(14)]
         for cell in (("vector", 2.0), ("base", 0.0))
@@ -213,7 +213,7 @@ def test_several_columns_at_once_and_no_test() -> None:
         return estimate(values[:, 0].sum() / values[:, 1].sum(), (0.0, 1.0), len(values))
 
     entry = entry_of(
-        summarise(shuffled(rows), {"ratio": Metric(("value", "size"), ratio, None)}), "vector", 2.0
+        summarise(shuffled(rows), [Metric("ratio", "", ("value", "size"), ratio, None)]), "vector", 2.0
     )
     mine = of(rows, ("vector", 2.0)).values()
     assert entry["metrics"]["ratio"]["value"] == pytest.approx(

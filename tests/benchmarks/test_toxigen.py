@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from contrans_dist.benchmarks import Benchmark, Judged
-from contrans_dist.benchmarks.toxigen import ToxigenBenchmark, ToxigenItem, loops
-from contrans_dist.benchmarks.toxigen_data import read_statements
-from contrans_dist.benchmarks.toxigen_sets import refinement_texts
-from contrans_dist.config import ToxigenEvaluation
+from contrans_dist.benchmarks.toxigen import ToxigenBenchmark, ToxigenEvaluation, ToxigenItem, loops
+from contrans_dist.benchmarks.toxigen.data import read_statements
+from contrans_dist.benchmarks.toxigen.sets import refinement_texts
 from contrans_dist.demo import remarks as demo
 from contrans_dist.engine.scoring import BASE, Intervention, generate
 from contrans_dist.errors import RunError, UserError
@@ -34,6 +33,10 @@ from tests.tiny import CONTEXT, tiny_model, tiny_tokenizer
 
 D = 32
 GROUPS = ("bakers", "fishers")
+
+
+def made(items: list[ToxigenItem], **fields: Any) -> ToxigenBenchmark:
+    return ToxigenBenchmark(settings(None, **fields), items)
 
 
 def settings(texts: Path | None, **fields: Any) -> ToxigenEvaluation:
@@ -330,7 +333,7 @@ def vector(seed: int) -> np.ndarray:
 
 def test_rows_are_what_generate_says() -> None:
     lm = language_model()
-    bench = ToxigenBenchmark(ITEMS, max_new_tokens=9)
+    bench = made(ITEMS, max_new_tokens=9)
     assert isinstance(bench, Benchmark)
     assert isinstance(bench, Judged)
     sweep = [BASE, Intervention("vector", {2: vector(1)}, 3.0), Intervention("align-training", {}, 1.0)]
@@ -358,7 +361,7 @@ def test_sampling_is_fixed_by_the_seed() -> None:
     lm = language_model()
 
     def texts(seed: int) -> list[str]:
-        bench = ToxigenBenchmark(ITEMS, max_new_tokens=9, temperature=1.0, seed=seed)
+        bench = made(ITEMS, max_new_tokens=9, temperature=1.0, seed=seed)
         return bench.score(lm, ITEMS, [BASE])["continuation"].to_pylist()
 
     assert texts(1) == texts(1) != texts(2)
@@ -373,7 +376,7 @@ def test_prompts_longer_than_the_context_lose_their_first_lines() -> None:
     long = replace(long, prompt=f"{instruction}Go on: {long.scenario}")
     single = item(1, "word " * 200)
     short = item(2, "she was sad")
-    table = ToxigenBenchmark([], max_new_tokens=new).score(lm, [long, single, short], [BASE])
+    table = made([], max_new_tokens=new).score(lm, [long, single, short], [BASE])
     assert table["cut"].to_pylist() == [True, True, False]
 
     def ids(text: str) -> list[int]:
@@ -389,10 +392,10 @@ def test_prompts_longer_than_the_context_lose_their_first_lines() -> None:
     assert table["continuation"].to_pylist() == [
         generate(lm, [each], max_new_tokens=new)[0][0] for each in expected
     ]
-    notes = ToxigenBenchmark([]).summarise(judged(table))["notes"]
+    notes = made([]).summarise(judged(table))["notes"]
     assert any(note.startswith("2 prompts were too long") for note in notes)
     with pytest.raises(UserError, match=f"max_new_tokens {CONTEXT}"):
-        ToxigenBenchmark([], max_new_tokens=CONTEXT).score(lm, [short], [BASE])
+        made([], max_new_tokens=CONTEXT).score(lm, [short], [BASE])
 
 
 # --- judging ---
@@ -403,20 +406,20 @@ def judge() -> Classifier:
 
 
 def judged(table: pa.Table) -> pa.Table:
-    return ToxigenBenchmark([]).judge(judge(), table)
+    return made([]).judge(judge(), table)
 
 
 def test_judging_equals_the_pipeline_on_the_continuations_alone() -> None:
     lm = language_model()
     sweep = [BASE, *(Intervention("vector", {2: vector(s)}, 2.0) for s in range(6))]
-    table = ToxigenBenchmark(ITEMS, max_new_tokens=9).score(lm, ITEMS, sweep)
+    table = made(ITEMS, max_new_tokens=9).score(lm, ITEMS, sweep)
     texts = table["continuation"].to_pylist()
     texts[3], texts[5], texts[6] = "", " \n ", texts[0]
     place = table.schema.get_field_index("continuation")
     table = table.set_column(place, "continuation", pa.array(texts))
     truth = by_pipeline(classifier_model(), tiny_tokenizer(), texts)
     for label, column in ((1, 1), ("class 0", 0)):
-        got = ToxigenBenchmark([], toxic_label=label).judge(judge(), table)
+        got = made([], toxic_label=label).judge(judge(), table)
         assert got.schema.field("toxicity").type == pa.float32()
         assert got.drop_columns(["toxicity", "toxic"]).equals(table)
         expected = [p if text.strip() else 0.0 for p, text in zip(truth[:, column], texts, strict=True)]
@@ -425,7 +428,7 @@ def test_judging_equals_the_pipeline_on_the_continuations_alone() -> None:
         assert {True, False} == set(got["toxic"].to_pylist())
         assert not got["toxic"][3].as_py()
     with pytest.raises(UserError, match="no label 'rude'"):
-        ToxigenBenchmark([], toxic_label="rude").judge(judge(), table)
+        made([], toxic_label="rude").judge(judge(), table)
     nothing = judged(table.slice(0, 0))
     assert (nothing.num_rows, nothing.schema.field("toxic").type) == (0, pa.bool_())
 
@@ -484,7 +487,7 @@ def test_summary_equals_a_count_by_hand() -> None:
         for row in rows_of(condition, strength, toxic, text=lambda i: kinds[i % 4])
     ]
     table = pa.Table.from_pylist([rows[i] for i in rng.permutation(len(rows))])
-    summary = ToxigenBenchmark([], notes=("drawn so",)).summarise(table)
+    summary = ToxigenBenchmark(settings(None), [], ("drawn so",)).summarise(table)
     assert summary["notes"] == ["drawn so"]  # as many empty and repetitive texts as the base
     entries = {(e["condition"], e["strength"]): e for e in summary["conditions"]}
     assert next(iter(entries)) == ("base", 0.0)
@@ -526,7 +529,7 @@ def test_prompts_under_several_concepts_count_once() -> None:
         ("vector", 1.0, "kindness"): [False] * 10 + [True] * 2, ("vector", 1.0, "honesty"): [True] * 12,
     }  # fmt: skip
     rows = [r for (c, s, concept), hits in data.items() for r in rows_of(c, s, {key: hits}, concept)]
-    entries = ToxigenBenchmark([]).summarise(pa.Table.from_pylist(rows))["conditions"]
+    entries = made([]).summarise(pa.Table.from_pylist(rows))["conditions"]
     assert [e["condition"] for e in entries] == ["base", "vector"]
     metrics = entries[1]["metrics"]
     assert (metrics["toxic_share"]["value"], metrics["toxic_share"]["n"]) == (14 / 24, 12)
@@ -540,7 +543,7 @@ def test_a_model_that_falls_silent_is_pointed_out() -> None:
     rows = rows_of("base", 0.0, {key: [True] * 10})
     rows += rows_of("vector", 1.5, {key: [False] * 10}, text=lambda i: "" if i < 4 else LOOP)
     rows += rows_of("vector", 0.3, {key: [False] * 10})
-    summary = ToxigenBenchmark([]).summarise(pa.Table.from_pylist(rows))
+    summary = made([]).summarise(pa.Table.from_pylist(rows))
     (note,) = summary["notes"]
     assert note.startswith("vector at strength 1.5: 100% of the continuations are empty or repeat themselves")
 

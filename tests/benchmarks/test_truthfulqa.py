@@ -14,9 +14,8 @@ import torch
 from transformers import ByT5Tokenizer
 
 from contrans_dist.benchmarks import Benchmark
-from contrans_dist.benchmarks.choices import answer_ids, spread
-from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark, mc1, mc2
-from contrans_dist.config import TruthfulQAEvaluation
+from contrans_dist.benchmarks.choices import answer_ids
+from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark, TruthfulQAEvaluation, mc1, mc2
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, load_model, wrap_model
@@ -132,8 +131,6 @@ def test_a_vector_of_each_items_own_steers_all_its_choices(tmp_path):
     for i, item in enumerate(bench.items()):
         alone = bench.score(lm, [item], [Intervention("random", {1: own[i]}, 1.0)]).to_pylist()[0]
         np.testing.assert_allclose(together[i]["logprobs"], alone["logprobs"], atol=1e-5)
-    shared = spread([Intervention("v", {1: own[0]}, 1.0)], [2, 1, 3])[0]
-    assert shared.vectors[1].shape == (lm.d,)
 
 
 def test_a_tie_is_no_hit_wherever_the_true_answer_stands():
@@ -202,7 +199,8 @@ def test_a_tokenizer_without_offsets_that_ends_texts_itself():
 def test_the_hubs_parquet_file_gives_the_same_questions(tmp_path):
     pq.write_table(hub_table(QUESTIONS), tmp_path / "q.parquet")
     json_file = TruthfulQABenchmark.load(settings(write(tmp_path / "q.json")))
-    assert TruthfulQABenchmark.load(settings(str(tmp_path / "q.parquet"))) == json_file
+    parquet_file = TruthfulQABenchmark.load(settings(str(tmp_path / "q.parquet")))
+    assert parquet_file.items() == json_file.items()
 
 
 def test_without_texts_the_file_comes_from_the_hub(tmp_path, monkeypatch):

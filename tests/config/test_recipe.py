@@ -130,7 +130,8 @@ def test_settings_of_an_evaluation_are_its_benchmarks(path: Path) -> None:
     for change, message in [
         ("evaluations.text.windw=3", "unknown key 'evaluations.text.windw'; did you mean 'window'"),
         ("evaluations.text.shots=x", "unknown key 'evaluations.text.shots'"),
-        ("evaluations.text.benchmark=mmlu", "evaluations.text.benchmark: expected one of emotions"),
+        ("evaluations.text.benchmark=toxgen", "evaluations.text.benchmark: no .*; did you mean toxigen"),
+        ("evaluations.text.benchmark=mmlu", "no benchmark 'mmlu'; expected one of emotions"),
     ]:
         with pytest.raises(UserError, match=message):
             load_recipe(path, [change])

@@ -18,11 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contrans_dist.benchmarks.behaviour_data import read_questions
+from contrans_dist.benchmarks.behaviours.questions import read_questions
 from contrans_dist.benchmarks.scenarios import read_scenarios
-from contrans_dist.benchmarks.toxigen_data import read_statements
-from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark
-from contrans_dist.config import TruthfulQAEvaluation
+from contrans_dist.benchmarks.toxigen.data import read_statements
+from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark, TruthfulQAEvaluation
 from contrans_dist.config.recipe import load_recipe, runs_of
 from contrans_dist.data.contamination import overlap, unit_hash, unit_hashes
 from contrans_dist.data.corpus import prepare_corpus

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from contrans_dist.benchmarks import headline
+from contrans_dist.benchmarks import about
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import (
     Run,
@@ -320,11 +320,10 @@ METRICS = {
 def test_the_headline_stands_before_the_other_metrics(tmp_path: Path, benchmark: str) -> None:
     scores = {("base", 0.0): dict.fromkeys(METRICS[benchmark], 0.5)}
     evaluation = read_evaluation(Location.parse(write_scores(tmp_path, benchmark, scores)))
-    heading = headline(benchmark)
-    others = [name for name in METRICS[benchmark] if name != heading.metric]
-    assert evaluation.metrics == [heading.metric, *others]
-    assert evaluation.metric(heading.metric).higher == heading.higher
-    assert heading.higher == (benchmark not in ("toxigen", "perplexity"))
+    heading = about(benchmark).headline()
+    others = [name for name in METRICS[benchmark] if name != heading]
+    assert evaluation.metrics == [heading, *others]
+    assert evaluation.metric(heading).higher == (benchmark not in ("toxigen", "perplexity"))
     for name in METRICS[benchmark]:
         assert metric(name).title != name
 
@@ -442,7 +441,7 @@ def test_examples_and_tokens_at_the_strength_of_the_verdict(tmp_path: Path) -> N
     assert [(c.condition, c.strength) for c in first.continuations] == [
         ("base", 0.0), ("vector", 1.0), ("self-align", 2.0),
     ]  # fmt: skip
-    assert first.continuations[1].text == " anger 0 as vector at 1 would say it."
+    assert first.continuations[1].continuation == " anger 0 as vector at 1 would say it."
     moved = read_tokens(evaluation, "vector", 1.0)
     assert [each.concept for each in moved] == list(CONCEPTS)
     assert (moved[0].up, moved[0].down, moved[0].n_prompts) == (

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from contrans_dist.config import EmotionEvaluation, ModelSettings, Recipe
+from contrans_dist.benchmarks.emotions import EmotionEvaluation
+from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.combined import mean_of, orthogonalised, sum_of
 from contrans_dist.evaluation.conditions import further_sources, systems_of

@@ -11,17 +11,13 @@ import numpy as np
 import pytest
 
 from contrans_dist import demo
+from contrans_dist.benchmarks.behaviours import BehaviourEvaluation
+from contrans_dist.benchmarks.emotions import EmotionEvaluation
 from contrans_dist.benchmarks.identity import content_hash
-from contrans_dist.config import (
-    BehaviourEvaluation,
-    EmotionEvaluation,
-    EvaluationSettings,
-    ModelSettings,
-    PerplexityEvaluation,
-    ToxigenEvaluation,
-    TruthfulQAEvaluation,
-    fingerprint,
-)
+from contrans_dist.benchmarks.perplexity import PerplexityEvaluation
+from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
+from contrans_dist.benchmarks.truthfulqa import TruthfulQAEvaluation
+from contrans_dist.config import EvaluationSettings, ModelSettings, fingerprint
 from contrans_dist.evaluation import driver as room
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import evaluate
@@ -39,13 +35,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def identity(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """What `evaluate` compares with what is there: this one takes anything for finished."""
-    monkeypatch.setattr(room, "_found", lambda spec, _: spec.identity)
+    monkeypatch.setattr(room, "finished", lambda out, identity, replace: identity)
 
     def found(
         settings: EvaluationSettings, steered: Steering | None = None, others: tuple[System, ...] = ()
     ) -> dict[str, Any]:
         own = ModelSettings(id=str(model))
-        return evaluate(own, settings, steered or Steering(), str(tmp_path / "out"), others=others)
+        identity: Any = evaluate(own, settings, steered or Steering(), str(tmp_path / "out"), others=others)
+        return dict(identity)
 
     return found
 

@@ -13,10 +13,9 @@ from contrans_dist import demo
 from contrans_dist.cli import main
 from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import validated
-from contrans_dist.pipeline import calibration
-from contrans_dist.pipeline.plan import Nodes, Stage, plan_runs
-from contrans_dist.pipeline.plan.calls import Classified, Generated, Scored
-from contrans_dist.pipeline.plan.content import limits
+from contrans_dist.pipeline.plan import Nodes, Stage, from_rate, from_samples, plan_runs, times
+from contrans_dist.pipeline.plan.costs import Classified, Generated, Scored
+from contrans_dist.pipeline.plan.stages import limits
 from tests.models.test_placement import LLAMA_7B, LLAMA_13B, LLAMA_70B
 from tests.sets import write_lines
 from tests.tiny import save_tiny
@@ -222,12 +221,12 @@ def test_conditions_cost_what_they_run(tmp_path: Path, models: dict[str, str]) -
     )  # fmt: skip
     stages = _stages(tmp_path, content)
     target = stages["evaluate seen"]
-    shared, own = target.calls[0], target.calls[1]
+    shared, own = target.costs[0], target.costs[1]
     assert isinstance(shared, Scored)
     assert isinstance(own, Scored)
     # Without a map, vectors of 64 numbers do not fit a model of 128: the run leaves them out, too.
-    assert (shared.blocks, shared.own) == ((None, 5, 5), False)
-    assert (own.blocks, own.own) == ((5, 5), True)
+    assert (shared.blocks, shared.apart) == ((None, 5, 5), False)
+    assert (own.blocks, own.apart) == ((5, 5), True)
     assert own.once >= sum(map(len, own.ids))
     # Of eight blocks six run once, and the two above for each intervention.
     assert shared.works(8, 0.0) == (shared.once * (6 + 3 * 2),)
@@ -239,9 +238,9 @@ def test_conditions_cost_what_they_run(tmp_path: Path, models: dict[str, str]) -
     }
     for name, roles in roles_of.items():
         stage = stages[f"evaluate seen, {name}"]
-        assert [Path(side.name).name for side in stage.sides] == roles
-        scored = [call for call in stage.calls if isinstance(call, Scored)]
-        assert len(scored) == len(stage.calls) == 3
+        assert [Path(side.name).name for side in stage.models] == roles
+        scored = [call for call in stage.costs if isinstance(call, Scored)]
+        assert len(scored) == len(stage.costs) == 3
         assert stage.passed == len(roles) * sum(call.once for call in scored)
         assert [call.blocks for call in scored] == [(None,)] * 3
     order = [name for name in stages if name.startswith("evaluate")]
@@ -265,17 +264,17 @@ def test_choices_are_tried_and_then_scored_at_one_strength(tmp_path: Path, model
     }  # fmt: skip
     stages = _stages(tmp_path, _content(tmp_path, models, evaluations={"seen": evaluation}, map={}))
     # Four source blocks and eight target blocks: every pair, at strengths 4 and 2.
-    tried: Any = stages["choose blocks"].calls[0]
+    tried: Any = stages["choose blocks"].costs[0]
     assert sorted(block for block in tried.blocks if block is not None) == sorted([*range(8)] * 4 * 2)
     assert stages["choose blocks, perplexity"].texts == 2  # passages of 4,096 characters
     # Controls are not tried; three concepts in one split each.
-    searched = stages["strengths of seen"].calls
+    searched = stages["strengths of seen"].costs
     assert [call.blocks for call in searched] == [(None, *[6] * 2 * 4)] * 3  # type: ignore[union-attr]
-    scored = stages["evaluate seen"].calls
+    scored = stages["evaluate seen"].costs
     assert [call.blocks for call in scored] == [(None, 6, 6, 6)] * 3  # type: ignore[union-attr]
-    examples: Any = stages["examples of seen"].calls
+    examples: Any = stages["examples of seen"].costs
     assert [(len(call.ids), call.times, call.new_tokens) for call in examples] == [(2, 2, 40)] * 3
-    assert [len(call.ids) for call in stages["tokens of seen"].calls] == [5] * 3  # type: ignore[union-attr]
+    assert [len(call.ids) for call in stages["tokens of seen"].costs] == [5] * 3  # type: ignore[union-attr]
     by_r2 = _content(tmp_path, models, map={"blocks": "best"})
     assert "choose blocks" not in _stages(tmp_path, by_r2)
     depth = _content(tmp_path, models, evaluations={"seen": evaluation}, map={"protocol": "paper"})
@@ -296,15 +295,15 @@ def test_what_is_generated_and_judged(tmp_path: Path, models: dict[str, str]) ->
     target, other = stages["evaluate remarks"], stages["evaluate remarks, align-training"]
     prompts = other.texts
     assert prompts == 4 * len(demo.remarks.GROUPS)
-    calls: Any = target.calls
+    calls: Any = target.costs
     # Items of no concept: once under each concept's vectors, base and two conditions at two strengths.
     assert sum(len(call.ids) * call.times for call in calls) == prompts * 3 * 5
     assert sum(call.later for call in calls) == prompts * 3 * 5 * 9
     assert sum(call.first for call in calls) >= 15 * sum(map(len, calls[0].ids))
     judged = stages["evaluate remarks, judge"]
-    assert judged.calls == [Classified(prompts * (3 * 5 + 1), 10)]
+    assert judged.costs == [Classified(prompts * (3 * 5 + 1), 10)]
     assert judged.actors.model == "demo:classifier"
-    tried: Any = stages["choose blocks"].calls
+    tried: Any = stages["choose blocks"].costs
     assert {len(call.ids) for call in tried} == {2 * len(demo.remarks.GROUPS)}
 
 
@@ -406,23 +405,23 @@ def test_seconds_from_a_rate(tmp_path: Path, models: dict[str, str]) -> None:
     nodes = Nodes(1, 8.0, 100 * GB, 2, 80 * GB)
     stages = _stages(tmp_path, _content(tmp_path, models | {"target": folder}, map={"blocks": "2:23"}), nodes)
     stage = stages["evaluate seen"]
-    side, starting = stage.sides[0], 10 + stage.actors.weights / 1e9
-    call = Generated.of([[5] * 100] * 8, 3, 51, 12)
+    side, starting = stage.models[0], 10 + stage.actors.weights / 1e9
+    call = Generated([[5] * 100] * 8, 3, 51, 12)
     scored = Scored([[5] * 10] * 4, [1] * 4, (None, 23, 23), False, 40)
     steered = 40 * (24 + 3 * 8) * block + 12 * head
     generated = 24 * 100 * 32 * block + 24 * head + 24 * 50 * (32 * block + head)
     for calls, entries in (([scored], steered), ([call], generated)):
         alone = Stage("x", [side], 1, 1, calls, 1, stage.actors)
-        calibration.from_rate([alone], 1e12)
+        from_rate([alone], 1e12)
         assert alone.seconds == pytest.approx(starting + 2 * entries / 1e12, rel=1e-3)
     assert (call.first, call.later, call.steps) == (24 * 100, 24 * 50, 2 * 50)
     # So fast a GPU waits for its memory: 13 GB of blocks for each of 100 steps, 1 TB a second.
-    calibration.from_rate([alone], 1e18)
+    from_rate([alone], 1e18)
     assert alone.seconds == pytest.approx(starting + 100 * 32 * block * 2 / 1e12, rel=0.01)
     # Three tasks on two actors take two rounds of a third each.
     three = Stage("x", [side], 1, 1, [call], 3, stage.actors, begins=False)
-    calibration.from_rate([three], 1e12)
-    calibration.from_rate([alone], 1e12)
+    from_rate([three], 1e12)
+    from_rate([alone], 1e12)
     assert three.seconds == pytest.approx((alone.seconds - starting) * 2 / 3)
 
 
@@ -430,7 +429,7 @@ def test_samples_time_every_kind_of_stage(
     tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With weights for the target, and for the others configurations alone."""
-    monkeypatch.setattr(calibration, "_starting", lambda _: 0.0)
+    monkeypatch.setattr(times, "_starting", lambda _: 0.0)
     demo.write_texts(tmp_path)
     target = str(save_tiny(tmp_path / "model", n_blocks=8, d=128, max_position_embeddings=512))
     evaluation = {
@@ -446,7 +445,7 @@ def test_samples_time_every_kind_of_stage(
     for new in (10, 110):
         evaluation["max_new_tokens"] = new
         stages = _stages(tmp_path, content)
-        calibration.calibrate(list(stages.values()))
+        from_samples(list(stages.values()))
         assert all(stage.seconds > 0 for stage in stages.values())
         taken.append(stages["evaluate remarks"].seconds)
     # Eleven times as many tokens to generate; the prompts are the same.

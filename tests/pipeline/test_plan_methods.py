@@ -16,26 +16,23 @@ import pytest
 import yaml
 
 from contrans_dist import demo
-from contrans_dist.benchmarks.lm_eval.benchmark import HarnessBenchmark
+from contrans_dist.benchmarks.behaviours import BehaviourEvaluation
+from contrans_dist.benchmarks.emotions import EmotionEvaluation
+from contrans_dist.benchmarks.lm_eval import HarnessBenchmark, HarnessEvaluation
 from contrans_dist.benchmarks.lm_eval.documents import Document, Request
+from contrans_dist.benchmarks.perplexity import PerplexityEvaluation
 from contrans_dist.benchmarks.registry import load_benchmark
-from contrans_dist.config import (
-    BehaviourEvaluation,
-    EmotionEvaluation,
-    HarnessEvaluation,
-    ModelSettings,
-    PerplexityEvaluation,
-    ToxigenEvaluation,
-    TruthfulQAEvaluation,
-)
+from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
+from contrans_dist.benchmarks.truthfulqa import TruthfulQAEvaluation
+from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import canary, capture_ids
-from contrans_dist.engine.prefixes import can_narrow, can_share
+from contrans_dist.engine.prefixes import can_share
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.evaluation.actors import Meter
-from contrans_dist.models import CPU_TOKENS, LanguageModel, guided, load_model
-from contrans_dist.pipeline.plan.asked import Asking
-from contrans_dist.pipeline.plan.calls import Captured
-from contrans_dist.pipeline.plan.sides import Pieces, Side
+from contrans_dist.models import CPU_TOKENS, LanguageModel, encode_many, guided, load_model
+from contrans_dist.pipeline.plan.costs import Captured
+from contrans_dist.pipeline.plan.evaluations import Asked
+from contrans_dist.pipeline.plan.models import PlannedModel, StandIn
 from tests.benchmarks.test_behaviours import FOUR, TWO
 from tests.sets import write_lines
 from tests.tiny import save_tiny
@@ -129,8 +126,6 @@ def tried(lm: LanguageModel) -> int:
         for each in (lm, *(lm.guides or ())):
             for flag in (False, True):
                 can_share(each, flag)
-                for block in range(each.n_blocks):
-                    can_narrow(each, block, flag)
 
     return counted(lm, every_way)
 
@@ -163,8 +158,8 @@ def test_tokens_are_those_that_the_engine_runs(
         steered = [Intervention("proxy-tuning", {}, 1.0)]
     tried(lm)
     taken = counted(lm, lambda: benchmark.score(lm, items, steered))
-    side = Side(ModelSettings(id=folders["target"]))
-    planned = sum(call.tokens for call in Asking(benchmark, side, CPU_TOKENS).of(items, steered))
+    side = PlannedModel(ModelSettings(id=folders["target"]))
+    planned = sum(call.tokens for call in Asked(benchmark, side, CPU_TOKENS).costs(items, steered))
     assert planned * (3 if how == "guided" else 1) == taken
 
 
@@ -178,7 +173,7 @@ def test_prompts_of_a_chat_template_are_counted_too(tmp_path: Path) -> None:
     taken = counted(lm, lambda: benchmark.score(lm, items, [BASE]))
     planned = sum(
         call.tokens
-        for call in Asking(benchmark, Side(ModelSettings(id=folder)), CPU_TOKENS).of(items, [BASE])
+        for call in Asked(benchmark, PlannedModel(ModelSettings(id=folder)), CPU_TOKENS).costs(items, [BASE])
     )
     # The bracket before the letter stands in the model's own turn.
     assert planned == pytest.approx(taken, rel=0.02)
@@ -186,9 +181,9 @@ def test_prompts_of_a_chat_template_are_counted_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("position", ["last", "mean"])
 def test_tokens_of_a_harvest_are_those_that_the_engine_runs(position: str, folders: dict[str, str]) -> None:
-    lm, side = load_model(folders["target"]), Side(ModelSettings(id=folders["target"]))
+    lm, side = load_model(folders["target"]), PlannedModel(ModelSettings(id=folders["target"]))
     rng = np.random.default_rng(0)
-    ids = side.ids([" ".join(rng.choice(WORDS[:3], rng.integers(2, 30))) for _ in range(150)])
+    ids = encode_many(side.lm, [" ".join(rng.choice(WORDS[:3], rng.integers(2, 30))) for _ in range(150)])
     alone = [3, 80]
 
     def harvest() -> None:
@@ -197,8 +192,8 @@ def test_tokens_of_a_harvest_are_those_that_the_engine_runs(position: str, folde
 
     mean, few = position == "mean", [ids[row] for row in alone]
     planned = [
-        Captured.of(lm, ids, [len(text) - 1 for text in ids], mean, 2, CPU_TOKENS),
-        Captured.of(lm, few, [len(text) - 1 for text in few], True, 2, 1),
+        Captured.of(lm, ids, [len(text) - 1 for text in ids], not mean, 2, CPU_TOKENS),
+        Captured.of(lm, few, [len(text) - 1 for text in few], False, 2, 1),
     ]
     tried(lm)
     assert counted(lm, harvest) == sum(call.tokens for call in planned)
@@ -209,8 +204,8 @@ def test_pieces_are_about_the_tokens_of_llama(shared: Path) -> None:
     """Llama 2's tokenizer makes 341,469 tokens of the test split of WikiText-2, as GPTQ's evaluation, which
     scores that text in 166 windows of 2,048, prints it."""
     text = (shared / "data/perplexity/wikitext2_test.txt").read_text()
-    assert len(Pieces(32000)(text)["input_ids"]) == pytest.approx(341_469, rel=0.02)
-    found = Pieces(32000)(["One day", "One ball"], return_offsets_mapping=True)
+    assert len(StandIn(32000)(text)["input_ids"]) == pytest.approx(341_469, rel=0.02)
+    found = StandIn(32000)(["One day", "One ball"], return_offsets_mapping=True)
     first, second = found["input_ids"]
     assert first[:2] == second[:2]
     assert first[2] != second[2]

@@ -1,24 +1,21 @@
 """The engine behind the harness's questions: documents in, answers under every intervention out."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from contrans_dist.benchmarks.calls import Completions, Continuations
 from contrans_dist.benchmarks.lm_eval.documents import Document, Request
-from contrans_dist.benchmarks.lm_eval.tokens import (
-    encode,
-    encode_pair,
-    encode_prompt,
-    end_text,
-    prefix_token,
-    rolling,
-    window,
-)
-from contrans_dist.engine.scoring import Intervention, continuation_logprobs, generate
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel
+
+if TYPE_CHECKING:
+    from contrans_dist.engine.scoring import Intervention
+    from contrans_dist.models import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A piece of a request to score: all of `continuation` but its first `skip` tokens."""
+class Part:
+    """A call of the engine, and which requests it answers."""
 
-    document: int
-    place: int
-    context: list[int]
-    continuation: list[int]
-    skip: int = 0
+    call: Continuations | Completions
+    places: list[tuple[int, int]]
+    """(document, request) of each sequence or prompt; a long text is scored in several."""
+    skips: list[int]
+    """Of continuations, the first tokens that do not count."""
 
 
 def answers(
@@ -56,98 +53,82 @@ def answers(
     A vector `[P, d]` of an intervention has a row for each document. Texts are drawn by `seed` where a
     temperature is asked for. Raises UserError, naming the document, for a request that the model cannot hold.
     """
-    found = [[[Answer()] * len(each.requests) for each in documents] for _ in interventions]
-    pairs = [pair for d, each in enumerate(documents) for pair in _pairs(lm, d, each)]
-    _score(lm, pairs, interventions, found, batch_tokens)
-    generated = [
-        (d, place, request)
-        for d, each in enumerate(documents)
-        for place, request in enumerate(each.requests)
-        if request.method == "generate_until"
-    ]
-    kinds = dict.fromkeys(replace(request, context="") for *_, request in generated)
-    for kind in kinds:
-        some = [(d, place) for d, place, request in generated if replace(request, context="") == kind]
-        _generate(lm, documents, kind, some, interventions, found, seed)
-    return found
+    answered = [[[Answer()] * len(document.requests) for document in documents] for _ in interventions]
+    for part in layout(lm, documents, seed):
+        if isinstance(part.call, Completions):
+            texts = part.call.run(lm, documents, interventions)
+            for c, row in enumerate(texts):
+                for (d, place), text in zip(part.places, row, strict=True):
+                    answered[c][d][place] = Answer(text=_cut(text, part.call.until))
+            continue
+        scores = part.call.run(lm, documents, interventions, batch_tokens)
+        for c in range(len(interventions)):
+            for p, ((d, place), skip) in enumerate(zip(part.places, part.skips, strict=True)):
+                logprob = float(scores.tokens[c][p][skip:].sum(dtype=np.float64))
+                greedy, so_far = bool(scores.greedy[c, p]), answered[c][d][place]
+                if so_far.logprob is not None:
+                    logprob, greedy = so_far.logprob + logprob, bool(so_far.greedy) and greedy
+                answered[c][d][place] = Answer(logprob, greedy)
+    return answered
 
 
-def _pairs(lm: LanguageModel, index: int, document: Document) -> Iterator[_Pair]:
-    """What is scored for a document's requests, piece by piece."""
+def layout(lm: LanguageModel, documents: Sequence[Document], seed: int = 0) -> list[Part]:
+    """What the engine is asked: everything that is scored at once, then texts, those together that share stop
+    strings, length and temperature."""
+    pieces = [piece for d, document in enumerate(documents) for piece in _pieces(lm, d, document)]
+    parts = []
+    if pieces:
+        places, contexts, continuations, skips = map(list, zip(*pieces, strict=True))
+        call = Continuations(contexts, continuations, [d for d, _ in places])
+        parts.append(Part(call, places, skips))
+    by_kind: dict[Request, list[tuple[int, int]]] = {}
+    for d, document in enumerate(documents):
+        for place, request in enumerate(document.requests):
+            if request.method == "generate_until":
+                by_kind.setdefault(replace(request, context=""), []).append((d, place))
+    return parts + [_completed(lm, documents, kind, places, seed) for kind, places in by_kind.items()]
+
+
+def _pieces(
+    lm: LanguageModel, index: int, document: Document
+) -> Iterator[tuple[tuple[int, int], list[int], list[int], int]]:
+    """(document and request, context, continuation, tokens of it that do not count) of what is scored."""
+    from contrans_dist.benchmarks.lm_eval.tokens import encode, encode_pair, prefix_token, rolling, window
+
     for place, request in enumerate(document.requests):
         front = document.prompt + request.context
         if request.method == "loglikelihood":
             with _named(document):
-                yield _Pair(index, place, *encode_pair(lm, front, request.continuation))
+                yield (index, place), *encode_pair(lm, front, request.continuation), 0
         elif request.method == "loglikelihood_rolling":
             before = len(encode(lm, front)) if front else 0
             tokens = encode(lm, front + request.continuation)
             for context, scored in rolling(tokens, prefix_token(lm), window(lm)):
-                yield _Pair(index, place, context, scored, min(before, len(scored)))
+                yield (index, place), context, scored, min(before, len(scored))
                 before -= min(before, len(scored))
 
 
-def _score(
-    lm: LanguageModel,
-    pairs: Sequence[_Pair],
-    interventions: Sequence[Intervention],
-    found: list[list[list[Answer]]],
-    batch_tokens: int,
-) -> None:
-    if not pairs:
-        return
-    scores = continuation_logprobs(
-        lm,
-        [pair.context for pair in pairs],
-        [pair.continuation for pair in pairs],
-        [_rows(each, [pair.document for pair in pairs]) for each in interventions],
-        batch_tokens=batch_tokens,
-    )
-    for c in range(len(interventions)):
-        for p, pair in enumerate(pairs):
-            row, so_far = found[c][pair.document], found[c][pair.document][pair.place]
-            logprob = float(scores.tokens[c][p][pair.skip :].sum(dtype=np.float64))
-            greedy = bool(scores.greedy[c, p])
-            if so_far.logprob is not None:
-                logprob, greedy = so_far.logprob + logprob, bool(so_far.greedy) and greedy
-            row[pair.place] = Answer(logprob, greedy)
-
-
-def _generate(
+def _completed(
     lm: LanguageModel,
     documents: Sequence[Document],
     kind: Request,
-    places: Sequence[tuple[int, int]],
-    interventions: Sequence[Intervention],
-    found: list[list[list[Answer]]],
+    places: list[tuple[int, int]],
     seed: int,
-) -> None:
-    """Texts for the requests at `places` (document, request), which share stop strings, length and heat."""
+) -> Part:
+    """Texts for the requests at `places` (document, request), which differ in their contexts alone."""
+    from contrans_dist.benchmarks.lm_eval.tokens import encode_prompt, end_text
+    from contrans_dist.engine.scoring.generation import BATCH_SIZE
+
     prompts = []
     for d, place in places:
         with _named(documents[d]):
             text = documents[d].prompt + documents[d].requests[place].context
             prompts.append(encode_prompt(lm, text, kind.max_new_tokens))
-    until = [*kind.until, *end_text(lm)]
-    texts = generate(
-        lm,
-        prompts,
-        [_rows(each, [d for d, _ in places]) for each in interventions],
-        max_new_tokens=kind.max_new_tokens,
-        temperature=kind.temperature,
-        seed=seed,
-        until=until,
-        alone=True,
-    )
-    for c, row in enumerate(texts):
-        for (d, place), text in zip(places, row, strict=True):
-            found[c][d][place] = Answer(text=_cut(text, until))
-
-
-def _rows(intervention: Intervention, documents: Sequence[int]) -> Intervention:
-    """The intervention for texts that belong to these documents: vectors `[P, d]` are given row by row."""
-    vectors = {k: v[documents] if np.ndim(v) == 2 else v for k, v in intervention.vectors.items()}
-    return replace(intervention, vectors=vectors)
+    call = Completions(
+        prompts, [d for d, _ in places], kind.max_new_tokens, BATCH_SIZE,
+        temperature=kind.temperature, seed=seed, until=(*kind.until, *end_text(lm)), alone=True,
+    )  # fmt: skip
+    return Part(call, places, [])
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -37,6 +37,11 @@ class Intervention:
         return min(self.vectors, default=None) if self.strength != 0 else None
 
     @property
+    def per_item(self) -> bool:
+        """Whether it has a vector for each prompt."""
+        return any(np.ndim(vector) == 2 for vector in self.vectors.values())
+
+    @property
     def columns(self) -> dict[str, Any]:
         """What a benchmark's rows say of it: `condition`, `strength`, `block`."""
         return {"condition": self.name, "strength": float(self.strength), "block": self.block}

@@ -1,39 +1,152 @@
-"""The stages of a recipe that run a model."""
+"""The parts of a plan, nodes, actors and stages; and the whole as plain values, with what limits it."""
 
-from pathlib import Path
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from contrans_dist.config import Recipe
-from contrans_dist.config.recipe import runs_of
-from contrans_dist.pipeline.inputs import RecipeTexts
-from contrans_dist.pipeline.plan.evaluations import evaluation_stages
-from contrans_dist.pipeline.plan.frame import Frame
-from contrans_dist.pipeline.plan.harvests import harvest_stages
-from contrans_dist.pipeline.plan.parts import Actors, Nodes, Stage
-from contrans_dist.pipeline.plan.sides import Models
+import psutil
 
-
-def plan_runs(recipe: Recipe, folder: Path, nodes: Nodes, base_memory: int) -> list[Stage]:
-    """The stages of every run of a recipe, without their seconds; harvests that runs share are there once.
-
-    `folder`: a place for bundled texts. `base_memory`: bytes of an actor's process before it loads anything.
-    Raises UserError for texts or models that are not there, and for a model that the nodes cannot hold.
-    """
-    models, shared = Models(), set[str]()
-    found: list[Stage] = []
-    for name, one in runs_of(recipe).items():
-        frame = Frame(one, RecipeTexts(one, folder), nodes, base_memory, models)
-        harvests = [stage for stage in harvest_stages(frame) if stage.key not in shared]
-        if recipe.runs:
-            shared |= {stage.key for stage in harvests}
-        for stage in [*harvests, *evaluation_stages(frame)]:
-            stage.run = name if recipe.runs else ""
-            stage.begins = not (found and _kept(found[-1].actors, stage.actors))
-            found.append(stage)
-    return found
+from contrans_dist.models import CPU_TOKENS
+from contrans_dist.models.devices import host_memory
+from contrans_dist.pipeline.plan.costs import Cost
+from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 
 
-def _kept(before: Actors, actors: Actors) -> bool:
-    """Whether a stage goes on with the actors of the one before: two harvests of one model made together, and
-    whatever the same models answer, as a run keeps those until others are wanted."""
-    answering = {actors.use, before.use} <= {"evaluate", "generate"}
-    return actors is before or (answering and (actors.model, actors.gpus) == (before.model, before.gpus))
+@dataclass(frozen=True)
+class Nodes:
+    """The cluster to plan for: so many nodes of one kind. Memory in bytes."""
+
+    count: int
+    cpus: float
+    memory: int
+    gpus: int = 0
+    gpu_memory: int = 0
+
+    @classmethod
+    def here(cls) -> "Nodes":
+        """This machine."""
+        import torch
+
+        gpus = torch.cuda.device_count()
+        room = torch.cuda.get_device_properties(0).total_memory if gpus else 0
+        return cls(1, float(os.cpu_count() or 1), host_memory(), gpus, room)
+
+
+@dataclass(frozen=True)
+class Actors:
+    """What one actor of a stage takes, and how many fit. Bytes; of all models that it loads."""
+
+    model: str
+    use: str
+    placement: str
+    why: str
+    weights: int
+    activations: int
+    memory: int
+    """Of the node, by its process at the peak."""
+    gpus: float
+    count: int
+    threads: int
+    """Of each, where it runs on the CPU."""
+
+    def batch(self, tokens: int) -> int:
+        """Tokens of a batch where so many are asked for."""
+        return tokens if self.gpus else min(tokens, CPU_TOKENS)
+
+
+@dataclass
+class Stage:
+    """One pool of actors, or a part of what it does."""
+
+    name: str
+    models: Sequence[PlannedModel | PlannedJudge]
+    """Those that run, each for every call."""
+    texts: int
+    tokens: int
+    """Of the texts."""
+    costs: Sequence[Cost]
+    tasks: int
+    """Pieces that the work comes in: more actors are of no use."""
+    actors: Actors
+    run: str = ""
+    """Of a recipe with several."""
+    key: str = ""
+    """What a harvest holds: runs share those that hold the same."""
+    begins: bool = True
+    """Whether its actors are started for it, not left by the stage before."""
+    disk: int = 0
+    """Bytes of Parquet."""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> int:
+        """Tokens in the forward passes of all its models."""
+        return len(self.models) * sum(cost.tokens for cost in self.costs)
+
+    @property
+    def rounds(self) -> float:
+        """Seconds that it takes for a second of work of one actor."""
+        return -(-self.tasks // self.actors.count) / max(1, self.tasks)
+
+
+def actor_memory() -> int:
+    """Bytes of a process that has what an actor needs and no model: this one has it too."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def as_content(stages: list[Stage], nodes: Nodes, rate: str) -> dict[str, Any]:
+    """The plan as plain values, with what limits it. `rate`: where the seconds come from, in words."""
+    largest: dict[tuple[str, str, float], Actors] = {}
+    for actors in (stage.actors for stage in stages):
+        key = actors.model, actors.use, actors.gpus
+        largest[key] = max(largest.get(key, actors), actors, key=lambda a: a.memory + a.activations)
+    return {
+        "cluster": asdict(nodes),
+        "actors": [asdict(actors) for actors in largest.values()],
+        "stages": [
+            {
+                "run": stage.run,
+                "name": stage.name,
+                "model": stage.actors.model,
+                "texts": stage.texts,
+                "tokens": stage.tokens,
+                "tokens_in_passes": stage.passed,
+                "disk": stage.disk,
+                "seconds": round(stage.seconds, 3),
+            }
+            for stage in stages
+        ],
+        "disk": sum(stage.disk for stage in stages),
+        "hours": sum(stage.seconds for stage in stages) / 3600,
+        "rate": rate,
+        "limits": limits(stages, nodes),
+    }
+
+
+def limits(stages: list[Stage], nodes: Nodes) -> list[str]:
+    """What holds the run back, the longest stage first."""
+    longest = max(stages, key=lambda stage: stage.seconds)
+    total = sum(stage.seconds for stage in stages) or 1.0
+    name = f"{longest.name} of {longest.run}" if longest.run else longest.name
+    lines = [f"time: {name} takes {longest.seconds / total:.0%} of it"] if longest.seconds else []
+    for stage in stages:
+        actors = stage.actors
+        taken, room = actors.weights + actors.activations, actors.gpus * nodes.gpu_memory
+        if actors.use == "generate" and actors.gpus and taken > room:
+            lines.append(
+                f"memory: {stage.name} takes {taken / 1e9:.1f} GB with a batch of texts, an actor of "
+                f"{actors.model} has {room / 1e9:.1f} GB of GPU memory"
+            )
+        if actors.placement == "stream":
+            lines.append(f"memory: {actors.model} is streamed: {actors.why}")
+        elif actors.memory * actors.count > nodes.memory * nodes.count:
+            lines.append(
+                f"memory: {actors.count} actors of {actors.model} take {actors.memory / 1e9:.1f} GB each, a "
+                f"node has {nodes.memory / 1e9:.1f} GB"
+            )
+        elif actors.gpus and nodes.gpus % actors.gpus:
+            lines.append(
+                f"GPUs: {actors.model} takes {actors.gpus:g} of a node's {nodes.gpus}; the rest stay idle"
+            )
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,82 @@
+"""The registry of benchmarks: ours, and those that installed packages bring. Each is loaded when it is named.
+
+A package brings its own by an entry point of the group `contrans_dist.benchmarks`: the benchmark's name, and
+`module:class` of a `contrans_dist.benchmarks.Benchmark`. Ours stand here in the same form: rooms below are
+known by name alone, so that nothing is imported that is not asked for.
+"""
+
+import sys
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from contrans_dist.errors import UserError
+
+GROUP = "contrans_dist.benchmarks"
+OURS = tuple(
+    EntryPoint(name, f"{GROUP}.{place}", GROUP)
+    for name, place in (
+        ("emotions", "emotions:EmotionBenchmark"),
+        ("truthfulqa", "truthfulqa:TruthfulQABenchmark"),
+        ("behaviours", "behaviours:BehaviourBenchmark"),
+        ("toxigen", "toxigen:ToxigenBenchmark"),
+        ("perplexity", "perplexity:PerplexityBenchmark"),
+        ("lm-eval", "lm_eval:HarnessBenchmark"),
+    )
+)
+DEFAULT = OURS[0].name
+"""Where an evaluation names none."""
+
+
+def benchmark_names() -> list[str]:
+    """Every benchmark that can be named, ours first."""
+    return list(dict.fromkeys(entry.name for entry in (*OURS, *_brought(tuple(sys.path)))))
+
+
+def find_benchmark(name: str) -> Any:
+    """The class of a benchmark (a `contrans_dist.benchmarks.Benchmark`).
+
+    Raises UserError for a name that there is not, for one that two packages bring, and for a package whose
+    benchmark cannot be imported, naming the package.
+    """
+    entries = [entry for entry in (*OURS, *_brought(tuple(sys.path))) if entry.name == name]
+    if not entries:
+        names = benchmark_names()
+        near = get_close_matches(name, names, 1)
+        meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+        raise UserError(f"no benchmark {name!r}; {meant}")
+    if len(entries) > 1:
+        packages = " and ".join(map(_package, entries))
+        raise UserError(f"benchmark {name}: {packages} both bring one of that name; uninstall one of them")
+    (entry,) = entries
+    return _loaded(entry)
+
+
+@lru_cache(maxsize=1)
+def _brought(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Those of installed packages, looked up anew where the path that they are found on has changed."""
+    return tuple(entry_points(group=GROUP))
+
+
+@lru_cache
+def _loaded(entry: EntryPoint) -> Any:
+    where = f"benchmark {entry.name} of {_package(entry)}"
+    try:
+        benchmark = entry.load()
+    except Exception as error:  # what a stranger's module does when it is imported is up to it
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{where}: {entry.value} cannot be imported: {type(error).__name__}: {reason}"
+        ) from error
+    fields = getattr(getattr(benchmark, "settings_class", None), "model_fields", {})
+    if "benchmark" not in fields:
+        raise UserError(f"{where}: expected a Benchmark with a `settings_class`, found {entry.value}")
+    if fields["benchmark"].default != entry.name:
+        told = fields["benchmark"].default
+        raise UserError(f"{where}: its settings call it {told!r}; expected the name of its entry point")
+    return benchmark
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "contrans-dist"
