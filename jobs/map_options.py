@@ -81,15 +81,15 @@ def _files(options: argparse.Namespace) -> Files:
 
 def _corpora(world: World, seeds: int, parts: set[str]) -> dict[str, list[Corpus]]:
     """The corpora by name, one a seed where their cut is drawn."""
-    found = {}
+    corpora = {}
     if parts & {"added", "removed", "few"}:
-        found["main"] = [world.corpus("after" if world.files.words else "none")] * seeds
+        corpora["main"] = [world.corpus("after" if world.files.words else "none")] * seeds
     rows = (world.files.limit or 2000) // 4 * 4
     if parts & {"cuts", "few"}:
-        found["random"] = [world.corpus("random", 1, 42 + seed, rows) for seed in range(seeds)]
+        corpora["random"] = [world.corpus("random", 1, 42 + seed, rows) for seed in range(seeds)]
     if "cuts" in parts:
-        found["random-4"] = [world.corpus("random", 4, 42 + seed, rows // 4) for seed in range(seeds)]
-    return found
+        corpora["random-4"] = [world.corpus("random", 4, 42 + seed, rows // 4) for seed in range(seeds)]
+    return corpora
 
 
 def _spread(values: list[float]) -> str:
@@ -99,16 +99,16 @@ def _spread(values: list[float]) -> str:
 
 def _line(name: str, results: list[Result]) -> str:
     first = results[0]
-    strengths = [f"{value:g}" for value in sorted({each.strength for each in results})]
+    strengths = [f"{value:g}" for value in sorted({result.strength for result in results})]
     cells = [
         name,
         f"{first.pair[0]} → {first.pair[1]}",
         "–".join([strengths[0], strengths[-1]] if len(strengths) > 1 else strengths),
-        f"{np.mean([each.r2 for each in results]):.2f}",
-        f"{np.mean([each.cosine for each in results]):.2f}",
-        _spread([each.accuracy for each in results]),
-        f"{np.mean([each.random for each in results]):.2f}",
-        f"{np.mean([each.shuffled for each in results]):.2f}",
+        f"{np.mean([result.r2 for result in results]):.2f}",
+        f"{np.mean([result.cosine for result in results]):.2f}",
+        _spread([result.accuracy for result in results]),
+        f"{np.mean([result.random for result in results]):.2f}",
+        f"{np.mean([result.shuffled for result in results]):.2f}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -130,7 +130,7 @@ def _few_table(world: World, corpus: Corpus, sizes: list[int], seeds: int) -> No
     columns = {f"{size:,} rows": size for size in sizes} | {"all rows": len(corpus.texts)}
     drawn = {name: [thinned(corpus, size, seed) for seed in range(seeds)] for name, size in columns.items()}
     print(f"| map | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
-    shares = [np.mean([rare(*each) for each in few], axis=0) for few in drawn.values()]
+    shares = [np.mean([rare(*draw) for draw in few], axis=0) for few in drawn.values()]
     for name, index in (("fit rows alone of their token", 0), ("validation rows of a token unseen", 1)):
         print(f"| *{name}* | {' | '.join(f'*{share[index]:.0%}*' for share in shares)} |")
     for variant in FEW:
@@ -145,9 +145,9 @@ def _own(world: World) -> None:
     tried = []
     for block in range(len(world.target.blocks)):
         rows = {concept: vector.at(block) for concept, vector in world.own.items()}
-        found = world.accuracy(world.validation, rows, block, STRENGTHS, False)
-        tried.append((float(found.max()), block, STRENGTHS[int(found.argmax())], rows))
-    _, block, strength, rows = max(tried, key=lambda each: each[0])
+        accuracy = world.accuracy(world.validation, rows, block, STRENGTHS, False)
+        tried.append((float(accuracy.max()), block, STRENGTHS[int(accuracy.argmax())], rows))
+    _, block, strength, rows = max(tried, key=lambda candidate: candidate[0])
     scored = world.accuracy(world.evaluation, rows, block, [strength], False)[0]
     base = world.accuracy(world.evaluation, rows, block, [0.0], False)[0]
     print(
@@ -168,8 +168,8 @@ def main() -> int:
     print(
         f"{scenarios} different scenarios, {seen} of them left out: the texts behind a map share a sentence."
     )
-    for name, each in corpora.items():
-        print(f"Corpus {name}: {len(each[0].texts):,} rows.")
+    for name, cuts in corpora.items():
+        print(f"Corpus {name}: {len(cuts[0].texts):,} rows.")
     _own(world)
     for name in ("main", "random") if "few" in parts else ():
         print(f"\n{name}\n")

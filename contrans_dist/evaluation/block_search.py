@@ -43,15 +43,15 @@ def harvested_blocks(recipe: Recipe, side: str, n_blocks: int) -> str:
     return ",".join(map(str, recipe.map.options().blocks_below(block)))
 
 
-def fit_chosen(recipe: Recipe, sides: Sides, own: dict[str, Vectors], out: Location) -> MapSet:
+def fit_chosen(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Location) -> MapSet:
     """Fit the map of the recipe's pair of blocks, with cosines to the target's own vectors, and save it."""
     spec, table, selection = recipe.blocks, None, None
     if spec == "best":
         table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
-        selection = _choose(recipe, sides, own, table, out)
+        selection = _choose(recipe, sides, vectors, table, out)
         spec = "{}:{}".format(*selection.chosen or table.best())
     maps = replace(fit_sides(sides, recipe.map, spec), r2_table=table, selection=selection)
-    return _finished(maps, own, out)
+    return _finished(maps, vectors, out)
 
 
 def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | None = None) -> MapSet:
@@ -79,20 +79,20 @@ def reduce_sides(
     `blocks: best` is the pair of highest validation R2, no `blocks` is matched depth. Raises UserError when
     several pairs are asked for.
     """
-    own = refine_sides(sides, out, method, seed)
+    vectors = refine_sides(sides, out, method, seed)
     maps = fit_sides(sides, settings, settings.blocks or "depth", address=address)
-    maps = _finished(maps, own, out)
-    carried = {concept: maps.carry(vector, settings.norm) for concept, vector in own["source"].items()}
+    maps = _finished(maps, vectors, out)
+    carried = {concept: maps.carry(vector, settings.norm) for concept, vector in vectors["source"].items()}
     save_vectors(carried, out, "vector")
     return maps, carried
 
 
-def _finished(maps: MapSet, own: dict[str, Vectors], out: Location) -> MapSet:
+def _finished(maps: MapSet, vectors: dict[str, Vectors], out: Location) -> MapSet:
     """Say how near the mapped vectors come to the target's own, and save the map."""
     source, target = pair = maps.only_pair()
     cosines = {
-        concept: cosine(maps.carry(vector).at(target), own["target"][concept].at(target))
-        for concept, vector in own["source"].items()
+        concept: cosine(maps.carry(vector).at(target), vectors["target"][concept].at(target))
+        for concept, vector in vectors["source"].items()
     }
     maps = replace(maps, cosines={pair: cosines})
     maps.save(out / "maps" / "corpus.safetensors")
@@ -113,7 +113,7 @@ def candidates(table: BlockTable) -> list[Pair]:
 
 
 def _choose(
-    recipe: Recipe, sides: Sides, own: dict[str, Vectors], table: BlockTable, out: Location
+    recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], table: BlockTable, out: Location
 ) -> BlockSelection:
     """The pair whose vectors steer validation items best, under the first evaluation that has some; by R2
     where none has.
@@ -129,7 +129,7 @@ def _choose(
     strengths = few_strengths(settings.strengths)
     if not strengths:
         raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
-    steered = _candidate_steering(recipe, sides, own, candidates(table))
+    steered = _candidate_steering(recipe, sides, vectors, candidates(table))
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)
     trials = try_out(
@@ -175,9 +175,11 @@ def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(strength for strength in strengths if strength != 0))[::-1][::2]
 
 
-def _candidate_steering(recipe: Recipe, sides: Sides, own: dict[str, Vectors], pairs: list[Pair]) -> Steering:
+def _candidate_steering(
+    recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], pairs: list[Pair]
+) -> Steering:
     """The transplanted vectors of every candidate as conditions named `source:target`."""
-    given: dict[str, Vectors] = {"vector": dict(own["target"])}
+    given: dict[str, Vectors] = {"vector": dict(vectors["target"])}
     options = recipe.map.options()
     aligned = join(sides.corpus_source, sides.corpus_target, options.protocol)
     fitted = fit_one_by_one(aligned, pairs, options, shuffled=False, vectors_at=sides.contrast_source.blocks)
@@ -185,7 +187,7 @@ def _candidate_steering(recipe: Recipe, sides: Sides, own: dict[str, Vectors], p
         for maps in fitted:
             source, target = maps.only_pair()
             carried = {
-                concept: maps.carry(vector, recipe.map.norm) for concept, vector in own["source"].items()
+                concept: maps.carry(vector, recipe.map.norm) for concept, vector in vectors["source"].items()
             }
             given[f"{source}:{target}"] = carried
             progress.advance(1)

@@ -54,7 +54,8 @@ def all_pairs(aligned: AlignedRows) -> BlockTable:
     if set(aligned.split) == {FIT}:
         raise UserError("--blocks best needs held-out rows, which protocol lcross has not; name the pair")
     split = aligned.split[:_TABLE_ROWS]
-    with Progress("compare blocks", len(source.blocks) + len(target.blocks), "blocks") as progress:
+    n_read = len(source.blocks) + len(target.blocks) + 2  # the first of either side is asked for twice
+    with Progress("compare blocks", n_read, "blocks") as progress:
         sides = [_FirstRows(aligned, side, len(split), progress) for side in (source, target)]
         try:
             r2 = r2_table(sides[0], sides[1], split)

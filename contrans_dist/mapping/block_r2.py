@@ -1,12 +1,12 @@
 """Held-out R2 of the map for every pair of a source block and a target block, without fitting each pair."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from contrans_dist.mapping.heldout import FIT, VALIDATION
-from contrans_dist.mapping.solver import Spectrum, check_ridges, ridge_errors
+from contrans_dist.mapping.solver import RIDGES, Spectrum, ridge_errors
 from contrans_dist.vectors.row_checks import check_finite
 
 MAX_FIT_ROWS = 2000
@@ -21,7 +21,6 @@ def r2_table(
     target_blocks: Blocks,
     split: np.ndarray,
     *,
-    ridges: Sequence[float] | np.ndarray | None = None,
     max_fit_rows: int = MAX_FIT_ROWS,
 ) -> np.ndarray:
     """Validation R2 of the centred ridge map, at each pair's best ridge: float64 [n_source, n_target].
@@ -32,12 +31,11 @@ def r2_table(
 
     source_blocks, target_blocks: block number to rows [n, d]; each block is asked for once (the first of
     either side twice), in the mapping's order, so a mapping that reads from disk holds one block in memory.
-    split: str [n] of `split_of`. ridges: relative, as in `MapOptions`. Where a model is wider than `NARROW`
-    and there are more than `max_fit_rows` fit rows, that many are used, evenly spaced; memory is then
-    (n_target + n_ridges) * max_fit_rows^2 / 2 numbers of 8 bytes. ValueError for rows that do not match the
-    split, NaN or infinity, or a part without rows.
+    split: str [n] of `split_of`. Where a model is wider than `NARROW` and there are more than
+    `max_fit_rows` fit rows, that many are used, evenly spaced; memory is then (n_target + n_ridges) *
+    max_fit_rows^2 / 2 numbers of 8 bytes. ValueError for rows that do not match the split, NaN or infinity,
+    or a part without rows.
     """
-    grid = check_ridges(ridges)
     parts = np.asarray(split)
     fit, validation = np.flatnonzero(parts == FIT), np.flatnonzero(parts == VALIDATION)
     if len(fit) < 2 or len(validation) == 0:
@@ -46,10 +44,10 @@ def r2_table(
         )
     widths = [next(iter(side.values())).shape[1] for side in (source_blocks, target_blocks)]
     if max(widths) <= NARROW:
-        return _from_columns(source_blocks, target_blocks, _Centred(len(parts), fit, validation), grid)
+        return _from_columns(source_blocks, target_blocks, _Centred(len(parts), fit, validation))
     if len(fit) > max_fit_rows:
         fit = fit[np.linspace(0, len(fit) - 1, max_fit_rows).astype(np.int64)]
-    return _from_rows(source_blocks, target_blocks, _Centred(len(parts), fit, validation), grid)
+    return _from_rows(source_blocks, target_blocks, _Centred(len(parts), fit, validation))
 
 
 @dataclass
@@ -80,7 +78,7 @@ class _Centred:
         return used[: len(self.fit)], used[len(self.fit) :]
 
 
-def _from_columns(source: Blocks, target: Blocks, rows: _Centred, grid: np.ndarray) -> np.ndarray:
+def _from_columns(source: Blocks, target: Blocks, rows: _Centred) -> np.ndarray:
     """The table by way of d x d matrices, in the eigenbasis of each source block (`solver.ridge_errors`)."""
     targets = [tuple(part.copy() for part in rows.read(target, block, "target")) for block in target]
     table = np.empty((len(source), len(targets)))
@@ -93,12 +91,12 @@ def _from_columns(source: Blocks, target: Blocks, rows: _Centred, grid: np.ndarr
             projected = along.T @ y
             linear = np.einsum("ij,ij->i", projected, along_validation.T @ y_validation)
             total = float(np.sum(y_validation**2))
-            errors = ridge_errors(spectrum, grid, linear, seen * (projected @ projected.T), total)
+            errors = ridge_errors(spectrum, RIDGES, linear, seen * (projected @ projected.T), total)
             table[i, j] = 1.0 - errors.min() / total
     return table
 
 
-def _from_rows(source: Blocks, target: Blocks, rows: _Centred, grid: np.ndarray) -> np.ndarray:
+def _from_rows(source: Blocks, target: Blocks, rows: _Centred) -> np.ndarray:
     """The table by way of matrices of fit rows by fit rows.
 
     The prediction of validation rows from a source block is W Y, with W [n_validation, n_fit] the same for
@@ -119,7 +117,7 @@ def _from_rows(source: Blocks, target: Blocks, rows: _Centred, grid: np.ndarray)
         totals[i] = np.sum(y_validation**2)
 
     # Memory for all source blocks: asking for it again and again would take longer than the sums.
-    linear, quadratic = np.empty((len(grid), crosses.shape[1])), np.empty((len(grid), len(upper)))
+    linear, quadratic = np.empty((len(RIDGES), crosses.shape[1])), np.empty((len(RIDGES), len(upper)))
     square = np.empty((n, n))
 
     def squared_errors(ridges: np.ndarray, spectrum: Spectrum, seen: np.ndarray) -> np.ndarray:
@@ -137,10 +135,10 @@ def _from_rows(source: Blocks, target: Blocks, rows: _Centred, grid: np.ndarray)
         spectrum = Spectrum.of(x @ x.T)
         seen = x_validation @ x.T @ spectrum.vectors
         # Every second ridge first: an error has one valley over the ridge, so only those beside it are left.
-        errors = squared_errors(grid[::2], spectrum, seen)
+        errors = squared_errors(RIDGES[::2], spectrum, seen)
         best = 2 * errors.argmin(axis=0)
-        beside = sorted({k for k in (*(best - 1), *(best + 1)) if 0 < k < len(grid)})
+        beside = sorted({k for k in (*(best - 1), *(best + 1)) if 0 < k < len(RIDGES)})
         if beside:
-            errors = np.concatenate([errors, squared_errors(grid[beside], spectrum, seen)])
+            errors = np.concatenate([errors, squared_errors(RIDGES[beside], spectrum, seen)])
         table[i] = 1.0 - errors.min(axis=0) / totals
     return table

@@ -1,10 +1,11 @@
 """A map from rows, or from the sums of rows: what is centred, which solver takes it, and what it is worth."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from contrans_dist.config.map_options import Centre, MapOptions
+from contrans_dist.mapping.goodness import Goodness, score_rows, score_sums
 from contrans_dist.mapping.heldout import FIT, TEST, VALIDATION, parts_of, shuffle_order
 from contrans_dist.mapping.linear_map import AffineMap
 from contrans_dist.mapping.solver import (
@@ -53,22 +54,6 @@ def fit_rows(
         ValueError: for rows that do not match, NaN or infinity, or a part of the split without rows.
     """
     return SourceRows(source, options, split, tokens).fit(target)
-
-
-def shuffled_map(
-    source: np.ndarray,
-    target: np.ndarray,
-    mapping: AffineMap,
-    *,
-    seed: int = 0,
-    split: np.ndarray | None = None,
-    tokens: np.ndarray | None = None,
-) -> AffineMap:
-    """The control: `mapping` fitted again with its fit rows permuted against the target's (seeded).
-
-    Protocol, split and tokens must be those of `mapping`; its options, and its ridge, are taken over.
-    """
-    return SourceRows(source, control_options(mapping), split, tokens).control(target, mapping, seed)
 
 
 def control_options(mapping: AffineMap) -> MapOptions:
@@ -133,7 +118,7 @@ class SourceRows:
         return self._fit(target, self._options)
 
     def control(self, target: np.ndarray, mapping: AffineMap, seed: int = 0) -> AffineMap:
-        """The shuffled-map control of a map to these target rows, see `shuffled_map`."""
+        """The shuffled-map control of a map to these rows: the fit rows permuted (seeded)."""
         # The target's rows change places, not the source's, whose factors serve again.
         return self._fit(target, control_options(mapping), shuffle_order(self._parts == FIT, seed))
 
@@ -217,47 +202,6 @@ def fit_sums(
     judged = (None, fit) if options.protocol == "lcross" else (validation, test)
     scores = [score_sums(part, solution.weight, means, fit.mean_y) for part in judged]
     return _assemble(solution, means, scores, options, centre, fit.n, token_centre)
-
-
-# ---------------------------------------------------------------- what a map is worth
-
-
-@dataclass(frozen=True)
-class Goodness:
-    """r2: 1 - SSE / SST over all columns; r2_column: the median of the columns' own R2; mse: per number."""
-
-    r2: float
-    r2_column: float
-    mse: float
-
-
-def score_rows(x: np.ndarray, y: np.ndarray, weight: np.ndarray, fit_mean: np.ndarray) -> Goodness | None:
-    """Of x F over rows x [n, d_s], y [n, d_t], SST about `fit_mean`; None without rows or variance."""
-    residual, around = y - x @ weight, y - fit_mean
-    return _goodness(len(x), np.einsum("ij,ij->j", residual, residual), np.einsum("ij,ij->j", around, around))
-
-
-def score_sums(
-    rows: Sums | None, weight: np.ndarray, means: tuple[np.ndarray, np.ndarray], fit_mean: np.ndarray
-) -> Goodness | None:
-    """`score_rows` from the sums of rows, for predictions about `means`, which are near them."""
-    if rows is None or rows.n == 0:
-        return None
-    sxx, sxy, syy = rows.around(*means)
-    squared = syy - 2.0 * np.einsum("ij,ij->j", weight, sxy) + np.einsum("ij,ij->j", weight, sxx @ weight)
-    total = rows.syy + rows.n * (rows.mean_y - fit_mean) ** 2
-    return _goodness(rows.n, np.maximum(squared, 0.0), total)
-
-
-def _goodness(n: int, squared: np.ndarray, total: np.ndarray) -> Goodness | None:
-    varying = total > 0
-    if n == 0 or not varying.any():
-        return None
-    return Goodness(
-        r2=float(1.0 - squared.sum() / total.sum()),
-        r2_column=float(np.median(1.0 - squared[varying] / total[varying])),
-        mse=float(squared.sum() / (n * len(squared))),
-    )
 
 
 def _assemble(

@@ -83,15 +83,15 @@ class World:
 
     def _vectors(self, lm: ct.LanguageModel, template: str, labels: list[str]) -> dict[str, ConceptVector]:
         rows = ct.capture(lm, [template.format(**row) for row in self.contrast])
-        found = {}
+        vectors = {}
         for concept in self.concepts:
             positive, negative = one_vs_rest(labels, concept)
             values = np.stack([concept_vector(rows[b][positive], rows[b][negative]) for b in sorted(rows)])
-            found[concept] = ConceptVector(
+            vectors[concept] = ConceptVector(
                 values=values, concept=concept, model="", method="mean", n_positive=len(positive),
                 n_negative=len(negative), norms={},
             )  # fmt: skip
-        return found
+        return vectors
 
     def _negatives(self, path: str) -> list[Item]:
         items = EmotionBenchmark.load(EmotionEvaluation(texts=path, template=self.files.template)).items()
@@ -140,9 +140,11 @@ class World:
         random: by a direction of the row's norm that is drawn anew for every item.
         """
         if id(items) not in self._cues:
-            found = cues(self.target, [item.prompt for item in items], self.concepts)
-            own = [cue.tokens[self.concepts.index(i.concept)] for cue, i in zip(found, items, strict=True)]
-            self._cues[id(items)] = [cue.context for cue in found], np.array(own)
+            per_item = cues(self.target, [item.prompt for item in items], self.concepts)
+            names = [
+                cue.tokens[self.concepts.index(i.concept)] for cue, i in zip(per_item, items, strict=True)
+            ]
+            self._cues[id(items)] = [cue.context for cue in per_item], np.array(names)
         contexts, wanted = self._cues[id(items)]
         added = np.stack([rows[item.concept] for item in items])
         if random:

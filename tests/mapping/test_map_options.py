@@ -17,7 +17,7 @@ from contrans_dist.mapping import driver, streamed
 from contrans_dist.mapping import tokens as token_means
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.driver import fit
-from contrans_dist.mapping.fit import fit_rows, shuffled_map
+from contrans_dist.mapping.fit import fit_rows
 from contrans_dist.mapping.heldout import FIT, TEST, VALIDATION, default_split, shuffle_order
 from contrans_dist.mapping.linear_map import AffineMap, random_map
 from contrans_dist.mapping.map_set import MapSet
@@ -25,7 +25,7 @@ from contrans_dist.mapping.tokens import TokenSums, effective_rows, token_groups
 from contrans_dist.mapping.transplant import cosine
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
-from tests.mapping.test_fit import error, planted
+from tests.mapping.test_fit import control_of, error, planted
 from tests.sets import make_set
 
 PLAIN = MapOptions(centre=True, regularise="none")
@@ -92,7 +92,7 @@ def test_token_centring_finds_the_map_that_tokens_hide(n: int) -> None:
     fitted_on = default_split(n) == FIT
     bias = target[fitted_on].mean(axis=0) - source[fitted_on].mean(axis=0) @ by_token.weight
     np.testing.assert_allclose(by_token.bias, bias, rtol=1e-3, atol=1e-2)
-    control = shuffled_map(source, target, by_token, tokens=tokens)
+    control = control_of(source, target, by_token, tokens=tokens)
     assert abs(cosine(vector @ control.weight, vector @ truth)) < 0.9
     assert control.centre == "token"
 
@@ -171,7 +171,7 @@ def test_settings_of_a_recipe_are_the_options_of_a_fit() -> None:
 def test_the_shuffled_control_takes_the_options_over(n: int, options: MapOptions) -> None:
     source, target, _ = planted(n, 60, 12, noise=2.0)
     mapping = fit_rows(source, target, options)
-    control = shuffled_map(source, target, mapping, seed=1)
+    control = control_of(source, target, mapping, options, seed=1)
     for name in ("centre", "regularise", "ridge", "side"):
         assert getattr(control, name) == getattr(mapping, name), name
     assert abs(cosine(mapping.weight.ravel(), control.weight.ravel())) < 0.5
@@ -183,7 +183,7 @@ def test_the_shuffled_control_takes_the_options_over(n: int, options: MapOptions
 def test_the_control_is_the_map_of_the_source_rows_in_another_order(n: int, options: MapOptions) -> None:
     source, target, _ = planted(n, 60, 12, noise=2.0)
     mapping = fit_rows(source, target, options)
-    control = shuffled_map(source, target, mapping, seed=1)
+    control = control_of(source, target, mapping, options, seed=1)
     order = np.argsort(shuffle_order(default_split(n) == FIT, seed=1))
     ridges = None if mapping.ridge is None else (mapping.ridge,)
     written_out = fit_rows(source[order], target, replace(options, ridges=ridges))
