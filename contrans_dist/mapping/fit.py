@@ -119,8 +119,10 @@ class SourceRows:
 
     def control(self, target: np.ndarray, mapping: AffineMap, seed: int = 0) -> AffineMap:
         """The shuffled-map control of a map to these rows: the fit rows permuted (seeded)."""
-        # The target's rows change places, not the source's, whose factors serve again.
-        return self._fit(target, control_options(mapping), shuffle_order(self._parts == FIT, seed))
+        # Source rows in an order against the target's are the source's as they are, whose factors serve again,
+        # against the target's in the opposite order.
+        order = np.argsort(shuffle_order(self._parts == FIT, seed))
+        return self._fit(target, control_options(mapping), order)
 
     def _fit(self, target: np.ndarray, options: MapOptions, order: np.ndarray | None = None) -> AffineMap:
         y, token_centre = check_finite(target, "target"), None

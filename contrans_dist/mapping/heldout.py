@@ -61,7 +61,7 @@ def parts_of(n: int, protocol: str, split: np.ndarray | None) -> np.ndarray:
 def shuffle_order(fit: np.ndarray, seed: int = 0) -> np.ndarray:
     """A row order, int64 [n], in which every row marked in `fit` (bool [n]) gives way to another of them.
 
-    One side in this order against the other unchanged is the shuffled-map control; other rows stay.
+    `source[shuffle_order(...)]` against an unchanged target is the shuffled-map control; other rows stay.
     """
     order = np.arange(len(fit), dtype=np.int64)
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(fit))
