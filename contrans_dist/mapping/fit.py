@@ -119,8 +119,8 @@ class SourceRows:
 
     def control(self, target: np.ndarray, mapping: AffineMap, seed: int = 0) -> AffineMap:
         """The shuffled-map control of a map to these rows: the fit rows permuted (seeded)."""
-        # Source rows in an order against the target's are the source's as they are, whose factors serve again,
-        # against the target's in the opposite order.
+        # Source rows in an order against the target's are the source's as they are, whose factors serve
+        # again, against the target's in the opposite order.
         order = np.argsort(shuffle_order(self._parts == FIT, seed))
         return self._fit(target, control_options(mapping), order)
 
