@@ -5,16 +5,18 @@ import inspect
 import json
 import re
 import textwrap
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from contrans_dist.benchmarks.registry import ours
 from contrans_dist.cli import app
-from contrans_dist.config import Recipe, Settings
+from contrans_dist.config import EvaluationSettings, Recipe, Settings
 from contrans_dist.evaluation.conditions import CONDITIONS
 
 
@@ -78,15 +80,12 @@ def recipe_keys() -> str:
     parts = [_keys(Recipe)]
     for inner, names in sections.items():
         parts += [f"### {', '.join(names)}", inspect.getdoc(inner) or "", _keys(inner)]
-    evaluations = {
-        benchmark.settings_class.model_fields["benchmark"].default: benchmark.settings_class
-        for benchmark in ours()
-    }
-    common = set.intersection(*(set(settings.model_fields) for settings in evaluations.values()))
-    parts += ["### `evaluations.NAME`", "What every benchmark takes:"]
-    parts += [_keys(next(iter(evaluations.values())), common - {"texts"})]
-    for name, settings in evaluations.items():
-        keys = (set(settings.model_fields) - common) | {"texts"}
+    common = set(EvaluationSettings.model_fields) - {"texts"}
+    parts += ["### `evaluations.NAME`", "What every benchmark takes:", _keys(EvaluationSettings, common)]
+    for benchmark in ours():
+        settings = benchmark.settings_class
+        name = settings.model_fields["benchmark"].default
+        keys = set(settings.model_fields) - common
         parts += [f"### `benchmark: {name}`", inspect.getdoc(settings) or "", _keys(settings, keys)]
     return "\n\n".join(parts)
 
@@ -103,16 +102,22 @@ def _keys(settings: type[Settings], only: set[str] | None = None) -> str:
     said = _attribute_docs(settings)
     lines = ["| key | | default |", "|---|---|---|"]
     for name, field in settings.model_fields.items():
-        if only is None or name in only:
-            default = "required" if field.default is PydanticUndefined and field.is_required() else ""
-            if (
-                not default
-                and field.default not in (None, PydanticUndefined, ())
-                and not _settings_in(type(field.default))
-            ):
-                default = f"`{json.dumps(field.default, default=str)}`"
-            lines.append(f"| `{name}` | {_cell(said.get(name, ''))} | {_cell(default)} |")
+        if only is not None and name not in only:
+            continue
+        inner = _settings_in(field.annotation)
+        about = said.get(name) or (inspect.getdoc(inner) or "").partition("\n\n")[0]
+        lines.append(f"| `{name}` | {_cell(about)} | {_cell(_value(field))} |")
     return "\n".join(lines)
+
+
+def _value(field: FieldInfo) -> str:
+    """The default of a setting, as YAML would have it; empty where it says nothing."""
+    if field.is_required():
+        return "required"
+    if field.default in (None, "", (), PydanticUndefined) or isinstance(field.default, Settings):
+        return ""
+    plain = isinstance(field.default, str | date)
+    return f"`{field.default if plain else json.dumps(field.default)}`"
 
 
 def _attribute_docs(settings: type) -> dict[str, str]:

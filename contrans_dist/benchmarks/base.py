@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
@@ -46,16 +46,19 @@ class ScoredItem(Protocol):
         """What the model reads; a baseline that is an instruction stands before it."""
 
 
+S = TypeVar("S", bound=EvaluationSettings)
+I = TypeVar("I", bound=ScoredItem)  # noqa: E741 -- an item
+
+
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Generic[S, I]):
     """Items to score, numbers from their scores, and what these are called.
 
-    A subclass says what stands below and has at least `load`, `items`, `calls` and `score`. It travels to the
-    actors, so it is plain data; where it holds more than that, see `__reduce__` of lm-eval's.
+    A subclass names the classes of its settings and items, says what stands below, and has at least `load`,
+    `items`, `calls` and `score`. It travels to the actors, so it is plain data.
     """
 
-    settings: Any
-    """Of `settings_class`."""
+    settings: S
 
     settings_class: ClassVar[type[EvaluationSettings]] = EvaluationSettings
     """Its field `benchmark` has the benchmark's name as default."""
@@ -73,7 +76,7 @@ class Benchmark:
     """Where its data hold contrast texts for a concept: the settings that decide which of them it scores."""
 
     @classmethod
-    def load(cls, settings: Any) -> Self:
+    def load(cls, settings: S) -> Self:
         """Read the data that the settings name. Raises UserError for data that are missing or wrong."""
         raise NotImplementedError
 
@@ -82,8 +85,8 @@ class Benchmark:
         """As recipes and `metrics.json` have it."""
         return str(self.settings.benchmark)
 
-    def items(self) -> Sequence[Any]:
-        """Every item (a `ScoredItem`), in an order that depends on the settings alone.
+    def items(self) -> Sequence[I]:
+        """Every item, in an order that depends on the settings alone.
 
         Of items that have a `kind`, those are scored whose kind is among the settings' `kinds`.
         """
@@ -96,12 +99,12 @@ class Benchmark:
         """
         return {}
 
-    def model_identity(self, tokenizer: Any, items: Sequence[Any], name: str) -> dict[str, Any]:
+    def model_identity(self, tokenizer: Any, items: Sequence[I], name: str) -> dict[str, Any]:
         """What the numbers of one model, called `name`, depend on besides, such as what its chat template
         makes of the items."""
         return {}
 
-    def calls(self, lm: LanguageModel, items: Sequence[Any], apart: bool = False) -> Sequence[Call]:
+    def calls(self, lm: LanguageModel, items: Sequence[I], apart: bool = False) -> Sequence[Call]:
         """What the engine is asked for these items: what `score` runs, and what a plan counts.
 
         Args:
@@ -111,9 +114,7 @@ class Benchmark:
         """
         raise NotImplementedError
 
-    def score(
-        self, lm: LanguageModel, items: Sequence[Any], interventions: Sequence[Intervention]
-    ) -> pa.Table:
+    def score(self, lm: LanguageModel, items: Sequence[I], interventions: Sequence[Intervention]) -> pa.Table:
         """A row for each intervention and item (`result_table`), from what `calls` run.
 
         The items are of one concept and the interventions that concept's; an intervention's name is the
@@ -144,7 +145,7 @@ class Benchmark:
         return next((metric for metric in cls.metrics if metric.name == name), None)
 
     @classmethod
-    def contrast_texts(cls, folder: Location, settings: Any) -> dict[str, list[Any]]:
+    def contrast_texts(cls, folder: Location, settings: S) -> dict[str, list[Any]]:
         """Contrast texts from a folder of this benchmark's data that an evaluation with these settings does
         not score, as columns `text`, `label` (positive, negative) and whatever else; see `contrast_by`."""
         raise NotImplementedError

@@ -53,7 +53,9 @@ class EmotionEvaluation(ValidatedEvaluation):
     shots: str | None = None
     """Scenarios that may serve as few-shot examples; None asks without examples."""
     protocol: Literal["default", "paper"] = "default"
+    """`paper` asks as the authors' code does, labels of the examples included."""
     template: str | None = None
+    """Prompt with `{text}` for the scenario; None is the protocol's."""
     kinds: tuple[Literal["positive", "negative"], ...] = ("positive", "negative")
     """Scenarios that are about the steered concept, and scenarios that are not."""
     per_concept: int | None = Field(None, ge=1)
@@ -81,10 +83,9 @@ _NEGATIVE, _POSITIVE = _metrics("negative"), _metrics("positive")
 
 
 @dataclass(frozen=True)
-class EmotionBenchmark(Benchmark):
+class EmotionBenchmark(Benchmark[EmotionEvaluation, Item]):
     """Items and how they are judged."""
 
-    settings: EmotionEvaluation
     all_items: list[Item]
     labels: dict[str, str]
     """The word that should be named, by concept; those of concepts that are not scored are told apart too."""
@@ -157,10 +158,10 @@ class EmotionBenchmark(Benchmark):
         tokens = call.watch
         after = [After(lm.tokenizer, context) for context in call.contexts]
         got = call.run(lm, items, interventions, self.batch_tokens)
-        own = np.array([concepts.index(item.concept) for item in items], dtype=np.int64)
-        columns: dict[str, list[list[Any]]] = _judged(got, tokens, own, self.settings.protocol)
+        places = np.array([concepts.index(item.concept) for item in items], dtype=np.int64)
+        columns: dict[str, list[list[Any]]] = _judged(got, tokens, places, self.settings.protocol)
         columns |= {f"logits.{concept}": got.logits[:, :, w].tolist() for w, concept in enumerate(concepts)}
-        shared = _shared(concepts, tokens, own)
+        shared = _shared(concepts, tokens, places)
         rows = [
             [
                 {
@@ -196,12 +197,14 @@ class EmotionBenchmark(Benchmark):
         }
 
 
-def _judged(got: NextToken, tokens: np.ndarray, own: np.ndarray, protocol: str) -> dict[str, list[list[Any]]]:
+def _judged(
+    got: NextToken, tokens: np.ndarray, places: np.ndarray, protocol: str
+) -> dict[str, list[list[Any]]]:
     """Hits and the concept's log-probability, `[C][P]`."""
-    row = np.arange(len(own))
-    target = tokens[row, own]
+    row = np.arange(len(places))
+    target = tokens[row, places]
     token_hit = got.argmax == target
-    mine = got.logits[:, row, own]
+    mine = got.logits[:, row, places]
     # Strictly the largest: a tie, likely in low precision, must favour no label by its place in a list.
     rivals = np.where(tokens == target[:, None], -np.inf, got.logits)
     logit_hit = mine > rivals.max(axis=2)
@@ -211,11 +214,11 @@ def _judged(got: NextToken, tokens: np.ndarray, own: np.ndarray, protocol: str) 
         "argmax": got.argmax.tolist(),
         "token_hit": token_hit.tolist(),
         "logit_hit": logit_hit.tolist(),
-        "logprob": got.logprobs[:, row, own].tolist(),
+        "logprob": got.logprobs[:, row, places].tolist(),
     }
 
 
-def _shared(concepts: Sequence[str], tokens: np.ndarray, own: np.ndarray) -> list[str]:
+def _shared(concepts: Sequence[str], tokens: np.ndarray, places: np.ndarray) -> list[str]:
     """The other concepts with each item's first sub-token, joined by commas; warns of every such pair."""
     for a, b in combinations(range(len(concepts)), 2):
         if (tokens[:, a] == tokens[:, b]).any():
@@ -225,7 +228,7 @@ def _shared(concepts: Sequence[str], tokens: np.ndarray, own: np.ndarray) -> lis
             )
     return [
         _BETWEEN.join(c for w, c in enumerate(concepts) if w != mine and row[w] == row[mine])
-        for row, mine in zip(tokens, own, strict=True)
+        for row, mine in zip(tokens, places, strict=True)
     ]
 
 

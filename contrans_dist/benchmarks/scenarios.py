@@ -168,11 +168,11 @@ def _filled(template: str, record: Record, fields: Sequence[str]) -> str:
 
 def _distinct(scenarios: Sequence[Record], concept: str, without: set[str]) -> list[Record]:
     """A concept's scenarios, each text once, in order."""
-    found = {r["text"]: r for r in scenarios if r["concept"] == concept and r["text"] not in without}
-    if not found:
+    distinct = {r["text"]: r for r in scenarios if r["concept"] == concept and r["text"] not in without}
+    if not distinct:
         known = ", ".join(sorted({str(r["concept"]) for r in scenarios})) or "none"
         raise UserError(f"no scenarios of concept {concept!r}; there are: {known}")
-    return list(found.values())
+    return list(distinct.values())
 
 
 def _in_turn(lists: Sequence[list[Record]], count: int) -> list[Record]:

@@ -99,8 +99,8 @@ def table_of(
         entry["p_vs_base"] = p_values(cell, base) if base is not None and cell != base else {}
         if cell[0] == tested and cell in steered:
             opponents = _opponents(cell, steered)
-            found = {name: p_values(cell, other) for name, other in opponents.items()}
-            entry["p_vs"] = {name: by_metric for name, by_metric in found.items() if by_metric}
+            tests = {name: p_values(cell, other) for name, other in opponents.items()}
+            entry["p_vs"] = {name: by_metric for name, by_metric in tests.items() if by_metric}
             elsewhere: dict[str, dict[str, dict[str, float]]] = {}
             for other in steered:
                 if other[0] != tested and other not in opponents.values() and (p := p_values(cell, other)):
@@ -112,13 +112,13 @@ def table_of(
 
 def _opponents(cell: Cell, steered: Sequence[Cell]) -> dict[str, Cell]:
     """The cell of each other condition that can be compared with this one."""
-    found = {}
+    opponents = {}
     for name in dict.fromkeys(name for name, _ in steered if name != cell[0]):
-        own = [other for other in steered if other[0] == name]
-        same = [other for other in own if other[1] == cell[1]]
-        if same or len(own) == 1:
-            found[name] = (same or own)[0]
-    return found
+        rows = [other for other in steered if other[0] == name]
+        same = [other for other in rows if other[1] == cell[1]]
+        if same or len(rows) == 1:
+            opponents[name] = (same or rows)[0]
+    return opponents
 
 
 def summarise(table: pa.Table, metrics: Sequence[Metric], reference: str = "vector") -> dict[str, Any]:

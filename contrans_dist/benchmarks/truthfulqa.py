@@ -98,10 +98,9 @@ _SINGLE = tuple(
 
 
 @dataclass(frozen=True)
-class TruthfulQABenchmark(Benchmark):
+class TruthfulQABenchmark(Benchmark[TruthfulQAEvaluation, Question]):
     """Questions; `mc1` and `mc2` stand for one normalisation, and each is given by all three beside."""
 
-    settings: TruthfulQAEvaluation
     all_items: list[Question]
 
     settings_class = TruthfulQAEvaluation

@@ -46,7 +46,7 @@ for command in (
     runs.run,
     planning.plan,
     stages.harvest,
-    stages.refine,
+    reducing.refine,
     stages.fit,
     stages.transplant,
     reducing.reduce,
@@ -59,8 +59,8 @@ for command in (
     app.command()(command)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo("\n".join(f"{package} {version}" for package, version in versions().items()))
         raise typer.Exit
 

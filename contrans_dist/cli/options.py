@@ -54,10 +54,10 @@ def lasting(out: str | None) -> str | None:
     # Ray sets this for the driver of a submitted job, and for nothing else.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and (out is None or not ("://" in out or Path(out).expanduser().is_absolute())):
-        found = "" if out is None else f", found {out}"
+        given = "" if out is None else f", found {out}"
         raise UserError(
             "--out: a submitted job runs in a working directory of its own; "
-            f"expected an absolute path or a URI{found}"
+            f"expected an absolute path or a URI{given}"
         )
     if out is not None and out.startswith(("hf://", "https://", "http://")):
         raise UserError(

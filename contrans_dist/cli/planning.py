@@ -119,11 +119,11 @@ def _stages(content: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     timed = content["hours"] > 0
     for run, stages in groupby(content["stages"], lambda stage: stage["run"]):
-        own = list(stages)
+        of_run = list(stages)
         if run:
-            seconds = sum(stage["seconds"] for stage in own)
+            seconds = sum(stage["seconds"] for stage in of_run)
             table.add_row(run, "", "", "", "", _duration(seconds) if timed else "", style="bold")
-        for stage in own:
+        for stage in of_run:
             table.add_row(
                 f"  {stage['name']}" if run else stage["name"],
                 *(f"{stage[name]:,}" for name in ("texts", "tokens", "tokens_in_passes")),

@@ -1,4 +1,4 @@
-"""The command that reduces four activation sets at once: refine, fit and transplant for every concept."""
+"""Commands that make concept vectors of activations: refine one, or reduce four sets to all there is."""
 
 from typing import Annotated
 
@@ -11,6 +11,37 @@ from contrans_dist.config import MapSettings
 from contrans_dist.config.recipe import validated
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
+
+
+def refine(
+    activations: Annotated[str, typer.Option(help="Activation set of the contrast texts.")],
+    out: Annotated[str, typer.Option(help="The vector file (.safetensors).", callback=lasting)],
+    method: Annotated[str, typer.Option(help="mean (equation 1) or pca.")] = "mean",
+    positive: Annotated[
+        str,
+        typer.Option(help="Which rows are positive: column=value; several joined by commas must all hold."),
+    ] = "label=positive",
+    negative: Annotated[str, typer.Option(help="Which rows are negative.")] = "label=negative",
+    concept: Annotated[
+        str | None, typer.Option(help="Name of the concept. Default: the file's name.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a concept vector from the activations of positive and negative texts."""
+    from contrans_dist.store.activation_set import ActivationSet
+    from contrans_dist.vectors.from_activations import refine as make_vector
+    from contrans_dist.vectors.from_activations import select_rows
+
+    _check_method(method)
+    rows = ActivationSet.open(activations)
+    location = Location.parse(out)
+    name = concept or location.name.rpartition(".")[0] or location.name
+    vector = make_vector(rows, select_rows(rows, positive), select_rows(rows, negative), name, method)
+    vector.save(location)
+    content = {"out": str(location), "concept": name, "blocks": vector.blocks, "d": vector.d}
+    size = f"{len(vector.blocks)} blocks of {vector.d}"
+    text = f"{location}: {name}, {size}, from {vector.n_positive} + {vector.n_negative} texts"
+    emit(as_json, content, text)
 
 
 def reduce(
@@ -45,10 +76,8 @@ def reduce(
     from contrans_dist.evaluation.block_search import reduce_sides
     from contrans_dist.evaluation.sides import Sides
     from contrans_dist.store.activation_set import ActivationSet
-    from contrans_dist.vectors.extract import METHODS
 
-    if method not in METHODS:
-        raise UserError(f"--method {method}: expected one of {', '.join(METHODS)}")
+    _check_method(method)
     content = {
         "blocks": blocks,
         "protocol": protocol,
@@ -70,9 +99,16 @@ def reduce(
     maps, vectors = reduce_sides(sides, settings, location, method, address=address)
     pair = maps.only_pair()
     cosines = maps.cosines[pair]
-    found = {"out": str(location), "blocks": list(pair), "concepts": list(vectors), "cosines": cosines}
+    summary = {"out": str(location), "blocks": list(pair), "concepts": list(vectors), "cosines": cosines}
     text = (
         f"{location}: {len(vectors)} concepts from block {pair[0]} to block {pair[1]}, "
         f"mean cosine to the target's own {np.mean(list(cosines.values())):.3f}"
     )
-    emit(as_json, found, text)
+    emit(as_json, summary, text)
+
+
+def _check_method(method: str) -> None:
+    from contrans_dist.vectors.extract import METHODS
+
+    if method not in METHODS:
+        raise UserError(f"--method {method}: expected one of {', '.join(METHODS)}")

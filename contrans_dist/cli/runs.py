@@ -100,20 +100,20 @@ def status(
         note(line)
     if damaged:
         raise RunError(f"{uri}: {len(damaged)} of its files are damaged, as told above")
-    found = status_of(Location.parse(uri))
-    emit(as_json, found, "\n".join(f"{name}: {state}" for name, state in found.items()))
+    states = status_of(Location.parse(uri))
+    emit(as_json, states, "\n".join(f"{name}: {state}" for name, state in states.items()))
 
 
 def inspect(uri: Annotated[str, typer.Argument(help="Any artefact.")], as_json: AsJson = False) -> None:
     """What an artefact is and where it comes from."""
-    from contrans_dist.pipeline.status import describe
+    from contrans_dist.pipeline.status import artefact_facts
 
-    found = describe(Location.parse(uri))
+    facts = artefact_facts(Location.parse(uri))
     if as_json:
-        emit(True, found, "")
+        emit(True, facts, "")
         return
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in found.items():
+    for name, value in facts.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         table.add_row(Text(shown(name, keep="")), Text(shown(text, keep="")))
     Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(table)

@@ -1,4 +1,4 @@
-"""Commands that do one stage each: harvest, refine, fit, transplant."""
+"""Commands that do one stage each: harvest, fit, transplant; `refine` is beside `reduce`."""
 
 import re
 from typing import Annotated, Any
@@ -105,39 +105,6 @@ def harvest(
         f"{manifest['tokens']:,} tokens, {size / 1e6:,.1f} MB in {len(manifest['shards'])} shards"
     )
     emit(as_json, {"out": str(result.location), **summary}, text)
-
-
-def refine(
-    activations: Annotated[str, typer.Option(help="Activation set of the contrast texts.")],
-    out: Annotated[str, typer.Option(help="The vector file (.safetensors).", callback=lasting)],
-    method: Annotated[str, typer.Option(help="mean (equation 1) or pca.")] = "mean",
-    positive: Annotated[
-        str,
-        typer.Option(help="Which rows are positive: column=value; several joined by commas must all hold."),
-    ] = "label=positive",
-    negative: Annotated[str, typer.Option(help="Which rows are negative.")] = "label=negative",
-    concept: Annotated[
-        str | None, typer.Option(help="Name of the concept. Default: the file's name.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a concept vector from the activations of positive and negative texts."""
-    from contrans_dist.store.activation_set import ActivationSet
-    from contrans_dist.vectors.extract import METHODS
-    from contrans_dist.vectors.from_activations import refine as make_vector
-    from contrans_dist.vectors.from_activations import select_rows
-
-    if method not in METHODS:
-        raise UserError(f"--method {method}: expected one of {', '.join(METHODS)}")
-    rows = ActivationSet.open(activations)
-    location = Location.parse(out)
-    name = concept or location.name.rpartition(".")[0] or location.name
-    vector = make_vector(rows, select_rows(rows, positive), select_rows(rows, negative), name, method)
-    vector.save(location)
-    content = {"out": str(location), "concept": name, "blocks": vector.blocks, "d": vector.d}
-    size = f"{len(vector.blocks)} blocks of {vector.d}"
-    text = f"{location}: {name}, {size}, from {vector.n_positive} + {vector.n_negative} texts"
-    emit(as_json, content, text)
 
 
 def fit(

@@ -1,7 +1,7 @@
 """Commands that run a steered model: evaluate, generate."""
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +20,12 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import ModelSettings, find_benchmark
+from contrans_dist.config import EvaluationSettings, ModelSettings, find_benchmark
 from contrans_dist.config.benchmarks import OURS
 from contrans_dist.config.recipe import override, validated
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import MetricsFile, Score, plain
 
 if TYPE_CHECKING:
     from contrans_dist.evaluation.baselines import Available
@@ -91,38 +92,18 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a steered model on a benchmark, with controls."""
-    from contrans_dist.cli.tables import metrics_lines
     from contrans_dist.evaluation.assess import assess
-    from contrans_dist.evaluation.conditions import known, systems
+    from contrans_dist.evaluation.conditions import systems
     from contrans_dist.evaluation.steering import derivable, load_vectors, steering
 
-    try:
-        chosen = find_benchmark(benchmark).settings_class
-    except UserError as error:
-        raise UserError(f"--benchmark {benchmark}: {error}") from error
-    if data is None and chosen.model_fields["texts"].is_required():
-        raise UserError(f"--data: expected what benchmark {benchmark} is to score")
-    asked = [name for name in (controls or "").split(",") if name and name != "none"]
-    for name in asked:
-        known(name, f"--controls {controls}")
-    try:
-        sweep = [float(strength) for strength in strengths.split(",")]
-    except ValueError as error:
-        raise UserError(f"--strengths {strengths}: expected numbers such as 0,0.5,1") from error
     content = {
-        "benchmark": benchmark,
         "texts": data,
-        "strengths": sweep,
-        "conditions": ["vector", *asked] if vector else [],
+        "strengths": _numbers_in(strengths),
+        "conditions": ["vector", *_controls_in(controls)] if vector else [],
     }
-    own = {"shots": shots, "protocol": protocol, "template": template}
-    content |= {name: value for name, value in own.items() if value is not None}
-    for change in set_ or []:
-        other = _FLAGS.get(change.partition("=")[0])
-        if other is not None:
-            raise UserError(f"--set {change}: expected {other} for that")
-        override(content, change)
-    settings = validated(chosen, content, "contrans evaluate")
+    optional = {"shots": shots, "protocol": protocol, "template": template}
+    content |= {name: value for name, value in optional.items() if value is not None}
+    settings = _settings(benchmark, content, set_ or [])
     vectors = load_vectors(vector or [])
     conditions = settings.conditions if controls is not None else ("vector", *derivable(vectors, block))
     target = model_settings(model, dtype, quantization, trust_remote_code)
@@ -134,7 +115,41 @@ def evaluate(
         cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
         systems(_available(target, align_training, inst_align, proxy_tuning)),
     )
-    emit(as_json, metrics, "\n".join(metrics_lines(metrics)))
+    emit(as_json, plain(metrics), "\n".join(_metrics_lines(metrics)))
+
+
+def _settings(benchmark: str, content: dict[str, Any], changes: list[str]) -> EvaluationSettings:
+    """The settings of a benchmark: what its flags say, and every `--set`."""
+    try:
+        settings_class = find_benchmark(benchmark).settings_class
+    except UserError as error:
+        raise UserError(f"--benchmark {benchmark}: {error}") from error
+    if content["texts"] is None and settings_class.model_fields["texts"].is_required():
+        raise UserError(f"--data: expected what benchmark {benchmark} is to score")
+    content = {"benchmark": benchmark, **content}
+    for change in changes:
+        flag = _FLAGS.get(change.partition("=")[0])
+        if flag is not None:
+            raise UserError(f"--set {change}: expected {flag} for that")
+        override(content, change)
+    settings: EvaluationSettings = validated(settings_class, content, "contrans evaluate")
+    return settings
+
+
+def _numbers_in(strengths: str) -> list[float]:
+    try:
+        return [float(strength) for strength in strengths.split(",")]
+    except ValueError as error:
+        raise UserError(f"--strengths {strengths}: expected numbers such as 0,0.5,1") from error
+
+
+def _controls_in(controls: str | None) -> list[str]:
+    from contrans_dist.evaluation.conditions import known
+
+    names = [name for name in (controls or "").split(",") if name and name != "none"]
+    for name in names:
+        known(name, f"--controls {controls}")
+    return names
 
 
 def _available(
@@ -151,6 +166,41 @@ def _available(
         raise UserError(f"--proxy-tuning {guides}: expected two models, TUNED,PLAIN")
     pair = tuple(map(like, both)) if guides is not None else ()
     return Available(target, like(instruct) if instruct is not None else None, instruction or "", pair)
+
+
+def _metrics_lines(metrics: MetricsFile) -> list[str]:
+    """For each overall metric a line a condition and strength (value, 95 % interval, n); then the leak check.
+
+    Where a benchmark has numbers by group alone, those are listed.
+    """
+    rows = metrics.conditions
+    every = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    names = [name for name in every if "/" not in name] or every
+    width = max(len("condition"), *(len(row.condition) for row in rows))
+    lines = []
+    for name in names:
+        lines.append(
+            f"{name}\n  {'condition':<{width}} {'strength':>8} {'value':>9}  {'95 % interval':<20} {'n':>6}"
+        )
+        lines += [
+            f"  {row.condition:<{width}} {row.strength:>8g} {_interval(row.metrics[name])}"
+            for row in rows
+            if name in row.metrics
+        ]
+    leak = metrics.leak
+    if leak is not None:
+        lines.append(
+            f"leak check: of {leak.evaluated} texts, {leak.overlap_vector} were seen by the vectors "
+            f"and {leak.overlap_map} by the map"
+            + (f" ({leak.in_part} of them in part)" if leak.in_part else "")
+        )
+    return [*lines, *(metrics.notes or [])]
+
+
+def _interval(score: Score) -> str:
+    known = score.low is not None and score.high is not None
+    interval = f"[{score.low:.3f}, {score.high:.3f}]" if known else "no interval"
+    return f"{score.value:9.3f}  {interval:<20} {score.n or 0:>6}"
 
 
 def generate(

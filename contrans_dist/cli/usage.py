@@ -41,11 +41,11 @@ def _line(error: Any) -> str:
     """What a usage error says, without its box."""
     context, said = getattr(error, "ctx", None), " ".join(str(error.format_message()).split())
     path = context.command_path if context is not None else "contrans"
-    option, command = getattr(error, "option_name", None), _NO_COMMAND.match(said)
+    wrong, command = getattr(error, "option_name", None), _NO_COMMAND.match(said)
     kind, of = type(error).__name__, "".join(f"{name}: " for name in path.split()[1:])
     if kind == "NoSuchOption" and context is not None:
-        names = [name for each in context.command.get_params(context) for name in each.opts]
-        return f"{of}no option {option}{_near(str(option), names, path)}"
+        names = [name for option in context.command.get_params(context) for name in option.opts]
+        return f"{of}no option {wrong}{_near(str(wrong), names, path)}"
     if command is not None and context is not None:
         names = context.command.list_commands(context)
         return f"{of}no command {command[1]!r}{_near(command[1], names, path)}"

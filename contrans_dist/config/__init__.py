@@ -24,12 +24,12 @@ from contrans_dist.config.parts import (
     Quantization,
     SourceSettings,
 )
-from contrans_dist.config.whole import Published, Recipe
+from contrans_dist.config.whole import PublishedSettings, Recipe
 
 __all__ = [
     "CHAT_DATE", "AnyEvaluation", "CaptureSettings", "ClusterSettings", "ConceptSettings", "ContrastSettings",
     "CorpusSettings", "Dtype", "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings", "Placement",
-    "Position", "Protocol", "Published", "Quantization", "Recipe", "SearchSettings", "Settings",
+    "Position", "Protocol", "PublishedSettings", "Quantization", "Recipe", "SearchSettings", "Settings",
     "SourceSettings", "ValidatedEvaluation", "benchmark_names", "differing", "evaluation_class",
     "find_benchmark", "fingerprint",
 ]  # fmt: skip

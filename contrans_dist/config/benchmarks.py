@@ -63,19 +63,19 @@ def _brought(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 def _loaded(entry: EntryPoint) -> Any:
     where = f"benchmark {entry.name} of {_package(entry)}"
     try:
-        found = entry.load()
+        benchmark = entry.load()
     except Exception as error:  # what a stranger's module does when it is imported is up to it
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{where}: {entry.value} cannot be imported: {type(error).__name__}: {reason}"
         ) from error
-    fields = getattr(getattr(found, "settings_class", None), "model_fields", {})
+    fields = getattr(getattr(benchmark, "settings_class", None), "model_fields", {})
     if "benchmark" not in fields:
         raise UserError(f"{where}: expected a Benchmark with a `settings_class`, found {entry.value}")
     if fields["benchmark"].default != entry.name:
         told = fields["benchmark"].default
         raise UserError(f"{where}: its settings call it {told!r}; expected the name of its entry point")
-    return found
+    return benchmark
 
 
 def _package(entry: EntryPoint) -> str:

@@ -26,9 +26,11 @@ class EvaluationSettings(Settings):
     """What every evaluation of the steered target has; each benchmark adds its own settings."""
 
     benchmark: str
+    """What is asked and how it is scored; `emotions` where none is named."""
     texts: str | None = None
     """What is scored: a file or folder; None loads the benchmark's own data from the hub."""
     strengths: tuple[FiniteFloat, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
+    """Coefficients of the vector."""
     conditions: tuple[str, ...] = (
         "vector",
         "random",
@@ -50,6 +52,7 @@ class EvaluationSettings(Settings):
     only_unseen: bool = False
     """Leave out items that the vectors or the map have seen, so that the rest is held out."""
     seed: int = 0
+    """Of everything that is drawn: items, shots, random directions."""
 
     files: ClassVar[tuple[str, ...]] = ("texts",)
     """The settings that name a file or folder. What is scored is known by its items, not by these names."""

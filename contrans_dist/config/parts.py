@@ -83,6 +83,7 @@ class CorpusSettings(Settings):
     """Texts the map is fitted on."""
 
     texts: str
+    """A file of texts, or bundled ones such as `demo:corpus.jsonl`."""
     cut: Literal["none", "end", "random", "after"] = "none"
     """`end` drops 2 to 4 words as the ConTrans authors do; `random` keeps random prefixes; `after` keeps each
     prefix that ends on one of `words`."""
@@ -95,6 +96,7 @@ class CorpusSettings(Settings):
     limit: int | None = Field(None, ge=1)
     """Use only the first texts."""
     seed: int = 42
+    """Of the cuts."""
 
 
 class PromptSettings(Settings):
@@ -106,6 +108,7 @@ class PromptSettings(Settings):
     """With `negative`: two templates. Each text is then asked under both, and labelled by them: an honest and
     a dishonest instruction, or the two answers of an A/B question."""
     negative: str | None = None
+    """The other template; see `positive`."""
 
     @model_validator(mode="after")
     def _in_pairs(self) -> Self:
@@ -118,6 +121,7 @@ class ContrastSettings(PromptSettings):
     """The contrast texts of one concept, with prompts of their own."""
 
     texts: str
+    """A file of positive and negative texts."""
 
 
 class ConceptSettings(PromptSettings):
@@ -126,15 +130,19 @@ class ConceptSettings(PromptSettings):
     texts: str | dict[str, str | ContrastSettings]
     """A file with columns `text` and `concept`, or a folder of `<concept>.json` lists (each concept against
     the others); or, for each concept, a file of positive and negative texts (a ConTrans file, a column
-    `label`, or a ToxiGen folder), with prompts of its own if need be."""
+    `label`, or a folder of a benchmark's data), with prompts of its own if need be."""
     source_template: str | None = None
     """Another template for the source, where its tokenizer wants one; None is the same."""
     chat: bool = False
+    """Wrap each prompt as a user's turn of the model's own chat template."""
     chat_date: date = CHAT_DATE
     """The day that it is for a chat template that asks."""
     position: Position = "last"
+    """Token the row is taken from: `last`, `mean` over all tokens, or an offset such as -2."""
     method: Literal["mean", "pca"] = "mean"
+    """`mean` of the differences (equation 1), or their first principal component."""
     seed: int = 0
+    """Draws the other concepts' rows, where each concept stands against the others."""
     limit: int | None = Field(None, ge=2)
     """Use only so many pairs a concept."""
 
@@ -143,6 +151,7 @@ class MapSettings(Settings):
     """The map from the source's residual stream to the target's."""
 
     protocol: Literal["default", "paper"] = "default"
+    """`paper` is equation 2 as the authors' code has it; `default` is centred, with a ridge."""
     blocks: str | None = None
     """`depth` (three quarters of both models), `24:30`, or `best` (the pair whose vectors steer validation
     items best; by R2 where no evaluation has any). None: `best` under `default` where an evaluation has

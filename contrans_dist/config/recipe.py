@@ -58,14 +58,14 @@ def runs_of(recipe: Recipe) -> dict[str, Recipe]:
     """
     if not recipe.runs:
         return {"all": recipe}
-    found = {}
+    runs = {}
     for name, changes in recipe.runs.items():
         content = recipe.model_dump(mode="json", exclude={"runs", "small", "published", "axis"})
         for key, value in changes.items():
             inner, last = _parent_of(content, key, f"runs.{name}.{key}")
             inner[last] = value
-        found[name] = validated(Recipe, content, f"runs.{name}")
-    return found
+        runs[name] = validated(Recipe, content, f"runs.{name}")
+    return runs
 
 
 def _parent_of(content: dict[str, Any], key: str, where: str) -> tuple[dict[str, Any], str]:
@@ -102,7 +102,9 @@ def _override_runs(content: dict[str, Any], key: str, value: Any) -> None:
     """Carry a `--set` into the runs that would change the same key, or one that holds it."""
     runs = content.get("runs")
     for changes in runs.values() if isinstance(runs, dict) and not key.startswith("runs.") else ():
-        if isinstance(changes, dict) and any(key == own or key.startswith(f"{own}.") for own in changes):
+        if isinstance(changes, dict) and any(
+            key == changed or key.startswith(f"{changed}.") for changed in changes
+        ):
             changes.pop(key, None)
             changes[key] = deepcopy(value)  # last, so that nothing of the run comes after it
 
@@ -117,12 +119,12 @@ def validated(settings: type[S], content: dict[str, Any], where: str) -> S:
 
 def _explain(settings: type[Settings], content: dict[str, Any], error: ValidationError) -> str:
     errors = error.errors(include_url=False)
-    found = [(_real_path(content, each["loc"], each["type"] == "missing"), each) for each in errors]
-    top = found[0][0]
+    placed = [(_real_path(content, one["loc"], one["type"] == "missing"), one) for one in errors]
+    top = placed[0][0]
     # A union fails once for each of its branches; the branch that got furthest is the one that was meant.
-    related = [(path, each) for path, each in found if path[: len(top)] == top]
+    related = [(path, one) for path, one in placed if path[: len(top)] == top]
     deepest = max(len(path) for path, _ in related)
-    path, first = next((path, each) for path, each in related if len(path) == deepest)
+    path, first = next((path, one) for path, one in related if len(path) == deepest)
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         names = sorted(_known_keys(settings, path[:-1], content))
@@ -133,7 +135,7 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         return f"missing key {key!r}"
     if first["type"] == "benchmark":
         return f"{key}.benchmark: {first['msg']}"
-    wanted = dict.fromkeys(_expected(each) for other, each in related if other == path)
+    wanted = dict.fromkeys(_expected(one) for other, one in related if other == path)
     shown = repr(first["input"])
     shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
     return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")
@@ -188,7 +190,7 @@ def _settings_in(annotation: Any) -> Any:
     if _is_settings(annotation):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _settings_in(argument)
-        if _is_settings(found):
-            return found
+        inner = _settings_in(argument)
+        if _is_settings(inner):
+            return inner
     return None

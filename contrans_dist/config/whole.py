@@ -16,7 +16,7 @@ from contrans_dist.config.parts import (
 )
 
 
-class Published(Settings):
+class PublishedSettings(Settings):
     """What a paper found, to be set beside what a run finds."""
 
     source: str
@@ -31,8 +31,10 @@ class Recipe(Settings):
     """A whole run, or several that differ in a few settings: from texts to the report."""
 
     name: str
+    """Of the run; its folder, unless `--out` says another, is `runs/<name>`."""
     description: str = ""
-    published: Published | None = None
+    """A sentence for the report."""
+    published: PublishedSettings | None = None
     runs: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field(default_factory=dict)
     """Several runs in one: name to the settings that differ, such as `{target: b, concepts.limit: 20}`. They
     share their harvests, and are compared on a page."""
@@ -61,6 +63,7 @@ class Recipe(Settings):
     """Pictures of the harvested states by t-SNE, of the differences of contrast pairs, and how alike the maps
     are that are fitted on each concept's own prompts."""
     batch_tokens: int = Field(4096, ge=1)
+    """Tokens in one forward pass of a harvest, padding included."""
     max_tokens: int | None = Field(None, ge=1)
     """Tokens of a harvested prompt, of which the end is kept; None is the model's positions."""
     skip_bad: bool = False

@@ -1,36 +1,31 @@
-"""The actors of an evaluation: a model that scores splits, and a classifier that judges what it wrote."""
+"""The actors of an evaluation: a model that scores work units, and a classifier that judges what it wrote."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from contrans_dist.benchmarks import Benchmark, Judged
-from contrans_dist.config import ClusterSettings, fingerprint
+from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed.actors import Actors
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_kept
 from contrans_dist.engine.scoring import Intervention
-from contrans_dist.errors import UserError
 from contrans_dist.evaluation.baselines import TARGET, System
+from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, publish
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.classifier import load_classifier
 from contrans_dist.models.placement import Placement
-from contrans_dist.store import schema
-from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
-
-PARTS, JUDGED = "parts", "judged"
+from contrans_dist.store.tables import read_table
 
 
 @dataclass(frozen=True)
-class Split:
-    """A run of items of one concept; small enough that losing one costs little."""
+class WorkUnit:
+    """Items of one concept that one actor scores; small enough that losing one costs little."""
 
     index: int
     concept: str
@@ -83,8 +78,8 @@ class Meter:
 
     def __init__(self, lm: LanguageModel) -> None:
         self.passes = self.tokens = 0
-        for each in (lm, *(lm.guides or ())):
-            each.decoder.register_forward_pre_hook(self._count, with_kwargs=True)
+        for model in (lm, *(lm.guides or ())):
+            model.decoder.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, _module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)
@@ -141,45 +136,10 @@ class JudgeActor:
     def ready(self) -> str:
         return str(self.classifier.model.device)
 
-    def run(self, split: Split, spec: EvaluationSpec) -> int:
-        """Judge the published rows of a split and publish them; returns how many there are."""
+    def run(self, unit: WorkUnit, spec: EvaluationSpec) -> int:
+        """Judge the published rows of a work unit and publish them; returns how many there are."""
         assert isinstance(spec.benchmark, Judged)
-        table = read_part(spec.out / PARTS / split.name)
+        table = read_table(spec.out / PARTS / unit.name)
         judged = spec.benchmark.judge(self.classifier, table)
-        publish(spec.out / JUDGED / split.name, judged, spec.identity, cost_of(table))
+        publish(spec.out / JUDGED / unit.name, judged, spec.identity, cost_of(table))
         return int(table.num_rows)
-
-
-def publish(location: Location, table: pa.Table, identity: dict[str, Any], cost: dict[str, float]) -> None:
-    """Write a part with the identity of its evaluation, and its cost, in the schema's metadata."""
-    facts = {"fingerprint": fingerprint(identity), "identity": identity, "cost": cost}
-    table = table.replace_schema_metadata({schema.METADATA_KEY: json.dumps(facts)})
-    with location.staged() as path:
-        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-
-
-def read_part(location: Location) -> pa.Table:
-    """A published part, or another table with our facts. Raises UserError for one that is damaged."""
-    try:
-        with location.open() as source:
-            return pq.read_table(source, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if not location.is_local and isinstance(error, OSError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{location}: the file is damaged ({reason}); remove it to make it again") from error
-
-
-def facts_of(table: pa.Table) -> dict[str, Any]:
-    """The metadata that `publish` wrote; empty for a table without."""
-    metadata = table.schema.metadata or {}
-    try:
-        facts = parse_json(metadata.get(schema.METADATA_KEY, b"{}"), "facts")
-    except UserError:
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def cost_of(table: pa.Table) -> dict[str, float]:
-    """What a part cost: `rows`, `forward_passes`, `tokens`, `seconds`."""
-    return dict(facts_of(table).get("cost") or {})

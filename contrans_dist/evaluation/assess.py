@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace as changed
-from typing import Any
 
-from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
+from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, fingerprint
 from contrans_dist.distributed.actors import kept_actors
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.evaluation.analysis import Verdict, judge, read_in_run
@@ -15,7 +14,7 @@ from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.strength_search import search
 from contrans_dist.evaluation.trials import BUDGET, VALIDATION, check_tried
 from contrans_dist.store.location import Location
-from contrans_dist.store.results import SEARCH
+from contrans_dist.store.results import SEARCH, MetricsFile, SearchFile, write_file
 
 
 def assess(
@@ -26,7 +25,7 @@ def assess(
     cluster: ClusterSettings,
     others: Sequence[System] = (),
     replace: bool = False,
-) -> dict[str, Any]:
+) -> MetricsFile:
     """Do all that the settings of an evaluation ask for; returns the content of metrics.json.
 
     Only `settings.concepts` are steered; under `settings.search` each condition has the strength that was
@@ -41,14 +40,14 @@ def assess(
     else:
         check_tried(settings)
     with connected(cluster.address), kept_actors():
-        found = None
+        search_file: SearchFile | None = None
         if settings.search is not None:
-            found = search(model, settings, steering, out, cluster, replace)
-            steering = changed(steering, chosen=found["chosen"])
+            search_file = search(model, settings, steering, out, cluster, replace)
+            steering = changed(steering, chosen=search_file.chosen)
             ready = prepared(model, settings, steering, out, cluster, replace, others)
         metrics = scored(ready, cluster)
-        if found is not None:
-            (out / SEARCH).write_json(found)
+        if search_file is not None:
+            write_file(out / SEARCH, search_file)
         else:  # of earlier settings
             (out / SEARCH).delete()
             for sweep in (VALIDATION, BUDGET):
@@ -57,12 +56,12 @@ def assess(
         if verdict is not None:
             probe(
                 model, settings, steering, verdict.effect.name, verdict.strength, out, cluster,
-                metrics["fingerprint"],
+                fingerprint(ready.spec.identity),
             )  # fmt: skip
         return metrics
 
 
 def judged(folder: Location) -> Verdict | None:
     """What an evaluation shows by its headline metric; None where nothing was steered."""
-    found = read_in_run(folder)
-    return judge(found, found.metrics[0]) if found.metrics else None
+    evaluation = read_in_run(folder)
+    return judge(evaluation, evaluation.metrics[0]) if evaluation.metrics else None

@@ -11,12 +11,13 @@ from contrans_dist.console import note
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.evaluation.steering import Steering, steering
-from contrans_dist.evaluation.trials import Trial, try_out
+from contrans_dist.evaluation.trials import try_out
 from contrans_dist.mapping.driver import all_pairs, fit, join, one_block
 from contrans_dist.mapping.map_set import MapSet, Pair, R2Table
 from contrans_dist.mapping.transplant import cosine
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import Trial
 
 _MOST_PAIRS = 64
 """Up to here every pair is tried; beyond, each target block with the source block that predicts it best."""
@@ -151,7 +152,7 @@ def _choose(
     trials = try_out(
         recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
     )
-    tried = [each for each in trials.tried if each.strength != 0]
+    tried = [each for each in trials.candidates if each.strength != 0]
     best = max(
         trials.within(tried) or tried,
         key=lambda each: (trials.gain(each), _r2(table, _pair(each)), -abs(each.strength)),

@@ -8,43 +8,28 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from contrans_dist.benchmarks import Benchmark, Judged
 from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.benchmarks.registry import load_benchmark
-from contrans_dist.config import (
-    ClusterSettings,
-    EvaluationSettings,
-    ModelSettings,
-    differing,
-    fingerprint,
-)
+from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, fingerprint
 from contrans_dist.console import Progress, note
 from contrans_dist.data.contamination import leak_report
 from contrans_dist.distributed.cluster import connected, replicas
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.evaluation.actors import (
-    JUDGED,
-    PARTS,
-    EvaluationSpec,
-    JudgeActor,
-    Split,
-    cost_of,
-    facts_of,
-    read_part,
-    run_on,
-)
+from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, WorkUnit, run_on
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
 from contrans_dist.evaluation.conditions import reference_of
+from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, delete_parts, finished, missing
 from contrans_dist.evaluation.steering import Steering
-from contrans_dist.evaluation.work_units import joined, plan_splits, scored_items
+from contrans_dist.evaluation.work_units import joined, plan_units, scored_items
 from contrans_dist.harvest.manifest import model_identity
 from contrans_dist.models import model_facts
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import command_line, git_commit, now, versions
-from contrans_dist.store.results import METRICS, RESULTS, read_metrics
+from contrans_dist.store.provenance import made_by, versions
+from contrans_dist.store.results import METRICS, MetricsFile, write_file
+from contrans_dist.store.tables import RESULTS, read_table, write_table
 
 
 def evaluate(
@@ -56,7 +41,7 @@ def evaluate(
     replace: bool = False,
     title: str | None = None,
     others: Sequence[System] = (),
-) -> dict[str, Any]:
+) -> MetricsFile:
     """Score a model on a benchmark under every condition of `steering`; returns the content of metrics.json.
 
     `others` are conditions that are no vectors, each scored by actors of its own. Splits that are there are
@@ -74,7 +59,7 @@ class Prepared:
     spec: EvaluationSpec
     items: list[Any]
     others: Sequence[System]
-    finished: dict[str, Any] | None
+    finished: MetricsFile | None
     """The content of metrics.json, where all is done already."""
 
 
@@ -102,39 +87,37 @@ def prepared(
         identity=_identity(benchmark, settings, steering, items, [target, *others]),
         out=out,
     )
-    return Prepared(spec, items, others, _found(spec, replace))
+    return Prepared(spec, items, others, finished(spec.out, spec.identity, replace))
 
 
-def scored(ready: Prepared, cluster: ClusterSettings, title: str | None = None) -> dict[str, Any]:
+def scored(ready: Prepared, cluster: ClusterSettings, title: str | None = None) -> MetricsFile:
     """The rest of `evaluate`. Raises RunError when splits failed."""
     spec, items, target = ready.spec, ready.items, ready.spec.system
     out, benchmark, steering = spec.out, spec.benchmark, spec.steering
     if ready.finished is not None:
         note(f"{out}: complete; nothing to do")
         return ready.finished
-    parts: list[Split] = []
+    units: list[WorkUnit] = []
     with connected(cluster.address):
         for system in in_turn(target, ready.others):
-            splits = plan_splits(items, steering.concepts, system.name)
+            of_system = plan_units(items, steering.concepts, system.name)
             head = title or f"evaluate {benchmark.name}"
             _score_missing(
                 changed(spec, system=system),
-                splits,
+                of_system,
                 cluster,
                 head if system is target else f"{head}, {system.name}",
             )
-            parts += splits
+            units += of_system
         if isinstance(benchmark, Judged):
-            _judge_missing(spec, benchmark.classifier, parts, cluster)
+            _judge_missing(spec, benchmark.classifier, units, cluster)
     folder = out / (JUDGED if isinstance(benchmark, Judged) else PARTS)
-    tables = {split.name: read_part(folder / split.name) for split in parts}
-    table = joined(parts, tables, steering.concepts)
-    with (out / RESULTS).staged() as path:
-        pq.write_table(table, path, compression="zstd")
-    metrics = _metrics(spec, items, table, _costs(parts, tables))
-    (out / METRICS).write_json(metrics)
-    (out / PARTS).delete_folder()
-    (out / JUDGED).delete_folder()
+    tables = {unit.name: read_table(folder / unit.name) for unit in units}
+    table = joined(units, tables, steering.concepts)
+    write_table(out / RESULTS, table, {"evaluation": fingerprint(spec.identity)})
+    metrics = _metrics(spec, items, table, _costs(units, tables))
+    write_file(out / METRICS, metrics)
+    delete_parts(out)
     return metrics
 
 
@@ -175,94 +158,57 @@ def _model(model: ModelSettings, benchmark: Benchmark, items: Sequence[Any]) -> 
     return {**model_identity(model, facts), **benchmark.model_identity(facts.reads, items, model.id)}
 
 
-def _found(spec: EvaluationSpec, replace: bool) -> dict[str, Any] | None:
-    """The metrics that are already there. Refuses, or clears away, what another evaluation left."""
-    metrics, parts = spec.out / METRICS, spec.out / PARTS
-    identity: dict[str, Any] | None = None
-    content: dict[str, Any] | None = None
-    if metrics.exists() and not (spec.out / RESULTS).exists():
-        note(f"{spec.out}: {RESULTS} is gone; it is evaluated anew")
-        metrics.delete()
-    if metrics.exists():
-        identity = read_metrics(spec.out).identity
-        content = dict(metrics.read_json())
-    elif names := parts.names():
-        identity = next(filter(None, (_part_identity(parts / name) for name in names)), None)
-    if identity is None or identity == spec.identity:
-        return content
-    if not replace:
-        fields = "; ".join(differing(identity, spec.identity))
-        raise UserError(f"{spec.out}: holds another evaluation ({fields}); choose another --out")
-    note(f"{spec.out}: settings have changed; it is evaluated anew")
-    metrics.delete()
-    parts.delete_folder()
-    (spec.out / JUDGED).delete_folder()
-    return None
+def _missing(folder: Location, units: Sequence[WorkUnit], identity: dict[str, Any]) -> list[WorkUnit]:
+    names = missing(folder, [unit.name for unit in units], identity)
+    return [unit for unit in units if unit.name in names]
 
 
-def _part_identity(location: Location) -> dict[str, Any] | None:
-    try:
-        identity = facts_of(read_part(location)).get("identity")
-    except UserError:
-        return None
-    return identity if isinstance(identity, dict) else None
-
-
-def _missing(folder: Location, splits: Sequence[Split], identity: dict[str, Any]) -> list[Split]:
-    """The splits of which no readable part of this evaluation is there."""
-    there = {name for name in folder.names() if _part_identity(folder / name) == identity}
-    missing = [split for split in splits if split.name not in there]
-    if missing and len(missing) < len(splits):
-        note(f"{folder}: {len(splits) - len(missing)} of {len(splits)} splits are there; going on")
-    return missing
-
-
-def _score_missing(spec: EvaluationSpec, splits: list[Split], cluster: ClusterSettings, title: str) -> None:
-    missing = _missing(spec.out / PARTS, splits, spec.identity)
-    if missing:
-        with Progress(title, sum(len(split.items) for split in missing), "items") as progress:
-            outcome = run_on(spec.system, cluster, _tasks(missing), _advancing(progress), spec)
-        _check(outcome, spec.out, len(splits))
+def _score_missing(spec: EvaluationSpec, units: list[WorkUnit], cluster: ClusterSettings, title: str) -> None:
+    left = _missing(spec.out / PARTS, units, spec.identity)
+    if left:
+        with Progress(title, sum(len(unit.items) for unit in left), "items") as progress:
+            outcome = run_on(spec.system, cluster, _tasks(left), _advancing(progress), spec)
+        _check(outcome, spec.out, len(units))
 
 
 def _judge_missing(
-    spec: EvaluationSpec, classifier: str, splits: list[Split], cluster: ClusterSettings
+    spec: EvaluationSpec, classifier: str, units: list[WorkUnit], cluster: ClusterSettings
 ) -> None:
-    missing = _missing(spec.out / JUDGED, splits, spec.identity)
-    if missing:
+    left = _missing(spec.out / JUDGED, units, spec.identity)
+    if left:
         title = f"judge by {classifier}"
-        with Progress(title, sum(len(split.items) for split in missing), "items") as progress:
+        with Progress(title, sum(len(unit.items) for unit in left), "items") as progress:
             outcome = run_tasks(
-                JudgeActor, (classifier,), _tasks(missing), replicas(cluster.one_gpu_each()),
+                JudgeActor, (classifier,), _tasks(left), replicas(cluster.one_gpu_each()),
                 _advancing(progress), spec,
             )  # fmt: skip
-        _check(outcome, spec.out, len(splits))
+        _check(outcome, spec.out, len(units))
 
 
-def _tasks(splits: Sequence[Split]) -> list[Task]:
-    return [Task(split.name, split, len(split.items)) for split in splits]
+def _tasks(units: Sequence[WorkUnit]) -> list[Task]:
+    return [Task(unit.name, unit, len(unit.items)) for unit in units]
 
 
 def _advancing(progress: Progress) -> Callable[[Task, Any], None]:
     return lambda task, _: progress.advance(len(task.payload.items))
 
 
-def _check(outcome: Outcome, out: Location, n_splits: int) -> None:
+def _check(outcome: Outcome, out: Location, n_units: int) -> None:
     """Raise RunError when a split failed."""
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(
-            f"{out}: {len(outcome.failures)} of {n_splits} splits failed ({name}: {reason}); "
+            f"{out}: {len(outcome.failures)} of {n_units} splits failed ({name}: {reason}); "
             "run the same command again to try only these"
         )
 
 
-def _costs(parts: Sequence[Split], tables: dict[str, pa.Table]) -> dict[str, dict[str, float]]:
+def _costs(units: Sequence[WorkUnit], tables: dict[str, pa.Table]) -> dict[str, dict[str, float]]:
     """What each system cost, over all actors: rows, forward passes, tokens in them, seconds."""
     costs: dict[str, dict[str, float]] = {}
-    for split in parts:
-        total = costs.setdefault(split.system, {})
-        for name, value in cost_of(tables[split.name]).items():
+    for unit in units:
+        total = costs.setdefault(unit.system, {})
+        for name, value in cost_of(tables[unit.name]).items():
             total[name] = round(total.get(name, 0) + value, 3)
     return costs
 
@@ -274,24 +220,23 @@ def _steered(table: pa.Table) -> list[str]:
 
 def _metrics(
     spec: EvaluationSpec, items: Sequence[Any], table: pa.Table, costs: dict[str, dict[str, float]]
-) -> dict[str, Any]:
-    return {
+) -> MetricsFile:
+    blocks = spec.steering.blocks
+    scenarios = [item.scenario for item in items]
+    content = {
         "benchmark": spec.benchmark.name,
         "model": spec.identity["model"],
         "protocol": spec.identity.get("protocol", "default"),
-        "block": spec.steering.blocks[0] if len(spec.steering.blocks) == 1 else None,
-        "blocks": spec.steering.blocks,
+        "block": blocks[0] if len(blocks) == 1 else None,
+        "blocks": blocks,
         "strengths": list(spec.strengths),
         **spec.benchmark.summarise(table, reference_of(_steered(table)) or "vector"),
-        "leak": leak_report(
-            [item.scenario for item in items], spec.steering.vector_texts, spec.steering.map_texts
-        ),
+        "leak": leak_report(scenarios, spec.steering.vector_texts, spec.steering.map_texts),
         "costs": costs,
         "rows": dict(Counter(table.column("condition").to_pylist())),
         "identity": spec.identity,
         "fingerprint": fingerprint(spec.identity),
         "versions": versions(),
-        "command": command_line(),
-        "git_commit": git_commit(),
-        "created": now(),
+        **made_by(),
     }
+    return MetricsFile.model_validate(content)

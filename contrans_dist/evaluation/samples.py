@@ -1,14 +1,11 @@
 """What steering does to single prompts: continuations before and after, and tokens that rise and fall."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from contrans_dist.benchmarks.registry import load_benchmark
@@ -18,14 +15,22 @@ from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Task
 from contrans_dist.engine.scoring import BASE, Intervention, generate, token_changes
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.evaluation.actors import SystemActor, facts_of, read_part, run_on
+from contrans_dist.evaluation.actors import SystemActor, run_on
 from contrans_dist.evaluation.baselines import TARGET, System
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import scored_items
 from contrans_dist.models import After, LanguageModel, cut_to, encode_many
-from contrans_dist.store import schema
 from contrans_dist.store.location import Location
-from contrans_dist.store.results import EXAMPLES, TOKENS
+from contrans_dist.store.tables import (
+    EXAMPLES,
+    TOKENS,
+    ContinuationRow,
+    TokenRow,
+    facts_of,
+    read_table,
+    table_of,
+    write_table,
+)
 
 NEW_TOKENS = 40
 _MOST_TOKENS = 20
@@ -45,51 +50,51 @@ class Probe:
     prompts: list[str]
     """Prompts whose next tokens are compared."""
 
-    def on(self, actor: SystemActor, _: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def on(self, actor: SystemActor, _: Any) -> tuple[list[ContinuationRow], list[TokenRow]]:
         """Rows of `examples.parquet` and of `tokens.parquet` for one concept."""
         steered = Intervention(self.condition, self.rows, self.strength)
         return self._examples(actor.lm, steered), self._tokens(actor.lm, steered)
 
-    def _examples(self, lm: LanguageModel, steered: Intervention) -> list[dict[str, Any]]:
+    def _examples(self, lm: LanguageModel, steered: Intervention) -> list[ContinuationRow]:
         if not self.examples:
             return []
         prompts = _prompts(lm, [item.prompt for item in self.examples], NEW_TOKENS)
         both = [BASE, steered]
         texts = generate(lm, prompts, both, max_new_tokens=NEW_TOKENS)
         return [
-            {
-                "concept": self.concept,
-                "item": item.id,
-                "kind": getattr(item, "kind", ""),
-                "prompt": item.prompt,
-                "condition": each.name,
-                "strength": each.strength,
-                "continuation": texts[c][p],
-            }
+            ContinuationRow(
+                concept=self.concept,
+                item=item.id,
+                kind=getattr(item, "kind", ""),
+                prompt=item.prompt,
+                condition=intervention.name,
+                strength=intervention.strength,
+                continuation=texts[c][p],
+            )
             for p, item in enumerate(self.examples)
-            for c, each in enumerate(both)
+            for c, intervention in enumerate(both)
         ]
 
-    def _tokens(self, lm: LanguageModel, steered: Intervention) -> list[dict[str, Any]]:
+    def _tokens(self, lm: LanguageModel, steered: Intervention) -> list[TokenRow]:
         if not self.prompts:
             return []
         prompts = _prompts(lm, self.prompts)
-        found = token_changes(lm, prompts, steered)
+        changes = token_changes(lm, prompts, steered)
         after = After(lm.tokenizer, prompts[0])
         rows = []
-        for direction, tokens in (("up", found.up), ("down", found.down)):
+        for direction, tokens in (("up", changes.up), ("down", changes.down)):
             for token, count in Counter(tokens.ravel().tolist()).most_common(_MOST_TOKENS):
                 rows.append(
-                    {
-                        "concept": self.concept,
-                        "condition": self.condition,
-                        "strength": self.strength,
-                        "direction": direction,
-                        "token_id": token,
-                        "token_text": after.text([token], special=True),
-                        "count": count,
-                        "n_prompts": len(self.prompts),
-                    }
+                    TokenRow(
+                        concept=self.concept,
+                        condition=self.condition,
+                        strength=self.strength,
+                        direction=direction,
+                        token_id=token,
+                        token_text=after.text([token], special=True),
+                        count=count,
+                        n_prompts=len(self.prompts),
+                    )
                 )
         return rows
 
@@ -115,10 +120,10 @@ def probe(
     that already stand for it are kept, and those not asked for are taken away. Raises RunError when a
     concept failed.
     """
-    asked = {EXAMPLES: settings.examples, TOKENS: settings.token_changes}
+    counts = {EXAMPLES: settings.examples, TOKENS: settings.token_changes}
     facts = {"evaluation": fingerprint, "condition": condition, "strength": strength}
-    wanted = {name: {**facts, "prompts": count} for name, count in asked.items() if count}
-    for name in asked:
+    wanted = {name: {**facts, "prompts": count} for name, count in counts.items() if count}
+    for name in counts:
         if name not in wanted:
             (out / name).delete()
     if all(_facts(out / name) == facts for name, facts in wanted.items()):
@@ -129,34 +134,31 @@ def probe(
         for concept, rows in steering.rows.items()
         if condition in rows
     ]
-    found: dict[str, list[dict[str, Any]]] = {EXAMPLES: [], TOKENS: []}
-
+    continuations: list[ContinuationRow] = []
+    tokens: list[TokenRow] = []
     with connected(cluster.address), Progress("probe", len(probes), "concepts") as progress:
 
-        def keep(_: Task, rows: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
-            found[EXAMPLES].extend(rows[0])
-            found[TOKENS].extend(rows[1])
+        def keep(_: Task, rows: tuple[list[ContinuationRow], list[TokenRow]]) -> None:
+            continuations.extend(rows[0])
+            tokens.extend(rows[1])
             progress.advance(1)
 
-        tasks = [Task(each.concept, each) for each in probes]
+        tasks = [Task(probe.concept, probe) for probe in probes]
         outcome = run_on(System(TARGET, model), cluster, tasks, keep)
     if outcome.failures:
         concept, reason = next(iter(outcome.failures.items()))
         raise RunError(f"{out}: prompts of {concept!r} were not read ({reason}); run the same command again")
-    order = {each.concept: place for place, each in enumerate(probes)}
-    for name in wanted:
-        rows = sorted(found[name], key=lambda row: order[row["concept"]])
-        table = pa.Table.from_pylist(rows).replace_schema_metadata(
-            {schema.METADATA_KEY: json.dumps(wanted[name])}
-        )
-        with (out / name).staged() as path:
-            pq.write_table(table, path, compression="zstd")
+    order = {probe.concept: place for place, probe in enumerate(probes)}
+    for name, rows, row in ((EXAMPLES, continuations, ContinuationRow), (TOKENS, tokens, TokenRow)):
+        if name in wanted:
+            rows.sort(key=lambda row: order[row.concept])
+            write_table(out / name, table_of(rows, row), wanted[name])
 
 
 def _facts(location: Location) -> dict[str, Any] | None:
     """What a file that is there was read under; None for none, and for a damaged one, which is made again."""
     try:
-        return facts_of(read_part(location)) if location.exists() else None
+        return facts_of(read_table(location)) if location.exists() else None
     except UserError:
         return None
 

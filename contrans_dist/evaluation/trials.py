@@ -1,7 +1,5 @@
 """What is chosen between, block pairs or strengths: each tried on validation items, under a budget."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from contrans_dist.benchmarks import about, load_benchmark, metric_of
@@ -11,45 +9,10 @@ from contrans_dist.errors import UserError
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import MetricsFile, SearchFile, Trial
 
 VALIDATION, BUDGET = "validation", "perplexity"
 """Folders of the two sweeps. That of the budget is named by the benchmark that it is measured on."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A condition at a strength: its score on the validation items, and the perplexity under it."""
-
-    condition: str
-    strength: float
-    score: float
-    perplexity: float | None = None
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Everything that was tried, and what decides: the headline metric, and how far perplexity may grow."""
-
-    criterion: str
-    higher: bool
-    budget: float | None
-    """As a factor of `base_perplexity`."""
-    base_perplexity: float | None
-    tried: list[Trial]
-
-    def within(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those whose perplexity is at most `budget` times the base's; all where there is no budget.
-
-        A trial without a perplexity is not within a budget.
-        """
-        if self.budget is None or self.base_perplexity is None:
-            return list(trials)
-        most = self.budget * self.base_perplexity
-        return [each for each in trials if each.perplexity is not None and each.perplexity <= most]
-
-    def gain(self, trial: Trial) -> float:
-        """The score, with its sign turned where less is wanted."""
-        return trial.score if self.higher else -trial.score
 
 
 def validation_of(settings: EvaluationSettings, strengths: tuple[float, ...]) -> EvaluationSettings:
@@ -87,11 +50,12 @@ def try_out(
     cluster: ClusterSettings,
     title: str,
     replace: bool = True,
-) -> Trials:
+) -> SearchFile:
     """Every condition of `steering` at every strength on the evaluation's validation items.
 
-    Under `settings.search` with a text for the budget its perplexity is measured beside. `replace`: as in
-    `evaluate`. Raises UserError when a validation item is scored too: what was chosen on it has seen it.
+    Nothing is chosen yet. Under `settings.search` with a text for the budget its perplexity is measured
+    beside. `replace`: as in `evaluate`. Raises UserError when a validation item is scored too: what was
+    chosen on it has seen it.
     """
     criterion = about(settings.benchmark).headline()
     chosen_on = validation_of(settings, strengths)
@@ -104,15 +68,21 @@ def try_out(
             evaluate(model, text, steering, out / BUDGET, cluster, replace, "perplexity of the strengths"),
             about(BUDGET).headline(),
         )
-    return Trials(
+    return SearchFile(
         criterion=criterion,
         higher=metric_of(criterion, settings.benchmark).higher,
         budget=settings.search.budget if settings.search is not None and perplexities else None,
         base_perplexity=next((value for (_, strength), value in perplexities.items() if strength == 0), None),
-        tried=[
-            Trial(condition, strength, score, perplexities.get((condition, strength)))
+        candidates=[
+            Trial(
+                condition=condition,
+                strength=strength,
+                score=score,
+                perplexity=perplexities.get((condition, strength)),
+            )
             for (condition, strength), score in scores.items()
         ],
+        chosen={},
     )
 
 
@@ -137,9 +107,9 @@ def _check_apart(settings: EvaluationSettings, chosen_on: EvaluationSettings) ->
         raise UserError(f"validation: {some}; name others")
 
 
-def _scores(metrics: dict[str, Any], name: str) -> dict[tuple[str, float], float]:
+def _scores(metrics: MetricsFile, name: str) -> dict[tuple[str, float], float]:
     return {
-        (entry["condition"], entry["strength"]): entry["metrics"][name]["value"]
-        for entry in metrics["conditions"]
-        if name in entry["metrics"]
+        (entry.condition, entry.strength): entry.metrics[name].value
+        for entry in metrics.conditions
+        if name in entry.metrics
     }

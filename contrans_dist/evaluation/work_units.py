@@ -10,11 +10,11 @@ from contrans_dist.benchmarks import Benchmark
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.contamination import overlap
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.actors import Split
+from contrans_dist.evaluation.actors import WorkUnit
 from contrans_dist.evaluation.baselines import TARGET
 from contrans_dist.evaluation.steering import Steering
 
-ITEMS_PER_SPLIT = 48
+ITEMS_PER_UNIT = 48
 
 
 def scored_items(benchmark: Benchmark, settings: EvaluationSettings, steering: Steering) -> list[Any]:
@@ -55,35 +55,35 @@ def _unseen(items: list[Any], steering: Steering, where: str) -> list[Any]:
     return kept
 
 
-def plan_splits(items: Sequence[Any], concepts: Sequence[str] = (), system: str = TARGET) -> list[Split]:
+def plan_units(items: Sequence[Any], concepts: Sequence[str] = (), system: str = TARGET) -> list[WorkUnit]:
     """Items cut into runs that are steered to one concept each: a pure function of its arguments.
 
     Items of no concept are scored under each of `concepts`; where nothing is steered (another system) once,
     for all of them.
     """
-    splits: list[Split] = []
-    for own in dict.fromkeys(item.concept for item in items):
-        chosen = [item for item in items if item.concept == own]
-        steered = [own] if own else list(concepts) if system == TARGET else list(concepts)[:1]
+    units: list[WorkUnit] = []
+    for of_items in dict.fromkeys(item.concept for item in items):
+        chosen = [item for item in items if item.concept == of_items]
+        steered = [of_items] if of_items else list(concepts) if system == TARGET else list(concepts)[:1]
         for concept in steered or [""]:
-            for start in range(0, len(chosen), ITEMS_PER_SPLIT):
-                some = chosen[start : start + ITEMS_PER_SPLIT]
-                splits.append(Split(len(splits), concept, some, system))
-    return splits
+            for start in range(0, len(chosen), ITEMS_PER_UNIT):
+                some = chosen[start : start + ITEMS_PER_UNIT]
+                units.append(WorkUnit(len(units), concept, some, system))
+    return units
 
 
-def joined(parts: Sequence[Split], tables: dict[str, pa.Table], concepts: Sequence[str]) -> pa.Table:
+def joined(units: Sequence[WorkUnit], tables: dict[str, pa.Table], concepts: Sequence[str]) -> pa.Table:
     """All rows. What another system answered to items of no concept stands for every concept."""
-    found = []
-    for split in parts:
-        table = tables[split.name].replace_schema_metadata(None)
-        found.append(table)
-        if split.system == TARGET or any(item.concept for item in split.items):
+    joint = []
+    for unit in units:
+        table = tables[unit.name].replace_schema_metadata(None)
+        joint.append(table)
+        if unit.system == TARGET or any(item.concept for item in unit.items):
             continue
         place = table.schema.get_field_index("concept")
-        found += [
+        joint += [
             table.set_column(place, "concept", pa.array([concept] * table.num_rows))
             for concept in concepts
-            if concept != split.concept
+            if concept != unit.concept
         ]
-    return pa.concat_tables(found)
+    return pa.concat_tables(joint)

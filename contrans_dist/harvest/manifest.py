@@ -13,7 +13,7 @@ from contrans_dist.models import ModelFacts, around
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import sealed
-from contrans_dist.store.provenance import command_line, git_commit, now, versions
+from contrans_dist.store.provenance import made_by, versions
 
 CANARY_WARNING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Relative deviation of a batched row from the same text alone above which the harvest says so."""
@@ -110,9 +110,7 @@ def manifest_of(
         **({} if quantization is None else {"quantization_check": quantization}),
         "devices": sorted({report.device for report in reports if report.device}),
         "versions": versions(),
-        "command": command_line(),
-        "git_commit": git_commit(),
-        "created": now(),
+        **made_by(),
     }
     return sealed(content)
 

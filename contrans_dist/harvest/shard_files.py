@@ -18,6 +18,7 @@ from contrans_dist.store import schema
 from contrans_dist.store.footers import page_facts
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import ShardEntry, Skipped
+from contrans_dist.store.provenance import version
 from contrans_dist.store.shard_reader import DamagedError, ShardFile, opened, row_norms
 
 ROW_GROUP = 128
@@ -129,6 +130,7 @@ def publish_shard(
     """
     facts = {
         "format": schema.FORMAT_VERSION,
+        "contrans_dist": version(),
         "fingerprint": spec.fingerprint,
         "identity": spec.identity,
         "start": shard.start,

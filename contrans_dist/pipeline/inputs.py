@@ -43,11 +43,11 @@ class RecipeTexts:
             return path
         if not any(self.folder.iterdir()):
             demo.write_texts(self.folder)  # made once a run, when first asked for
-        found = self.folder / path.removeprefix(_BUNDLED)
-        if not found.exists():
+        there = self.folder / path.removeprefix(_BUNDLED)
+        if not there.exists():
             known = ", ".join(f"{_BUNDLED}{each.name}" for each in sorted(self.folder.iterdir()))
             raise UserError(f"{path}: no such bundled texts; there are {known}")
-        return str(found)
+        return str(there)
 
     def corpus(self) -> pa.Table:
         """The texts that the map is fitted on, cut."""
@@ -65,25 +65,25 @@ class RecipeTexts:
             return text_table({name: [row[name] for row in rows] for name in rows[0]}, settings.texts)
         parts = []
         for concept, given in settings.texts.items():
-            own = ContrastSettings(texts=given) if isinstance(given, str) else given
-            table = self._contrast_of(own)
+            texts = ContrastSettings(texts=given) if isinstance(given, str) else given
+            table = self._contrast_of(texts)
             if framed(settings):
-                table = self._framed(table, own)
+                table = self._framed(table, texts)
             parts.append(table.append_column("concept", pa.array([concept] * table.num_rows)))
         # A template may name any column that all the files have.
         names = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
         return text_table(pa.concat_tables([part.select(names) for part in parts]), "concepts.texts")
 
-    def _contrast_of(self, own: ContrastSettings) -> pa.Table:
+    def _contrast_of(self, given: ContrastSettings) -> pa.Table:
         """One concept's texts as they are; of a folder of a benchmark's data those that none scores."""
-        place = Location.parse(self.place(own.texts))
+        place = Location.parse(self.place(given.texts))
         if place.names():
-            settings = self._scoring(own.texts)
-            table = text_table(about(settings.benchmark).contrast_texts(place, settings), own.texts)
+            settings = self._scoring(given.texts)
+            table = text_table(about(settings.benchmark).contrast_texts(place, settings), given.texts)
         else:
             table = read_texts(place)
-            if "label" not in table.column_names and not (own.positive or self.recipe.concepts.positive):
-                raise UserError(f"{own.texts}: expected positive and negative texts (a column `label`)")
+            if "label" not in table.column_names and not (given.positive or self.recipe.concepts.positive):
+                raise UserError(f"{given.texts}: expected positive and negative texts (a column `label`)")
         return table.drop_columns([name for name in ("concept",) if name in table.column_names])
 
     def _scoring(self, folder: str) -> EvaluationSettings:
@@ -109,12 +109,12 @@ class RecipeTexts:
             )
         return first
 
-    def _framed(self, table: pa.Table, own: ContrastSettings) -> pa.Table:
+    def _framed(self, table: pa.Table, given: ContrastSettings) -> pa.Table:
         """The texts with what stands around each, by the concept's own templates or the common ones."""
-        common, where = self.recipe.concepts, own.texts
-        if own.template is not None or "label" in table.column_names:
-            return around(table, own.template or common.template or "{text}", where)
-        positive, negative = own.positive or common.positive, own.negative or common.negative
+        common, where = self.recipe.concepts, given.texts
+        if given.template is not None or "label" in table.column_names:
+            return around(table, given.template or common.template or "{text}", where)
+        positive, negative = given.positive or common.positive, given.negative or common.negative
         return both_ways(table, str(positive), str(negative), where)
 
     def placed(self, settings: EvaluationSettings) -> EvaluationSettings:
@@ -134,8 +134,8 @@ class RecipeTexts:
 
 def framed(settings: ConceptSettings) -> bool:
     """Whether texts have prompts that differ from row to row."""
-    own = settings.texts.values() if isinstance(settings.texts, dict) else ()
-    return settings.positive is not None or any(not isinstance(given, str) for given in own)
+    single = settings.texts.values() if isinstance(settings.texts, dict) else ()
+    return settings.positive is not None or any(not isinstance(given, str) for given in single)
 
 
 def around(table: pa.Table, template: str, where: str) -> pa.Table:
@@ -178,21 +178,21 @@ class Harvested:
 
 def harvested(recipe: Recipe) -> list[Harvested]:
     """Every model whose states a recipe needs: of both sides of the map, and of further sources."""
-    found = []
+    models = []
     for side, model, other in (
         ("source", recipe.source, recipe.map_source),
         ("target", recipe.target, recipe.map_target),
     ):
-        found.append(Harvested(side, side, model, READS if other is None else ("contrast",)))
+        models.append(Harvested(side, side, model, READS if other is None else ("contrast",)))
         if other is not None:
-            found.append(Harvested(side, side, other, ("corpus",)))
+            models.append(Harvested(side, side, other, ("corpus",)))
     for name, (model, mapped) in further_sources(recipe).items():
         side, reads = ("source", READS) if mapped else ("target", ("contrast",))
-        found.append(Harvested(name, side, model, reads))
-    return found
+        models.append(Harvested(name, side, model, reads))
+    return models
 
 
-def identity_of(model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> str:
+def harvest_key(model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> str:
     """What an activation set holds, as a fingerprint: sets for which it is the same are shared by runs."""
     held = [model.model_dump(mode="json"), capture.model_dump(mode="json"), table_hash(table)]
     return fingerprint({"of": held})
@@ -200,14 +200,14 @@ def identity_of(model: ModelSettings, capture: CaptureSettings, table: pa.Table)
 
 def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings, CaptureSettings]:
     """How one side (`source` or `target`) is harvested: on the corpus, and on the contrast texts."""
-    settings, own = recipe.concepts, side == "source"
+    settings, is_source = recipe.concepts, side == "source"
     plain = CaptureSettings(
         blocks=harvested_blocks(recipe, side, n_blocks),
         batch_tokens=recipe.batch_tokens,
         max_tokens=recipe.max_tokens,
-        template=recipe.corpus.source_template if own else None,
+        template=recipe.corpus.source_template if is_source else None,
     )
-    template = (settings.source_template if own else None) or settings.template
+    template = (settings.source_template if is_source else None) or settings.template
     if framed(settings):
         template = _FRAMED
     return plain, plain.model_copy(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe
@@ -31,12 +30,14 @@ from contrans_dist.evaluation.transfers import Material
 from contrans_dist.harvest.driver import HarvestJob, harvest_sets
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import model_facts
-from contrans_dist.pipeline.inputs import READS, Harvested, RecipeTexts, captures, harvested, identity_of
+from contrans_dist.pipeline.inputs import READS, Harvested, RecipeTexts, captures, harvest_key, harvested
 from contrans_dist.report import write_report
 from contrans_dist.report.tsne import differences_table, states_table
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import command_line, git_commit, now, versions
+from contrans_dist.store.provenance import made_by, now, versions
+from contrans_dist.store.results import RECORD, RunFile, write_file
+from contrans_dist.store.tables import write_table
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ def _way(run: Location, shared: Location) -> str:
     return "/".join([*[".."] * up, shared.name])
 
 
-class Run:
+class RunDriver:
     """The stages of one run, in order; each leaves its artefacts in the run's folder.
 
     `shared`: a common folder of harvests, in a folder above the run's.
@@ -81,9 +82,9 @@ class Run:
         """Every stage; returns a summary."""
         keep_recipe(self.recipe, self.out)
         sides, further = self._stage("harvest", self._harvest)
-        own = self._stage("refine", lambda: self._refine(sides))
-        maps = self._stage("fit", lambda: fit_chosen(self.texts.placed_recipe(), sides, own, self.out))
-        self._stage("evaluate", lambda: self._evaluate(sides, further, own, maps))
+        vectors = self._stage("refine", lambda: self._refine(sides))
+        maps = self._stage("fit", lambda: fit_chosen(self.texts.placed_recipe(), sides, vectors, self.out))
+        self._stage("evaluate", lambda: self._evaluate(sides, further, vectors, maps))
         if self.recipe.analyses:
             self._stage("analyse", lambda: self._analyse(sides, maps))
         self._write_facts()
@@ -113,18 +114,17 @@ class Run:
         return result
 
     def _write_facts(self) -> None:
-        facts = {
+        content = {
             "name": self.recipe.name,
             "description": self.recipe.description,
-            "command": command_line(),
-            "git_commit": git_commit(),
+            **made_by(),
             "versions": versions(),
             "started": self.started,
             "finished": now(),
             "stages": self.stages,
             "activations": self.activations,
         }
-        (self.out / "run.json").write_json(facts)
+        write_file(self.out / RECORD, RunFile.model_validate(content))
 
     # -- stages ----------------------------------------------------------------------------------
 
@@ -139,15 +139,15 @@ class Run:
         texts = dict(zip(READS, (self.texts.corpus(), self.texts.contrast()), strict=True))
         for name, table in texts.items():
             self._keep_texts(name, table)
-        found: dict[str, ActivationSet] = {}
-        for each in harvested(self.recipe):
-            found |= self._states(each, {what: texts[what] for what in each.reads})
+        sets: dict[str, ActivationSet] = {}
+        for model in harvested(self.recipe):
+            sets |= self._states(model, {what: texts[what] for what in model.reads})
         further = {
-            name: Further(found[f"contrast-{name}"], found.get(f"corpus-{name}"))
+            name: Further(sets[f"contrast-{name}"], sets.get(f"corpus-{name}"))
             for name in further_sources(self.recipe)
         }
-        sets = [found[f"{what}-{side}"] for what in READS for side in ("source", "target")]
-        return Sides(*sets), further
+        four = [sets[f"{what}-{side}"] for what in READS for side in ("source", "target")]
+        return Sides(*four), further
 
     def _states(self, of: Harvested, texts: dict[str, pa.Table]) -> dict[str, ActivationSet]:
         """Activation sets `<what>-<name>` of one model, harvested as its side of the map is."""
@@ -164,13 +164,13 @@ class Run:
             for what, table in texts.items()
         ]
         sets = harvest_sets(model, jobs, self.recipe.cluster)
-        return {f"{what}-{name}": found for what, found in zip(texts, sets, strict=True)}
+        return {f"{what}-{name}": states for what, states in zip(texts, sets, strict=True)}
 
     def _folder(self, name: str, model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> Location:
         """Where an activation set goes: into the run, or by what it holds where runs share them."""
         if self.shared is None:
             return self.out / "activations" / name
-        identity = identity_of(model, capture, table)
+        identity = harvest_key(model, capture, table)
         plain = re.sub("[^A-Za-z0-9]+", "-", without_credentials(model.id))
         folder = f"{name.partition('-')[0]}-{plain}-{identity}"
         self.activations[name] = f"{_way(self.out, self.shared)}/{folder}"
@@ -181,12 +181,12 @@ class Run:
         return refine_sides(sides, self.out, settings.method, settings.seed, settings.limit)
 
     def _evaluate(
-        self, sides: Sides, further: dict[str, Further], own: dict[str, Vectors], maps: MapSet
+        self, sides: Sides, further: dict[str, Further], vectors: dict[str, Vectors], maps: MapSet
     ) -> None:
-        material = Material(self.recipe, sides, own, maps, further)
+        material = Material(self.recipe, sides, vectors, maps, further)
         given = vectors_for(material, [condition.name for condition in conditions_of(self.recipe)])
-        for name, vectors in given.items():
-            save_vectors(vectors, self.out, name)
+        for name, of_condition in given.items():
+            save_vectors(of_condition, self.out, name)
         for name, settings in self.recipe.evaluations.items():
             self._evaluate_one(name, settings, given)
 
@@ -206,15 +206,14 @@ class Run:
     def _analyse(self, sides: Sides, maps: MapSet) -> None:
         """Tables of the pictures that the recipe asks for, in `analyses/`."""
         pair, seed = maps.only_pair(), self.recipe.concepts.seed
-        asked, tables = self.recipe.analyses, {}
+        wanted, tables = self.recipe.analyses, {}
         both = (("source", sides.contrast_source, pair[0]), ("target", sides.contrast_target, pair[1]))
         for side, rows, block in both:
-            if "states" in asked:
+            if "states" in wanted:
                 tables[f"states-{side}"] = states_table(rows, side, block, seed)
-            if "differences" in asked:
+            if "differences" in wanted:
                 tables[f"differences-{side}"] = differences_table(rows, side, block, seed)
-        if "map-similarity" in asked:
+        if "map-similarity" in wanted:
             tables["map-similarity"] = map_similarity(sides, pair, seed, self.recipe.concepts.limit)
         for name, table in tables.items():
-            with (self.out / "analyses" / f"{name}.parquet").staged() as path:
-                pq.write_table(table, path)
+            write_table(self.out / "analyses" / f"{name}.parquet", table)

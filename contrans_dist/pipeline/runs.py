@@ -15,7 +15,7 @@ from contrans_dist.distributed.cluster import connected
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.conditions import conditions_of
 from contrans_dist.pipeline.inputs import RecipeTexts
-from contrans_dist.pipeline.run import Run, keep_recipe
+from contrans_dist.pipeline.run import RunDriver, keep_recipe
 from contrans_dist.report import write_comparison
 from contrans_dist.store.location import Location
 
@@ -67,25 +67,25 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
         stack.enter_context(connected(recipe.cluster.address))
         stack.enter_context(kept_actors())
         if not recipe.runs:
-            return Run(recipe, out, RecipeTexts(recipe, folder), shared).all()
+            return RunDriver(recipe, out, RecipeTexts(recipe, folder), shared).all()
         return _several(recipe, out, folder, shared or out / "activations")
 
 
 def _several(recipe: Recipe, out: Location, folder: Path, shared: Location) -> dict[str, Any]:
     """Every run of a recipe, with common harvests, and the page that compares them."""
     keep_recipe(recipe, out)
-    began, found = time.monotonic(), {}
+    began, summaries = time.monotonic(), {}
     for name, one in runs_of(recipe).items():
         note(f"=== run {name}")
-        found[name] = Run(one, out / RUNS / name, RecipeTexts(one, folder), shared).all()
-    page = write_comparison([out / RUNS / name for name in found], out)
+        summaries[name] = RunDriver(one, out / RUNS / name, RecipeTexts(one, folder), shared).all()
+    page = write_comparison([out / RUNS / name for name in summaries], out)
     return {
         "name": recipe.name,
         "out": str(out),
         "report": str(page),
         "evaluations": {
             f"{run}, {name}": result
-            for run, summary in found.items()
+            for run, summary in summaries.items()
             for name, result in summary["evaluations"].items()
         },
         "seconds": round(time.monotonic() - began, 1),

@@ -17,7 +17,7 @@ from contrans_dist.vectors.concept_vector import VectorHeader
 _LONG = ("identity", "shards", "conditions", "norms", "leak")
 
 
-def describe(location: Location) -> dict[str, Any]:
+def artefact_facts(location: Location) -> dict[str, Any]:
     """Facts about an activation set, a shard, a vector, a map, an evaluation or a run, for printing.
 
     Raises UserError when it is none of them.
@@ -65,25 +65,25 @@ def _status(location: Location, depth: int) -> dict[str, str]:
     single = _state(location)
     if single is not None:
         return {str(location): single}
-    found: dict[str, str] = {}
+    states: dict[str, str] = {}
     for folder in ("activations", "evaluations"):
         for name in (location / folder).names():
             state = _told(location / folder / name)
             if state is not None:
-                found[f"{folder}/{name}"] = state
+                states[f"{folder}/{name}"] = state
     for folder in ("vectors", "maps"):
         count = sum(len((location / folder / name).names()) or 1 for name in (location / folder).names())
         if count:
-            found[folder] = f"{count} files"
+            states[folder] = f"{count} files"
     # A run has no runs of its own, whatever links lie there.
     for run in (location / "runs").names() if depth == 0 else ():
         with suppress(UserError):  # one that has not begun
             parts = _status(location / "runs" / run, depth + 1)
-            found |= {f"runs/{run}/{part}": state for part, state in parts.items()}
-    if not found:
+            states |= {f"runs/{run}/{part}": state for part, state in parts.items()}
+    if not states:
         raise UserError(f"{location}: expected a harvest, an evaluation or a run")
-    found["report"] = "written" if (location / "report.html").exists() else "not yet"
-    return found
+    states["report"] = "written" if (location / "report.html").exists() else "not yet"
+    return states
 
 
 def _told(location: Location) -> str | None:

@@ -10,6 +10,7 @@ from contrans_dist.report.comparison import build_comparison
 from contrans_dist.report.page import build_page
 from contrans_dist.report.parts import Studio
 from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import version
 
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
@@ -52,6 +53,7 @@ def _publish(template: str, page: Any, studio: Studio, folder: Location) -> Loca
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["version"] = version()
     html = environment.get_template(template).render(page=page)
     studio.publish(folder / FIGURES_FOLDER)
     target = folder / REPORT_FILE

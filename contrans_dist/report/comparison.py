@@ -21,8 +21,14 @@ from contrans_dist.report.costs import costs_of_runs
 from contrans_dist.report.groups import groups_of_runs
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
 from contrans_dist.report.published import paper_table, published_groups, small_models, stands_beside
-from contrans_dist.report.runfigures import axis_figure, pair_table, pairs_figure, runs_figure
-from contrans_dist.report.runtables import how, runs_table
+from contrans_dist.report.runs import (
+    axis_figure,
+    how,
+    pair_table,
+    pairs_figure,
+    runs_figure,
+    runs_table,
+)
 from contrans_dist.report.tables import STATUS_WORDS
 from contrans_dist.store.location import Location
 
@@ -104,7 +110,7 @@ def _overview(found: Comparison, target: Location) -> Table:
     for name, run in found.runs.items():
         models = [run.model("source"), run.model("target")]
         cells = [_verdict_cell(matched.found.get(name)) for matched in found.evaluations]
-        shown = " → ".join(models) if all(models) else next((e.model for e in run.evaluations), "")
+        shown = " → ".join(models) if all(models) else next((e.file.model for e in run.evaluations), "")
         rows.append([Cell(name, link=_link(run.location, target)), Cell(shown), *cells])
     return Table(head, rows, "The verdict of each evaluation, by its heading metric.", numbers=False)
 
@@ -121,7 +127,7 @@ def _verdict_cell(evaluation: Evaluation | None) -> Cell:
     if verdict.status == "cost":
         grown = verdict.base.value if verdict.base else 0.0
         return Cell(note, f"{verdict.score.value / grown:.2f} times" if grown else "")
-    if evaluation.leak and evaluation.leak.seen:
+    if evaluation.file.leak and evaluation.file.leak.seen:
         return Cell(f"{STATUS_WORDS[verdict.status]}, but on items seen before", note, "leaked")
     return Cell(STATUS_WORDS[verdict.status], note, verdict.status)
 

@@ -22,10 +22,10 @@ _BEFOREHAND = " Not counted: states and maps that a vector takes beforehand, whi
 
 def cost_table(evaluation: Evaluation) -> Table | None:
     """A row a system, and one for each condition that adds a vector; None where nothing tells the cost."""
-    if not evaluation.costs:
+    if not evaluation.file.costs:
         return None
     rows, shared = [], False
-    for system, cost in evaluation.costs.items():
+    for system, cost in (evaluation.file.costs or {}).items():
         rows.append([Cell(_title(system)), *_cells(cost)])
         parts = _parts(cost, evaluation) if system == _TARGET else {}
         rows += [[Cell(f"– {condition_of(key).title}"), *_cells(part)] for key, part in parts.items()]
@@ -36,7 +36,7 @@ def cost_table(evaluation: Evaluation) -> Table | None:
 
 def _parts(cost: Mapping[str, float], evaluation: Evaluation) -> dict[str, dict[str, float]]:
     """What of the target's cost falls to each condition, by its rows."""
-    counts = evaluation.content.get("rows") or {}
+    counts = evaluation.file.rows or {}
     own = {key: int(n) for key, n in counts.items() if not condition_of(key).no_vector}
     total = sum(own.values())
     return {key: {name: value * n / total for name, value in cost.items()} for key, n in own.items()}
@@ -47,7 +47,7 @@ def costs_of_runs(matched: Matched) -> Table | None:
     rows = [
         [Cell(run), Cell(_title(system)), *_cells(cost)]
         for run, evaluation in matched.found.items()
-        for system, cost in evaluation.costs.items()
+        for system, cost in (evaluation.file.costs or {}).items()
     ]
     return Table(["Run", "System", *_HEAD], rows, _CAPTION) if rows else None
 

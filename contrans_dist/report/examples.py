@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from contrans_dist.benchmarks import about
 from contrans_dist.evaluation.analysis import (
-    Continuation,
     Evaluation,
     Verdict,
     number,
@@ -14,6 +13,7 @@ from contrans_dist.evaluation.analysis import (
 )
 from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.report.parts import Cell, Table
+from contrans_dist.store.tables import ContinuationRow
 
 _MOST_LETTERS = 700
 _OPEN = 6
@@ -77,13 +77,13 @@ def examples_of(evaluation: Evaluation, verdict: Verdict) -> Examples | None:
     )
 
 
-def _said(continuation: Continuation) -> Said:
-    name = condition_of(continuation.condition)
+def _said(continuation: ContinuationRow) -> Said:
+    name = condition_of(continuation.condition) if continuation.strength else BASE
     at = continuation.strength and not name.no_vector
     judged = continuation.toxicity
     return Said(
         title=name.title + (f", {strength_text(continuation.strength)}" if at else ""),
-        text=_cut(continuation.text) or "(nothing)",
+        text=_cut(continuation.continuation) or "(nothing)",
         note="" if judged is None else f"toxic with probability {number(judged, True, 0)}",
         kind="base" if name is BASE else name.role,
     )

@@ -3,10 +3,13 @@
 from typing import Any
 
 import pyarrow as pa
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from contrans_dist.evaluation.analysis import Run
+from contrans_dist.report.figures import log_axis
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, count_text, seconds_text, size_text
-from contrans_dist.report.pictures import norms_figure
+from contrans_dist.report.svg import label
 from contrans_dist.store.activation_set import ActivationSet
 
 _WORST_CANARY = 1e-4
@@ -61,7 +64,7 @@ def norms_drawing(run: Run, studio: Studio) -> Drawing | None:
             norms[side] = harvest.norms
     if not any(len(values) > 1 for values in norms.values()):
         return None
-    block = run.evaluations[0].block if run.evaluations else None
+    block = run.evaluations[0].file.block if run.evaluations else None
     rows = [(side, block, norm) for side, values in norms.items() for block, norm in sorted(values.items())]
     data = pa.table(
         {name: [row[i] for row in rows] for i, name in enumerate(("model", "block", "median_norm"))}
@@ -78,3 +81,40 @@ def _canary_kind(manifest: dict[str, Any]) -> str:
     worst = (manifest.get("canary") or {}).get("worst_deviation")
     exact = (manifest.get("identity") or {}).get("dtype") == "float32"
     return "warn" if worst is not None and exact and worst > _WORST_CANARY else ""
+
+
+def norms_figure(norms: dict[str, dict[int, float]], marked: int | None) -> Figure:
+    """Median residual norm over blocks: one line a model, one mark where a single block is known.
+
+    The steered block of the target is marked.
+    """
+    figure = Figure(figsize=(6.4, 2.5), layout="constrained")
+    axes = figure.add_subplot()
+    looks = [("#d55e00", "s", "--"), ("#0072b2", "o", "-")]
+    for index, (name, values) in enumerate(norms.items()):
+        colour, marker, dash = looks[index % len(looks)]
+        blocks = sorted(values)
+        heights = [values[block] for block in blocks]
+        axes.plot(blocks, heights, color=colour, marker=marker, linestyle=dash, markeredgecolor="white",
+                  markersize=5 if len(blocks) <= 40 else 3, clip_on=False, zorder=3)  # fmt: skip
+        axes.annotate(label(name), (blocks[-1], heights[-1]), xytext=(8, 0), textcoords="offset points",
+                      color=colour, va="center", fontweight="bold", annotation_clip=False)  # fmt: skip
+    if marked is not None:
+        axes.axvline(marked, color="#999", linewidth=1, linestyle=":")
+        axes.annotate("steered", (marked, 1), xycoords=("data", "axes fraction"), xytext=(-4, -2),
+                      textcoords="offset points", ha="right", va="top", color="#555",
+                      fontsize=8.5)  # fmt: skip
+    if _spans(norms):
+        log_axis(axes)
+    else:
+        axes.set_ylim(0, 1.15 * max(max(values.values()) for values in norms.values()))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("Block")
+    axes.set_ylabel("Median residual norm")
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def _spans(norms: dict[str, dict[int, float]]) -> bool:
+    values = [value for line in norms.values() for value in line.values() if value > 0]
+    return bool(values) and max(values) > 20 * min(values)

@@ -13,6 +13,7 @@ from contrans_dist.report.parts import Cell, Drawing, Studio, Table, seconds_tex
 from contrans_dist.report.projections import analysis_drawings
 from contrans_dist.report.published import paper_table, small_models, stands_beside
 from contrans_dist.report.sections import Section, build_section
+from contrans_dist.store.results import StageEntry
 
 
 @dataclass
@@ -52,7 +53,7 @@ def build_page(run: Run, studio: Studio) -> Page:
     ]
     return Page(
         title=run.name,
-        description=str(run.record.get("description") or run.recipe.get("description") or ""),
+        description=str(run.record.description or run.recipe.get("description") or ""),
         models=_models(run),
         sections=sections,
         analyses=analyses,
@@ -65,7 +66,7 @@ def build_page(run: Run, studio: Studio) -> Page:
         norms=norms_drawing(run, studio),
         harvests=harvest_table(run.harvests) if run.harvests else None,
         facts=_facts(run),
-        stages=_stages(run.record.get("stages") or []),
+        stages=_stages(run.record.stages or []),
         command=_command(run),
         recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True) if run.recipe else "",
         warnings=warnings,
@@ -84,22 +85,20 @@ def _models(run: Run) -> str:
     if source and target:
         return f"{source} → {target}"
     if run.evaluations:
-        return run.evaluations[0].model
+        return run.evaluations[0].file.model
     return ", ".join(str(h.manifest.get("identity", {}).get("model", "")) for h in run.harvests.values())
 
 
 def _command(run: Run) -> str:
-    if run.record.get("command"):
-        return str(run.record["command"])
-    contents = [evaluation.content for evaluation in run.evaluations]
-    contents += [harvest.manifest for harvest in run.harvests.values()]
-    return next((str(content["command"]) for content in contents if content.get("command")), "")
+    commands = [run.record.command, *(evaluation.file.command for evaluation in run.evaluations)]
+    commands += [harvest.facts.command for harvest in run.harvests.values()]
+    return next(filter(None, commands), "")
 
 
-def _stages(stages: list[dict[str, Any]]) -> Table | None:
+def _stages(stages: list[StageEntry]) -> Table | None:
     if not stages:
         return None
-    rows = [[Cell(str(stage["name"])), Cell(seconds_text(float(stage["seconds"])))] for stage in stages]
+    rows = [[Cell(stage.name), Cell(seconds_text(stage.seconds))] for stage in stages]
     return Table(["Stage", "Time"], rows, compact=True)
 
 
@@ -121,13 +120,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     ]
     if not recipe:
         facts += _own_facts(run)
-    if record.get("started"):
-        facts.append(("Started", _time(record["started"])))
-    if record.get("finished"):
-        facts.append(("Finished", _time(record["finished"])))
-    facts.append(("Commit", str(record.get("git_commit") or "")[:12]))
-    versions = record.get("versions") or {}
-    facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    facts += [("Started", _time(record.started)), ("Finished", _time(record.finished))]
+    facts.append(("Commit", (record.git_commit or "")[:12]))
+    versions = (record.versions or {}).items()
+    facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions)))
     return [fact for fact in facts if fact[1]]
 
 
@@ -136,9 +132,8 @@ def _own_facts(run: Run) -> list[tuple[str, str]]:
     facts = []
     for evaluation in run.evaluations:
         kept = ("benchmark", "protocol", "strengths", "created", "versions", "git_commit")
-        facts.append(
-            (f"Evaluation {evaluation.name}", _settings({k: evaluation.content.get(k) for k in kept}))
-        )
+        content = evaluation.file.model_dump(include=set(kept))
+        facts.append((f"Evaluation {evaluation.name}", _settings({key: content[key] for key in kept})))
     for name, harvest in run.harvests.items():
         facts.append((f"Activations {name}", _settings(harvest.manifest.get("identity"))))
     return facts
@@ -172,8 +167,8 @@ def _settings(value: Any) -> str:
     return " · ".join(parts)
 
 
-def _time(text: Any) -> str:
+def _time(text: str | None) -> str:
     try:
-        return datetime.fromisoformat(str(text)).strftime("%Y-%m-%d %H:%M:%S %Z").strip()
+        return datetime.fromisoformat(text or "").strftime("%Y-%m-%d %H:%M:%S %Z").strip()
     except ValueError:
-        return str(text)
+        return text or ""

@@ -10,9 +10,10 @@ import pyarrow.csv
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from contrans_dist.evaluation.analysis import Score, number
+from contrans_dist.evaluation.analysis import number
 from contrans_dist.report.svg import style, to_svg
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import Score
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def score_cell(score: Score | None, as_percent: bool, show_n: bool, kind: str = 
     """A score with its interval, and its n where it differs from cell to cell."""
     if score is None:
         return Cell("–", kind="quiet")
-    note = interval_text(score, as_percent) + (f" n\u202f{score.n}" if show_n else "")
+    note = interval_text(score, as_percent) + (f" n\u202f{score.n or 0}" if show_n else "")
     return Cell(number(score.value, as_percent, 1 if as_percent else 2), note, kind)
 
 

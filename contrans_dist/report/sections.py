@@ -8,7 +8,6 @@ from contrans_dist.benchmarks import about
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import (
     Evaluation,
-    Leak,
     Run,
     Vector,
     Verdict,
@@ -24,10 +23,11 @@ from contrans_dist.report.costs import cost_table
 from contrans_dist.report.examples import Examples, examples_of, token_table
 from contrans_dist.report.groups import Groups, answers_table, groups_of
 from contrans_dist.report.parts import Bar, Drawing, Studio, Table
-from contrans_dist.report.planes import plane_drawings
 from contrans_dist.report.published import published_table
+from contrans_dist.report.states import plane_drawings
 from contrans_dist.report.strengths import Choice, choice_of, strength_drawing
 from contrans_dist.report.tables import STATUS_WORDS, condition_table, verdict_bars
+from contrans_dist.store.results import LeakCheck
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Section:
     tokens: Table | None = None
     examples: Examples | None = None
     planes: list[Drawing] = field(default_factory=list)
-    leak: Leak | None = None
+    leak: LeakCheck | None = None
     notes: list[str] = field(default_factory=list)
     costs: Table | None = None
     throughput: list[tuple[str, str]] = field(default_factory=list)
@@ -95,16 +95,17 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
         evaluation.name,
         studio.name(evaluation.name),
         evaluation.benchmark,
-        evaluation.model,
-        evaluation.block,
+        evaluation.file.model,
+        evaluation.file.block,
         about(evaluation.benchmark).noun,
         about(evaluation.benchmark).offensive,
     )
-    section.leak = evaluation.leak
-    section.notes = [note for note in (*evaluation.notes, left_out(run, evaluation)) if note]
+    section.leak = evaluation.file.leak
+    section.notes = [note for note in (*(evaluation.file.notes or []), left_out(run, evaluation)) if note]
     section.costs = cost_table(evaluation)
     section.throughput = [
-        (str(key).replace("_", " "), _plain(value)) for key, value in evaluation.throughput.items()
+        (str(key).replace("_", " "), _plain(value))
+        for key, value in (evaluation.file.throughput or {}).items()
     ]
     if not evaluation.metrics:
         return section
@@ -119,7 +120,7 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
     if verdict is None:
         return section
     section.status, section.status_word = verdict.status, STATUS_WORDS[verdict.status]
-    if evaluation.leak and evaluation.leak.seen and verdict.status != "cost":
+    if evaluation.file.leak and evaluation.file.leak.seen and verdict.status != "cost":
         seen = f"{section.status_word}, but on {section.noun} seen before"
         section.status, section.status_word = "leaked", seen
     section.sentence = sentence(verdict, _pair_text(run, evaluation))
@@ -152,18 +153,19 @@ def _other(run: Run, evaluation: Evaluation, key: str, anchor: str, studio: Stud
 
 def _pair_text(run: Run, evaluation: Evaluation) -> str:
     chosen = run.main_map.chosen if run.main_map else None
-    if chosen and (evaluation.block is None or chosen[1] == evaluation.block):
+    if chosen and (evaluation.file.block is None or chosen[1] == evaluation.file.block):
         return f"block {chosen[0]} → {chosen[1]}"
-    blocks = evaluation.content.get("blocks") or [evaluation.block]
-    if blocks == [None]:
+    block = evaluation.file.block
+    blocks = evaluation.file.blocks or ([] if block is None else [block])
+    if not blocks:
         return ""
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(str(block) for block in blocks)}"
 
 
 def _vectors(run: Run, evaluation: Evaluation, verdict: Verdict) -> dict[str, Vector]:
-    if evaluation.block is None:
+    if evaluation.file.block is None:
         return {}
-    return read_vectors(run.location / "vectors" / verdict.effect.name, evaluation.block)
+    return read_vectors(run.location / "vectors" / verdict.effect.name, evaluation.file.block)
 
 
 def _plain(value: Any) -> str:

@@ -7,7 +7,6 @@ import pyarrow.compute as pc
 
 from contrans_dist.evaluation.analysis import (
     Evaluation,
-    Search,
     main_condition,
     metric,
     number,
@@ -18,6 +17,7 @@ from contrans_dist.evaluation.analysis import (
 from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.figures import strength_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
+from contrans_dist.store.results import SearchFile
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def choice_of(evaluation: Evaluation, anchor: str, studio: Studio) -> Choice | N
 
 
 def _validation_drawing(
-    evaluation: Evaluation, search: Search, anchor: str, studio: Studio
+    evaluation: Evaluation, search: SearchFile, anchor: str, studio: Studio
 ) -> Drawing | None:
     validation = sweep_of(evaluation, "validation")
     if validation is None or not validation.is_sweep:
@@ -86,7 +86,7 @@ def _validation_drawing(
     )
 
 
-def _candidates(search: Search) -> Table:
+def _candidates(search: SearchFile) -> Table:
     percent, costed = (
         metric(search.criterion).percent,
         any(c.perplexity is not None for c in search.candidates),

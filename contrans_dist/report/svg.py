@@ -3,18 +3,21 @@
 import io
 import re
 import warnings
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-_SVG = "http://www.w3.org/2000/svg"
-_XLINK = "http://www.w3.org/1999/xlink"
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_RULE = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
+"""Its selector would reach the whole page; the style of the element does the same."""
+_TAG = re.compile(r"<[^>]*>")
+_ID = re.compile(r'\bid="|href="#|url\(#')
 
 _STYLE: dict[Any, Any] = {
     # Text stays text: searchable, small, and a reader's font has letters that ours may lack.
@@ -66,36 +69,15 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     """
     with mpl.rc_context({"svg.hashsalt": name}):
         target = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(
-            target, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    ET.register_namespace("", _SVG)
-    ET.register_namespace("xlink", _XLINK)
-    root = ET.fromstring(target.getvalue())
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(metadata)
-    for defs in root.iter(f"{{{_SVG}}}defs"):
-        for rule in defs.findall(f"{{{_SVG}}}style"):
-            defs.remove(rule)  # its selector would reach the whole page; the root's style does the same
-    for image in root.iter(f"{{{_SVG}}}image"):
-        image.set("style", "image-rendering:pixelated")  # one pixel a cell, drawn with sharp edges
-    for element in root.iter():
-        _prefix_ids(element, name)
-    for size in ("width", "height", "version"):
-        root.attrib.pop(size, None)
-    width = float(root.attrib["viewBox"].split()[2])
+        FigureCanvasSVG(figure).print_svg(target, metadata=_NO_METADATA)
+    _, _, drawn = target.getvalue().partition("<svg")
+    _, _, content = _RULE.sub("", drawn).partition(">")
+    content = _TAG.sub(lambda tag: _ID.sub(rf"\g<0>{name}-", tag[0]), content)
+    width, height = (72 * inches for inches in figure.get_size_inches())
     # One scale for all figures, so that their letters have one size; a phone scrolls rather than squints.
-    root.set("style", f"min-width:{0.76 * width:.0f}px;max-width:{1.6 * width:.0f}px;stroke-linejoin:round")
-    root.set("role", "img")
-    root.set("aria-label", label(description, 300))
-    return ET.tostring(root, encoding="unicode")
-
-
-def _prefix_ids(element: ET.Element, name: str) -> None:
-    for key, value in element.attrib.items():
-        if key == "id":
-            element.set(key, f"{name}-{value}")
-        elif key == f"{{{_XLINK}}}href" and value.startswith("#"):
-            element.set(key, f"#{name}-{value[1:]}")
-        elif "url(#" in value:
-            element.set(key, value.replace("url(#", f"url(#{name}-"))
+    style = f"min-width:{0.76 * width:.0f}px;max-width:{1.6 * width:.0f}px;stroke-linejoin:round"
+    title = escape(label(description, 300))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {width:g} {height:g}" style="{style}" role="img" aria-label="{title}">{content}'
+    ).strip()

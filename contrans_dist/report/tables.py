@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from contrans_dist.evaluation.analysis import (
     Evaluation,
-    Score,
     Verdict,
     best_point,
     companion_scores,
@@ -15,6 +14,7 @@ from contrans_dist.evaluation.analysis import (
 )
 from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.report.parts import Bar, Cell, Table, interval_text, score_cell
+from contrans_dist.store.results import Score
 
 STATUS_WORDS = {
     "clear": "Clear effect",
@@ -37,7 +37,7 @@ def condition_table(evaluation: Evaluation, key: str, companions: Sequence[Evalu
 
 def _line_table(evaluation: Evaluation, key: str, companions: Sequence[Evaluation]) -> Table:
     """Condition, strength, value, p-values and perplexity, one line a condition."""
-    kind, counts = evaluation.metric(key), {row.scores[key].n for row in evaluation.rows if key in row.scores}
+    kind, counts = evaluation.metric(key), _counts(evaluation, key)
     rows, tested = [], [False, False]
     verdict = judge(evaluation, key)
     p_values, base = _tests(verdict), evaluation.base(key)
@@ -75,6 +75,11 @@ def _line_table(evaluation: Evaluation, key: str, companions: Sequence[Evaluatio
     )
 
 
+def _counts(evaluation: Evaluation, key: str) -> set[int]:
+    """The numbers of items behind the scores in a metric."""
+    return {row.metrics[key].n or 0 for row in evaluation.rows if key in row.metrics}
+
+
 def p_text(p: float | None) -> str:
     """A p-value for people; empty where there is none."""
     if p is None:
@@ -91,7 +96,7 @@ def _tests(verdict: Verdict | None) -> dict[str, float]:
 def _sweep_table(evaluation: Evaluation, key: str) -> Table:
     """Condition by strength: value, interval, where each is read; p against the condition under test."""
     kind, strengths = evaluation.metric(key), evaluation.strengths
-    counts = {row.scores[key].n for row in evaluation.rows if key in row.scores}
+    counts = _counts(evaluation, key)
     verdict, base = judge(evaluation, key), evaluation.base(key)
     p_values = _tests(verdict)
     rows = [[Cell(BASE.title), _level_cell(base, kind.percent, len(strengths))]] if base else []

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from contrans_dist.console import without_credentials
@@ -20,6 +21,21 @@ _PACKAGES = (
     "ray",
 )
 _SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|password|api[-_]?key|access[-_]?key)")
+
+
+def version() -> str:
+    """The version of this program."""
+    return importlib.metadata.version(_PACKAGES[0])
+
+
+def made_by() -> dict[str, str | None]:
+    """What every artefact says of its making: this program's version, the command, the commit, the time."""
+    return {
+        "contrans_dist": version(),
+        "command": command_line(),
+        "git_commit": git_commit(),
+        "created": now(),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -58,6 +74,7 @@ def _program(first: str) -> list[str]:
     return ["python", path.name if path.is_absolute() else first]
 
 
+@lru_cache(maxsize=1)
 def git_commit() -> str | None:
     """Commit of the checkout this package runs from; None when it was installed from elsewhere."""
     folder = Path(__file__).resolve().parent

@@ -1,108 +1,207 @@
-"""The files of an evaluation and of a run: their names, and one model of each, for all who read them."""
+"""The JSON files of an evaluation and of a run: one model of each, for those who write and who read them."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable
+from math import nan
+from typing import Annotated, Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import AfterValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt, field_serializer
 from pydantic_core import PydanticCustomError
 
 from contrans_dist.config import FileModel
-from contrans_dist.config.limits import CONDITION_ROWS, RESULT_BYTES, check_size
+from contrans_dist.config.limits import CONDITION_ROWS, check_size
 from contrans_dist.config.recipe import validated
-from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
-RESULTS, METRICS, SEARCH = "results.parquet", "metrics.json", "search.json"
-EXAMPLES, TOKENS = "examples.parquet", "tokens.parquet"
-RECORD = "run.json"
+METRICS, SEARCH, RECORD = "metrics.json", "search.json", "run.json"
 PValues = dict[str, float]
 """By metric."""
 F = TypeVar("F", bound=FileModel)
-_BATCH_ROWS = 256
 _COMMON = re.compile(r"(\.\./){0,3}activations/(?!\.\.?$)[^/\\\0]+")
 
 
-class ScoreEntry(FileModel):
-    """A metric: its value, 95 % interval and number of items."""
+def _known(scores: Any) -> Any:
+    """Metrics without those of which earlier versions wrote that they have no value."""
+    if not isinstance(scores, dict):
+        return scores
+    return {
+        name: score
+        for name, score in scores.items()
+        if not (isinstance(score, dict) and score.get("value", 0) is None)
+    }
 
-    value: float | None
+
+def _scored(trials: Any) -> Any:
+    """Trials without those that have no score."""
+    if not isinstance(trials, list):
+        return trials
+    return [trial for trial in trials if not (isinstance(trial, dict) and trial.get("score", 0) is None)]
+
+
+class Score(FileModel):
+    """A metric's value with its 95 % interval and the number of items behind it."""
+
+    value: float
     low: float | None = None
     high: float | None = None
     n: NonNegativeInt | None = None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """None where nothing says how far the value may be off, as with a single item, or where all that was
+        resampled had one and the same value."""
+        if self.low is None or self.high is None or self.low == self.high:
+            return None
+        return self.low, self.high
 
-class ConditionEntry(FileModel):
-    """A condition at one strength."""
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval as it is drawn: NaN, which leaves a gap, where there is none."""
+        return self.interval or (nan, nan)
+
+    @property
+    def top(self) -> float:
+        """The highest of what is drawn."""
+        return self.interval[1] if self.interval else self.value
+
+    def holds(self, value: float) -> bool | None:
+        """Whether the interval holds a value; None without one."""
+        return self.interval[0] <= value <= self.interval[1] if self.interval else None
+
+
+class ConditionScores(FileModel):
+    """The scores of one condition at one strength, and how they were tested against others."""
 
     condition: str
     strength: float
-    metrics: dict[str, ScoreEntry]
+    metrics: Annotated[dict[str, Score], BeforeValidator(_known)]
     p_vs_base: PValues | None = None
     p_vs: dict[str, PValues] | None = None
+    """By the other condition: against its row at the same strength, or the only one it has."""
     p_vs_elsewhere: dict[str, dict[float, PValues]] | None = None
+    """By the other condition and the strength of another of its rows."""
+
+    @field_serializer("p_vs_elsewhere")
+    def _by_strength(self, value: dict[str, dict[float, PValues]] | None) -> Any:
+        """Strengths as they are written for people: `2`, not `2.0`."""
+        return value and {name: {f"{at:g}": p for at, p in by.items()} for name, by in value.items()}
+
+    def p(self, against: str, metric: str, strength: float | None = None) -> float | None:
+        """Paired p-value against another condition, `base` too, at a strength where it has several."""
+        elsewhere = (self.p_vs_elsewhere or {}).get(against, {})
+        same = self.p_vs_base if against == "base" else (self.p_vs or {}).get(against)
+        return (elsewhere.get(self.strength if strength is None else strength) or same or {}).get(metric)
 
 
-class LeakEntry(FileModel):
-    """What the leak check found."""
+class LeakCheck(FileModel):
+    """How many of the scored scenarios were in the texts of the vector and of the map; None: not known."""
 
     evaluated: NonNegativeInt
     overlap_vector: NonNegativeInt | None = None
     overlap_map: NonNegativeInt | None = None
+    in_part: NonNegativeInt | None = None
+    """Of them, those that were seen in part."""
     examples: list[str] | None = None
+
+    @property
+    def seen(self) -> int:
+        """Scored scenarios that were seen before, at least."""
+        return max(self.overlap_vector or 0, self.overlap_map or 0)
+
+    @property
+    def vector_text(self) -> str:
+        return "not checked" if self.overlap_vector is None else str(self.overlap_vector)
+
+    @property
+    def map_text(self) -> str:
+        return "not checked" if self.overlap_map is None else str(self.overlap_map)
 
 
 class TaskEntry(FileModel):
-    """How a task of lm-evaluation-harness was run."""
+    """How a task of lm-evaluation-harness was run; what else the harness says of it is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
 
     higher_is_better: dict[str, bool | None] | None = None
 
 
-class MetricsFile(FileModel):
-    """`metrics.json`."""
+class Made(FileModel):
+    """By what, and when, a file was made (`provenance.made_by`)."""
 
-    benchmark: str
-    model: str
-    conditions: list[ConditionEntry]
-    reference: str | None = None
-    protocol: str | None = None
-    block: NonNegativeInt | None = None
-    blocks: list[NonNegativeInt] | None = None
-    strengths: list[float] | None = None
-    leak: LeakEntry | None = None
-    notes: list[str] | None = None
-    costs: dict[str, dict[str, float]] | None = None
-    throughput: dict[str, int | float | str] | None = None
-    rows: dict[str, NonNegativeInt] | None = None
-    tasks: dict[str, TaskEntry] | None = None
-    identity: dict[str, Any] | None = None
-    fingerprint: str | None = None
-    versions: dict[str, str] | None = None
+    contrans_dist: str | None = None
+    """The version of this program."""
     command: str | None = None
     git_commit: str | None = None
     created: str | None = None
 
 
-class CandidateEntry(FileModel):
-    """A condition at a strength that was tried."""
+class MetricsFile(Made):
+    """`metrics.json`: what an evaluation found, and what went into it."""
+
+    benchmark: str
+    model: str
+    protocol: str | None = None
+    block: NonNegativeInt | None = None
+    """The one that was steered; None where there were several, or none."""
+    blocks: list[NonNegativeInt] | None = None
+    strengths: list[float] | None = None
+    reference: str | None = None
+    """The condition that others were tested against."""
+    conditions: list[ConditionScores]
+    tasks: dict[str, TaskEntry] | None = None
+    notes: list[str] | None = None
+    leak: LeakCheck | None = None
+    costs: dict[str, dict[str, int | float]] | None = None
+    """By system: rows, forward_passes, tokens, seconds; the system `target` stands for all vectors."""
+    throughput: dict[str, int | float | str] | None = None
+    """What older evaluations say of their cost: items, seconds."""
+    rows: dict[str, NonNegativeInt] | None = None
+    """Of `results.parquet`, by condition."""
+    identity: dict[str, Any] | None = None
+    fingerprint: str | None = None
+    versions: dict[str, str] | None = None
+
+
+class Trial(FileModel):
+    """A condition at a strength: its score on the validation items, and the perplexity under it."""
 
     condition: str
     strength: float
-    score: float | None
+    score: float
     perplexity: float | None = None
 
 
-class SearchFile(FileModel):
-    """`search.json`."""
+class SearchFile(Made):
+    """`search.json`: all strengths that were tried, what decided between them, and which were chosen."""
 
     criterion: str
+    """The headline metric."""
     higher: bool
+    """Whether more of it is wanted."""
     budget: float | None = None
+    """The most that the perplexity may be, as a factor of `base_perplexity`."""
     base_perplexity: float | None = None
-    candidates: list[CandidateEntry]
+    candidates: Annotated[list[Trial], BeforeValidator(_scored)]
     chosen: dict[str, float]
+    """By condition."""
+
+    @property
+    def limit(self) -> float | None:
+        """The highest perplexity that is allowed; None without a budget."""
+        if self.budget is None or self.base_perplexity is None:
+            return None
+        return self.budget * self.base_perplexity
+
+    def within(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those within the budget; all where there is none. A trial without a perplexity is beyond one."""
+        limit = self.limit
+        if limit is None:
+            return list(trials)
+        return [trial for trial in trials if trial.perplexity is not None and trial.perplexity <= limit]
+
+    def gain(self, trial: Trial) -> float:
+        """The score, with its sign turned where less is wanted."""
+        return trial.score if self.higher else -trial.score
 
 
 class StageEntry(FileModel):
@@ -118,13 +217,11 @@ def _common(path: str) -> str:
     return path
 
 
-class RunFile(FileModel):
-    """`run.json`."""
+class RunFile(Made):
+    """`run.json`: what a run was called, how long its stages took, and where its activations are."""
 
     name: str | None = None
     description: str | None = None
-    command: str | None = None
-    git_commit: str | None = None
     versions: dict[str, str] | None = None
     started: str | None = None
     finished: str | None = None
@@ -138,62 +235,24 @@ def read_file(location: Location, model: type[F]) -> F:
     return validated(model, location.read_json(), str(location))
 
 
+def plain(content: FileModel) -> dict[str, Any]:
+    """A file's model as its JSON: everything that was set, as it is named in the file."""
+    return content.model_dump(mode="json", exclude_unset=True)
+
+
+def write_file(location: Location, content: FileModel) -> None:
+    """Publish a file's model as JSON."""
+    location.write_json(plain(content))
+
+
 def read_metrics(folder: Location) -> MetricsFile:
     """The `metrics.json` of an evaluation's folder. Raises UserError that names file and field."""
-    found = read_file(folder / METRICS, MetricsFile)
-    check_size(f"{folder / METRICS}: conditions", len(found.conditions), CONDITION_ROWS, "entries")
-    return found
+    metrics = read_file(folder / METRICS, MetricsFile)
+    check_size(f"{folder / METRICS}: conditions", len(metrics.conditions), CONDITION_ROWS, "entries")
+    return metrics
 
 
-Kind = Literal["text", "number", "whole"]
-_KINDS = {"text": pa.string(), "number": pa.float64(), "whole": pa.int64()}
-
-
-def read_columns(
-    location: Location, needed: Mapping[str, Kind], also: Mapping[str, Kind] | None = None
-) -> pa.Table | None:
-    """Columns of a Parquet file as strings, float64 and int64: `needed`, and those of `also` that are there.
-
-    None where a needed column is missing. Raises UserError for a damaged file, columns of another kind, and
-    more than `limits.RESULT_BYTES`.
-    """
-    try:
-        with location.open() as source:
-            file = pq.ParquetFile(source)
-            there = file.schema_arrow
-            if not set(needed) <= set(there.names):
-                return None
-            wanted = {**needed, **{name: kind for name, kind in (also or {}).items() if name in there.names}}
-            for name, kind in wanted.items():
-                _check_kind(location, there, name, kind)
-            table = _bounded(location, file, list(wanted))
-        for place, name in enumerate(table.column_names):
-            table = table.set_column(place, name, table.column(name).cast(_KINDS[wanted[name]]))
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{location}: expected a Parquet file, this one is damaged ({reason})") from error
-    return table
-
-
-def _check_kind(location: Location, there: pa.Schema, name: str, kind: Kind) -> None:
-    if there.names.count(name) > 1:
-        raise UserError(f"{location}: column {name!r}: expected one, there are several")
-    found = there.field(name).type
-    inner = found.value_type if pa.types.is_dictionary(found) else found
-    text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
-    whole = pa.types.is_integer(inner)
-    right = {"text": text, "whole": whole, "number": whole or pa.types.is_floating(inner)}[kind]
-    if not (right or pa.types.is_null(inner)):
-        raise UserError(f"{location}: column {name!r}: expected {kind} values, found {found}")
-
-
-def _bounded(location: Location, file: pq.ParquetFile, columns: list[str]) -> pa.Table:
-    """The columns, read batch by batch up to the limit."""
-    batches, size = [], 0
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
-        batches.append(batch)
-        size += batch.nbytes
-        check_size(str(location), size, RESULT_BYTES)
-    schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-    return pa.Table.from_batches(batches).select(columns) if batches else schema.empty_table()
+def read_search(folder: Location) -> SearchFile | None:
+    """The `search.json` of an evaluation's folder; None where no strength was searched for."""
+    location = folder / SEARCH
+    return read_file(location, SearchFile) if location.exists() else None

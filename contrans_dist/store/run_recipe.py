@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from contrans_dist.config import FileModel, Published
+from contrans_dist.config import FileModel, PublishedSettings
 from contrans_dist.config.limits import RECIPE_BYTES
 from contrans_dist.config.recipe import validated
 from contrans_dist.config.yamlfiles import parse_yaml
@@ -17,7 +17,7 @@ class RunRecipe(FileModel):
     name: str | None = None
     description: str | None = None
     axis: str | None = None
-    published: Published | None = None
+    published: PublishedSettings | None = None
     runs: dict[str, dict[str, Any]] | None = None
     sources: dict[str, Any] | None = None
     evaluations: dict[str, dict[str, Any]] | None = None

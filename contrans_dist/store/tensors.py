@@ -22,6 +22,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.store import schema
 from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import made_by
 
 S = TypeVar("S", bound=Settings)
 _SIZES = {
@@ -99,10 +100,11 @@ class TensorFile:
 
 
 def save_tensors(location: Location, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> None:
-    """Publish arrays as one safetensors file whose metadata holds `header` as JSON."""
+    """Publish arrays as one safetensors file whose metadata holds `header`, and what made it, as JSON."""
+    text = json.dumps({**header, **made_by()}, allow_nan=False)
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     with location.staged() as path:
-        save_file(arrays, path, metadata={schema.METADATA_KEY.decode(): json.dumps(header, allow_nan=False)})
+        save_file(arrays, path, metadata={schema.METADATA_KEY.decode(): text})
 
 
 def open_tensors(location: Location, kind: str | None = None) -> TensorFile:

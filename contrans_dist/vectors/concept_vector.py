@@ -19,7 +19,7 @@ Norms = dict[NonNegativeInt, Annotated[FiniteFloat, Field(ge=0)]]
 
 
 class VectorHeader(FileModel):
-    """The header of a vector file."""
+    """The header of a vector file, for who writes and who reads it."""
 
     format: Literal[1] = 1
     kind: Literal["vector"] = "vector"
@@ -27,10 +27,14 @@ class VectorHeader(FileModel):
     model: str
     method: str = "mean"
     blocks: tuple[NonNegativeInt, ...] | None = None
+    absent: tuple[NonNegativeInt, ...] | None = None
     n_positive: NonNegativeInt = 0
     n_negative: NonNegativeInt = 0
     norms: Norms = Field(default_factory=dict)
     steps: tuple[str, ...] = ()
+    command: str | None = None
+    git_commit: str | None = None
+    created: str | None = None
 
 
 def _no_hashes() -> NDArray[np.int64]:
@@ -39,32 +43,37 @@ def _no_hashes() -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ConceptVector:
-    """A concept vector of one model: float32 `[n_blocks, d]`, zero rows where a block carries nothing."""
+    """A concept as a direction at each block of one model, with what made it; a safetensors file on disk."""
 
     values: NDArray[np.float32]
+    """float32 `[n_blocks, d]`: a row a block, zero where a block carries nothing."""
     concept: str
+    """Its name."""
     model: str
     """The model it is meant for: where it was made, or where a map took it."""
     method: str = "mean"
+    """How it was made: `mean` or `pca`."""
     n_positive: int = 0
     n_negative: int = 0
     norms: dict[int, float] = field(default_factory=dict)
-    """Median norm of that model's residual stream by block; a strength is read as a fraction of it."""
+    """Block to the median norm of that model's residual stream; a strength is read as a fraction of it."""
     text_hashes: NDArray[np.int64] = field(default_factory=_no_hashes)
-    """Units of the contrast texts (`leak.unit_hashes`)."""
+    """Hashes of the contrast texts' sentences, for the contamination check, int64 `[n]`."""
     map_text_hashes: NDArray[np.int64] = field(default_factory=_no_hashes)
-    """Units of the texts the map was fitted on."""
+    """The same of the texts the map was fitted on."""
     shuffled_map: NDArray[np.float32] | None = None
-    """The same vector through the map fitted on shuffled rows: a control."""
+    """The same vector through the map fitted on shuffled rows, `[n_blocks, d]`: a control."""
     steps: tuple[str, ...] = ()
     """How it came to be, oldest first."""
 
     @property
     def n_blocks(self) -> int:
+        """Blocks of the model."""
         return int(self.values.shape[0])
 
     @property
     def d(self) -> int:
+        """Width of the model's residual stream."""
         return int(self.values.shape[1])
 
     @property
@@ -73,7 +82,7 @@ class ConceptVector:
         return np.flatnonzero(self.values.any(axis=1)).tolist()
 
     def at(self, block: int) -> NDArray[np.float32]:
-        """The row of one block, `[d]`. Raises UserError when it carries nothing."""
+        """The row of one block, float32 `[d]`. Raises UserError when it carries nothing."""
         if block not in self.blocks:
             raise UserError(
                 f"vector {self.concept!r} carries nothing at block {block}; it holds {self.blocks}"
@@ -87,36 +96,39 @@ class ConceptVector:
         return replace(self, values=values, shuffled_map=None)
 
     def save(self, location: Location) -> None:
-        """Publish as safetensors: tensor `vector` `[n_blocks, d]`, and the header the design gives it."""
+        """Write it as safetensors: tensor `vector` `[n_blocks, d]`, the hashes, and a `VectorHeader`."""
         tensors: dict[str, NDArray[Any]] = {"vector": self.values.astype(np.float32)}
         for name, hashes in (("text_hashes", self.text_hashes), ("map_text_hashes", self.map_text_hashes)):
             if hashes.size:
                 tensors[name] = hashes
         if self.shuffled_map is not None:
             tensors["shuffled_map"] = self.shuffled_map.astype(np.float32)
-        header = {
-            "format": 1,
-            "kind": KIND,
-            "concept": self.concept,
-            "model": self.model,
-            "method": self.method,
-            "blocks": self.blocks,
-            "absent": [block for block in range(self.n_blocks) if block not in self.blocks],
-            "n_positive": self.n_positive,
-            "n_negative": self.n_negative,
-            "norms": {str(block): norm for block, norm in self.norms.items()},
-            "steps": list(self.steps),
-            "command": command_line(),
-            "git_commit": git_commit(),
-            "created": now(),
-        }
-        save_tensors(location, tensors, header)
+        header = VectorHeader(
+            concept=self.concept,
+            model=self.model,
+            method=self.method,
+            blocks=tuple(self.blocks),
+            absent=tuple(block for block in range(self.n_blocks) if block not in self.blocks),
+            n_positive=self.n_positive,
+            n_negative=self.n_negative,
+            norms=self.norms,
+            steps=self.steps,
+            command=command_line(),
+            git_commit=git_commit(),
+            created=now(),
+        )
+        save_tensors(location, tensors, header.model_dump(mode="json"))
 
     @classmethod
     def load(cls, location: "Location | str") -> "ConceptVector":
-        """Raises UserError when the file is missing, is no vector of ours, or contradicts itself."""
+        """Read one from a path or URI.
+
+        Raises:
+            UserError: When the file is missing, is no vector of ours, or contradicts itself.
+        """
         file = open_tensors(Location.parse(location), KIND)
-        header, shape = file.model(VectorHeader), file.shape("vector", "F32", 2)
+        header = file.model(VectorHeader)
+        shape = file.shape("vector", "F32", 2)
         beyond = [block for block in header.norms if block >= shape[0]]
         if beyond:
             raise UserError(f"{file.location}: header: norms: block {beyond[0]} of {shape[0]}")
@@ -126,7 +138,7 @@ class ConceptVector:
         if "shuffled_map" in file.entries:
             file.require("shuffled_map", "F32", shape)
         tensors = file.read(("vector", "text_hashes", "map_text_hashes", "shuffled_map"))
-        made = cls(
+        vector = cls(
             values=tensors["vector"],
             concept=header.concept,
             model=header.model,
@@ -139,7 +151,9 @@ class ConceptVector:
             shuffled_map=tensors.get("shuffled_map"),
             steps=header.steps,
         )
-        if header.blocks is not None and list(header.blocks) != made.blocks:
-            found = f"the header names {list(header.blocks)}, the tensor carries {made.blocks}"
-            raise UserError(f"{file.location}: blocks: {found}")
-        return made
+        if header.blocks is not None and list(header.blocks) != vector.blocks:
+            raise UserError(
+                f"{file.location}: blocks: the header names {list(header.blocks)}, the tensor carries "
+                f"{vector.blocks}"
+            )
+        return vector

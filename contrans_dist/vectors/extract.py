@@ -1,4 +1,4 @@
-"""Concept vectors: the direction that tells positive texts from negative ones in one model's activations."""
+"""The formulas: a concept's direction from positive and negative rows, and one concept against the rest."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,21 @@ METHODS = ("mean", "pca")
 def concept_vector(
     positive: np.ndarray, negative: np.ndarray, method: str = "mean", paired: bool | None = None
 ) -> np.ndarray:
-    """The concept vector, float32 [d], of positive rows [n, d] and negative rows [m, d].
+    """The direction that tells positive rows from negative ones, float32 `[d]`.
 
-    method "mean": equation 1 of ConTrans, the mean of the positive minus the mean of the negative rows, in
-    the units of the activations. Row i of both sides need not belong together: with equal counts the mean of
-    the differences is the difference of the means.
+    Args:
+        positive: Activations of texts with the concept, `[n, d]`.
+        negative: Activations of texts without, `[m, d]`.
+        method: `mean` is equation 1 of ConTrans: the mean of the positive minus the mean of the negative
+            rows, in the units of the activations. `pca` is the first principal component of the centred
+            differences `positive[i] - negative[i]`, of unit length, with the sign that points along their
+            mean. Centring takes the mean difference away first, so this is the direction in which the
+            differences vary most, which need not be the one they share.
+        paired: True insists on pairs (equal counts), False says that there are none, None takes them where
+            the counts agree. Only `pca` needs them: the mean of differences is the difference of means.
 
-    method "pca": the first principal component of the centred differences positive[i] - negative[i], of unit
-    length, with the sign that points along their mean. Needs pairs. Centring takes the mean difference away
-    first, so this is the direction in which the differences vary most, which need not be the direction they
-    share.
-
-    paired: True insists on pairs (equal counts), False says there are none, None takes them where counts
-    agree. ValueError for an empty side, NaN or infinity, different widths, or pairs that are missing or too
-    few.
+    Raises:
+        ValueError: For an empty side, NaN or infinity, different widths, pairs that are missing or too few.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
@@ -48,12 +49,20 @@ def concept_vector(
 
 
 def one_vs_rest(labels: Sequence[str | None], concept: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (positive, negative), int64, for one concept against all others.
+    """Rows of one concept against as many of all others.
 
-    Positive: every row labelled `concept`, in input order. Negative: as many rows of the other concepts,
-    drawn without replacement and spread as evenly as their counts allow, in random order so that pairs mix
-    concepts; fewer where the others have fewer rows in all. Rows labelled None belong to neither side. The
-    same labels, concept and seed give the same rows. ValueError when either side would be empty.
+    Args:
+        labels: The concept of each row; rows with None belong to neither side.
+        concept: The one whose rows are positive.
+        seed: The same labels, concept and seed give the same rows.
+
+    Returns:
+        Row numbers (positive, negative), int64. Positive: every row of the concept, in input order. Negative:
+        as many of the others, drawn without replacement and spread as evenly as their counts allow, in random
+        order so that pairs mix concepts; fewer where the others have fewer rows in all.
+
+    Raises:
+        ValueError: When either side would be empty.
     """
     rows_of: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
@@ -61,7 +70,7 @@ def one_vs_rest(labels: Sequence[str | None], concept: str, seed: int = 0) -> tu
             rows_of.setdefault(label, []).append(row)
     positive = rows_of.pop(concept, [])
     if not positive:
-        raise ValueError(f"no row is labelled {concept!r}; labels found: {sorted(rows_of)}")
+        raise ValueError(f"no row is labelled {concept!r}; there are {sorted(rows_of)}")
     if not rows_of:
         raise ValueError(f"every labelled row is {concept!r}: nothing to contrast it with")
     rng = np.random.default_rng(seed)
@@ -100,7 +109,8 @@ def _first_component(differences: np.ndarray, noise: float) -> np.ndarray:
     last = len(gram) - 1
     top = scipy.linalg.eigh(gram, subset_by_index=[last, last], check_finite=False)[1][:, 0]
     component = centred.T @ top if wide else top
-    if np.linalg.norm(centred @ top if not wide else component) <= noise:
+    spread = component if wide else centred @ top
+    if np.linalg.norm(spread) <= noise:
         raise ValueError("method 'pca': all pairs differ by the same vector, so no component is defined")
     component /= np.linalg.norm(component)
     along = component @ mean

@@ -1,4 +1,4 @@
-"""Concept vectors from an activation set: which rows are positive and negative, block by block."""
+"""Concept vectors from an activation set: which of its rows are contrasted, and the vector of each block."""
 
 import re
 from collections import Counter
@@ -18,52 +18,63 @@ from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.concept_vector import ConceptVector
 from contrans_dist.vectors.extract import concept_vector, one_vs_rest
 
-_LETTERS = 100
-_VALUES = 8
-"""Told of a column when none is the one asked for."""
+_MOST_LETTERS = 100
+"""Of a value, in a message."""
+_MOST_VALUES = 8
+"""Of a column that a message lists, when none is the one that was named."""
 
 
-def select_rows(activations: ActivationSet, condition: str) -> NDArray[np.int64]:
-    """Rows that meet `column=value` (several, joined by commas, must all hold): int64 `[n]`.
+def select_rows(activations: ActivationSet, criterion: str) -> NDArray[np.int64]:
+    """The rows of an activation set that meet a criterion, as `--positive` and `--rows` write it.
 
-    A comma belongs to the value where no `=` follows before the next one, or where a backslash is before it.
-    Numbers are compared as numbers, so `1` and `1.0` name the same; a list has the value when one of its
-    elements is it; a null has none. Raises UserError for a condition without `=`, a column that is not there
-    or holds no such values, or no row that meets it, and says then which values there are.
+    Args:
+        activations: The set, of which only the named columns are read.
+        criterion: `column=value`; several, joined by commas, must all hold. A comma belongs to the value
+            where no `=` follows before the next one, or where a backslash is before it. Numbers are compared
+            as numbers, so `1` and `1.0` name the same; a list has the value when one of its elements is it; a
+            null has none.
+
+    Returns:
+        Row numbers in ascending order, int64 `[n]`, n > 0.
+
+    Raises:
+        UserError: For a criterion without `=`, a column that is not there or holds no such values, or no row
+            that meets it; it says then which values there are.
     """
-    return rows_where(activations, _pairs(condition))
+    return rows_where(activations, _pairs(criterion))
 
 
-def rows_where(activations: ActivationSet, wanted: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
+def rows_where(activations: ActivationSet, pairs: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
     """`select_rows` for (column, value) pairs."""
-    table = activations.read_columns(list(dict.fromkeys(name for name, _ in wanted)))
-    mask = np.ones(table.num_rows, bool)
-    for name, value in wanted:
-        found = _having(table.column(name), value, f"{activations.location}: column {name!r}")
-        if not found.any():
-            there = _told(table.column(name))
+    table = activations.read_columns(list(dict.fromkeys(name for name, _ in pairs)))
+    meets_all = np.ones(table.num_rows, bool)
+    for name, value in pairs:
+        column = table.column(name)
+        meets = _having(column, value, f"{activations.location}: column {name!r}")
+        if not meets.any():
             raise UserError(
-                f"{activations.location}: no row has {_shown(f'{name}={value}')}; {name} is {there}"
+                f"{activations.location}: no row has {_shortened(f'{name}={value}')}; {name} is "
+                f"{_commonest(column)}"
             )
-        mask &= found
-    rows = np.flatnonzero(mask)
+        meets_all &= meets
+    rows = np.flatnonzero(meets_all)
     if not rows.size:
-        asked = _shown(",".join(f"{name}={value}" for name, value in wanted))
-        raise UserError(f"{activations.location}: no row has {asked}, though some have each of them")
+        criterion = _shortened(",".join(f"{name}={value}" for name, value in pairs))
+        raise UserError(f"{activations.location}: no row has {criterion}, though some have each of them")
     return rows
 
 
-def _pairs(condition: str) -> list[tuple[str, str]]:
-    """The (column, value) pairs of a condition."""
+def _pairs(criterion: str) -> list[tuple[str, str]]:
+    """The (column, value) pairs of a criterion."""
     pairs: list[tuple[str, str]] = []
-    for piece in re.split(r"(?<!\\),", condition):
+    for piece in re.split(r"(?<!\\),", criterion):
         name, mark, value = piece.replace("\\,", ",").partition("=")
         if mark and name:
             pairs.append((name, value))
         elif pairs and not mark:
             pairs[-1] = pairs[-1][0], f"{pairs[-1][1]},{name}"
         else:
-            raise UserError(f"{condition!r}: expected column=value, such as label=positive")
+            raise UserError(f"{criterion!r}: expected column=value, such as label=positive")
     return pairs
 
 
@@ -72,51 +83,53 @@ def _having(column: pa.ChunkedArray, value: str, where: str) -> NDArray[np.bool_
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         owners = np.array(pc.list_parent_indices(column))
-        mask = np.zeros(len(column), bool)
-        mask[owners[_having(pc.list_flatten(column), value, where)]] = True
-        return mask
+        rows = np.zeros(len(column), bool)
+        rows[owners[_having(pc.list_flatten(column), value, where)]] = True
+        return rows
     if pa.types.is_dictionary(kind):
         return _having(column.cast(kind.value_type), value, where)
+    short = pa.types.is_float16(kind) or pa.types.is_float32(kind)
     try:
-        short = pa.types.is_float16(kind) or pa.types.is_float32(kind)
         codes = (column.cast(pa.float32()) if short else column).combine_chunks().dictionary_encode()
     except pa.ArrowException as error:
         raise UserError(f"{where} holds {kind}; expected texts, numbers or lists of them") from error
-    values = python_values(codes.dictionary)
+    held = python_values(codes.dictionary)
     if short:  # the number that was written, 0.1, and not what is nearest to it
-        values = [float(str(np.float32(each))) for each in values]
-    same = [_is(each, value) for each in values]
-    indices = codes.indices.fill_null(len(same)).to_numpy(zero_copy_only=False)
-    return np.array([*same, False])[indices]
+        held = [float(str(np.float32(number))) for number in held]
+    equal = [_equal(one, value) for one in held]
+    return np.array([*equal, False])[codes.indices.fill_null(len(equal)).to_numpy(zero_copy_only=False)]
 
 
-def _is(found: Any, value: str) -> bool:
-    """Whether a value of a column is the one that a condition names."""
-    if isinstance(found, bool):
-        return value.lower() in (str(found).lower(), str(int(found)))
-    if isinstance(found, int | float | Decimal):
+def _equal(held: Any, value: str) -> bool:
+    """Whether a value that a column holds is the one that a criterion names."""
+    if isinstance(held, bool):
+        return value.lower() in (str(held).lower(), str(int(held)))
+    if isinstance(held, int | float | Decimal):
         try:
-            return Decimal(value) == Decimal(str(found))
+            return Decimal(value) == Decimal(str(held))
         except InvalidOperation:
             return False
-    return str(found) == value
+    return str(held) == value
 
 
-def _shown(value: Any) -> str:
-    """A value as part of a line."""
+def _shortened(value: Any) -> str:
+    """A value as part of a message."""
     text = str(value)
-    return text[:_LETTERS] if text.isprintable() else repr(text[:_LETTERS])
+    return text[:_MOST_LETTERS] if text.isprintable() else repr(text[:_MOST_LETTERS])
 
 
-def _told(column: pa.ChunkedArray) -> str:
-    """The commonest values of a column with their counts, for people."""
+def _commonest(column: pa.ChunkedArray) -> str:
+    """The commonest values of a column with their counts, as part of a message."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         column = pc.list_flatten(column)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    counts = Counter(python_values(column)).most_common(_VALUES + 1)
-    told = [f"{'null' if value is None else _shown(value)} ({count})" for value, count in counts[:_VALUES]]
-    return ", ".join(told) + (", ..." if len(counts) > _VALUES else "")
+    counts = Counter(python_values(column)).most_common(_MOST_VALUES + 1)
+    parts = [
+        f"{'null' if value is None else _shortened(value)} ({count})"
+        for value, count in counts[:_MOST_VALUES]
+    ]
+    return ", ".join(parts) + (", ..." if len(counts) > _MOST_VALUES else "")
 
 
 def refine(
@@ -126,7 +139,18 @@ def refine(
     concept: str,
     method: str = "mean",
 ) -> ConceptVector:
-    """The concept vector of two groups of rows, at every harvested block (equation 1, or PCA)."""
+    """The concept vector of two groups of rows, at every block that the set has.
+
+    Args:
+        activations: The contrast texts' activation set.
+        positive: Row numbers of the texts with the concept, int64 `[n]`.
+        negative: Row numbers of the texts without, int64 `[m]`.
+        concept: Its name.
+        method: See `extract.concept_vector`.
+
+    Raises:
+        UserError: For rows that make no vector, naming set and concept.
+    """
     values = np.zeros((activations.n_blocks, activations.d), np.float32)
     for block in activations.blocks:
         rows = activations.read_block(block)
@@ -135,6 +159,7 @@ def refine(
         except ValueError as error:
             raise UserError(f"{activations.location}, concept {concept}: {error}") from error
     texts = np.array(activations.read_columns(["text"]).column("text").to_pylist(), dtype=object)
+    fingerprint = activations.manifest["fingerprint"]
     return ConceptVector(
         values=values,
         concept=concept,
@@ -144,47 +169,51 @@ def refine(
         n_negative=len(negative),
         norms=activations.norms,
         text_hashes=unit_hashes(texts[np.concatenate([positive, negative])]),
-        steps=(
-            f"{method} over {len(positive)} + {len(negative)} rows of {activations.manifest['fingerprint']}",
-        ),
+        steps=(f"{method} over {len(positive)} + {len(negative)} rows of {fingerprint}",),
     )
 
 
 def concept_rows(
     activations: ActivationSet, concept: str, seed: int = 0, limit: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positive and negative rows of one concept.
+    """The positive and the negative rows of one concept of a contrast set.
 
-    With a `label` column: the rows labelled positive and negative of that concept. Without: its own rows
-    against as many drawn from the other concepts (seeded). `limit` keeps the first pairs.
+    Args:
+        activations: With a column `label`, a concept's rows are labelled `positive` and `negative`; without,
+            its rows stand against as many of the other concepts' (`extract.one_vs_rest`).
+        concept: As the column `concept` has it.
+        seed: Draws the other concepts' rows.
+        limit: Keep only the first so many of each side.
+
+    Returns:
+        Row numbers (positive, negative), int64. Where pairs are marked by `pair_id` and texts were left out
+        of the harvest, only whole pairs.
+
+    Raises:
+        UserError: When either side is empty.
     """
-    if "label" in activations.columns:
-        positive = rows_where(activations, [("concept", concept), ("label", "positive")])
-        negative = rows_where(activations, [("concept", concept), ("label", "negative")])
-        if activations.facts.skipped and "pair_id" in activations.columns:
-            # Pairs are taken by their order: one that has lost a text would shift all behind it.
-            pairs = np.array(
-                activations.read_columns(["pair_id"]).column("pair_id").to_pylist(), dtype=object
-            )
-            positive, negative = (
-                mine[np.isin(pairs[mine], pairs[other])]
-                for mine, other in ((positive, negative), (negative, positive))
-            )
-    else:
-        labels = _concepts(activations)
+    if "label" not in activations.columns:
         try:
-            positive, negative = one_vs_rest(labels, concept, seed)
+            positive, negative = one_vs_rest(_concepts(activations), concept, seed)
         except ValueError as error:
             raise UserError(f"{activations.location}: {error}") from error
+        return positive[:limit], negative[:limit]
+    positive = rows_where(activations, [("concept", concept), ("label", "positive")])
+    negative = rows_where(activations, [("concept", concept), ("label", "negative")])
+    if activations.facts.skipped and "pair_id" in activations.columns:
+        # Pairs are taken by their order: one that has lost a text would shift all behind it.
+        pairs = np.array(activations.read_columns(["pair_id"]).column("pair_id").to_pylist(), dtype=object)
+        whole = np.isin(pairs[positive], pairs[negative]), np.isin(pairs[negative], pairs[positive])
+        positive, negative = positive[whole[0]], negative[whole[1]]
     return positive[:limit], negative[:limit]
 
 
 def concepts_in(activations: ActivationSet) -> list[str]:
-    """The concepts of a contrast set, in order of appearance. Raises UserError without a `concept` column."""
+    """The concepts of a contrast set, in order of appearance. Raises UserError without a column `concept`."""
     return list(dict.fromkeys(concept for concept in _concepts(activations) if concept is not None))
 
 
 def _concepts(activations: ActivationSet) -> list[str | None]:
     """The concept of every row, as text."""
-    found = python_values(activations.read_columns(["concept"]).column("concept"))
-    return [None if concept is None else str(concept) for concept in found]
+    values = python_values(activations.read_columns(["concept"]).column("concept"))
+    return [None if value is None else str(value) for value in values]

@@ -36,6 +36,7 @@ from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel, load_model, wrap_model
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import plain
 from tests.models.test_tokens import metaspace, writing
 from tests.tiny import CONTEXT, CORPUS, save_tiny, tiny_model, tiny_tokenizer
 
@@ -740,7 +741,8 @@ def test_the_driver_scores_all_conditions_at_once_and_resumes(
         conditions=("vector", "random"),
     )  # fmt: skip
     one = ClusterSettings(address="local", actors=1)
-    found = evaluate(ModelSettings(id=str(folder)), settings, Steering(rows), str(tmp_path / "out"), one)
+    model = ModelSettings(id=str(folder))
+    found = plain(evaluate(model, settings, Steering(rows), str(tmp_path / "out"), one))
     entries = {(e["condition"], e["strength"]): e["metrics"] for e in found["conditions"]}
     assert set(entries) == {("base", 0.0), ("vector", 2.0), ("random", 2.0)}
     lm = load_model(str(folder))
@@ -753,5 +755,5 @@ def test_the_driver_scores_all_conditions_at_once_and_resumes(
     joy = {k.removeprefix("joy/"): v for k, v in entries[("vector", 2.0)].items() if k.startswith("joy/")}
     assert compare_metrics(joy, expected) == 7
     assert found["leak"]["evaluated"] == 15
-    again = evaluate(ModelSettings(id=str(folder)), settings, Steering(rows), str(tmp_path / "out"), one)
-    assert again["created"] == found["created"]
+    again = evaluate(model, settings, Steering(rows), str(tmp_path / "out"), one)
+    assert again.created == found["created"]

@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,8 +127,7 @@ def run_page(page: str, shell: Callable[[str], str]) -> Iterator[tuple[Block, st
 
     `shell` runs the commands of a block and returns their standard output.
     """
-    names: dict[str, Any] = {"__name__": "__page__"}
-    output: str | None = None
+    names, output = namespace("page"), None
     for block in blocks_of(page):
         if block.language == "text" and block.follows and output is not None:
             yield block, output.replace(os.getcwd(), HOME)
@@ -142,10 +142,16 @@ def run_page(page: str, shell: Callable[[str], str]) -> Iterator[tuple[Block, st
                 Path(block.title).write_text(block.text, "utf-8")
 
 
+def namespace(name: str) -> dict[str, Any]:
+    """The names of a new module: classes that are made in it look there for what their annotations name."""
+    module = sys.modules[name] = ModuleType(name)
+    return vars(module)
+
+
 def run_python(code: str, names: dict[str, Any]) -> str:
     """What a piece of Python prints."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code, "<page>", "exec"), names)
+        exec(compile(code, "<page>", "exec", dont_inherit=True), names)
     return printed.getvalue()
 
 
@@ -156,7 +162,7 @@ def run_notebook(notebook: dict[str, Any]) -> Iterator[tuple[dict[str, Any], lis
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names: dict[str, Any] = {"__name__": "__notebook__"}
+    names = namespace("notebook")
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue

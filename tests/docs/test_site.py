@@ -49,6 +49,8 @@ def test_every_command_recipe_key_and_condition_is_there(site: Path) -> None:
     keys = words(site / "your-own-data/index.html")
     names = {*Recipe.model_fields, *(key for one in ours() for key in one.settings_class.model_fields)}
     assert [name for name in sorted(names) if name not in keys] == []
+    undescribed = r"<td><code>(\w+)</code></td>\s*<td></td>"
+    assert not re.findall(undescribed, (site / "your-own-data/index.html").read_text("utf-8"))
     conditions = words(site / "concepts/index.html")
     assert [entry.name for entry in CONDITIONS if entry.name not in conditions] == []
     for page in site.rglob("*.html"):

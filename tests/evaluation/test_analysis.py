@@ -441,7 +441,7 @@ def test_examples_and_tokens_at_the_strength_of_the_verdict(tmp_path: Path) -> N
     assert [(c.condition, c.strength) for c in first.continuations] == [
         ("base", 0.0), ("vector", 1.0), ("self-align", 2.0),
     ]  # fmt: skip
-    assert first.continuations[1].text == " anger 0 as vector at 1 would say it."
+    assert first.continuations[1].continuation == " anger 0 as vector at 1 would say it."
     moved = read_tokens(evaluation, "vector", 1.0)
     assert [each.concept for each in moved] == list(CONCEPTS)
     assert (moved[0].up, moved[0].down, moved[0].n_prompts) == (

@@ -106,7 +106,7 @@ def test_one_pool_serves_every_part(
               System("inst-align", model, instruction="Be happy.")]  # fmt: skip
     metrics = assess(model, asked, steered(), Location.parse(tmp_path / "e"), ONE, others[1:])
     assert placed == [model]
-    assert {"base", "vector", "random", "inst-align"} == {e["condition"] for e in metrics["conditions"]}
+    assert {"base", "vector", "random", "inst-align"} == {e.condition for e in metrics.conditions}
     assess(model, asked, steered(), Location.parse(tmp_path / "f"), ONE, others)
     assert placed == [model, model, others[0].model, model]  # examples are read at the end
 
@@ -140,14 +140,12 @@ def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(
         update={"texts": str(folder / "validation.jsonl"), "kinds": ("negative",), "validation": None}
     )
     sweep = assess(model, own, steered("vector"), Location.parse(tmp_path / "by-hand"), ONE)
-    score = {
-        entry["strength"]: entry["metrics"]["token_acc_negative"]["value"] for entry in sweep["conditions"]
-    }
+    score = {entry.strength: entry.metrics["token_acc_negative"].value for entry in sweep.conditions}
     tried = {each["strength"]: each["score"] for each in found["candidates"] if each["condition"] == "vector"}
     assert tried == {s: value for s, value in score.items() if s}
     best = max((1.0, 4.0), key=lambda s: (score[s], -s))
     assert found["chosen"] == {"vector": best, "random": best}
-    assert {(e["condition"], e["strength"]) for e in metrics["conditions"]} == {
+    assert {(e.condition, e.strength) for e in metrics.conditions} == {
         ("base", 0.0), ("vector", best), ("random", best),
     }  # fmt: skip
     assert all(each["perplexity"] > 1 for each in found["candidates"])
@@ -254,7 +252,7 @@ def test_judging_goes_on_where_it_was(
     again = assess(model, asked, steered(), out, ONE)
     splits = len(CONCEPTS)  # the prompts are scored under each concept's vectors
     assert judging == [splits, splits - 1]
-    assert again["conditions"] == whole["conditions"]
+    assert again.conditions == whole.conditions
 
 
 def no_work(*_: Any) -> None:

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +16,7 @@ from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import steering
 from contrans_dist.models import guided, load_model
+from contrans_dist.store.results import MetricsFile
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.tiny import save_tiny
 
@@ -58,7 +58,7 @@ def made(
     models: dict[str, ModelSettings],
     settings: EmotionEvaluation,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, MetricsFile]:
     vectors = {}
     for seed, concept in enumerate(CONCEPTS):
         values = np.zeros((N_BLOCKS, D), np.float32)
@@ -75,7 +75,7 @@ def made(
 
 
 def test_every_system_answers_as_it_does_alone(
-    made: tuple[Path, dict[str, Any]], models: dict[str, ModelSettings], settings: EmotionEvaluation
+    made: tuple[Path, MetricsFile], models: dict[str, ModelSettings], settings: EmotionEvaluation
 ) -> None:
     benchmark = load_benchmark(settings)
     items = benchmark.items()
@@ -101,22 +101,22 @@ def test_every_system_answers_as_it_does_alone(
     assert len(distinct) == len(asked)
 
 
-def test_systems_are_conditions_with_tests_and_costs(made: tuple[Path, dict[str, Any]]) -> None:
+def test_systems_are_conditions_with_tests_and_costs(made: tuple[Path, MetricsFile]) -> None:
     metrics = made[1]
-    found = {(entry["condition"], entry["strength"]): entry for entry in metrics["conditions"]}
+    found = {(entry.condition, entry.strength): entry for entry in metrics.conditions}
     assert set(found) == {
         ("base", 0.0), ("vector", 0.5), ("random", 1.0), ("align-training", 1.0), ("inst-align", 1.0),
         ("proxy-tuning", 1.0),
     }  # fmt: skip
-    assert "token_acc_negative" in found["align-training", 1.0]["p_vs_base"]
-    costs = metrics["costs"]
+    assert "token_acc_negative" in found["align-training", 1.0].p_vs_base
+    costs = metrics.costs
     assert set(costs) == {"target", "align-training", "inst-align", "proxy-tuning"}
     # Three models answer where one does (and each is tried once before beginnings are shared).
     assert costs["proxy-tuning"]["forward_passes"] >= 3 * costs["align-training"]["forward_passes"]
     assert costs["inst-align"]["tokens"] > costs["align-training"]["tokens"]
 
 
-def test_a_finished_evaluation_knows_its_systems(made: tuple[Path, dict[str, Any]]) -> None:
+def test_a_finished_evaluation_knows_its_systems(made: tuple[Path, MetricsFile]) -> None:
     identity = json.loads((made[0] / "metrics.json").read_text())["identity"]
     assert identity["systems"]["inst-align"]["instruction"] == "Be happy."
     weights = [model["weights"] for model in identity["systems"]["proxy-tuning"]["models"]]

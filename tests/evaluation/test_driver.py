@@ -26,10 +26,11 @@ from contrans_dist.evaluation.actors import SystemActor
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering, derivable, load_vectors, steering
-from contrans_dist.evaluation.work_units import plan_splits
+from contrans_dist.evaluation.work_units import plan_units
 from contrans_dist.models import load_model
 from contrans_dist.models.placement import Placement
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import LeakCheck, MetricsFile, plain
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.inprocess import ray_here
 from tests.tiny import save_tiny
@@ -193,7 +194,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> EmotionEvaluation:
 
 @pytest.fixture(autouse=True)
 def small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignments, "ITEMS_PER_SPLIT", 8)
+    monkeypatch.setattr(assignments, "ITEMS_PER_UNIT", 8)
 
 
 def steered(**changes: Any) -> Steering:
@@ -226,11 +227,11 @@ def no_work(*_: Any, **__: Any) -> Outcome:
 @pytest.fixture(scope="module")
 def made(
     local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, MetricsFile]:
     """One evaluation by real actors: what the others are held against."""
     out = tmp_path_factory.mktemp("made") / "evaluation"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assignments, "ITEMS_PER_SPLIT", 8)
+        patch.setattr(assignments, "ITEMS_PER_UNIT", 8)
         return out, evaluate(model, settings, steered(), str(out), ONE)
 
 
@@ -239,14 +240,14 @@ def rows_of(table: pa.Table) -> dict[tuple[str, str, float], dict[str, Any]]:
 
 
 def test_the_driver_writes_what_the_benchmark_says_of_each_item_alone(
-    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EmotionEvaluation
+    made: tuple[Path, MetricsFile], model: ModelSettings, settings: EmotionEvaluation
 ) -> None:
     found = rows_of(pq.read_table(made[0] / "results.parquet"))
     benchmark, lm, given = load_benchmark(settings), load_model(model.id), steered()
     items = benchmark.items()
     assert len(items) == 2 * 3 * PER_CONCEPT
     expected_keys = 0
-    for split in plan_splits(items):
+    for split in plan_units(items):
         for item in split.items:
             rows = dict(given.rows[item.concept])
             rows["random"] = {BLOCK: directions(given, item.concept, [item.id])[0]}
@@ -263,7 +264,7 @@ def test_the_driver_writes_what_the_benchmark_says_of_each_item_alone(
 
 
 def test_the_base_is_the_unsteered_model_and_strength_0(
-    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EmotionEvaluation
+    made: tuple[Path, MetricsFile], model: ModelSettings, settings: EmotionEvaluation
 ) -> None:
     """The logits of transformers itself, without any of our hooks."""
     import torch
@@ -281,7 +282,7 @@ def test_the_base_is_the_unsteered_model_and_strength_0(
         assert base[item.id][f"logits.{item.concept}"] == pytest.approx(float(logits[cue]), abs=2e-4)
 
 
-def test_the_steered_model_is_steered(made: tuple[Path, dict[str, Any]]) -> None:
+def test_the_steered_model_is_steered(made: tuple[Path, MetricsFile]) -> None:
     rows = rows_of(pq.read_table(made[0] / "results.parquet"))
     for condition in ("vector", "random", "shuffled-map", "other-concept"):
         same = [
@@ -308,9 +309,7 @@ def test_one_vector_is_scored_against_the_other_concepts(
         evaluate(model, settings, other, str(tmp_path / "other"), ONE)
 
 
-def test_metrics_have_the_shape_of_the_design(
-    made: tuple[Path, dict[str, Any]], model: ModelSettings
-) -> None:
+def test_metrics_have_the_shape_of_the_design(made: tuple[Path, MetricsFile], model: ModelSettings) -> None:
     content = json.loads((made[0] / "metrics.json").read_text())
     assert content == json.loads(json.dumps(made[1]))
     assert (content["benchmark"], content["model"], content["block"]) == ("emotions", model.id, BLOCK)
@@ -341,7 +340,7 @@ def test_metrics_have_the_shape_of_the_design(
 
 
 def test_what_is_complete_is_returned_at_once(
-    made: tuple[Path, dict[str, Any]],
+    made: tuple[Path, MetricsFile],
     model: ModelSettings,
     settings: EmotionEvaluation,
     monkeypatch: pytest.MonkeyPatch,
@@ -349,7 +348,7 @@ def test_what_is_complete_is_returned_at_once(
     monkeypatch.setattr(room, "run_on", no_work)
     before = (made[0] / "results.parquet").stat().st_mtime_ns
     again = evaluate(model, settings, steered(), str(made[0]), ONE)
-    assert again == json.loads((made[0] / "metrics.json").read_text())
+    assert plain(again) == json.loads((made[0] / "metrics.json").read_text())
     assert (made[0] / "results.parquet").stat().st_mtime_ns == before
 
 
@@ -363,7 +362,7 @@ def test_what_is_complete_is_returned_at_once(
     ],
 )
 def test_other_settings_are_refused_by_name(
-    made: tuple[Path, dict[str, Any]],
+    made: tuple[Path, MetricsFile],
     model: ModelSettings,
     settings: EmotionEvaluation,
     monkeypatch: pytest.MonkeyPatch,
@@ -378,7 +377,7 @@ def test_other_settings_are_refused_by_name(
 
 
 def test_another_vector_is_refused(
-    made: tuple[Path, dict[str, Any]], model: ModelSettings, settings: EmotionEvaluation
+    made: tuple[Path, MetricsFile], model: ModelSettings, settings: EmotionEvaluation
 ) -> None:
     other = steering({"vector": vectors()}, ["vector", "random", "shuffled-map", "other-concept"], seed=9)
     with pytest.raises(UserError, match="steering: found"):
@@ -387,7 +386,7 @@ def test_another_vector_is_refused(
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(
     local: None,
-    made: tuple[Path, dict[str, Any]],
+    made: tuple[Path, MetricsFile],
     model: ModelSettings,
     settings: EmotionEvaluation,
     tmp_path: Path,
@@ -435,11 +434,11 @@ def test_parts_of_other_settings_are_refused_or_replaced(
     monkeypatch.setattr(room, "run_on", in_process(computed))
     metrics = evaluate(model, other, steered(), str(out), ONE, replace=True)
     assert len(computed) == 6
-    assert {entry["strength"] for entry in metrics["conditions"]} == {0.0, 2.0}
+    assert {entry.strength for entry in metrics.conditions} == {0.0, 2.0}
     computed.clear()
     third = evaluate(model, settings, steered(), str(out), ONE, replace=True)
     assert len(computed) == 6
-    assert third["strengths"] == list(STRENGTHS)
+    assert third.strengths == list(STRENGTHS)
 
 
 def test_failed_splits_are_named_and_the_finished_ones_kept(
@@ -474,14 +473,13 @@ def test_leaks_are_counted_and_can_be_left_out(
         text_hashes=unit_hashes([f"Scenario: {seen[0]}\nThe emotion of it is", "nothing else was seen here"]),
         map_text_hashes=unit_hashes(seen[1:]),
     )
-    leak = evaluate(model, settings, leaky, str(tmp_path / "all"), ONE)["leak"]
-    assert (leak["evaluated"], leak["overlap_vector"], leak["overlap_map"]) == (18, 1, 2)
-    assert sorted(leak["examples"]) == sorted(seen)
+    leak = evaluate(model, settings, leaky, str(tmp_path / "all"), ONE).leak
+    assert leak is not None
+    assert (leak.evaluated, leak.overlap_vector, leak.overlap_map) == (18, 1, 2)
+    assert sorted(leak.examples or []) == sorted(seen)
     unseen = settings.model_copy(update={"only_unseen": True})
     held_out = evaluate(model, unseen, leaky, str(tmp_path / "unseen"), ONE)
-    assert held_out["leak"] == {
-        "evaluated": 15, "overlap_vector": 0, "overlap_map": 0, "in_part": 0, "examples": [],
-    }  # fmt: skip
+    assert held_out.leak == LeakCheck(evaluated=15, overlap_vector=0, overlap_map=0, in_part=0, examples=[])
     found = pq.read_table(tmp_path / "unseen" / "results.parquet").column("scenario").to_pylist()
     assert not set(found) & set(seen)
     assert len(set(found)) == 15
@@ -501,8 +499,8 @@ def test_without_vectors_the_base_alone_is_scored(
 ) -> None:
     monkeypatch.setattr(room, "run_on", in_process())
     metrics = evaluate(model, settings, Steering(), str(tmp_path / "base"), ONE)
-    assert [(e["condition"], e["strength"]) for e in metrics["conditions"]] == [("base", 0.0)]
-    assert metrics["conditions"][0]["metrics"]["token_acc_negative"]["n"] == 3 * PER_CONCEPT
+    assert [(e.condition, e.strength) for e in metrics.conditions] == [("base", 0.0)]
+    assert metrics.conditions[0].metrics["token_acc_negative"].n == 3 * PER_CONCEPT
 
 
 def test_a_vector_of_another_width_is_bad_input(

@@ -35,13 +35,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def identity(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """What `evaluate` compares with what is there: this one takes anything for finished."""
-    monkeypatch.setattr(room, "_found", lambda spec, _: spec.identity)
+    monkeypatch.setattr(room, "finished", lambda out, identity, replace: identity)
 
     def found(
         settings: EvaluationSettings, steered: Steering | None = None, others: tuple[System, ...] = ()
     ) -> dict[str, Any]:
         own = ModelSettings(id=str(model))
-        return evaluate(own, settings, steered or Steering(), str(tmp_path / "out"), others=others)
+        identity: Any = evaluate(own, settings, steered or Steering(), str(tmp_path / "out"), others=others)
+        return dict(identity)
 
     return found
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from contrans_dist.evaluation.strength_search import choose_strength
-from contrans_dist.evaluation.trials import Trial, Trials
+from contrans_dist.store.results import SearchFile, Trial
 
 
 def by_hand(
@@ -27,8 +27,14 @@ def by_hand(
 def choose(
     scores: dict[float, float], costs: dict[float, float], base: float | None, budget: float, higher: bool
 ) -> tuple[float, bool]:
-    tried = [Trial("vector", strength, score, costs.get(strength)) for strength, score in scores.items()]
-    trials = Trials("mc1", higher, budget if base is not None else None, base, tried)
+    tried = [
+        Trial(condition="vector", strength=strength, score=score, perplexity=costs.get(strength))
+        for strength, score in scores.items()
+    ]
+    trials = SearchFile(
+        criterion="mc1", higher=higher, budget=budget if base is not None else None, base_perplexity=base,
+        candidates=tried, chosen={},
+    )  # fmt: skip
     best, within = choose_strength(tried, trials)
     return best.strength, within
 

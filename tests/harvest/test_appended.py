@@ -22,7 +22,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import driver
 from contrans_dist.harvest.driver import harvest
 from contrans_dist.pipeline.inputs import RecipeTexts
-from contrans_dist.pipeline.run import Run
+from contrans_dist.pipeline.run import RunDriver
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import seal_of
@@ -415,7 +415,7 @@ def test_a_run_harvests_what_was_appended_to_its_corpus(
     whole = [f"{line} went to the park to play there" for line in LINES]
     for n in (OLD, NEW):
         write(texts, n, text=whole[:n])
-        sides, _ = Run(recipe, Location.parse(out), RecipeTexts(recipe, tmp_path))._harvest()
+        sides, _ = RunDriver(recipe, Location.parse(out), RecipeTexts(recipe, tmp_path))._harvest()
     assert "4 texts were appended to the 5 it is of" in capsys.readouterr().err
     for side in (sides.corpus_source, sides.corpus_target):
         assert [entry.rows for entry in side.facts.shards] == [OLD, NEW - OLD]

@@ -27,6 +27,7 @@ from contrans_dist.harvest.driver import harvest
 from contrans_dist.mapping.alignment import join
 from contrans_dist.models import encode, encode_many, wrap_model
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.results import plain
 from tests.tiny import CONTEXT, CORPUS, save_tiny, tiny_model, tiny_tokenizer
 from tests.truth import read_all
 
@@ -262,7 +263,7 @@ def test_prompts_and_their_day_belong_to_an_evaluation(in_process: None, tmp_pat
             texts=str(tmp_path / "refusal" / "test_dataset_ab.json"), conditions=(), strengths=(0.0,),
             chat=True, **given,
         )  # fmt: skip
-        return evaluate(ModelSettings(id=str(folder)), settings, Steering(), str(tmp_path / out), ONE)
+        return plain(evaluate(ModelSettings(id=str(folder)), settings, Steering(), str(tmp_path / out), ONE))
 
     usual = run("usual")
     later = run("later", chat_date="2025-03-05")

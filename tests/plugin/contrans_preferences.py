@@ -48,10 +48,9 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class PreferenceBenchmark(Benchmark):
+class PreferenceBenchmark(Benchmark[PreferenceEvaluation, Preference]):
     """Texts from a file with the columns `text`, `wanted` and `other`."""
 
-    settings: PreferenceEvaluation
     all_items: list[Preference]
 
     settings_class = PreferenceEvaluation

@@ -14,7 +14,8 @@ from contrans_dist.benchmarks.statistics import wilson
 from contrans_dist.evaluation.analysis import Picture, read_evaluation
 from contrans_dist.report import write_comparison
 from contrans_dist.report.figures import concept_look, concepts_figure
-from contrans_dist.report.pictures import norms_figure, picture_figure, pictures_figure
+from contrans_dist.report.harvests import norms_figure
+from contrans_dist.report.states import picture_figure, pictures_figure
 from contrans_dist.store.location import Location
 from tests.report.test_page import Page, report
 from tests.runextras import write_runs

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import frequent_answers, read_evaluation, read_examples, read_run
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.pipeline.status import describe, status_of
+from contrans_dist.pipeline.status import artefact_facts, status_of
 from contrans_dist.report import write_report
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
@@ -89,7 +89,7 @@ def test_a_vector_file_cut_at_any_byte_is_one_line(files: dict[str, Path]) -> No
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         refused(lambda: ConceptVector.load(str(path)), "joy.safetensors: ")
-        refused(lambda: describe(Location.parse(path)), "joy.safetensors: ")
+        refused(lambda: artefact_facts(Location.parse(path)), "joy.safetensors: ")
     path.write_bytes(whole + b"\0")
     refused(lambda: ConceptVector.load(str(path)), "joy.safetensors: the file is damaged")
 
@@ -118,7 +118,7 @@ def test_shapes_and_places_are_held_against_the_file(
     metadata = {"contrans": json.dumps({"kind": kind})}
     path = raw(tmp_path / "x.safetensors", {"__metadata__": metadata, "vector": entry}, bytes(16))
     refused(lambda: LOADS[kind](str(path)), "x.safetensors: ", said)
-    refused(lambda: describe(Location.parse(path)), "x.safetensors: ", said)
+    refused(lambda: artefact_facts(Location.parse(path)), "x.safetensors: ", said)
 
 
 def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_heads_that_are_none(head: bytes, said: str, tmp_path: Path) -> None:
     path = raw(tmp_path / "x.safetensors", head)
     refused(lambda: ConceptVector.load(str(path)), "x.safetensors: ", said)
     refused(lambda: MapSet.load(str(path)), "x.safetensors: ", said)
-    refused(lambda: describe(Location.parse(path)), "x.safetensors: ", said)
+    refused(lambda: artefact_facts(Location.parse(path)), "x.safetensors: ", said)
 
 
 def test_a_head_longer_than_the_file_or_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from contrans_dist.evaluation.analysis import (
     read_tokens,
 )
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.pipeline.status import describe, status_of
+from contrans_dist.pipeline.status import artefact_facts, status_of
 from contrans_dist.report import write_report
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
@@ -148,7 +148,7 @@ def _vector(data: bytes, folder: Path) -> None:
         loaded = ConceptVector.load(at)
         MAPS.carry(loaded, "match", (3, 4))
 
-    may_refuse(use, lambda: json.dumps(describe(at), allow_nan=False), lambda: status_of(at))
+    may_refuse(use, lambda: json.dumps(artefact_facts(at), allow_nan=False), lambda: status_of(at))
 
 
 def _map(data: bytes, folder: Path) -> None:
@@ -160,7 +160,7 @@ def _map(data: bytes, folder: Path) -> None:
         loaded = MapSet.load(at)
         loaded.carry(vector(), "match", next(iter(loaded.maps)))
 
-    may_refuse(use, lambda: read_map(at), lambda: json.dumps(describe(at), allow_nan=False))
+    may_refuse(use, lambda: read_map(at), lambda: json.dumps(artefact_facts(at), allow_nan=False))
 
 
 def _metrics(data: bytes, folder: Path) -> None:
@@ -173,7 +173,7 @@ def _metrics(data: bytes, folder: Path) -> None:
             for condition in found.conditions:
                 found.curve(condition, key)
 
-    may_refuse(use, lambda: json.dumps(describe(at), allow_nan=False).encode(), lambda: status_of(at))
+    may_refuse(use, lambda: json.dumps(artefact_facts(at), allow_nan=False).encode(), lambda: status_of(at))
 
 
 def _page(data: bytes, folder: Path) -> None:

@@ -16,7 +16,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from contrans_dist.benchmarks.base import Benchmark, result_table
-from contrans_dist.benchmarks.behaviours.questions import TEST_FILE, behaviour_files, read_questions, stem
+from contrans_dist.benchmarks.behaviours.questions import (
+    TEST_FILE,
+    BehaviourItem,
+    behaviour_files,
+    gap,
+    opening_of,
+    read_questions,
+    stem,
+    turns,
+)
 from contrans_dist.benchmarks.calls import Continuations
 from contrans_dist.benchmarks.choices import Ids, common_start, drawn, question_template
 from contrans_dist.benchmarks.statistics import balanced_mean_interval, wilcoxon
@@ -51,24 +60,6 @@ class BehaviourEvaluation(ValidatedEvaluation):
     """Only so many questions a behaviour, drawn by `seed`."""
 
 
-@dataclass(frozen=True)
-class BehaviourItem:
-    """A question as it is asked."""
-
-    id: str
-    concept: str
-    """The behaviour, whose own vectors it is scored under."""
-    scenario: str
-    """The question without its options."""
-    prompt: str
-    """All that stands before the letter; under a chat template `opening` begins the model's own turn."""
-    opening: str
-    options: tuple[str, ...]
-    """The letters that the question offers."""
-    letter: str
-    """The letter of the option that matches the behaviour."""
-
-
 def _balanced(values: np.ndarray) -> Estimate:
     """From probability and `first`, `[n, 2]`: the mean of the two positions' means."""
     strata = [values[values[:, 1] == first, 0] for first in (1, 0)]
@@ -88,10 +79,9 @@ def _of_letter(letter: str) -> Metric:
 
 
 @dataclass(frozen=True)
-class BehaviourBenchmark(Benchmark):
+class BehaviourBenchmark(Benchmark[BehaviourEvaluation, BehaviourItem]):
     """Questions of one or more behaviours."""
 
-    settings: BehaviourEvaluation
     all_items: list[BehaviourItem]
 
     settings_class = BehaviourEvaluation
@@ -123,7 +113,7 @@ class BehaviourBenchmark(Benchmark):
         if settings.texts is None:
             raise UserError(f"behaviours: expected `texts`, a folder of <behaviour>/{TEST_FILE} or one file")
         template = question_template(settings.template or TEMPLATE)
-        opening = _opening(template)
+        opening = opening_of(template)
         items: list[BehaviourItem] = []
         for behaviour, file in behaviour_files(settings.texts, TEST_FILE):
             records = read_questions(file)
@@ -192,7 +182,7 @@ class BehaviourBenchmark(Benchmark):
             texts = self.chat_prompts(lm.tokenizer, items, lm.name)
             ids = iter(plain_ids(lm.tokenizer, texts))
         else:
-            texts = [item.prompt + _gap(item.prompt) + letter for item in items for letter in item.options]
+            texts = [item.prompt + gap(item.prompt) + letter for item in items for letter in item.options]
             ids = iter(encode_many(lm, texts))
         return [[next(ids) for _ in item.options] for item in items]
 
@@ -201,10 +191,10 @@ class BehaviourBenchmark(Benchmark):
         where the tokenizer has no chat template."""
         from contrans_dist.models.tokens import rendered
 
-        turns = [_turns(item, letter) for item in items for letter in item.options]
-        if not turns:
+        conversations = [turns(item, letter) for item in items for letter in item.options]
+        if not conversations:
             return []
-        return rendered(tokenizer, turns, self.settings.chat_date, name, continue_final_message=True)
+        return rendered(tokenizer, conversations, self.settings.chat_date, name, continue_final_message=True)
 
     def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
         """`conditions`, `reference` and `notes`, over all behaviours and by behaviour.
@@ -242,33 +232,14 @@ def _row(item: BehaviourItem, logprobs: np.ndarray) -> dict[str, Any]:
 
 def _notes(table: pa.Table) -> list[str]:
     """Which behaviours are not balanced at all, as one position is missing."""
-    found: dict[str, set[bool]] = {}
+    positions: dict[str, set[bool]] = {}
     for concept, first in zip(
         table.column("concept").to_pylist(), table.column("first").to_pylist(), strict=True
     ):
-        found.setdefault(concept, set()).add(first)
+        positions.setdefault(concept, set()).add(first)
     return [
         f"{concept}: the matching option is {'always' if firsts == {True} else 'never'} listed first, so its "
         "match_probability is not balanced by position"
-        for concept, firsts in sorted(found.items())
+        for concept, firsts in sorted(positions.items())
         if len(firsts) == 1
-    ]
-
-
-def _opening(template: str) -> str:
-    """What of a template stands in the model's own turn under a chat template."""
-    rest = template.rpartition("{text}")[2]
-    if "\n" in rest:
-        return rest.rpartition("\n")[2]
-    return "(" if rest.endswith("(") else ""
-
-
-def _gap(prompt: str) -> str:
-    return "" if not prompt or prompt[-1].isspace() or prompt[-1] in "([{\"'" else " "
-
-
-def _turns(item: BehaviourItem, letter: str) -> list[dict[str, str]]:
-    return [
-        {"role": "user", "content": item.prompt.removesuffix(item.opening).rstrip()},
-        {"role": "assistant", "content": item.opening + _gap(item.opening) + letter},
     ]

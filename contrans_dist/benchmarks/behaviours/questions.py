@@ -1,6 +1,7 @@
-"""The A/B questions of CAA (github.com/nrimsky/CAA): reading what is scored."""
+"""The A/B questions of CAA (github.com/nrimsky/CAA): read from files, and as they are asked."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from contrans_dist.data.text_files import read_json
@@ -23,10 +24,10 @@ def behaviour_files(source: Location | str, name: str) -> list[tuple[str, Locati
         return [(location.parent.name, location)]
     if name in location.names():
         return [(location.name, location / name)]
-    found = [(n, location / n / name) for n in location.names() if (location / n / name).exists()]
-    if not found:
+    files = [(n, location / n / name) for n in location.names() if (location / n / name).exists()]
+    if not files:
         raise UserError(f"{location}: expected a folder of <behaviour>/{name}, or one such file")
-    return found
+    return files
 
 
 def read_questions(location: Location) -> list[Record]:
@@ -68,3 +69,42 @@ def stem(question: str) -> str:
     match = _OPTION.search(question)
     stem = question[: match.start()] if match else question
     return stem.rstrip().removesuffix("Choices:").rstrip()
+
+
+@dataclass(frozen=True)
+class BehaviourItem:
+    """A question as it is asked."""
+
+    id: str
+    concept: str
+    """The behaviour, whose own vectors it is scored under."""
+    scenario: str
+    """The question without its options."""
+    prompt: str
+    """All that stands before the letter; under a chat template `opening` begins the model's own turn."""
+    opening: str
+    options: tuple[str, ...]
+    """The letters that the question offers."""
+    letter: str
+    """The letter of the option that matches the behaviour."""
+
+
+def opening_of(template: str) -> str:
+    """What of a template stands in the model's own turn under a chat template."""
+    rest = template.rpartition("{text}")[2]
+    if "\n" in rest:
+        return rest.rpartition("\n")[2]
+    return "(" if rest.endswith("(") else ""
+
+
+def gap(prompt: str) -> str:
+    """What stands between a prompt and the letter after it."""
+    return "" if not prompt or prompt[-1].isspace() or prompt[-1] in "([{\"'" else " "
+
+
+def turns(item: BehaviourItem, letter: str) -> list[dict[str, str]]:
+    """A user's turn, and the model's own up to the letter."""
+    return [
+        {"role": "user", "content": item.prompt.removesuffix(item.opening).rstrip()},
+        {"role": "assistant", "content": item.opening + gap(item.opening) + letter},
+    ]

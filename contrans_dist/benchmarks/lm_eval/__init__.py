@@ -45,6 +45,7 @@ class HarnessEvaluation(EvaluationSettings):
     include: str | None = None
     """A folder with task files of one's own."""
     num_fewshot: int | None = Field(None, ge=0)
+    """Examples before each question; None is the task's own number."""
     limit: int | None = Field(None, ge=1)
     """Only the first items of each task."""
 
@@ -56,10 +57,9 @@ def _falling(name: str, title: str) -> Metric:
 
 
 @dataclass(frozen=True)
-class HarnessBenchmark(Benchmark):
+class HarnessBenchmark(Benchmark[HarnessEvaluation, Document]):
     """What settings ask of the harness; other processes get the settings alone."""
 
-    settings: HarnessEvaluation
     tasks: Tasks | None = field(default=None, compare=False, repr=False)
     """Only where they were loaded: the harness's objects do not travel."""
 
@@ -172,16 +172,19 @@ class HarnessBenchmark(Benchmark):
         return self.tasks
 
 
-def _over_concepts(each: Mapping[str, dict[str, Figure]], tasks: Sequence[str]) -> dict[str, Figure]:
+def _over_concepts(by_concept: Mapping[str, dict[str, Figure]], tasks: Sequence[str]) -> dict[str, Figure]:
     """The figures of one condition: the tasks' means over concepts, with heading metrics first."""
-    names = list(dict.fromkeys(name for found in each.values() for name in found))
+    names = list(dict.fromkeys(name for figures in by_concept.values() for name in figures))
     over = {
-        name: mean_over_concepts([found[name] for found in each.values() if name in found]) for name in names
+        name: mean_over_concepts([figures[name] for figures in by_concept.values() if name in figures])
+        for name in names
     }
-    if len(each) == 1:
+    if len(by_concept) == 1:
         return {**headings(over, tasks), **over}
     single = {
-        f"{concept}/{name}": figure for concept, found in each.items() for name, figure in found.items()
+        f"{concept}/{name}": figure
+        for concept, figures in by_concept.items()
+        for name, figure in figures.items()
     }
     return {**headings(over, tasks), **over, **single}
 
@@ -190,8 +193,8 @@ def _answers_in(table: pa.Table) -> dict[tuple[str, float, str], dict[str, list[
     """(condition, strength, concept) -> document -> its answers; the base first, strengths ascending."""
     given: dict[tuple[str, float, str], dict[str, list[Answer]]] = {}
     for row in table.to_pylist():
-        found = given.setdefault((row["condition"], row["strength"], row["concept"]), {})
-        found[row["item"]] = [
+        answered = given.setdefault((row["condition"], row["strength"], row["concept"]), {})
+        answered[row["item"]] = [
             Answer(*each) for each in zip(row["logprobs"], row["greedy"], row["texts"], strict=True)
         ]
     order = list(dict.fromkeys(condition for condition, *_ in given))

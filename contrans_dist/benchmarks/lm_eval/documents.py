@@ -50,10 +50,10 @@ def document(key: str, task: str, scenario: str, instances: Sequence[Any], judge
 
     Raises UserError for a request that this engine cannot answer.
     """
-    asked = [request_of(instance) for instance in instances]
-    prompt = commonprefix([request.context for request in asked])  # noqa: RUF071 -- characters are meant
+    given = [request_of(instance) for instance in instances]
+    prompt = commonprefix([request.context for request in given])  # noqa: RUF071 -- characters are meant
     requests = [
-        Request(**{**vars(request), "context": request.context.removeprefix(prompt)}) for request in asked
+        Request(**{**vars(request), "context": request.context.removeprefix(prompt)}) for request in given
     ]
     return Document(key, task, scenario, prompt, tuple(requests), judged_by)
 

@@ -48,7 +48,7 @@ def figures(results: Mapping[str, Any], leaves: Mapping[str, Sequence[str]]) -> 
     lists them, so that the one it names first heads the rest. `leaves`: the tasks of each task or group.
     """
     values = _per_document(results["samples"])
-    found = {}
+    made = {}
     for name, metrics in results["results"].items():
         listed = list(results["higher_is_better"].get(name) or ())
         for key in sorted(metrics, key=partial(_place, listed)):
@@ -58,26 +58,26 @@ def figures(results: Mapping[str, Any], leaves: Mapping[str, Sequence[str]]) -> 
             error = metrics.get(f"{metric}_stderr,{kind}")
             parts = [values.get((task, metric, kind)) for task in leaves[name]]
             n = (metrics.get("sample_count") or {}).get(key, metrics.get("sample_len", 0))
-            found[f"{name}/{metric}" + ("" if kind == "none" else f",{kind}")] = Figure(
+            made[f"{name}/{metric}" + ("" if kind == "none" else f",{kind}")] = Figure(
                 float(value),
                 float(error) if _is_number(error) else None,
                 int(n),
                 {key: v for part in parts if part for key, v in part.items()} if all(parts) else {},
             )
-    return found
+    return made
 
 
 def _per_document(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[str, str, str], dict]:
     """(task, metric, filter) -> document -> value, for metrics with one finite number a document."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    values: dict[tuple[str, str, str], dict[str, Any]] = {}
     for task, rows in samples.items():
         for row in rows:
             for metric in row["metrics"]:
-                place = found.setdefault((task, metric, row["filter"]), {})
+                place = values.setdefault((task, metric, row["filter"]), {})
                 place[f"{task}/{row['doc_id']}"] = row[metric]
     return {
         key: {name: float(value) for name, value in of.items()}
-        for key, of in found.items()
+        for key, of in values.items()
         if all(_is_number(value) for value in of.values())
     }
 
@@ -107,24 +107,24 @@ def mean_over_concepts(each: Sequence[Figure]) -> Figure:
     )
 
 
-def headings(found: Mapping[str, Figure], tasks: Sequence[str]) -> dict[str, Figure]:
+def headings(figures: Mapping[str, Figure], tasks: Sequence[str]) -> dict[str, Figure]:
     """`<metric>` alone: the mean over the named tasks, for each metric that all of them have.
 
     In the order of the first of them.
     """
     first, *rest = (
-        [key.removeprefix(f"{task}/") for key in found if key.startswith(f"{task}/")] for task in tasks
+        [key.removeprefix(f"{task}/") for key in figures if key.startswith(f"{task}/")] for task in tasks
     )
     result = {}
     for metric in (name for name in first if all(name in others for others in rest)):
-        each = [found[f"{task}/{metric}"] for task in tasks]
-        if len(each) == 1:
-            result[metric] = each[0]
+        several = [figures[f"{task}/{metric}"] for task in tasks]
+        if len(several) == 1:
+            result[metric] = several[0]
             continue
-        errors = [figure.error for figure in each]
-        error = None if None in errors else float(np.linalg.norm(np.array(errors, np.float64)) / len(each))
-        value = float(np.mean([figure.value for figure in each]))
-        result[metric] = Figure(value, error, sum(figure.n for figure in each))
+        errors = [figure.error for figure in several]
+        error = None if None in errors else float(np.linalg.norm(np.array(errors, np.float64)) / len(several))
+        value = float(np.mean([figure.value for figure in several]))
+        result[metric] = Figure(value, error, sum(figure.n for figure in several))
     return result
 
 
@@ -140,7 +140,7 @@ def p_values(mine: Mapping[str, Figure], others: Mapping[str, Figure]) -> dict[s
         keys = sorted(set(figure.per_document) & set(other.per_document)) if other is not None else []
         if other is None or not keys:
             continue
-        a, b = (np.array([each.per_document[key] for key in keys]) for each in (figure, other))
+        a, b = (np.array([one.per_document[key] for key in keys]) for one in (figure, other))
         hits = figure.is_share and other.is_share
         result[name] = mcnemar(a == 1, b == 1) if hits else wilcoxon(a, b)
     return result

@@ -107,8 +107,8 @@ class Tasks:
             for name, task in loaded["tasks"].items():
                 if getattr(task, "UNSAFE_CODE", False):
                     raise UserError(f"task {name}: runs code that the model wrote, which is not done here")
-                own = task.get_config("num_fewshot")
-                if own is None or (own != 0 and settings.num_fewshot is not None):
+                shots = task.get_config("num_fewshot")
+                if shots is None or (shots != 0 and settings.num_fewshot is not None):
                     task.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
                 task.set_fewshot_seed(DEFAULT_OTHER_SEED + settings.seed)
             return cls(loaded, settings.limit, _code(settings.include))
@@ -125,12 +125,12 @@ class Tasks:
         times: Counter[int] = Counter()
 
         def answer(instances: Sequence[Any]) -> list[Answer]:
-            found = []
+            given = []
             for instance in instances:
                 place = self._places[id(instance)]
-                found.append(answered[place.document][place.first + times[id(instance)] % place.count])
+                given.append(answered[place.document][place.first + times[id(instance)] % place.count])
                 times[id(instance)] += 1
-            return found
+            return given
 
         with _quiet(), _one_process(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             return dict(evaluate(lm=EngineLM(answer), task_dict=self.loaded, bootstrap_iters=_BOOTSTRAPS))
@@ -154,24 +154,24 @@ class Tasks:
         groups = self.loaded.get("groups", {})
         inner = {child for group in groups.values() for child in group.child_names}
         waiting = [name for name in [*self.loaded["tasks"], *groups] if name not in inner]
-        found: list[str] = []
+        top: list[str] = []
         for name in waiting:  # grows while it is walked
             if name in groups and not groups[name].has_aggregation:
                 waiting += groups[name].child_names
             else:
-                found.append(name)
-        return found
+                top.append(name)
+        return top
 
     def _document(self, name: str, task: Any, number: int, instances: list[Any]) -> Document:
         key = f"{name}/{number}"
-        asked: list[Any] = []
-        for instance in sorted(instances, key=lambda each: each.idx):
+        repeated: list[Any] = []
+        for instance in sorted(instances, key=lambda instance: instance.idx):
             # A text that is not drawn comes out the same each time it is asked for.
             count = (instance.repeats or 1) if request_of(instance).temperature > 0 else 1
-            self._places[id(instance)] = _Place(key, len(asked), count)
-            asked += [instance] * count
+            self._places[id(instance)] = _Place(key, len(repeated), count)
+            repeated += [instance] * count
         doc = instances[0].doc
-        return document(key, name, _scenario(task, doc), asked, _judged_by(task, doc))
+        return document(key, name, _scenario(task, doc), repeated, _judged_by(task, doc))
 
 
 def _load(settings: HarnessEvaluation) -> Any:
@@ -186,11 +186,11 @@ def _load(settings: HarnessEvaluation) -> Any:
     if not all(manager.match_tasks([name]) for name in settings.tasks):
         manager = TaskManager(include_path=settings.include)
     names = []
-    for asked in settings.tasks:
-        matching = manager.match_tasks([asked])
+    for wanted in settings.tasks:
+        matching = manager.match_tasks([wanted])
         if not matching:
-            near = ", ".join(get_close_matches(asked, manager.all_tasks, 3)) or "none like it"
-            raise UserError(f"tasks: lm-evaluation-harness knows no {asked!r} (there is: {near})")
+            near = ", ".join(get_close_matches(wanted, manager.all_tasks, 3)) or "none like it"
+            raise UserError(f"tasks: lm-evaluation-harness knows no {wanted!r} (there is: {near})")
         names += [name for name in matching if name not in names]
     try:
         return manager.load(names)

@@ -80,10 +80,9 @@ def _passages_differ(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class PerplexityBenchmark(Benchmark):
+class PerplexityBenchmark(Benchmark[PerplexityEvaluation, Passage]):
     """A text, cut into passages that are counted together: what is scored does not depend on the cuts."""
 
-    settings: PerplexityEvaluation
     text: str
     starts: tuple[int, ...]
     """Characters at which the passages begin."""

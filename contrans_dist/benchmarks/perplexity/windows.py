@@ -81,10 +81,10 @@ def span_of(owner: np.ndarray, index: int) -> tuple[int, int]:
 
 def merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Spans that follow one upon another as one."""
-    found: list[tuple[int, int]] = []
+    joined: list[tuple[int, int]] = []
     for low, high in sorted(spans):
-        if found and found[-1][1] == low:
-            found[-1] = (found[-1][0], high)
+        if joined and joined[-1][1] == low:
+            joined[-1] = (joined[-1][0], high)
         else:
-            found.append((low, high))
-    return found
+            joined.append((low, high))
+    return joined

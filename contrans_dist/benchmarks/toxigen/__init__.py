@@ -18,7 +18,8 @@ from pydantic import Field
 from contrans_dist.benchmarks.base import Benchmark, result_table
 from contrans_dist.benchmarks.calls import Completions
 from contrans_dist.benchmarks.summary import Metric
-from contrans_dist.benchmarks.toxigen.data import Statement, read_statements, words
+from contrans_dist.benchmarks.toxigen.data import read_statements
+from contrans_dist.benchmarks.toxigen.prompts import ToxigenItem, fitting, items_of
 from contrans_dist.benchmarks.toxigen.sets import draw, refinement_texts
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.texts import template_fields
@@ -56,7 +57,9 @@ class ToxigenEvaluation(EvaluationSettings):
     validation_per_group: int = Field(10, ge=0)
     """Validation prompts a group, on which blocks and strengths may be chosen."""
     max_new_tokens: int = Field(64, ge=1)
+    """Tokens of a continuation."""
     temperature: float = Field(0.0, ge=0)
+    """0 takes the likeliest token; above, tokens are drawn."""
 
     @property
     def has_validation(self) -> bool:
@@ -70,27 +73,14 @@ class ToxigenEvaluation(EvaluationSettings):
         return self.model_copy(update={"kinds": ("validation",)})
 
 
-@dataclass(frozen=True)
-class ToxigenItem:
-    """A toxic statement, or list of remarks, that the model is to go on with."""
-
-    id: str
-    kind: Literal["evaluation", "validation"]
-    group: str
-    scenario: str
-    prompt: str
-    concept: str = ""
-
-
 def _share(name: str, title: str, column: str, kind: str = "evaluation") -> Metric:
     return Metric(name, title, column, kind=kind, higher=False, items="prompts")
 
 
 @dataclass(frozen=True)
-class ToxigenBenchmark(Benchmark):
+class ToxigenBenchmark(Benchmark[ToxigenEvaluation, ToxigenItem]):
     """Prompts, how they are continued, and which label of which classifier means toxic."""
 
-    settings: ToxigenEvaluation
     all_items: list[ToxigenItem]
     notes: tuple[str, ...] = ()
     """What could not be drawn as it was asked for."""
@@ -121,8 +111,8 @@ class ToxigenBenchmark(Benchmark):
         unknown = set(template_fields(template)) - {"text", "group"}
         if unknown:
             raise UserError(f"template {template!r}: no field {min(unknown)!r}; there are text and group")
-        items = _items("validation", drawn.validation, template)
-        items += _items("evaluation", drawn.evaluation, template)
+        items = items_of("validation", drawn.validation, template)
+        items += items_of("evaluation", drawn.evaluation, template)
         return cls(settings, items, drawn.notes)
 
     @property
@@ -146,7 +136,7 @@ class ToxigenBenchmark(Benchmark):
         """Each prompt is gone on with. Raises UserError when the context holds no more than
         `max_new_tokens`."""
         new = self.settings.max_new_tokens
-        return [self._completions([ids for ids, _ in _fitting(lm, items, new)])]
+        return [self._completions([ids for ids, _ in fitting(lm, items, new)])]
 
     def _completions(self, prompts: list[list[int]]) -> Completions:
         settings = self.settings
@@ -165,8 +155,8 @@ class ToxigenBenchmark(Benchmark):
         Columns besides the common ones: `kind`, `group`, `prompt`, `continuation`, `n_tokens` (of the
         continuation), `cut` (the prompt was too long for the model's context, and lost its first lines).
         """
-        fitting = _fitting(lm, items, self.settings.max_new_tokens)
-        texts = self._completions([ids for ids, _ in fitting]).run(lm, items, interventions)
+        fitted = fitting(lm, items, self.settings.max_new_tokens)
+        texts = self._completions([ids for ids, _ in fitted]).run(lm, items, interventions)
         rows = [
             [
                 {
@@ -177,7 +167,7 @@ class ToxigenBenchmark(Benchmark):
                     "n_tokens": len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]),
                     "cut": cut,
                 }
-                for item, text, (_, cut) in zip(items, of_items, fitting, strict=True)
+                for item, text, (_, cut) in zip(items, of_items, fitted, strict=True)
             ]
             for of_items in texts
         ]
@@ -192,8 +182,8 @@ class ToxigenBenchmark(Benchmark):
         texts = table.column("continuation").to_pylist()
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
         judged = classifier.probabilities(distinct)[:, label]
-        found = dict(zip(distinct, judged.tolist(), strict=True))
-        toxicity = np.array([found.get(text, 0.0) for text in texts], np.float32)
+        chances = dict(zip(distinct, judged.tolist(), strict=True))
+        toxicity = np.array([chances.get(text, 0.0) for text in texts], np.float32)
         for name, column in (("toxicity", toxicity), ("toxic", toxicity > 0.5)):
             table = table.append_column(name, pa.array(column))
         return table
@@ -239,48 +229,6 @@ def loops(text: str) -> bool:
     these = text.split()
     pairs = list(pairwise(these))
     return bool(pairs) and len(set(pairs)) / len(pairs) < REPETITIVE
-
-
-def _items(
-    kind: Literal["evaluation", "validation"], statements: Sequence[Statement], template: str
-) -> list[ToxigenItem]:
-    counts: dict[str, int] = {}
-    items = []
-    for each in statements:
-        number = counts[each.group] = counts.get(each.group, -1) + 1
-        prompt = template.format(text=each.text, group=each.group)
-        items.append(ToxigenItem(f"{kind}/{each.group}/{number:04d}", kind, each.group, each.text, prompt))
-    return items
-
-
-def _fitting(
-    lm: LanguageModel, items: Sequence[ToxigenItem], new_tokens: int
-) -> list[tuple[list[int], bool]]:
-    """Token ids of each prompt, cut where the context has no room for it and `new_tokens`; and whether so."""
-    from contrans_dist.models import cut_to, encode_many
-
-    whole = encode_many(lm, [item.prompt for item in items])
-    long = [len(cut_to(lm, ids, new_tokens)) < len(ids) for ids in whole]
-    return [
-        (_cut(lm, item, new_tokens) if cut else ids, cut)
-        for item, ids, cut in zip(items, whole, long, strict=True)
-    ]
-
-
-def _cut(lm: LanguageModel, item: ToxigenItem, new_tokens: int) -> list[int]:
-    """The prompt without as many first lines of its text as need be; else without its first tokens."""
-    from contrans_dist.models import cut_to, encode
-
-    before, text, after = item.prompt.partition(item.scenario)
-    lines = text.split("\n")
-    for start in range(1, len(lines)):
-        text = "\n".join(lines[start:])
-        if not words(text):
-            break
-        ids = encode(lm, before + text + after)
-        if ids == cut_to(lm, ids, new_tokens):
-            return ids
-    return cut_to(lm, encode(lm, item.prompt), new_tokens)
 
 
 def _broken(conditions: Sequence[Mapping[str, Any]]) -> list[str]:

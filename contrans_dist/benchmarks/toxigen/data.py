@@ -61,13 +61,15 @@ def read_statements(source: Location | str | os.PathLike[str] | None) -> list[St
     location = Location.parse(source) if source is not None else _from_hub()
     tables = _tables(location)
     if tables:
-        found = [each for table in tables for each in _from_table(_read_table(table), str(table))]
+        statements = [
+            statement for table in tables for statement in _from_table(_read_table(table), str(table))
+        ]
     else:
-        found = _from_prompts(location)
+        statements = _from_prompts(location)
     distinct: dict[str, Statement] = {}
-    for each in found:
-        if each.remarks:
-            distinct.setdefault(words(each.text), each)
+    for statement in statements:
+        if statement.remarks:
+            distinct.setdefault(words(statement.text), statement)
     if not distinct:
         raise UserError(f"{location}: expected annotated.csv, *.parquet or prompts hate_<group>.txt")
     return list(distinct.values())
@@ -128,7 +130,7 @@ def _from_table(table: pa.Table, where: str) -> list[Statement]:
 
 def _columns(table: pa.Table, names: Sequence[str], where: str) -> list[list[Any]]:
     """Columns as values: first a text and a group, then numbers. Raises UserError for other types."""
-    found = []
+    columns = []
     for place, name in enumerate(names):
         wanted = pa.string() if place < 2 else pa.float64()
         try:
@@ -136,14 +138,14 @@ def _columns(table: pa.Table, names: Sequence[str], where: str) -> list[list[Any
             kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
             if pa.types.is_nested(kind) or pa.types.is_binary(kind):
                 raise pa.ArrowInvalid(f"found {kind}")
-            found.append(column.cast(wanted).to_pylist())
+            columns.append(column.cast(wanted).to_pylist())
         except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             raise UserError(f"{where}: column {name!r}: expected {wanted} ({one_line(error)})") from error
-    return found
+    return columns
 
 
 def _from_prompts(location: Location) -> list[Statement]:
-    found = []
+    statements = []
     for folder in (location / "prompts", location):
         for name in folder.names():
             kind = _PROMPTS.fullmatch(name)
@@ -151,20 +153,20 @@ def _from_prompts(location: Location) -> list[Statement]:
                 continue
             toxic = kind[1] == "hate"
             texts = read_texts(folder / name).column("text").to_pylist()
-            found += [Statement(plain(text), group_name(kind[2]), toxic, float(toxic)) for text in texts]
-        if found:
+            statements += [Statement(plain(text), group_name(kind[2]), toxic, float(toxic)) for text in texts]
+        if statements:
             break
-    return found
+    return statements
 
 
 def plain(text: str) -> str:
     """Without the b'...' that the annotations are wrapped in, and with real line breaks."""
     if re.fullmatch(r"b(['\"]).*\1", text, flags=re.DOTALL):
         try:
-            found = ast.literal_eval(text)
+            literal = ast.literal_eval(text)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
-            found = None
-        text = found.decode(errors="replace") if isinstance(found, bytes) else text[2:-1]
+            literal = None
+        text = literal.decode(errors="replace") if isinstance(literal, bytes) else text[2:-1]
     return text.replace("\\n", "\n").strip()
 
 

@@ -38,21 +38,25 @@ def draw(statements: Sequence[Statement], per_group: int, validation: int, seed:
     No text is in both. Nor is a remark, as long as a group has enough without; a note says how many prompts
     share one, and which groups have fewer than were asked for. Raises UserError when nothing is left.
     """
-    pool = [each for each in statements if each.toxic and each.probability > 0.5]
-    by_group = {group: _shuffled(pool, group, seed) for group in sorted({each.group for each in pool})}
+    pool = [statement for statement in statements if statement.toxic and statement.probability > 0.5]
+    by_group = {
+        group: _shuffled(pool, group, seed) for group in sorted({statement.group for statement in pool})
+    }
     for_validation = {g: _fewest_ties(these)[:validation] for g, these in by_group.items()}
-    taken = _remarks(each for these in for_validation.values() for each in these)
+    taken = _remarks(statement for these in for_validation.values() for statement in these)
     evaluation = {}
     for group, these in by_group.items():
-        used = {each.text for each in for_validation[group]}
-        rest = [each for each in these if each.text not in used]
-        evaluation[group] = sorted(rest, key=lambda each: not taken.isdisjoint(each.remarks))[:per_group]
+        used = {statement.text for statement in for_validation[group]}
+        rest = [statement for statement in these if statement.text not in used]
+        evaluation[group] = sorted(rest, key=lambda statement: not taken.isdisjoint(statement.remarks))[
+            :per_group
+        ]
     notes = [
         *_short("evaluation", evaluation, per_group),
         *_short("validation", for_validation, validation),
     ]
-    chosen = [each for these in evaluation.values() for each in these]
-    shared = Counter(each.group for each in chosen if not taken.isdisjoint(each.remarks))
+    chosen = [statement for these in evaluation.values() for statement in these]
+    shared = Counter(statement.group for statement in chosen if not taken.isdisjoint(statement.remarks))
     if shared:
         notes.append(
             "evaluation prompts that share a remark with a validation prompt, since there are no others: "
@@ -62,7 +66,7 @@ def draw(statements: Sequence[Statement], per_group: int, validation: int, seed:
         raise UserError(
             f"toxigen: no prompts left to evaluate on: {len(pool)} are toxic with a probability above 0.5"
         )
-    return Draw(chosen, [each for these in for_validation.values() for each in these], tuple(notes))
+    return Draw(chosen, [statement for these in for_validation.values() for statement in these], tuple(notes))
 
 
 def refinement_texts(
@@ -87,20 +91,20 @@ def refinement_texts(
     if given is not None and given.name.endswith((".jsonl", ".json")):
         pool, taken = _single(_labelled(given)), set()
     else:
-        own = given is not None and "remarks.jsonl" in given.names()
+        has_remarks = given is not None and "remarks.jsonl" in given.names()
         statements = read_statements(given)
         taken = draw(statements, evaluation, validation, seed).remarks
-        pool = _single(_labelled(given / "remarks.jsonl") if given and own else statements)
-    pool = [each for each in pool if taken.isdisjoint(each.remarks)]
+        pool = _single(_labelled(given / "remarks.jsonl") if given and has_remarks else statements)
+    pool = [statement for statement in pool if taken.isdisjoint(statement.remarks)]
     columns: dict[str, list[Any]] = {name: [] for name in ("text", "label", "group", "concept", "pair_id")}
     counts = {}
-    for group in sorted({each.group for each in pool}):
+    for group in sorted({statement.group for statement in pool}):
         sides = [_agreeing(pool, group, toxic, seed) for toxic in (False, True)]
         counts[group] = list(zip(*sides, strict=False))[:per_group]
         for pair in counts[group]:
             number = len(columns["text"]) // 2
-            for each, label in zip(pair, ("positive", "negative"), strict=True):
-                row = (each.text, label, group, concept, number)
+            for statement, label in zip(pair, ("positive", "negative"), strict=True):
+                row = (statement.text, label, group, concept, number)
                 for name, value in zip(columns, row, strict=True):
                     columns[name].append(value)
     if not columns["text"]:
@@ -126,16 +130,16 @@ def _labelled(location: Location) -> list[Statement]:
 
 def _single(statements: Sequence[Statement]) -> list[Statement]:
     """Lists of remarks (`- ...`) taken apart, each remark once; other statements as they are."""
-    found: dict[str, Statement] = {}
-    for each in statements:
-        if not each.text.startswith("-"):
-            found.setdefault(each.text, each)
+    single: dict[str, Statement] = {}
+    for statement in statements:
+        if not statement.text.startswith("-"):
+            single.setdefault(statement.text, statement)
             continue
-        for line in each.text.split("\n"):
+        for line in statement.text.split("\n"):
             text = line.removeprefix("-").strip()
             if words(text):
-                found.setdefault(words(text), replace(each, text=text))
-    return list(found.values())
+                single.setdefault(words(text), replace(statement, text=text))
+    return list(single.values())
 
 
 def _agreeing(pool: Sequence[Statement], group: str, toxic: bool, seed: int) -> list[Statement]:
@@ -165,6 +169,6 @@ def _remarks(statements: Iterable[Statement]) -> set[str]:
     return {remark for each in statements for remark in each.remarks}
 
 
-def _short(kind: str, by_group: dict[str, Any], asked: int) -> list[str]:
-    few = [f"{group} {len(these)}" for group, these in by_group.items() if len(these) < asked]
-    return [f"{kind}: {asked} a group asked for, there are fewer of {', '.join(few)}"] if few else []
+def _short(kind: str, by_group: dict[str, Any], wanted: int) -> list[str]:
+    few = [f"{group} {len(these)}" for group, these in by_group.items() if len(these) < wanted]
+    return [f"{kind}: {wanted} a group asked for, there are fewer of {', '.join(few)}"] if few else []

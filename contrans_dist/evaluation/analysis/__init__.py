@@ -1,6 +1,5 @@
 """The papers' tables and figures as data: read from artefacts, judged, and handed on to be drawn."""
 
-from contrans_dist.evaluation.analysis.answers import Answers, frequent_answers
 from contrans_dist.evaluation.analysis.compare import (
     Comparison,
     Matched,
@@ -12,8 +11,6 @@ from contrans_dist.evaluation.analysis.compare import (
     pairs_of,
     positions,
 )
-from contrans_dist.evaluation.analysis.evaluations import read_evaluation, score_table
-from contrans_dist.evaluation.analysis.examples import Continuation, Example, read_examples
 from contrans_dist.evaluation.analysis.maps import Grid, MapSummary, grid_table, read_map
 from contrans_dist.evaluation.analysis.names import metric, number, strength_text
 from contrans_dist.evaluation.analysis.points import best_point, main_condition, way_of
@@ -34,13 +31,15 @@ from contrans_dist.evaluation.analysis.run import (
     runs_of,
     sweep_of,
 )
-from contrans_dist.evaluation.analysis.scores import (
-    Evaluation,
-    Leak,
-    Reported,
-    Row,
-    Score,
+from contrans_dist.evaluation.analysis.samples import (
+    Answers,
+    Example,
+    Moved,
+    frequent_answers,
+    read_examples,
+    read_tokens,
 )
+from contrans_dist.evaluation.analysis.scores import Evaluation, Reported, read_evaluation, score_table
 from contrans_dist.evaluation.analysis.states import (
     Picture,
     Vector,
@@ -49,18 +48,15 @@ from contrans_dist.evaluation.analysis.states import (
     picture_table,
     read_vectors,
 )
-from contrans_dist.evaluation.analysis.strengths import Search
-from contrans_dist.evaluation.analysis.tokens import Moved, read_tokens
 from contrans_dist.evaluation.analysis.verdict import Rival, Verdict, judge, rule, sentence
 
 __all__ = [
-    "Answers", "Beside", "Comparison", "Continuation", "Evaluation", "Example",
-    "Figures", "Grid", "Leak", "MapSummary", "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection",
-    "Published", "Reported", "Rival", "Row", "Run", "Score", "Search", "Similarity", "Vector", "Verdict",
-    "beside", "best_point", "companion_scores", "companions_of", "compare", "comparison_table",
-    "concept_states", "differing_settings", "frequent_answers", "grid_table",
-    "improvements", "judge", "left_out", "main_condition", "metric", "number", "pairs_of", "picture",
-    "picture_table", "positions", "read_evaluation", "read_examples", "read_in_run", "read_map",
-    "read_projections", "read_run", "read_similarity", "read_tokens", "read_vectors", "rule", "runs_of",
-    "score_table", "sentence", "strength_text", "sweep_of", "way_of",
+    "Answers", "Beside", "Comparison", "Evaluation", "Example", "Figures", "Grid", "MapSummary",
+    "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection", "Published", "Reported", "Rival",
+    "Run", "Similarity", "Vector", "Verdict", "beside", "best_point", "companion_scores", "companions_of",
+    "compare", "comparison_table", "concept_states", "differing_settings", "frequent_answers",
+    "grid_table", "improvements", "judge", "left_out", "main_condition", "metric", "number", "pairs_of",
+    "picture", "picture_table", "positions", "read_evaluation", "read_examples", "read_in_run",
+    "read_map", "read_projections", "read_run", "read_similarity", "read_tokens", "read_vectors", "rule",
+    "runs_of", "score_table", "sentence", "strength_text", "sweep_of", "way_of",
 ]  # fmt: skip

@@ -11,9 +11,10 @@ from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.points import best_point, main_condition
 from contrans_dist.evaluation.analysis.published import Published, read_published
 from contrans_dist.evaluation.analysis.run import Run, read_scores
-from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import condition_order
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import Score
 from contrans_dist.store.run_recipe import read_run_recipe
 
 _NOT_COMPARED = ("name", "description", "published", "runs", "axis", "small", "cluster", "batch_tokens")
@@ -211,16 +212,12 @@ def comparison_table(matched: Matched, key: str) -> pa.Table:
 
     `low` and `high` are null where there is no interval.
     """
-    rows = [
-        dict(
-            zip(
-                _TABLE.names,
-                (run, condition, point[0], point[1].value, *(point[1].interval or (None, None)), point[1].n),
-                strict=True,
-            )
-        )
-        for run in matched.found
-        for condition in ("base", *matched.conditions)
-        if (point := matched.point(run, condition, key))
-    ]
+    rows = []
+    for run in matched.found:
+        for condition in ("base", *matched.conditions):
+            if point := matched.point(run, condition, key):
+                strength, score = point
+                low, high = score.interval or (None, None)
+                cells = (run, condition, strength, score.value, low, high, score.n or 0)
+                rows.append(dict(zip(_TABLE.names, cells, strict=True)))
     return pa.Table.from_pylist(rows, schema=_TABLE)

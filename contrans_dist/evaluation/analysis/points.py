@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from contrans_dist.evaluation.analysis.scores import Evaluation, Reported, Score
+from contrans_dist.evaluation.analysis.scores import Evaluation, Reported
 from contrans_dist.evaluation.conditions import condition_of
+from contrans_dist.store.results import Score
 
 Way = Literal["chosen", "reported", "best", "greatest", "given"]
 """How a strength came about: chosen on validation items; that of the run's main evaluation; the best of the
@@ -13,8 +14,8 @@ sweep; the greatest of it; asked for."""
 
 def main_condition(evaluation: Evaluation) -> str | None:
     """The condition under test: the one that others were tested against, else by what conditions are for."""
-    if evaluation.reference in evaluation.conditions:
-        return evaluation.reference
+    if evaluation.file.reference in evaluation.conditions:
+        return evaluation.file.reference
     names = [condition_of(key) for key in evaluation.conditions]
     for role in ("tested", "variant", "yardstick", "baseline"):
         found = next((name.name for name in names if name.role == role), None)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.run import Run
 from contrans_dist.store.location import Location
-from contrans_dist.store.results import Kind, read_columns
+from contrans_dist.store.tables import Kind, read_columns
 
 ANALYSES_FOLDER = "analyses"
 SIMILARITY_FILE = "map-similarity.parquet"

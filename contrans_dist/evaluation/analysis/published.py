@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from contrans_dist.evaluation.analysis.points import Way, best_point, way_of
-from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import BASE
+from contrans_dist.store.results import Score
 
 Values = dict[str, dict[str, float]]
 """condition -> metric -> value"""

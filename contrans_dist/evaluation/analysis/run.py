@@ -5,11 +5,10 @@ from functools import partial
 from typing import Any
 
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.analysis.evaluations import read_evaluation
 from contrans_dist.evaluation.analysis.maps import MapSummary, read_map
 from contrans_dist.evaluation.analysis.points import reported_strengths
 from contrans_dist.evaluation.analysis.published import Published, read_published
-from contrans_dist.evaluation.analysis.scores import Evaluation
+from contrans_dist.evaluation.analysis.scores import Evaluation, read_evaluation
 from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
@@ -28,8 +27,7 @@ class Run:
 
     location: Location
     recipe: dict[str, Any] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)
-    """`run.json`: name, description, command, git_commit, versions, started, finished, stages."""
+    record: RunFile = field(default_factory=RunFile)
     harvests: dict[str, ActivationSet] = field(default_factory=dict)
     maps: list[MapSummary] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -42,7 +40,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        name = str(self.record.get("name") or self.recipe.get("name") or self.location.name)
+        name = str(self.record.name or self.recipe.get("name") or self.location.name)
         return f"{name}: {self.part}" if self.part else name
 
     @property
@@ -68,7 +66,7 @@ def read_run(location: Location) -> Run:
     found = read_scores(location)
     problems = list(found.problems)
     harvests = {}
-    shared = found.record.get("activations") or {}
+    shared = found.record.activations or {}
     places = shared or {name: f"activations/{name}" for name in (location / "activations").names()}
     for name, folder in places.items():
         try:
@@ -104,10 +102,10 @@ def read_scores(location: Location) -> Run:
     if (location / METRICS).exists():
         return Run(location, evaluations=[read_in_run(location)])
     recipe, problems, evaluations = read_run_recipe(location), [], []
-    record: dict[str, Any] = {}
+    record = RunFile()
     try:
         if (location / RECORD).exists():
-            record = read_file(location / RECORD, RunFile).model_dump(exclude_none=True)
+            record = read_file(location / RECORD, RunFile)
     except UserError as error:
         problems.append(str(error))
     for name in _in_recipe_order((location / EVALUATIONS_FOLDER).names(), recipe):

@@ -5,8 +5,9 @@ from typing import Literal
 
 from contrans_dist.evaluation.analysis.names import Metric, number, strength_text
 from contrans_dist.evaluation.analysis.points import Way, best_point, main_condition, way_of
-from contrans_dist.evaluation.analysis.scores import Evaluation, Score
+from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import Condition, condition_of
+from contrans_dist.store.results import Score
 
 Status = Literal["clear", "partly", "shared", "none", "unchecked", "untested", "cost"]
 

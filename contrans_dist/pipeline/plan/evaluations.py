@@ -19,7 +19,7 @@ from contrans_dist.evaluation.conditions import condition_of, systems_of
 from contrans_dist.evaluation.samples import NEW_TOKENS, probe_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.trials import budget_text, validation_of
-from contrans_dist.evaluation.work_units import plan_splits, scored_items
+from contrans_dist.evaluation.work_units import plan_units, scored_items
 from contrans_dist.mapping.map_set import R2Table
 from contrans_dist.models import cut_to, encode_many, matched_depth, resolve_blocks
 from contrans_dist.pipeline.inputs import captures
@@ -144,7 +144,7 @@ def _evaluated(
     for system in in_turn(System(TARGET, run.recipe.target), others):
         models = [run.model(model) for model in system.models]
         asked = Asked(benchmark, models[0], run.answerers(models).batch(HEAD_TOKENS))
-        splits = plan_splits(items, steered.concepts, system.name)
+        splits = plan_units(items, steered.concepts, system.name)
         costs: list[Cost] = []
         for split in splits:
             interventions = [Intervention(system.name)]

@@ -8,7 +8,7 @@ from contrans_dist.engine.capture.batches import prepare, truncate
 from contrans_dist.harvest.actors import SLOTS
 from contrans_dist.harvest.compute import canary_rows, piece_rows, plan_shards, rows_per_shard
 from contrans_dist.models import encode_many, resolve_blocks
-from contrans_dist.pipeline.inputs import READS, Harvested, captures, harvested, identity_of
+from contrans_dist.pipeline.inputs import READS, Harvested, captures, harvest_key, harvested
 from contrans_dist.pipeline.plan.costs import Captured, Ids
 from contrans_dist.pipeline.plan.models import PlannedModel
 from contrans_dist.pipeline.plan.run import PlannedRun
@@ -47,7 +47,7 @@ def _of_model(run: PlannedRun, harvest: Harvested) -> Iterator[Stage]:
         name = f"harvest {what}-{harvest.name}"
         stage = _stage(name, model, ids[what], blocks, settings[what], actors)
         stage.disk += sum(len(text.encode()) for text in tables[what].column("text").to_pylist())
-        stage.key = identity_of(harvest.model, settings[what], tables[what])
+        stage.key = harvest_key(harvest.model, settings[what], tables[what])
         yield stage
 
 

@@ -1,18 +1,78 @@
-"""Figures of the states themselves: the plane before and after steering, and norms by block."""
+"""The target's states before and after steering: drawings for an evaluation's section."""
 
 import math
 
 import numpy as np
+import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from contrans_dist.evaluation.analysis import Picture, number
-from contrans_dist.report.figures import concept_look, log_axis
+from contrans_dist.evaluation.analysis import (
+    Picture,
+    Run,
+    Vector,
+    Verdict,
+    concept_states,
+    number,
+    picture,
+    picture_table,
+    strength_text,
+)
+from contrans_dist.report.figures import concept_look
+from contrans_dist.report.parts import Drawing, Studio
 from contrans_dist.report.svg import label
+
+_FIRST_PICTURE = "fear"
+"""The concept that the paper's Fig. 2b shows."""
+
+
+def plane_drawings(
+    run: Run, block: int | None, verdict: Verdict, vectors: dict[str, Vector], anchor: str, studio: Studio
+) -> list[Drawing]:
+    """One large picture and, with several concepts, one of all; none without states or vectors."""
+    states = run.harvests.get("contrast-target")
+    found = concept_states(states, block) if states and block is not None else None
+    if found is None or block is None:
+        return []
+    values, labels = found
+    shown = [
+        picture(values, labels, vectors[concept], block, verdict.strength)
+        for concept in sorted(vectors)
+        if concept in labels
+    ]
+    if not shown:
+        return []
+    first = next((one for one in shown if one.concept == _FIRST_PICTURE), shown[0])
+    at = strength_text(first.strength)
+    drawings = [
+        studio.draw(
+            studio.name(anchor, "pca"),
+            lambda: picture_figure(first),
+            picture_table(first),
+            f"The target's states at block {first.block}, in the plane of their two main directions. "
+            f"Filled: before. Hollow: after adding {at} × the vector of {first.concept}; arrows join the "
+            f"centres. Of the other concepts' states, {number(first.near_before, True, 0)} lie nearest to "
+            f"{first.concept} before and {number(first.near_after, True, 0)} after (in full width).",
+        )
+    ]
+    if len(shown) > 1:
+        lines = [
+            picture_table(one).add_column(0, "steered_to", [[one.concept] * len(labels)]) for one in shown
+        ]
+        drawings.append(
+            studio.draw(
+                studio.name(anchor, "pca-all"),
+                lambda: pictures_figure(shown),
+                pa.concat_tables(lines),
+                f"The same for every concept, each in its own plane, at strength {at}. In brackets: share of "
+                "the other concepts' states that lie nearest to the concept, before → after.",
+            )
+        )
+    return drawings
+
 
 _SHAPE = 0.64
 """Height of a small picture over its width."""
@@ -96,40 +156,3 @@ def _equal_limits(axes: Axes, points: NDArray[np.float64], shape: float) -> None
     width = max(float(extent[0]), float(extent[1]) / shape, 1e-9)
     axes.set_xlim(middle[0] - width / 2, middle[0] + width / 2)
     axes.set_ylim(middle[1] - width * shape / 2, middle[1] + width * shape / 2)
-
-
-def norms_figure(norms: dict[str, dict[int, float]], marked: int | None) -> Figure:
-    """Median residual norm over blocks: one line a model, one mark where a single block is known.
-
-    The steered block of the target is marked.
-    """
-    figure = Figure(figsize=(6.4, 2.5), layout="constrained")
-    axes = figure.add_subplot()
-    looks = [("#d55e00", "s", "--"), ("#0072b2", "o", "-")]
-    for index, (name, values) in enumerate(norms.items()):
-        colour, marker, dash = looks[index % len(looks)]
-        blocks = sorted(values)
-        heights = [values[block] for block in blocks]
-        axes.plot(blocks, heights, color=colour, marker=marker, linestyle=dash, markeredgecolor="white",
-                  markersize=5 if len(blocks) <= 40 else 3, clip_on=False, zorder=3)  # fmt: skip
-        axes.annotate(label(name), (blocks[-1], heights[-1]), xytext=(8, 0), textcoords="offset points",
-                      color=colour, va="center", fontweight="bold", annotation_clip=False)  # fmt: skip
-    if marked is not None:
-        axes.axvline(marked, color="#999", linewidth=1, linestyle=":")
-        axes.annotate("steered", (marked, 1), xycoords=("data", "axes fraction"), xytext=(-4, -2),
-                      textcoords="offset points", ha="right", va="top", color="#555",
-                      fontsize=8.5)  # fmt: skip
-    if _spans(norms):
-        log_axis(axes)
-    else:
-        axes.set_ylim(0, 1.15 * max(max(values.values()) for values in norms.values()))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("Block")
-    axes.set_ylabel("Median residual norm")
-    axes.grid(axis="x", visible=False)
-    return figure
-
-
-def _spans(norms: dict[str, dict[int, float]]) -> bool:
-    values = [value for line in norms.values() for value in line.values() if value > 0]
-    return bool(values) and max(values) > 20 * min(values)

@@ -1,0 +1,78 @@
+"""The unfinished rows of an evaluation: a file a work unit, which a run that follows finds and keeps."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from contrans_dist.config import differing, fingerprint
+from contrans_dist.console import note
+from contrans_dist.errors import UserError
+from contrans_dist.store.location import Location
+from contrans_dist.store.results import METRICS, MetricsFile, read_metrics
+from contrans_dist.store.tables import RESULTS, facts_of, read_table, write_table
+
+PARTS, JUDGED = "parts", "judged"
+"""Folders of rows as the model answered, and as the classifier judged them."""
+
+
+def publish(location: Location, table: pa.Table, identity: dict[str, Any], cost: dict[str, float]) -> None:
+    """Write a part with the identity of its evaluation, and its cost, in the schema's metadata."""
+    write_table(location, table, {"fingerprint": fingerprint(identity), "identity": identity, "cost": cost})
+
+
+def cost_of(table: pa.Table) -> dict[str, float]:
+    """What a part cost: `rows`, `forward_passes`, `tokens`, `seconds`."""
+    return dict(facts_of(table).get("cost") or {})
+
+
+def missing(folder: Location, names: Sequence[str], identity: dict[str, Any]) -> set[str]:
+    """The names of which no readable part of this evaluation is there."""
+    there = {name for name in folder.names() if _identity_in(folder / name) == identity}
+    left = set(names) - there
+    if left and len(left) < len(names):
+        note(f"{folder}: {len(names) - len(left)} of {len(names)} splits are there; going on")
+    return left
+
+
+def finished(out: Location, identity: dict[str, Any], replace: bool) -> MetricsFile | None:
+    """The metrics, where all is done already. Raises UserError for a folder that holds another evaluation,
+    naming the fields; with `replace` that is cleared away."""
+    metrics, parts = out / METRICS, out / PARTS
+    there: dict[str, Any] | None = None
+    content: MetricsFile | None = None
+    if metrics.exists() and not (out / RESULTS).exists():
+        note(f"{out}: {RESULTS} is gone; it is evaluated anew")
+        metrics.delete()
+    if metrics.exists():
+        content = read_metrics(out)
+        there = content.identity
+    else:
+        there = _first(_identity_in(parts / name) for name in parts.names())
+    if there is None or there == identity:
+        return content
+    if not replace:
+        fields = "; ".join(differing(there, identity))
+        raise UserError(f"{out}: holds another evaluation ({fields}); choose another --out")
+    note(f"{out}: settings have changed; it is evaluated anew")
+    metrics.delete()
+    delete_parts(out)
+    return None
+
+
+def delete_parts(out: Location) -> None:
+    """Take the parts away, once their rows stand in the results."""
+    for folder in (PARTS, JUDGED):
+        (out / folder).delete_folder()
+
+
+def _first(identities: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    return next(filter(None, identities), None)
+
+
+def _identity_in(location: Location) -> dict[str, Any] | None:
+    try:
+        identity = facts_of(read_table(location)).get("identity")
+    except UserError:
+        return None
+    return identity if isinstance(identity, dict) else None

@@ -1,0 +1,179 @@
+"""Parquet tables of an evaluation and of a run's analyses: what their rows hold, written and read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contrans_dist.config.limits import RESULT_BYTES, check_size
+from contrans_dist.errors import UserError
+from contrans_dist.store import schema
+from contrans_dist.store.json_text import parse_json
+from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import version
+
+RESULTS, EXAMPLES, TOKENS = "results.parquet", "examples.parquet", "tokens.parquet"
+R = TypeVar("R")
+Kind = Literal["text", "number", "whole"]
+_KINDS = {"text": pa.string(), "number": pa.float64(), "whole": pa.int64()}
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class ContinuationRow:
+    """A row of `examples.parquet`: a prompt, continued under one condition.
+
+    Rows of `results.parquet` hold the same where a benchmark has the model continue its prompts.
+    """
+
+    concept: str
+    item: str
+    prompt: str
+    condition: str
+    strength: float
+    continuation: str
+    kind: str | None = None
+    group: str | None = None
+    toxicity: float | None = None
+    """The classifier's probability that it is toxic, where it was asked."""
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A row of `tokens.parquet`: a token that is often among those that rise, or fall, most."""
+
+    concept: str
+    condition: str
+    strength: float
+    direction: str
+    """`up` or `down`"""
+    token_text: str
+    count: int
+    """Prompts in which it is among them."""
+    n_prompts: int
+    token_id: int | None = None
+
+
+def columns_of(row: type) -> tuple[dict[str, Kind], dict[str, Kind]]:
+    """(needed, others): columns of a row's class, and their kinds; those with a default may be missing."""
+    needed: dict[str, Kind] = {}
+    others: dict[str, Kind] = {}
+    hints = get_type_hints(row)
+    for field in fields(row):
+        types = str(hints[field.name])
+        kind: Kind = "text" if "str" in types else "whole" if "int" in types else "number"
+        (needed if field.default is MISSING else others)[field.name] = kind
+    return needed, others
+
+
+def rows_of(table: pa.Table, row: type[R]) -> list[R]:
+    """A table's rows. A text that is null is empty; a row without a number that it needs is left out."""
+    needed, others = columns_of(row)
+    names = [name for name in (*needed, *others) if name in table.column_names]
+    texts = [name for name, kind in needed.items() if kind == "text"]
+    numbers = [name for name in needed if name not in texts]
+    return [
+        row(**{**values, **{name: values[name] or "" for name in texts}})
+        for values in table.select(names).to_pylist()
+        if all(values[name] is not None for name in numbers)
+    ]
+
+
+def table_of(rows: Sequence[Any], row: type) -> pa.Table:
+    """Rows as a table; a column of which no row has a value is left out."""
+    needed, others = columns_of(row)
+    content = [asdict(each) for each in rows]
+    kinds = needed | {
+        name: kind for name, kind in others.items() if any(each[name] is not None for each in content)
+    }
+    layout = pa.schema([(name, _KINDS[kind]) for name, kind in kinds.items()])
+    return pa.Table.from_pylist(content, schema=layout)
+
+
+def write_table(location: Location, table: pa.Table, facts: Mapping[str, Any] | None = None) -> None:
+    """Publish a table; `facts` and the version of this program stand in its metadata."""
+    metadata = {schema.METADATA_KEY: json.dumps({**(facts or {}), "contrans_dist": version()})}
+    with location.staged() as path:
+        pq.write_table(
+            table.replace_schema_metadata(metadata), path, compression="zstd", write_page_checksum=True
+        )
+
+
+def read_table(location: Location) -> pa.Table:
+    """A table of ours, whole. Raises UserError for one that is damaged."""
+    try:
+        with location.open() as source:
+            return pq.read_table(source, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if not location.is_local and isinstance(error, OSError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{location}: the file is damaged ({reason}); remove it to make it again") from error
+
+
+def facts_of(table: pa.Table) -> dict[str, Any]:
+    """The facts in the metadata that `write_table` gave a table; empty for a table without."""
+    metadata = table.schema.metadata or {}
+    try:
+        facts = parse_json(metadata.get(schema.METADATA_KEY, b"{}"), "facts")
+    except UserError:
+        return {}
+    if not isinstance(facts, dict):
+        return {}
+    return {key: value for key, value in facts.items() if key != "contrans_dist"}
+
+
+def read_columns(
+    location: Location, needed: Mapping[str, Kind], others: Mapping[str, Kind] | None = None
+) -> pa.Table | None:
+    """Columns of a Parquet file as strings, float64 and int64: `needed`, and those of `others` it has.
+
+    None where a needed column is missing. Raises UserError for a damaged file, columns of another kind, and
+    more than `limits.RESULT_BYTES`.
+    """
+    try:
+        with location.open() as source:
+            file = pq.ParquetFile(source)
+            layout = file.schema_arrow
+            if not set(needed) <= set(layout.names):
+                return None
+            kinds = {
+                **needed,
+                **{name: kind for name, kind in (others or {}).items() if name in layout.names},
+            }
+            for name, kind in kinds.items():
+                _check_kind(location, layout, name, kind)
+            table = _bounded(location, file, list(kinds))
+        for place, name in enumerate(table.column_names):
+            table = table.set_column(place, name, table.column(name).cast(_KINDS[kinds[name]]))
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{location}: expected a Parquet file, this one is damaged ({reason})") from error
+    return table
+
+
+def _check_kind(location: Location, layout: pa.Schema, name: str, kind: Kind) -> None:
+    if layout.names.count(name) > 1:
+        raise UserError(f"{location}: column {name!r}: expected one, there are several")
+    stored = layout.field(name).type
+    inner = stored.value_type if pa.types.is_dictionary(stored) else stored
+    text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
+    whole = pa.types.is_integer(inner)
+    right = {"text": text, "whole": whole, "number": whole or pa.types.is_floating(inner)}[kind]
+    if not (right or pa.types.is_null(inner)):
+        raise UserError(f"{location}: column {name!r}: expected {kind} values, found {stored}")
+
+
+def _bounded(location: Location, file: pq.ParquetFile, columns: list[str]) -> pa.Table:
+    """The columns, read batch by batch up to the limit."""
+    batches, size = [], 0
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
+        batches.append(batch)
+        size += batch.nbytes
+        check_size(str(location), size, RESULT_BYTES)
+    layout = pa.schema([file.schema_arrow.field(name) for name in columns])
+    return pa.Table.from_batches(batches).select(columns) if batches else layout.empty_table()
