@@ -10,7 +10,7 @@ from rich.console import Console
 
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.config.recipe import validated
-from contrans_dist.console import json_line, shown
+from contrans_dist.console import json_line, shown, without_credentials
 from contrans_dist.errors import UserError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -58,6 +58,10 @@ def lasting(out: str | None) -> str | None:
         raise UserError(
             "--out: a submitted job runs in a working directory of its own; "
             f"expected an absolute path or a URI{given}"
+        )
+    if out is not None and out.startswith(("hf://", "https://", "http://")):
+        raise UserError(
+            f"--out {without_credentials(out)}: can only be read; expected a path or an s3:// or gs:// URI"
         )
     return out
 

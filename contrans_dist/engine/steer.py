@@ -24,12 +24,23 @@ def steer(
 ) -> Iterator[None]:
     """Add `strength * vector` to the output of decoder blocks, at every position, inside a `with`.
 
-    `vector` is `[d]` (the same for each block named in `block`), `[n_blocks, d]` (each block its own row;
-    without `block` all rows that are not zero) or `{block: [d]}`. It is brought to the dtype and device of
-    the block's output. Strength 0 registers no hook at all. Works under `generate` with a cache.
+    Works under `generate` with a cache. Strength 0 registers no hook at all.
 
-    Raises UserError for a vector of another width, a block that the model has not, or a vector that is not
-    finite.
+    Args:
+        model: A `LanguageModel`, or any Hugging Face model with decoder blocks.
+        vector: `[d]` (the same for each block named in `block`), `[n_blocks, d]` (each block its own row;
+            without `block` all rows that are not zero) or `{block: [d]}`, in the residual stream's units. It
+            is brought to the dtype and device of the block's output.
+        block: The block or blocks, from 0.
+        strength: The vector's coefficient.
+
+    Raises:
+        UserError: For a vector of another width, a block that the model has not, or a vector that is not
+            finite.
+
+    Example:
+        >>> with steer(model, vector, block=6, strength=2.0):
+        ...     model.model.generate(**inputs)
     """
     blocks = _blocks_of(model)
     rows = select_rows(vector, block=block, n_blocks=len(blocks), d=_width_of(model))

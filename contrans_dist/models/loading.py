@@ -227,13 +227,24 @@ def load_model(
     head: bool = True,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """A hub model (`org/name`, `org/name@revision`) or a local folder, in evaluation mode, without gradients.
+    """A decoder-only language model, in evaluation mode, without gradients.
 
-    `dtype`: `float32`, `bfloat16`, `float16`, or None for the checkpoint's own. `quantization`: `int8` or
-    `nf4` (bitsandbytes). `device`: None takes a GPU where there is one; `auto` or a dict is an accelerate
-    device map.
-    `highest_block=k` loads blocks 0 to k only; `head=False` leaves out the language-model head.
-    Raises UserError for what is not a decoder-only language model or not there, RunError for missing weights.
+    Args:
+        name: A hub model (`org/name`, `org/name@revision`), a local folder, or `demo:source`.
+        revision: Branch, tag or commit of a hub model.
+        dtype: `float32`, `bfloat16`, `float16`, or None for the checkpoint's own.
+        quantization: `int8` or `nf4` (bitsandbytes).
+        device: None takes a GPU where there is one; `auto` or a dict is an accelerate device map.
+        highest_block: Blocks above it are not loaded.
+        head: Whether the language-model head is.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        UserError: For what is not a decoder-only language model, or not there.
+        RunError: For missing weights.
+
+    Example:
+        >>> model = load_model("demo:source", dtype="float32")
     """
     kind = torch_dtype(dtype)
     quantizer = _quantization_config(quantization, kind)
@@ -259,7 +270,6 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told by name
         )
-        model.__class__ = described.whole
     _check_complete(name, model, info, head)
     if model.dtype != run:
         # Some quantised checkpoints run in one precision only, whatever is asked.

@@ -45,7 +45,6 @@ def load_skeleton(
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise RunError(f"weights missing or of another shape: {', '.join(missing[:5])}{more}")
-    model.__class__ = whole
     model.eval().requires_grad_(False).to(device)
     for k, block in enumerate(bare):
         lists[0][k] = block

@@ -85,7 +85,13 @@ def states_after(block: nn.Module, run: Callable[[], object]) -> Tensor:
 @contextmanager
 def unpacked() -> Iterator[None]:
     """Spare transformers its look, on the host, for several texts in one row: it would wait for the device at
-    the beginning of every forward pass, and rows that hold several texts come with a mask of their own."""
+    the beginning of every forward pass, and rows that hold several texts come with a mask of their own.
+
+    A function of its module is replaced, as no argument spares the look and keeps the rest: it is left out
+    where there is a mask (then attention takes slower kernels, and other looks at the mask wait as well) or a
+    cache (which some architectures want to be of a class of their own). A transformers without that function,
+    or which does not call it, loses nothing but the time.
+    """
     before = getattr(masking_utils, _PACKED, None)
     if before is None or before is _none_packed:
         yield

@@ -44,8 +44,11 @@ class StreamedModel:
     batch. `load` may be called in another thread meanwhile.
     """
 
-    def __init__(self, lm: LanguageModel, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self, lm: LanguageModel, whole: type[PreTrainedModel], checkpoint: Checkpoint, device: torch.device
+    ) -> None:
         self.lm, self.checkpoint, self.device = lm, checkpoint, device
+        self._whole = whole  # the model itself is of a class that was cut down
         self._list = find_blocks(lm.model)[1]
         self._width = int(self._embedding.weight.shape[1])
         self._form = self._check()
@@ -67,7 +70,7 @@ class StreamedModel:
         if self._embedding.weight.device.type == "meta":
             model = self.lm.model
             with hub_errors(self.lm.name):
-                again = load_skeleton(type(model), model.config, self.checkpoint, model.dtype, self.device)
+                again = load_skeleton(self._whole, model.config, self.checkpoint, model.dtype, self.device)
             embedding = find_blocks(again)[0].get_input_embeddings()  # type: ignore[operator]
             self.lm.decoder.set_input_embeddings(embedding)  # type: ignore[operator]
         found: list[Tensor] = []
@@ -221,7 +224,7 @@ def open_streamed(
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
     with replaced(find_blocks(model)[1], {0: lambda *args, **named: _stream(args, named)}):
         lm = wrap_model(model, tokenizer, name)
-    return StreamedModel(lm, checkpoint, place)
+    return StreamedModel(lm, described.whole, checkpoint, place)
 
 
 def _refusal(kind: str, why: str) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote
 from contrans_dist.console import without_credentials
 from contrans_dist.errors import UserError
 
-_STORE = re.compile(r"(?P<scheme>s3|gs|gcs)://(?P<rest>.*)", re.DOTALL)
+_STORE = re.compile(r"(?P<scheme>s3|gs|gcs|hf|https|http)://(?P<rest>.*)", re.DOTALL)
 _WITH_SECRET = re.compile(r"(?P<user>[^/@:]*):(?P<secret>[^@]*)@(?P<rest>.*)", re.DOTALL)
 _UNSAFE = re.compile(r"^\.|[%/\\\x00-\x1f\x7f]")
 _LONGEST_NAME = 180

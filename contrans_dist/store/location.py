@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from contrans_dist.config.limits import JSON_BYTES, check_size
 from contrans_dist.console import without_credentials
-from contrans_dist.errors import UserError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.store import object_stores as stores
 from contrans_dist.store.addresses import above, joined, parse_address, show_address, whole_address
 from contrans_dist.store.json_text import parse_json
@@ -31,7 +31,8 @@ _COPY_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder, given as a local path or a URI (`s3://`, `gs://`, `file://`).
+    """A file or folder, given as a local path or a URI (`s3://`, `gs://`, `file://`), or as one that can
+    only be read (`https://`, `hf://datasets/...`).
 
     It is text alone, so that it travels to another process; each opens its own filesystem.
     """
@@ -101,9 +102,13 @@ class Location:
         store may do the next time as PassingError."""
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UserError, RunError):
             raise
-        except (OSError, pa.ArrowInvalid) as error:
+        except Exception as error:
+            # Clients of the web raise errors of their own, which are no OSError.
+            read_alone = self.store.startswith(tuple(f"{scheme}:" for scheme in stores.READ_ALONE))
+            if not isinstance(error, OSError | pa.ArrowInvalid) and not read_alone:
+                raise
             raise stores.told(str(self), error, self.is_local) from error
 
     def exists(self) -> bool:

@@ -6,11 +6,15 @@ import re
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
+import fsspec
+import fsspec.implementations.dirfs
 from pyarrow import fs
 
 from contrans_dist.console import without_credentials
 from contrans_dist.errors import PassingError, RunError, UserError
 
+READ_ALONE = ("hf", "https", "http")
+"""Schemes of texts that others have published: opened by fsspec, and never written to."""
 _S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 _ATTEMPTS = 3
 """Of one request, by the store's client; what is tried again after longer pauses is `patiently`'s."""
@@ -42,7 +46,25 @@ def filesystem(store: str, uploading: bool = False, brief: bool = False) -> fs.F
     if not store:
         return fs.LocalFileSystem()
     scheme, _, rest = store.partition("://")
+    if scheme in READ_ALONE:
+        if uploading:
+            raise UserError(f"{store}: can only be read; expected a path or an s3:// or gs:// URI")
+        return _published(scheme, rest)
     return _s3(rest, uploading, brief) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
+
+
+def _published(scheme: str, rest: str) -> fs.FileSystem:
+    """A web server or the model hub, whose filesystem takes paths with the host, or `datasets`, first."""
+    host = rest.partition("?")[0].rpartition("@")[2]
+    if host != rest:
+        raise UserError(f"{scheme}://{host}: expected an address without a user, and without `?` and options")
+    try:
+        opened = fsspec.filesystem(scheme)
+    except ImportError as error:
+        raise UserError(f"{scheme}://{host}: {error}; pip install 'fsspec[http]'") from error
+    if scheme != "hf":  # a web server's files are named by whole addresses
+        opened = fsspec.implementations.dirfs.DirFileSystem(f"{scheme}:/", opened)
+    return fs.PyFileSystem(fs.FSSpecHandler(opened))
 
 
 def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:

@@ -1,6 +1,10 @@
 """Texts in: every format, every way to be wrong, templates, cuts and the leak check."""
 
 import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,9 @@ import pytest
 from contrans_dist.data.contamination import leak_report, overlap, unit_hashes
 from contrans_dist.data.corpus import cut_after, cut_end, cut_random, prepare_corpus
 from contrans_dist.data.texts import frames, prompts, read_texts, text_table
-from contrans_dist.errors import UserError
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.store.location import Location
+from contrans_dist.store.patience import briefly
 
 
 def write(path: Path, content: bytes | str) -> str:
@@ -179,3 +185,45 @@ def test_a_template_that_shows_braces_frames_the_text() -> None:
     assert frames(table, "{{text}} {who}: {text}, {text}!\\n") == (
         ["{text} Ann: ", "{text} Bo: "], [", a!\n", ", b!\n"],
     )  # fmt: skip
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """A web server on this machine; its address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_texts_are_read_from_a_web_server(tmp_path: Path, web: str) -> None:
+    (tmp_path / "my texts.txt").write_text("one\ntwo\n")
+    (tmp_path / "more.jsonl").write_text('{"text": "three", "label": "a"}\n')
+    pq.write_table(pa.table({"text": ["four", "five"]}), tmp_path / "table.parquet")
+    assert read_texts(f"{web}/my%20texts.txt").column("text").to_pylist() == ["one", "two"]
+    assert read_texts(f"{web}/more.jsonl").column("label").to_pylist() == ["a"]
+    assert read_texts(f"{web}/table.parquet").column("text").to_pylist() == ["four", "five"]
+    with pytest.raises(UserError, match=f"^{web}/none.txt: no such file$"):
+        read_texts(f"{web}/none.txt")
+
+
+def test_texts_on_the_hub_that_cannot_be_reached_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with briefly(), pytest.raises((UserError, RunError)) as raised:
+        read_texts("hf://datasets/nobody/nothing/texts.jsonl")
+    assert str(raised.value).startswith("hf://datasets/nobody/nothing/texts.jsonl: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_what_can_only_be_read_is_not_written_to_nor_shown_with_secrets(web: str) -> None:
+    with pytest.raises(UserError, match="can only be read"):
+        (Location.parse(web) / "out.txt").write_json({})
+    for text in ("https://me:s3cr3t@host/t.txt", "https://host/t.txt?signature=s3cr3t"):
+        with pytest.raises(UserError, match="expected an address without") as raised:
+            read_texts(text)
+        assert "s3cr3t" not in str(raised.value)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from contrans_dist.engine.capture import canary, capture, capture_ids, plan_batches
+from contrans_dist.engine.capture import canary, capture, capture_ids, plan_batches, truncate
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, load_model, wrap_model
 from tests.tiny import ARCHITECTURES, CONTEXT, save_tiny, tiny_model, tiny_tokenizer
@@ -291,3 +291,16 @@ def test_a_spoilt_text_does_not_spoil_its_batch() -> None:
     assert rows.bad_rows() == [len(ids)]
     for block in expected:
         np.testing.assert_allclose(rows[block][: len(ids)], expected[block], rtol=1e-4, atol=1e-5)
+
+
+def test_texts_longer_than_the_context_are_cut_before_they_are_run() -> None:
+    lm = _lm("gpt2")
+    assert lm.context == CONTEXT
+    long = [5 + i % 200 for i in range(CONTEXT + 3)]
+    told = f"text 1 has {CONTEXT + 3} tokens, the model's context holds {CONTEXT}"
+    with pytest.raises(UserError, match=told):
+        capture_ids(lm, [[5, 6], long])
+    ids, cut = truncate(lm, [[5, 6], long])
+    assert (cut, len(ids[1]), ids[1][-1]) == ([1], CONTEXT, long[-1])
+    expected = block_states(lm, ids[1])[3][-1]
+    np.testing.assert_allclose(capture_ids(lm, ids)[3][1], expected, rtol=1e-4, atol=1e-5)

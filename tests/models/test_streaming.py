@@ -332,7 +332,8 @@ def test_a_loop_that_does_more_than_call_its_blocks_is_refused(tmp_path: Path) -
     def refusal(kind: str) -> str:
         decoder.forward = lambda **inputs: loop(kind, **inputs)
         try:
-            StreamedModel(streamed.lm, streamed.checkpoint, streamed.device)
+            whole = type(streamed.lm.model)
+            StreamedModel(streamed.lm, whole, streamed.checkpoint, streamed.device)
         except UserError as error:
             return str(error)
         return ""

@@ -15,7 +15,7 @@ class Activations(Mapping[int, np.ndarray]):
     """int32 `[n_texts]`: tokens that the model saw of each text."""
     token_ids: np.ndarray
     """int32 `[n_texts]`: the token that the row was taken from; -1 for position `mean`."""
-    truncated: list[int]
+    truncated: list[int] = field(default_factory=list)
     """Texts that were longer than the model's context, and lost tokens after their BOS."""
     text_ids: list[str] = field(default_factory=list)
     """Identities of the texts (`texts.text_id`); none where only their token ids were given."""

@@ -66,7 +66,6 @@ class Prepared:
     """Texts as they go into the model, and where their rows are taken."""
 
     ids: list[list[int]]
-    truncated: list[int]
     tokens: list[int]
     """Index of the token that each text's row is taken from; the last one for `mean`."""
     mean: bool
@@ -80,21 +79,22 @@ class Prepared:
         pairs = zip(self.ids, self.tokens, strict=True)
         token_ids = [-1 if self.mean else text[i] for text, i in pairs]
         n_tokens = np.array(self.lengths, np.int32)
-        return Activations(rows, n_tokens, np.array(token_ids, np.int32), self.truncated)
+        return Activations(rows, n_tokens, np.array(token_ids, np.int32))
 
 
 def prepare(lm: LanguageModel, ids: list[list[int]], position: Position, first_row: int = 0) -> Prepared:
-    """Texts cut to the model's context, and the place of each one's row.
+    """Texts given as token ids that fit the model's context (`truncate`), and the place of each one's row.
 
-    Raises UserError naming the text, counted from `first_row`, that has no tokens or is too short.
+    Raises UserError naming the text, counted from `first_row`, that has no tokens, too few or too many.
     """
     position = parse_position(position)
     for row, text in enumerate(ids, first_row):
         if not text:
             raise UserError(f"text {row}: {NO_TOKENS}")
-    ids, truncated = truncate(lm, ids)
+        if lm.context is not None and len(text) > lm.context:
+            raise UserError(f"text {row} has {len(text)} tokens, the model's context holds {lm.context}")
     tokens = taken_from(position, [len(text) for text in ids], first_row)
-    return Prepared(ids, truncated, tokens, position == "mean")
+    return Prepared(ids, tokens, position == "mean")
 
 
 def truncate(

@@ -12,7 +12,7 @@ import torch
 from contrans_dist.config import CHAT_DATE
 from contrans_dist.data.texts import text_id
 from contrans_dist.engine.capture.activations import Activations
-from contrans_dist.engine.capture.batches import Position, prepare
+from contrans_dist.engine.capture.batches import Position, prepare, truncate
 from contrans_dist.engine.capture.gather import Gatherer, Landing
 from contrans_dist.engine.capture.memory import did_not_fit
 from contrans_dist.engine.prefixes import Group, Row, Trunk, pack, plan_for
@@ -102,7 +102,8 @@ def capture_ids(
     Out of memory on a GPU halves the batches from there on; on the CPU they are at most `CPU_TOKENS` large.
     `first_row`: the number that messages give the first text. `share_prefixes`: what texts begin with in
     common is run once, where the model can (see `prefixes`). Raises UserError naming the row for a text
-    without tokens or too short for `position`, RunError where a single text does not fit into memory.
+    without tokens, too short for `position` or longer than the context, RunError where a single text does
+    not fit into memory.
     """
     chosen = _check_blocks(lm, blocks)
     texts = prepare(lm, ids, position, first_row)
@@ -131,14 +132,27 @@ def capture(
     chat: bool = False,
     chat_date: date = CHAT_DATE,
 ) -> Activations:
-    """The residual stream as each block returns it, one row a text: `{block: float32 [n_texts, d]}`.
+    """The residual stream as each block returns it, one row a text.
 
-    `blocks`: numbers, a specification as in `resolve_blocks`, or None for all that are loaded. `position`:
-    `last`, `mean`, or an offset such as -2. `batch_tokens`: at most so many tokens, padding included, run at
-    once. `chat`: through the tokenizer's chat template, on `chat_date`. Raises UserError for unusable input,
-    RunError for NaN or infinity.
+    Args:
+        lm: The model, as `load_model` gives it.
+        texts: Any number; one longer than the model's context loses tokens at its beginning.
+        blocks: Numbers, a specification as in `resolve_blocks`, or None for all that are loaded.
+        position: The token of the row: `last`, `mean`, or an offset such as -2.
+        batch_tokens: At most so many tokens, padding included, run at once.
+        chat: Whether each text is a user's turn in the tokenizer's chat template, on `chat_date`.
+
+    Returns:
+        `{block: float32 [n_texts, d]}`, with what is known of the texts.
+
+    Raises:
+        UserError: For unusable input.
+        RunError: For NaN or infinity.
+
+    Example:
+        >>> rows = capture(load_model("demo:source"), ["the boy was happy"], blocks="0.75")
     """
-    ids = encode_many(lm, texts, chat, chat_date)
+    ids, cut = truncate(lm, encode_many(lm, texts, chat, chat_date))
     activations = capture_ids(lm, ids, blocks, position, batch_tokens)
     bad = activations.bad_rows()
     if bad:
@@ -147,7 +161,8 @@ def capture(
             f"NaN or infinity in the rows of texts {rows}, first at block {activations.first_bad_block()}"
             f" ({lm.dtype}); try another --dtype"
         )
-    return replace(activations, text_ids=[text_id(text) for text in texts], n_blocks=lm.n_blocks)
+    ours = [text_id(text) for text in texts]
+    return replace(activations, truncated=cut, text_ids=ours, n_blocks=lm.n_blocks)
 
 
 def canary(
