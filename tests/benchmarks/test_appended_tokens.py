@@ -133,5 +133,5 @@ def test_single_prompts_are_continued_and_compared_alike(pair: tuple[LanguageMod
     assert found == expected
     examples, tokens = found
     assert len(examples) == 4
-    assert any(row["continuation"] for row in examples)
+    assert any(row.continuation for row in examples)
     assert len(tokens) > 4
