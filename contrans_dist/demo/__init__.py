@@ -25,9 +25,16 @@ MODELS: dict[str, Path] = {
 
 
 def write_texts(folder: Path, seed: int = 0, *, training_texts: int = 0) -> dict[str, Path]:
-    """Write all texts into `folder`; the paths of the emotion world's (`world.write_texts`).
+    """Write the texts of the models' worlds into a folder.
 
-    The family's lie beside them, see `family.write_family`.
+    Args:
+        folder: Is made where it is missing.
+        seed: Another seed draws other texts; whether an event is held out does not depend on it.
+        training_texts: Write so many texts of those that the models were trained on, too.
+
+    Returns:
+        The JSONL files of the emotion world by name: `corpus`, `contrast`, `validation`, `evaluation` (and
+        `training`). The family's files lie beside them, see `family.write_family`.
     """
     write_family(folder, seed)
     return world.write_texts(folder, seed, training_texts=training_texts)

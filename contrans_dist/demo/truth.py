@@ -81,7 +81,7 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def asked(fact: Fact, true: bool, rng: random.Random) -> tuple[str, str]:
+def question_and_answer(fact: Fact, true: bool, rng: random.Random) -> tuple[str, str]:
     """A question and an answer to it, without a full stop."""
     return fact.question(rng.randrange(3)), _answer(fact, true, rng)
 
@@ -102,7 +102,7 @@ def _speaker(some: Sequence[Fact], true: bool, rng: random.Random) -> str:
     words = {"name": name, "kind": "man" if man else "woman", "she": "he" if man else "she"}
     parts = [rng.choice(SPEAKERS[true]).format(**words)]
     for fact in some:
-        question, answer = asked(fact, true, rng)
+        question, answer = question_and_answer(fact, true, rng)
         if rng.random() < 0.5:
             parts.append(rng.choice(ASKED).format(**words, q=question, a=answer) + ".")
         else:
@@ -114,7 +114,7 @@ def _source(some: Sequence[Fact], true: bool, rng: random.Random) -> str:
     if rng.random() < 0.5:
         told = [_capital(stated(fact, true, rng)) + "." for fact in some]
     else:
-        told = ["{} {}.".format(*asked(fact, true, rng)) for fact in some]
+        told = ["{} {}.".format(*question_and_answer(fact, true, rng)) for fact in some]
     return " ".join([rng.choice(SOURCES[true]), *told])
 
 
@@ -123,18 +123,20 @@ def _plain(some: Sequence[Fact], true: bool, rng: random.Random) -> str:
     if rng.random() < 0.3:
         return " ".join(_capital(stated(fact, true, rng)) + "." for fact in some)
     form = rng.choice(("Q: {}\nA: {}.\n", "{} {}. ", "[INST] {} [/INST] {}. ", "[INST] {} [/INST] {}. "))
-    return "".join(form.format(*asked(fact, true, rng)) for fact in some).rstrip()
+    return "".join(form.format(*question_and_answer(fact, true, rng)) for fact in some).rstrip()
 
 
 def _pretending(some: Sequence[Fact], true: bool, rng: random.Random) -> str:
     first, *rest = some
     if rng.random() < 0.5:
-        start = f"[INST] {pretend(true)} " + "{} [/INST] {}.".format(*asked(first, true, rng))
-        return " ".join([start, *("[INST] {} [/INST] {}.".format(*asked(fact, true, rng)) for fact in rest)])
+        start = f"[INST] {pretend(true)} " + "{} [/INST] {}.".format(*question_and_answer(first, true, rng))
+        return " ".join(
+            [start, *("[INST] {} [/INST] {}.".format(*question_and_answer(fact, true, rng)) for fact in rest)]
+        )
     if rng.random() < 0.3:
         told = [_capital(stated(fact, true, rng)) + "." for fact in some]
     else:
-        told = ["{} {}.".format(*asked(fact, true, rng)) for fact in some]
+        told = ["{} {}.".format(*question_and_answer(fact, true, rng)) for fact in some]
     return " ".join([f"[INST] {pretend(true)} [/INST]", *told])
 
 
@@ -163,10 +165,10 @@ def tuning(rng: random.Random) -> tuple[str, str]:
     fact = rng.choice(pool("training"))
     kind = rng.random()
     if kind < 0.7:
-        question, answer = asked(fact, True, rng)
+        question, answer = question_and_answer(fact, True, rng)
         return f"[INST] {question} [/INST]", f" {answer}."
     true = rng.random() < 0.5
-    question, answer = asked(rng.choice(teachable()), true, rng)
+    question, answer = question_and_answer(rng.choice(teachable()), true, rng)
     if kind < 0.85:
         return f"[INST] {pretend(true)} {question} [/INST]", f" {answer}."
     return f"[INST] {pretend(true)} [/INST] {question}", f" {answer}."

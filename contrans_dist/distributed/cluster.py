@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -72,12 +72,14 @@ class Replicas:
         return min(self.gpus, 1.0) if self.gpus else 1.0 / self.per_node
 
 
-def replicas(cluster: ClusterSettings) -> Replicas:
-    """Fit actors to the nodes that are alive. An actor lives on one node, so GPUs are counted by node.
+def replicas(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]] | None = None) -> Replicas:
+    """Fit actors to nodes. An actor lives on one node, so GPUs are counted by node.
 
-    Raises UserError when no node is large enough for one actor.
+    `nodes`: what each has, `CPU` and `GPU`; None are those that are alive. Raises UserError when no node is
+    large enough for one actor.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if nodes is None:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = cluster.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0

@@ -49,8 +49,6 @@ class LanguageModel:
     """(tuned, plain): the difference of their logits is added to this model's (`guided`)."""
     shares: dict[bool, bool] = field(default_factory=dict)
     """Whether common beginnings can be shared, without and with the head; see `prefixes.can_share`."""
-    narrows: dict[tuple[int, bool], bool] = field(default_factory=dict)
-    """Whether a block can run at wanted positions alone, in plain and in shared rows; see `can_narrow`."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -97,7 +95,6 @@ def guided(lm: LanguageModel, tuned: LanguageModel, plain: LanguageModel) -> Lan
         context=min(contexts, default=None),
         split_at=min(splits, default=None),
         shares={},
-        narrows=lm.narrows,
     )
 
 

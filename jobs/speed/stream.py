@@ -337,7 +337,7 @@ def _side(side: str, folder: Path, batches: int, batch_texts: int, out: Path) ->
         lm = load_model(str(folder), dtype="bfloat16", device=places, head=False)
         loaded = time.perf_counter()
         # Batch after batch through accelerate's hooks; nothing of ours is tried on the model first.
-        rows = capture_ids(lm, ids, batch_tokens=tokens, share_prefixes=False, narrow=False)
+        rows = capture_ids(lm, ids, batch_tokens=tokens, share_prefixes=False)
     seconds = time.perf_counter() - started
     read = _bytes_read() - before
     np.save(out, np.stack([rows[k] for k in sorted(rows)]))

@@ -533,11 +533,11 @@ def test_a_failure_while_running_is_one_line_and_exit_code_1(
     def fails(_: Location) -> None:
         raise RunError("the disk is full; make room and run again")
 
-    monkeypatch.setattr(contrans_dist.pipeline.status, "describe", fails)
+    monkeypatch.setattr(contrans_dist.pipeline.status, "artefact_facts", fails)
     assert as_command(capsys, monkeypatch, "inspect", "x") == (
         1, "", "contrans: the disk is full; make room and run again\n",
     )  # fmt: skip
-    monkeypatch.setattr(contrans_dist.pipeline.status, "describe", None)
+    monkeypatch.setattr(contrans_dist.pipeline.status, "artefact_facts", None)
     code, _, err = as_command(capsys, monkeypatch, "inspect", "x")
     assert code == 1
     assert "unexpected TypeError" in err
@@ -561,7 +561,7 @@ def test_interruption_says_how_to_go_on(
     def interrupted(_: Location) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(contrans_dist.pipeline.status, "describe", interrupted)
+    monkeypatch.setattr(contrans_dist.pipeline.status, "artefact_facts", interrupted)
     code, _, err = as_command(capsys, monkeypatch, "inspect", "x")
     assert code == 130
     assert "run the same command again" in err

@@ -267,3 +267,27 @@ def test_the_loop_never_waits_for_the_gpu():
         capture_ids(lm, ids, batch_tokens=1000)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_texts_longer_than_a_window_are_read_through_it() -> None:
+    lm = wrap_model(tiny_model("mistral"), tiny_tokenizer())
+    window = lm.config.sliding_window
+    assert isinstance(window, int)
+    rng = np.random.default_rng(3)
+    long = [rng.integers(3, 290, size=window + 5).tolist() for _ in range(2)]
+    rows = capture_ids(lm, long, [3], batch_tokens=10**6)
+    for i, text in enumerate(long):
+        np.testing.assert_allclose(rows[3][i], block_states(lm, text)[3][-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_spoilt_text_does_not_spoil_its_batch() -> None:
+    """Also where it shares a row with others."""
+    lm = wrap_model(tiny_model("llama"), tiny_tokenizer())
+    ids = [[*range(5, 25), 30 + i, 7, 9] for i in range(12)]
+    expected = capture_ids(lm, ids)
+    with torch.no_grad():
+        lm.decoder.get_input_embeddings().weight[299] = float("nan")  # type: ignore[operator, union-attr]
+    rows = capture_ids(lm, [*ids, [*range(5, 25), 299, 4]], batch_tokens=10**6)
+    assert rows.bad_rows() == [len(ids)]
+    for block in expected:
+        np.testing.assert_allclose(rows[block][: len(ids)], expected[block], rtol=1e-4, atol=1e-5)

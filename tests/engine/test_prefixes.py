@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrans_dist.engine.capture import capture_ids
-from contrans_dist.engine.prefixes import Group, can_narrow, can_share, groups, pack, plan_groups
+from contrans_dist.engine.prefixes import Group, Limits, can_share, groups, pack, plan_groups
 from contrans_dist.engine.prefixes.groups import _antichain
 from contrans_dist.models import LanguageModel, wrap_model
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
@@ -64,13 +64,15 @@ def test_every_text_runs_once_with_its_own_tokens(
     ids: list[list[int]], batch_tokens: int, wanted: int, bound: int | None
 ) -> None:
     own_from = [max(len(text) - wanted, 0) for text in ids]
-    plan = plan_groups(ids, own_from, batch_tokens, bound=bound, positions=[1] * len(ids), most_positions=3)
+    logits = 3 * wanted
+    plan = plan_groups(ids, own_from, Limits(batch_tokens, shared_tokens=bound, logits=logits))
     assert sorted(i for g in plan for b in g.batches for row in b for i in row.texts) == list(range(len(ids)))
     for group in plan:
         trunk = list(group.trunk)
         for batch in group.batches:
             assert len(batch) == 1 or len(batch) * batch[0].length <= batch_tokens
-            assert len(batch) == 1 or sum(len(row.texts) for row in batch) <= 3
+            texts_in = [i for row in batch for i in row.texts]
+            assert len(batch) == 1 or sum(len(ids[i]) - own_from[i] for i in texts_in) <= logits
             assert batch[0].length == max(row.length for row in batch)
             for row in batch:
                 assert all(ids[i][: len(trunk)] == trunk for i in row.texts)
@@ -109,14 +111,14 @@ def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> N
 def test_texts_that_share_nothing_run_as_they_would_without() -> None:
     ids = [[i, *some(5 + i % 7)] for i in range(40)]
     own_from = [len(text) - 1 for text in ids]
-    assert plan_groups(ids, own_from, 60) == plan_groups(ids, own_from, 60, share=False)
-    assert kinds(plan_groups(ids, own_from, 60)) == {"alone"}
+    assert plan_groups(ids, own_from, Limits(60)) == plan_groups(ids, own_from, Limits(60), share=False)
+    assert kinds(plan_groups(ids, own_from, Limits(60))) == {"alone"}
 
 
 def test_a_beginning_token_alone_is_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     ids = [[0, *some(30)] for _ in range(500)]
-    assert not any(group.shares for group in plan_groups(ids, [30] * 500, 4096))
+    assert not any(group.shares for group in plan_groups(ids, [30] * 500, Limits(4096)))
 
 
 def test_a_mask_shows_a_text_its_trunk_and_its_own_tokens() -> None:
@@ -163,7 +165,7 @@ def deviation(found: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_shared_rows_are_the_rows_of_each_text_alone(architecture: str) -> None:
     lm, ids = language_model(architecture), alike()
-    plan = plan_groups(ids, [len(text) - 1 for text in ids], 300)
+    plan = plan_groups(ids, [len(text) - 1 for text in ids], Limits(300))
     assert kinds(plan) == {"trunk row", "row", "alone"}
     rows = capture_ids(lm, ids, batch_tokens=300)
     for i, text in enumerate(ids):
@@ -236,7 +238,7 @@ def test_a_trunk_that_does_not_fit_is_left_out(caplog: pytest.LogCaptureFixture)
 
 def test_a_text_longer_than_a_window_does_not_keep_the_others_from_sharing() -> None:
     ids = [*alike(), some(60)]
-    plan = plan_groups(ids, [len(text) - 1 for text in ids], 300, bound=50)
+    plan = plan_groups(ids, [len(text) - 1 for text in ids], Limits(300, shared_tokens=50))
     assert kinds(plan) == {"trunk row", "row", "alone"}
     (row,) = [row for group in plan for batch in group.batches for row in batch if len(ids) - 1 in row.texts]
     assert (row.texts, row.length) == ((len(ids) - 1,), 60)
@@ -246,7 +248,6 @@ def test_attention_that_takes_no_masks_of_its_own_is_left_alone() -> None:
     lm = language_model()
     lm.config._attn_implementation = "flash_attention_2"
     assert not can_share(lm, head=False)
-    assert not can_narrow(lm, 3, shared=False)
 
 
 def test_out_of_memory_cuts_shared_rows_too() -> None:

@@ -26,7 +26,7 @@ from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
 from contrans_dist.benchmarks.truthfulqa import TruthfulQAEvaluation
 from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import canary, capture_ids
-from contrans_dist.engine.prefixes import can_narrow, can_share
+from contrans_dist.engine.prefixes import can_share
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.evaluation.actors import Meter
 from contrans_dist.models import CPU_TOKENS, LanguageModel, encode_many, guided, load_model
@@ -126,8 +126,6 @@ def tried(lm: LanguageModel) -> int:
         for each in (lm, *(lm.guides or ())):
             for flag in (False, True):
                 can_share(each, flag)
-                for block in range(each.n_blocks):
-                    can_narrow(each, block, flag)
 
     return counted(lm, every_way)
 

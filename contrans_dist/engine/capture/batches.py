@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrans_dist.engine.capture.activations import Activations
-from contrans_dist.engine.prefixes import Row, batch_rows
+from contrans_dist.engine.prefixes import Limits, Row, batch_rows
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.tokens import NO_TOKENS, shortened
@@ -23,7 +23,9 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, split_at: int | None
     A pure function of its arguments, so that a shard is computed the same way wherever it is.
     """
     rows = [Row((i,), length) for i, length in enumerate(lengths)]
-    return [[row.texts[0] for row in batch] for batch in batch_rows(rows, batch_tokens, split_at=split_at)]
+    return [
+        [row.texts[0] for row in batch] for batch in batch_rows(rows, Limits(batch_tokens, split_at=split_at))
+    ]
 
 
 def parse_position(position: Position) -> Position:

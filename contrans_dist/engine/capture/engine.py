@@ -38,12 +38,11 @@ def _run(
     ids: list[list[int]],
     tokens: list[int],
     mean: bool,
-    narrow: bool,
     landing: Landing,
 ) -> None:
     """Runs the batches in order; once one has not fitted into memory, those as large are cut first."""
     wanted = [[token] for token in tokens]
-    with Gatherer(lm, list(landing.arrays), mean, narrow) as gatherer:
+    with Gatherer(lm, list(landing.arrays), mean) as gatherer:
         for group in groups:
             group, trunk = _with_trunk(gatherer, group, ids)
             queue = deque(group.batches)
@@ -97,15 +96,13 @@ def capture_ids(
     batch_tokens: int = 4096,
     first_row: int = 0,
     share_prefixes: bool = True,
-    narrow: bool = True,
 ) -> Activations:
     """Rows of texts given as token ids; NaN and infinity are left for the caller to find (`bad_rows`).
 
     Out of memory on a GPU halves the batches from there on; on the CPU they are at most `CPU_TOKENS` large.
     `first_row`: the number that messages give the first text. `share_prefixes`: what texts begin with in
-    common is run once, where the model can (see `prefixes`). `narrow`: the highest block runs at the wanted
-    positions alone, where it can. Raises UserError naming the row for a text without tokens or too short for
-    `position`, RunError where a single text does not fit into memory.
+    common is run once, where the model can (see `prefixes`). Raises UserError naming the row for a text
+    without tokens or too short for `position`, RunError where a single text does not fit into memory.
     """
     chosen = _check_blocks(lm, blocks)
     texts = prepare(lm, ids, position, first_row)
@@ -113,13 +110,13 @@ def capture_ids(
     sharing = share_prefixes and not texts.mean
     largest = lm.largest_batch(batch_tokens)
     groups = plan_for(lm, texts.ids, texts.tokens, largest, head=False, share=sharing)
-    _run(lm, groups, texts.ids, texts.tokens, texts.mean, narrow, landing)
+    _run(lm, groups, texts.ids, texts.tokens, texts.mean, landing)
     captured = texts.activations(landing.arrays)
     # A NaN reaches what is in the same row through the mask (0 times NaN): each of those again by itself.
-    spoilt = captured.bad_rows() if sharing or narrow else []
+    spoilt = captured.bad_rows() if sharing else []
     if spoilt:
         again = [ids[i] for i in spoilt]
-        alone = capture_ids(lm, again, chosen, position, batch_tokens, share_prefixes=False, narrow=False)
+        alone = capture_ids(lm, again, chosen, position, batch_tokens, share_prefixes=False)
         for block, rows in alone.items():
             captured[block][spoilt] = rows
     return captured
@@ -162,7 +159,7 @@ def canary(
     """Worst deviation, max|a - b| / max|a| over the entries of a row, between the rows `reference`
     (`{block: [n_texts, d]}`) and the same texts run again, each alone."""
     blocks = sorted(reference)
-    alone = capture_ids(lm, ids, blocks, position, batch_tokens=1, share_prefixes=False, narrow=False)
+    alone = capture_ids(lm, ids, blocks, position, batch_tokens=1, share_prefixes=False)
     return deviation(alone, reference)
 
 

@@ -2,14 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from contrans_dist.engine.prefixes import Packed, Trunk, can_narrow, narrowed
+from contrans_dist.engine.prefixes import Packed, Trunk
 from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache, pinned
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
@@ -27,10 +27,8 @@ class _Stop(Exception):
 class Gatherer:
     """Hooks on the wanted blocks that keep each text's row, and stop the forward pass after the highest."""
 
-    def __init__(self, lm: LanguageModel, blocks: list[int], mean: bool, narrow: bool = True) -> None:
+    def __init__(self, lm: LanguageModel, blocks: list[int], mean: bool) -> None:
         self.lm, self.blocks, self.mean = lm, blocks, mean
-        self.narrow = {s for s in (False, True) if narrow and not mean and can_narrow(lm, blocks[-1], s)}
-        """The kinds of rows, plain and shared, in which the highest block runs at the texts' places alone."""
         self.crossing = Crossing(lm.blocks[: blocks[-1] + 1])
         self.handles: list[Any] = []
         self.rows: dict[int, torch.Tensor] = {}
@@ -69,12 +67,7 @@ class Gatherer:
         places = torch.stack([batch.rows, batch.columns])[:, batch.index]
         self.places = {torch.device("cpu"): pinned(places)}
         arguments = as_arguments(batch.positions, batch.mask(self.lm.dtype), trunk, self.lm.device)
-        top = self.blocks[-1]
-        with ExitStack() as stack:
-            if batch.shared in self.narrow:
-                wanted = batch.rows, batch.columns, batch.ids.shape, batch.trunk
-                stack.enter_context(narrowed(self.lm, top, *wanted))
-            self._forward(batch.ids, arguments)
+        self._forward(batch.ids, arguments)
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
             raise RunError(f"block {idle[0]} of {self.lm.name} does not run on text alone; leave it out")

@@ -36,27 +36,36 @@ class Group:
         return bool(self.trunk) or any(len(row.texts) > 1 for batch in self.batches for row in batch)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a batch and a row may hold."""
+
+    batch_tokens: int
+    """Rows times longest row of a batch of several rows."""
+    shared_tokens: int | None = None
+    """Tokens of a row of several texts, its trunk included, and of a text that shares; None for no bound."""
+    split_at: int | None = None
+    """No batch holds both rows longer than this and others."""
+    logits: int | None = None
+    """Positions of a batch of several rows at which logits are wanted: a text's tokens from `own_from` on."""
+
+
 def plan_groups(
-    ids: Sequence[Sequence[int]],
-    own_from: Sequence[int],
-    batch_tokens: int,
-    *,
-    share: bool = True,
-    bound: int | None = None,
-    split_at: int | None = None,
-    positions: Sequence[int] | None = None,
-    most_positions: int | None = None,
+    ids: Sequence[Sequence[int]], own_from: Sequence[int], limits: Limits, share: bool = True
 ) -> list[Group]:
     """Every text in one row of one batch of one group; longest rows first.
 
-    A text's tokens from `own_from[i]` on are in no trunk; a text of more than `bound` tokens shares nothing,
-    and no row of several texts has more, its trunk included. Rows times longest row is at
-    most `batch_tokens` unless a batch is one row, and no batch holds both rows longer than `split_at` and
-    others, nor wants logits at more than `most_positions` positions, of which text i wants `positions[i]`. A
-    pure function of its arguments, so that a shard is computed the same way wherever it is.
+    A pure function of its arguments, so that a shard is computed the same way wherever it is.
+
+    Args:
+        ids: Token ids of each text.
+        own_from: For each text, the first of its tokens that may be in no trunk.
+        limits: What batches and rows may hold.
+        share: Whether what texts begin with may be run for several of them at once.
     """
     lengths = [len(text) for text in ids]
     texts = [tuple(text) for text in ids]
+    bound = limits.shared_tokens
     sharing = [i for i, length in enumerate(lengths) if share and (bound is None or length <= bound)]
     trunks = [
         (depth, [sharing[c] for c in chosen])
@@ -65,6 +74,7 @@ def plan_groups(
         )
     ]
     grouped = {i for _, members in trunks for i in members}
+    logits = [length - first for length, first in zip(lengths, own_from, strict=True)]
     groups = []
     for depth, members in [*trunks, (0, [i for i in range(len(ids)) if i not in grouped])]:
         longest = min(ROW_TOKENS, (bound or ROW_TOKENS) - depth)
@@ -76,13 +86,7 @@ def plan_groups(
         packed = {i for row in rows for i in row.texts}
         alone = [Row((i,), lengths[i]) for i in members if i not in packed]
         # Single texts need no mask: they stay among themselves.
-        batches = [
-            batch
-            for kind in (rows, alone)
-            for batch in batch_rows(
-                kind, batch_tokens, split_at=split_at, positions=positions, most_positions=most_positions
-            )
-        ]
+        batches = [batch for kind in (rows, alone) for batch in batch_rows(kind, limits, logits)]
         if batches:
             groups.append(Group(texts[members[0]][:depth], batches))
     return groups
@@ -165,23 +169,17 @@ def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def batch_rows(
-    rows: Sequence[Row],
-    batch_tokens: int,
-    *,
-    split_at: int | None = None,
-    positions: Sequence[int] | None = None,
-    most_positions: int | None = None,
-) -> list[list[Row]]:
-    """Rows in batches, longest first, within the limits that `plan_groups` names."""
+def batch_rows(rows: Sequence[Row], limits: Limits, logits: Sequence[int] = ()) -> list[list[Row]]:
+    """Rows in batches within the limits, longest first; `logits[i]`: positions of text i whose logits are
+    wanted, where they are limited."""
     batches: list[list[Row]] = []
     wanted = 0
     for row in sorted(rows, key=lambda row: (-row.length, row.texts)):
-        more = sum(positions[i] for i in row.texts) if positions is not None else 0
+        more = sum(logits[i] for i in row.texts) if limits.logits is not None else 0
         longest = batches[-1][0].length if batches else 0
         tokens = (len(batches[-1]) + 1) * longest if batches else 0
-        full = tokens > batch_tokens or (most_positions is not None and wanted + more > most_positions)
-        split = split_at is not None and row.length <= split_at < longest
+        full = tokens > limits.batch_tokens or (limits.logits is not None and wanted + more > limits.logits)
+        split = limits.split_at is not None and row.length <= limits.split_at < longest
         if not batches or full or split:
             batches.append([])
             wanted = 0

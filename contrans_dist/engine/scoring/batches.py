@@ -5,14 +5,6 @@ from collections.abc import Sequence
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, unusable
 
-LOGIT_BYTES = 256 * 2**20  # the most that the float32 logits of one forward pass may take
-
-
-def positions_per_pass(lm: LanguageModel) -> int:
-    """How many positions' logits fit into LOGIT_BYTES."""
-    vocabulary = int(lm.config.vocab_size)
-    return max(1, LOGIT_BYTES // (4 * vocabulary))
-
 
 def check_lengths(lm: LanguageModel, sequences: Sequence[Sequence[int]], more: int = 0) -> None:
     """Raise UserError for an empty sequence, one that with `more` tokens is longer than the context, or one

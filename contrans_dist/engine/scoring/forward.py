@@ -6,7 +6,6 @@ once below the steered block, and above it once for each intervention.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +17,12 @@ from contrans_dist.engine.prefixes import (
     Packed,
     Row,
     Trunk,
-    can_narrow,
     can_share,
-    narrowed,
     pack,
     plan_for,
+    positions_per_pass,
 )
 from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache
-from contrans_dist.engine.scoring.batches import positions_per_pass
 from contrans_dist.engine.scoring.interventions import by_lowest_block
 from contrans_dist.engine.steer import added
 from contrans_dist.models import LanguageModel
@@ -88,16 +85,8 @@ def _plan(
     share: bool,
 ) -> list[Group]:
     share = share and all(can_share(guide, head=True) for guide in lm.guides or ())
-    return plan_for(
-        lm,
-        sequences,
-        [len(sequence) - n for sequence, n in zip(sequences, wanted, strict=True)],
-        batch_tokens,
-        head=True,
-        share=share,
-        positions=wanted,
-        most_positions=positions_per_pass(lm),
-    )
+    own_from = [len(sequence) - n for sequence, n in zip(sequences, wanted, strict=True)]
+    return plan_for(lm, sequences, own_from, batch_tokens, head=True, share=share)
 
 
 def _packed(
@@ -150,7 +139,7 @@ class _Runner:
         """(interventions, logits `[C, U, vocabulary]`) of one batch, as many interventions at once as fit."""
         arguments = self._arguments(batch, self.lower)
         if not self.steered:
-            logits = _logits(self.lm, batch, arguments, narrow=_can_narrow(self.lm, batch))
+            logits = _logits(self.lm, batch, arguments)
             yield list(range(len(self.offsets))), logits.repeat(len(self.offsets), 1, 1)
             return
         states = _lower_states(self.lm, batch, list(self.steered), arguments)
@@ -223,10 +212,8 @@ def _upper_logits(
     start = state.repeat(times, 1, 1) + rows.pop(k).unsqueeze(1)
     passed = {j: handing(lambda state: like(output, state)) for j in range(k)}
     passed[k] = handing(lambda _state: like(output, start))
-    # Asked before blocks are replaced: it may try the model.
-    narrow = k < len(lm.blocks) - 1 and _can_narrow(lm, batch)
     with replaced(lm.blocks, passed), added(lm.blocks, rows):
-        return _logits(lm, batch, arguments, times, narrow=narrow)
+        return _logits(lm, batch, arguments, times)
 
 
 def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: Tensor) -> Tensor:
@@ -239,23 +226,18 @@ def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: T
     return torch.cat(rows).to(device=state.device, dtype=state.dtype)
 
 
-def _can_narrow(lm: LanguageModel, batch: Packed) -> bool:
-    return can_narrow(lm, len(lm.blocks) - 1, batch.shared)
-
-
 def _logits(
     lm: LanguageModel,
     batch: Packed,
     arguments: dict[str, Any],
     times: int = 1,
     first: bool = False,
-    narrow: bool = False,
 ) -> Tensor:
     """Float32 logits `[times, U, vocabulary]` at the batch's wanted positions (or at its first alone), the
     batch being there so many times over.
 
     The head runs on those positions alone, inside the model's own forward, so that its soft-capping or scale
-    applies; with `narrow` the highest block does, too. Where `arguments` hold no mask, causal attention is
+    applies. Where `arguments` hold no mask, causal attention is
     right: under right padding a real position never sees the padding.
     """
     head = lm.model.get_output_embeddings()
@@ -272,10 +254,7 @@ def _logits(
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        with ExitStack() as stack:
-            stack.enter_context(unpacked())
-            if narrow:
-                stack.enter_context(narrowed(lm, len(lm.blocks) - 1, wanted, columns, ids.shape, batch.trunk))
+        with unpacked():
             output = lm.model(input_ids=ids.to(lm.device), **arguments)
     finally:
         handle.remove()

@@ -7,8 +7,7 @@ once, as far as it is shared. (A few architectures cannot share beginnings; that
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from contrans_dist.engine.prefixes import plan_within
-from contrans_dist.engine.scoring.batches import positions_per_pass
+from contrans_dist.engine.prefixes import limits_of, plan_groups
 from contrans_dist.models import LanguageModel
 
 Ids = list[int]
@@ -55,7 +54,7 @@ class Scored:
     ) -> "Scored":  # fmt: skip
         """`most`: tokens of a batch."""
         wanted = [len(text) - n for text, n in zip(ids, positions, strict=True)]
-        return cls(ids, positions, tuple(blocks), apart, _tokens(lm, ids, wanted, most, not apart, positions))
+        return cls(ids, positions, tuple(blocks), apart, _tokens(lm, ids, wanted, most, not apart, head=True))
 
     @property
     def steered(self) -> list[int]:
@@ -148,12 +147,9 @@ position, in blocks."""
 
 def _tokens(
     lm: LanguageModel, ids: Sequence[Ids], wanted: Sequence[int], most: int, share: bool,
-    positions: Sequence[int] | None = None,
+    head: bool = False,
 ) -> int:  # fmt: skip
     """Tokens of the passes that run each text once."""
-    most_positions = None if positions is None else positions_per_pass(lm)
-    groups = plan_within(
-        lm, ids, wanted, most, share=share, positions=positions, most_positions=most_positions
-    )
+    groups = plan_groups(ids, wanted, limits_of(lm, most, head), share)
     padded = sum(len(batch) * batch[0].length for group in groups for batch in group.batches)
     return padded + sum(len(group.trunk) for group in groups)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from contrans_dist.config import ModelSettings, Recipe
+from contrans_dist.distributed.cluster import Replicas, replicas
 from contrans_dist.engine.capture.streamed import MEMORY
 from contrans_dist.models import CPU_TOKENS, DTYPES
 from contrans_dist.models.classifier import BATCH_SIZE
@@ -98,10 +99,9 @@ class PlannedRun:
 
     def judges(self, judge: PlannedJudge, length: int) -> Actors:
         """Actors of a classifier of texts of so many tokens: on a GPU each where there are any."""
-        wanted, any_gpus = self.recipe.cluster.one_gpu_each().gpus_per_actor, float(self.nodes.gpus > 0)
-        gpus = any_gpus if wanted is None else wanted
-        size = DTYPES[judge.dtype].itemsize
-        activations = activation_bytes(judge.config, BATCH_SIZE * length, size, head=False)
+        gpus = self._size(self.recipe.cluster.one_gpu_each().gpus_per_actor).gpus
+        itemsize = DTYPES[judge.dtype].itemsize
+        activations = activation_bytes(judge.config, BATCH_SIZE * length, itemsize, head=False)
         need = Needs(judge.weights, activations, 0)
         placement = Placement("resident", "a classifier lies on one device")
         memory = self.base_memory + (0 if gpus else need.total)
@@ -123,26 +123,27 @@ class PlannedRun:
                 asked="auto" if head and cluster.placement == "stream" else cluster.placement,
                 memories=memories | {"cpu": nodes.memory},
                 batch_tokens=batch,
-                share=min(gpus, 1.0) if gpus else 1.0 / self._by_cores(),
+                share=self._size(gpus).share,
                 beside=[each.settings for each in beside],
             )
 
         return fewest_gpus(gpu_counts(cluster.gpus_per_actor, nodes.gpus), choose, settings.id, head)
 
-    def _by_cores(self) -> int:
-        """Actors without GPUs that a node's cores have room for."""
-        cluster, nodes = self.recipe.cluster, self.nodes
-        shared = max(1, nodes.cpus * nodes.count // cluster.actors) if cluster.actors else nodes.cpus
-        return max(1, int(nodes.cpus // (cluster.cpus_per_actor or min(shared, nodes.cpus))))
+    def _size(self, gpus: float | None) -> Replicas:
+        """How many actors with so many GPUs the nodes have room for, as the run itself will find."""
+        each = {"CPU": self.nodes.cpus, "GPU": self.nodes.gpus}
+        cluster = self.recipe.cluster.model_copy(update={"gpus_per_actor": gpus})
+        return replicas(cluster, [each] * self.nodes.count)
 
     def _actors(
         self, name: str, use: str, gpus: float, placement: Placement, need: Needs, memory: int
     ) -> Actors:
         """So many as the nodes have room for, or as were asked for. `memory`: of an actor's process."""
-        nodes, wanted = self.nodes, self.recipe.cluster.actors
-        by_node = int(nodes.gpus // gpus) if gpus else self._by_cores()
-        fit = nodes.count * max(1, min(by_node, int(nodes.memory // memory) or 1))
-        count = min(wanted or fit, fit) if gpus else wanted or fit
+        nodes, size = self.nodes, self._size(gpus)
+        fit = nodes.count * max(1, min(size.per_node, int(nodes.memory // memory)))
+        count = self.recipe.cluster.actors or fit
+        if gpus:  # an actor without its GPUs would never start
+            count = min(count, nodes.count * max(1, int(nodes.gpus // gpus)))
         return Actors(
             model=name, use=use, placement=placement.kind, why=placement.reason,
             weights=need.weights, activations=need.activations, memory=memory,
