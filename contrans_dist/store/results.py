@@ -127,7 +127,9 @@ class TaskEntry(FileModel):
 
 
 class MetricsFile(Made):
-    """`metrics.json`: what an evaluation found, and what went into it."""
+    """`metrics.json`: what an evaluation found, and of what. Keys that a benchmark adds are kept."""
+
+    model_config = ConfigDict(extra="allow")
 
     benchmark: str
     model: str
