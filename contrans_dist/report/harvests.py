@@ -1,7 +1,5 @@
 """The activation sets of a run: sizes, pace, what was cut off, and how exact the rows are."""
 
-from typing import Any
-
 import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -11,6 +9,7 @@ from contrans_dist.report.figures import log_axis
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, count_text, seconds_text, size_text
 from contrans_dist.report.svg import label
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.manifest import Manifest
 
 _WORST_CANARY = 1e-4
 """Relative deviation of a float32 row from the same text alone, above which something is wrong."""
@@ -22,23 +21,21 @@ def harvest_table(harvests: dict[str, ActivationSet]) -> Table:
             "Truncated", "Canary"]  # fmt: skip
     rows = []
     for name, harvest in harvests.items():
-        manifest = harvest.manifest
-        identity, pace = manifest.get("identity") or {}, manifest.get("throughput") or {}
-        canary = (manifest.get("canary") or {}).get("worst_deviation")
-        truncated = int(manifest.get("truncated") or 0)
-        kept = [identity.get("dtype"), identity.get("quantization"), f"position {identity.get('position')}"]
+        facts = harvest.facts
+        identity, pace, canary = facts.identity, facts.throughput, facts.canary.worst_deviation
+        kept = [identity.dtype, identity.quantization, f"position {identity.position}"]
         rows.append(
             [
-                Cell(name, f"{identity.get('model', '')} · " + ", ".join(str(part) for part in kept if part)),
+                Cell(name, f"{identity.model} · " + ", ".join(filter(None, kept))),
                 Cell(count_text(harvest.n_rows)),
                 Cell(f"{len(harvest.blocks)} × {harvest.d}"),
-                Cell(count_text(manifest.get("tokens") or 0)),
-                Cell(count_text(pace["tokens_per_second"]) if pace.get("tokens_per_second") else "–"),
-                Cell(seconds_text(pace["seconds"]) if pace.get("seconds") is not None else "–"),
-                Cell(str(pace.get("actors", "–"))),
-                Cell(size_text(sum(int(shard.get("bytes") or 0) for shard in manifest["shards"]))),
-                Cell(count_text(truncated), kind="warn" if truncated else ""),
-                Cell("–" if canary is None else f"{canary:.1e}", kind=_canary_kind(manifest)),
+                Cell(count_text(facts.tokens)),
+                Cell(count_text(pace.tokens_per_second) if pace.tokens_per_second else "–"),
+                Cell("–" if pace.seconds is None else seconds_text(pace.seconds)),
+                Cell("–" if pace.actors is None else str(pace.actors)),
+                Cell(size_text(sum(shard.bytes or 0 for shard in facts.shards))),
+                Cell(count_text(facts.truncated), kind="warn" if facts.truncated else ""),
+                Cell("–" if canary is None else f"{canary:.1e}", kind=_canary_kind(facts)),
             ]
         )
     caption = "Canary: the worst relative deviation of a batched row from the same text run alone."
@@ -48,9 +45,9 @@ def harvest_table(harvests: dict[str, ActivationSet]) -> Table:
 def harvest_warnings(name: str, harvest: ActivationSet) -> list[str]:
     """What a reader must know about an activation set before trusting it, one line each."""
     warnings = []
-    if harvest.manifest.get("truncated"):
-        warnings.append(f"activations {name}: {harvest.manifest['truncated']} texts were truncated")
-    if _canary_kind(harvest.manifest):
+    if harvest.facts.truncated:
+        warnings.append(f"activations {name}: {harvest.facts.truncated} texts were truncated")
+    if _canary_kind(harvest.facts):
         warnings.append(f"activations {name}: batched rows differ from the same texts run alone")
     return warnings
 
@@ -77,9 +74,8 @@ def norms_drawing(run: Run, studio: Studio) -> Drawing | None:
     )
 
 
-def _canary_kind(manifest: dict[str, Any]) -> str:
-    worst = (manifest.get("canary") or {}).get("worst_deviation")
-    exact = (manifest.get("identity") or {}).get("dtype") == "float32"
+def _canary_kind(facts: Manifest) -> str:
+    worst, exact = facts.canary.worst_deviation, facts.identity.dtype == "float32"
     return "warn" if worst is not None and exact and worst > _WORST_CANARY else ""
 
 

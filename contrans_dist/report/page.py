@@ -75,9 +75,7 @@ def build_page(run: Run, studio: Studio) -> Page:
 
 def _model_id(run: Run, side: str) -> str:
     harvest = run.harvests.get(f"contrast-{side}") or run.harvests.get(f"corpus-{side}")
-    return str(
-        run.model(side) or (harvest.manifest.get("identity", {}).get("model") if harvest else "") or ""
-    )
+    return run.model(side) or (harvest.facts.identity.model if harvest else "")
 
 
 def _models(run: Run) -> str:
@@ -86,7 +84,7 @@ def _models(run: Run) -> str:
         return f"{source} → {target}"
     if run.evaluations:
         return run.evaluations[0].file.model
-    return ", ".join(str(h.manifest.get("identity", {}).get("model", "")) for h in run.harvests.values())
+    return ", ".join(harvest.facts.identity.model for harvest in run.harvests.values())
 
 
 def _command(run: Run) -> str:
@@ -144,10 +142,9 @@ def _describe(run: Run, side: str) -> str:
     name = _model_id(run, side)
     if not harvest:
         return name
-    identity = harvest.manifest.get("identity") or {}
-    loaded = [identity.get("dtype"), identity.get("quantization")]
-    parts = [f"{harvest.n_blocks} blocks of width {harvest.d}", *(str(part) for part in loaded if part)]
-    return f"{name}: {', '.join(parts)}"
+    identity = harvest.facts.identity
+    parts = [f"{harvest.n_blocks} blocks of width {harvest.d}", identity.dtype, identity.quantization]
+    return f"{name}: {', '.join(filter(None, parts))}"
 
 
 def _settings(value: Any) -> str:

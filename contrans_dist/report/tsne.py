@@ -63,7 +63,7 @@ def _table(
     activations: ActivationSet, side: str, block: int, labels: list[str], points: NDArray[np.float32]
 ) -> pa.Table:
     n = len(labels)
-    model = str(activations.manifest["identity"]["model"])
+    model = activations.facts.identity.model
     return pa.table(
         {
             "side": [side] * n,

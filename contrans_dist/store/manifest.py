@@ -61,6 +61,7 @@ class Identity(Facts):
     model: str
     dtype: str | None = None
     quantization: str | None = None
+    position: str | int | None = None
 
 
 class Throughput(Facts):
@@ -94,6 +95,8 @@ class Manifest(Facts):
     shards: Annotated[list[ShardEntry], Field(fail_fast=True)]
     skipped: Annotated[list[Skipped], Field(fail_fast=True, default_factory=list)]
     versions: Annotated[dict[str, str], Field(default_factory=dict)]
+    contrans_dist: str | None = None
+    """The version of this program that made it."""
     command: str | None = None
     seal: str | None = None
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
+from contrans_dist.config import FileModel
 from contrans_dist.console import without_credentials
 
 _PACKAGES = (
@@ -21,6 +22,16 @@ _PACKAGES = (
     "ray",
 )
 _SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|password|api[-_]?key|access[-_]?key)")
+
+
+class Made(FileModel):
+    """By what, and when, a file was made."""
+
+    contrans_dist: str | None = None
+    """The version of this program."""
+    command: str | None = None
+    git_commit: str | None = None
+    created: str | None = None
 
 
 def version() -> str:

@@ -12,6 +12,7 @@ from contrans_dist.config import FileModel
 from contrans_dist.config.limits import CONDITION_ROWS, check_size
 from contrans_dist.config.recipe import validated
 from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import Made
 
 METRICS, SEARCH, RECORD = "metrics.json", "search.json", "run.json"
 PValues = dict[str, float]
@@ -125,18 +126,10 @@ class TaskEntry(FileModel):
     higher_is_better: dict[str, bool | None] | None = None
 
 
-class Made(FileModel):
-    """By what, and when, a file was made (`provenance.made_by`)."""
-
-    contrans_dist: str | None = None
-    """The version of this program."""
-    command: str | None = None
-    git_commit: str | None = None
-    created: str | None = None
-
-
 class MetricsFile(Made):
-    """`metrics.json`: what an evaluation found, and what went into it."""
+    """`metrics.json`: what an evaluation found, and of what. Keys that a benchmark adds are kept."""
+
+    model_config = ConfigDict(extra="allow")
 
     benchmark: str
     model: str

@@ -123,7 +123,7 @@ def made(
             System("proxy-tuning", target, guides=(tuned, plain)),
         ],
     )
-    return plain(metrics), pq.read_table(out / "results.parquet")
+    return metrics.model_dump(), pq.read_table(out / "results.parquet")
 
 
 def entry(metrics: dict[str, Any], condition: str) -> dict[str, Any]:

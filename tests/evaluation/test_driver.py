@@ -311,7 +311,7 @@ def test_one_vector_is_scored_against_the_other_concepts(
 
 def test_metrics_have_the_shape_of_the_design(made: tuple[Path, MetricsFile], model: ModelSettings) -> None:
     content = json.loads((made[0] / "metrics.json").read_text())
-    assert content == json.loads(json.dumps(made[1]))
+    assert content == json.loads(json.dumps(plain(made[1])))
     assert (content["benchmark"], content["model"], content["block"]) == ("emotions", model.id, BLOCK)
     conditions = {(entry["condition"], entry["strength"]) for entry in content["conditions"]}
     steered_by = ("vector", "random", "shuffled-map", "other-concept")
