@@ -10,7 +10,6 @@ from pydantic import Field, FiniteFloat, NonNegativeInt
 from contrans_dist.config import FileModel
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import command_line, git_commit, now
 from contrans_dist.store.tensors import open_tensors, save_tensors
 
 KIND = "vector"
@@ -32,9 +31,6 @@ class VectorHeader(FileModel):
     n_negative: NonNegativeInt = 0
     norms: Norms = Field(default_factory=dict)
     steps: tuple[str, ...] = ()
-    command: str | None = None
-    git_commit: str | None = None
-    created: str | None = None
 
 
 def _no_hashes() -> NDArray[np.int64]:
@@ -113,9 +109,6 @@ class ConceptVector:
             n_negative=self.n_negative,
             norms=self.norms,
             steps=self.steps,
-            command=command_line(),
-            git_commit=git_commit(),
-            created=now(),
         )
         save_tensors(location, tensors, header.model_dump(mode="json"))
 
