@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt
 
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import Made, made_by
+from contrans_dist.store.provenance import Made
 from contrans_dist.store.tensors import open_tensors, save_tensors
 
 KIND = "vector"
@@ -109,7 +109,6 @@ class ConceptVector:
             n_negative=self.n_negative,
             norms=self.norms,
             steps=self.steps,
-            **made_by(),
         )
         save_tensors(location, tensors, header.model_dump(mode="json"))
 
