@@ -19,6 +19,7 @@ from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.pipeline.status import artefact_facts, status_of
 from contrans_dist.report import write_report
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import RunFile
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.commands import run
 from tests.mapping.test_map_set import fitted, vector
@@ -456,7 +457,7 @@ def test_a_record_of_another_form_or_that_leads_elsewhere(change: Change, said: 
     changed(folder / "run.json", change)
     found = read_run(Location.parse(folder))
     assert any(f"run.json: {said}" in problem for problem in found.problems), found.problems
-    assert found.record == {}
+    assert found.record == RunFile()
 
 
 def test_common_activations_are_still_found(folder: Path) -> None:
@@ -506,7 +507,7 @@ def test_rows_that_expand_beyond_the_limit(folder: Path, monkeypatch: pytest.Mon
     big = pa.array(["x" * 100_000] * table.num_rows)
     pq.write_table(table.set_column(place, "argmax_text", big), path, compression="zstd")
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr("contrans_dist.store.results.RESULT_BYTES", 10 << 20)
+    monkeypatch.setattr("contrans_dist.store.tables.RESULT_BYTES", 10 << 20)
     evaluation = read_evaluation(Location.parse(path.parent))
     refused(lambda: frequent_answers(evaluation, "vector", 1.0), "results.parquet: ", "expected at most")
 
