@@ -1,11 +1,12 @@
 """A loaded model with all that the engines need to know of it."""
 
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
@@ -70,6 +71,15 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Type that the model computes in."""
         return self.model.dtype
+
+    def keeping(self, cache: Cache | None) -> dict[str, Any]:
+        """What a forward pass is told so that it reads and keeps keys and values in `cache`."""
+        return {self.cache_name: cache, "use_cache": True}
+
+    @property
+    def cache_name(self) -> str:
+        """What the model calls its keys and values: `past_key_values`, from transformers 5.24 on `cache`."""
+        return "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
 
 
 def guided(lm: LanguageModel, tuned: LanguageModel, plain: LanguageModel) -> LanguageModel:

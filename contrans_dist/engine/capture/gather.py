@@ -66,7 +66,7 @@ class Gatherer:
         self.rows = {}
         places = torch.stack([batch.rows, batch.columns])[:, batch.index]
         self.places = {torch.device("cpu"): pinned(places)}
-        arguments = as_arguments(batch.positions, batch.mask(self.lm.dtype), trunk, self.lm.device)
+        arguments = as_arguments(self.lm, batch.positions, batch.mask(self.lm.dtype), trunk)
         self._forward(batch.ids, arguments)
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
@@ -83,7 +83,7 @@ class Gatherer:
     def trunk(self, ids: Sequence[int]) -> Trunk:
         """Keys and values of a trunk, up to the highest wanted block."""
         self.places, cache = {}, fresh_cache()
-        self._forward(torch.tensor([ids]), {"use_cache": True, "past_key_values": cache})
+        self._forward(torch.tensor([ids]), self.lm.keeping(cache))
         return Trunk.of(cache)
 
     def _forward(self, ids: torch.Tensor, arguments: dict[str, Any]) -> None:

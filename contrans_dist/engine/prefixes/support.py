@@ -105,9 +105,9 @@ def _states(
     lm: LanguageModel, packed: Packed, head: bool, trunk: Trunk | None = None, keep: Cache | None = None
 ) -> Tensor:
     """[B, T, d] of the highest loaded block; `keep` takes the keys and values."""
-    arguments = as_arguments(packed.positions, packed.mask(lm.dtype), trunk, lm.device)
+    arguments = as_arguments(lm, packed.positions, packed.mask(lm.dtype), trunk)
     if keep is not None:
-        arguments |= {"past_key_values": keep, "use_cache": True}
+        arguments |= lm.keeping(keep)
     ids, whole = packed.ids.to(lm.device), lm.model if head else lm.decoder
     states = states_after(lm.blocks[-1], lambda: whole(input_ids=ids, **arguments))
     return states.float() if lm.dtype == torch.float32 else states

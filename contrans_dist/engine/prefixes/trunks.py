@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from contrans_dist.models import LanguageModel
+
 
 class _TrunkLayer(DynamicLayer):
     """Keys and values `[C, heads, P, width]` of one block's trunk, before those of whatever batch comes.
@@ -94,14 +96,12 @@ def pinned(tensor: Tensor) -> Tensor:
 
 
 def as_arguments(
-    positions: Tensor | None, mask: Tensor | None, trunk: Trunk | None, device: torch.device
+    lm: LanguageModel, positions: Tensor | None, mask: Tensor | None, trunk: Trunk | None
 ) -> dict[str, Any]:
     """What of these a forward pass has to be told."""
-    named: dict[str, Any] = {"use_cache": trunk is not None}
+    named: dict[str, Any] = {"use_cache": False} if trunk is None else lm.keeping(trunk.cache())
     if positions is not None:
-        named["position_ids"] = pinned(positions).to(device, non_blocking=True)
+        named["position_ids"] = pinned(positions).to(lm.device, non_blocking=True)
     if mask is not None:
-        named["attention_mask"] = pinned(mask).to(device, non_blocking=True)
-    if trunk is not None:
-        named["past_key_values"] = trunk.cache()
+        named["attention_mask"] = pinned(mask).to(lm.device, non_blocking=True)
     return named

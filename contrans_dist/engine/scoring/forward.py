@@ -119,7 +119,7 @@ class _Runner:
     def _run_trunk(self) -> None:
         """Keys and values of the trunk: below the steered blocks, and above each for its interventions."""
         trunk, cache = _one_row(self.group.trunk), fresh_cache()
-        keeping = {"past_key_values": cache, "use_cache": True}
+        keeping = self.lm.keeping(cache)
         if self.steered:
             states = _lower_states(self.lm, trunk, list(self.steered), keeping)
         else:
@@ -130,7 +130,7 @@ class _Runner:
             parts = []
             for start in range(0, len(members), fit):
                 cache, offsets = fresh_cache(), [self.offsets[i] for i in members[start : start + fit]]
-                keeping = {"past_key_values": cache, "use_cache": True}
+                keeping = self.lm.keeping(cache)
                 _upper_logits(self.lm, trunk, k, states[k], offsets, keeping)
                 parts.append(Trunk.of(cache))
             self.upper[k] = Trunk.of_all(parts)
@@ -161,7 +161,7 @@ class _Runner:
         positions, mask = batch.positions, batch.mask(self.lm.dtype)
         if times > 1 and positions is not None and mask is not None:
             positions, mask = positions.repeat(times, 1), mask.repeat(times, 1, 1, 1)
-        return as_arguments(positions, mask, trunk, self.lm.device)
+        return as_arguments(self.lm, positions, mask, trunk)
 
 
 def _one_row(ids: Sequence[int]) -> Packed:

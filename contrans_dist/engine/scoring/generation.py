@@ -170,10 +170,9 @@ class _Guides(LogitsProcessor):
                 arguments["position_ids"] = positions
             output = guide.model(
                 **{name: tensor.to(guide.device) for name, tensor in arguments.items()},
-                past_key_values=self.caches[which],
-                use_cache=True,
+                **guide.keeping(self.caches[which]),
             )
-            self.caches[which] = output.past_key_values
+            self.caches[which] = output[guide.cache_name]
             logits.append(output.logits[:, -1].float().to(scores.device))
         width = min(scores.shape[-1], *(each.shape[-1] for each in logits))
         guided = scores.clone()
