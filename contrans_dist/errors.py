@@ -1,5 +1,8 @@
 """The two ways in which the program ends without success."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Bad input. One line that names the file, line, field or flag and what was expected; exit code 2."""
@@ -15,3 +18,9 @@ class PassingError(RunError):
 
 class NoAnswerError(RunError):
     """A server or store has not answered in all the tries it was given: what else needs it would fail too."""
+
+
+def meant(name: str, names: Sequence[str]) -> str:
+    """What somebody who wrote an unknown name is told: the nearest of those there are, else all of them."""
+    near = get_close_matches(name, names, 1)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"

@@ -6,12 +6,11 @@ known by name alone, so that nothing is imported that is not asked for.
 """
 
 import sys
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, meant
 
 GROUP = "contrans_dist.benchmarks"
 OURS = tuple(
@@ -42,10 +41,7 @@ def find_benchmark(name: str) -> Any:
     """
     entries = [entry for entry in (*OURS, *_brought(tuple(sys.path))) if entry.name == name]
     if not entries:
-        names = benchmark_names()
-        near = get_close_matches(name, names, 1)
-        meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
-        raise UserError(f"no benchmark {name!r}; {meant}")
+        raise UserError(f"no benchmark {name!r}; {meant(name, benchmark_names())}")
     if len(entries) > 1:
         packages = " and ".join(map(_package, entries))
         raise UserError(f"benchmark {name}: {packages} both bring one of that name; uninstall one of them")

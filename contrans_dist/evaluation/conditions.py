@@ -6,11 +6,10 @@ what an effect must exceed, a yardstick, or a baseline that is no vector. Read b
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from contrans_dist.config import EvaluationSettings, Recipe
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, meant
 from contrans_dist.evaluation import baselines, combined, derived, sources, transfers
 from contrans_dist.evaluation.baselines import Available, System
 from contrans_dist.evaluation.derived import RowMaker
@@ -179,9 +178,7 @@ def known(name: str, where: str) -> Condition:
     if found in CONDITIONS or found.vectors is not None:
         return found
     names = [*(entry.name for entry in CONDITIONS), f"{sources.FROM}<source>"]
-    near = get_close_matches(name, names, 1)
-    meant = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
-    raise UserError(f"{where}: no condition {name!r}; {meant}")
+    raise UserError(f"{where}: no condition {name!r}; {meant(name, names)}")
 
 
 def condition_order(name: str) -> tuple[float, str]:

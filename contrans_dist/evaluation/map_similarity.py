@@ -5,9 +5,7 @@ from itertools import product
 import numpy as np
 import pyarrow as pa
 
-from contrans_dist.config.map_options import MapOptions
-from contrans_dist.evaluation.sides import Sides
-from contrans_dist.mapping.driver import fit
+from contrans_dist.evaluation.sides import Sides, lcross_maps
 from contrans_dist.mapping.transplant import cosine
 from contrans_dist.vectors.from_activations import concept_rows
 
@@ -20,15 +18,7 @@ def map_similarity(sides: Sides, pair: tuple[int, int], seed: int = 0, limit: in
     maps = {}
     for concept in sides.concepts:
         rows = np.sort(np.concatenate(concept_rows(sides.contrast_source, concept, seed, limit)))
-        fitted = fit(
-            sides.contrast_source,
-            sides.contrast_target,
-            f"{pair[0]}:{pair[1]}",
-            MapOptions("lcross"),
-            rows=rows,
-            quiet=True,
-        )
-        maps[concept] = fitted.maps[pair].weight.ravel()
+        maps[concept] = lcross_maps(sides, pair, rows).maps[pair].weight.ravel()
     return pa.Table.from_pylist(
         [{"a": a, "b": b, "similarity": cosine(maps[a], maps[b])} for a, b in product(maps, repeat=2)]
     )

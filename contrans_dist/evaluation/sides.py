@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from contrans_dist.config.map_options import MapOptions
+from contrans_dist.mapping.map_set import MapSet, Pair
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.addresses import file_names
 from contrans_dist.store.location import Location
@@ -24,6 +29,20 @@ class Sides:
     @property
     def concepts(self) -> list[str]:
         return concepts_in(self.contrast_source)
+
+
+def lcross_maps(sides: Sides, pair: Pair, rows: NDArray[np.int64]) -> MapSet:
+    """The map of one pair of blocks as L-Cross Modulation fits it, on these rows of the contrast sets."""
+    from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
+
+    return fit(
+        sides.contrast_source,
+        sides.contrast_target,
+        f"{pair[0]}:{pair[1]}",
+        MapOptions("lcross"),
+        rows=rows,
+        quiet=True,
+    )
 
 
 def refine_sides(

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrans_dist.config import Recipe
-from contrans_dist.config.map_options import MapOptions
 from contrans_dist.console import note
-from contrans_dist.evaluation.sides import Sides, Vectors
+from contrans_dist.evaluation.sides import Sides, Vectors, lcross_maps
 from contrans_dist.evaluation.sources import FROM, INSTRUCT, Further, brought
 from contrans_dist.mapping.linear_map import random_map
 from contrans_dist.mapping.map_set import MapSet
@@ -110,21 +109,11 @@ def _lcross(material: Material, vector: ConceptVector, unrelated: bool) -> Conce
 
     Least squares with pseudo-inverse and no bias, as in L-Cross Modulation (arXiv 2501.02009).
     """
-    from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
-
     recipe, sides, pair = material.recipe, material.sides, material.maps.only_pair()
     concepts, own = sides.concepts, vector.concept
     fitted_on = concepts[(concepts.index(own) + 1) % len(concepts)] if unrelated else own
     rows = _prompt_rows(recipe, sides, fitted_on, without=own if unrelated else None)
-    maps = fit(
-        sides.contrast_source,
-        sides.contrast_target,
-        f"{pair[0]}:{pair[1]}",
-        MapOptions("lcross"),
-        rows=rows,
-        quiet=True,
-    )
-    return maps.carry(vector, recipe.map.norm)
+    return lcross_maps(sides, pair, rows).carry(vector, recipe.map.norm)
 
 
 def _prompt_rows(recipe: Recipe, sides: Sides, concept: str, without: str | None) -> NDArray[np.int64]:

@@ -18,7 +18,6 @@ from contrans_dist.mapping.map_header import (
 )
 from contrans_dist.mapping.transplant import transplant
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import command_line, git_commit, now
 from contrans_dist.store.tensors import save_tensors
 from contrans_dist.vectors.concept_vector import ConceptVector
 
@@ -149,7 +148,6 @@ class MapSet:
             r2_table=self.r2_table,
             selection=self.selection,
         ).model_dump(mode="json", by_alias=True)
-        header |= {"command": command_line(), "git_commit": git_commit(), "created": now()}
         save_tensors(location, tensors, header)
 
     @classmethod

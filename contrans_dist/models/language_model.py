@@ -1,6 +1,7 @@
 """A loaded model with all that the engines need to know of it."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -76,7 +77,7 @@ class LanguageModel:
         """What a forward pass is told so that it reads and keeps keys and values in `cache`."""
         return {self.cache_name: cache, "use_cache": True}
 
-    @property
+    @cached_property
     def cache_name(self) -> str:
         """What the model calls its keys and values: `past_key_values`, from transformers 5.24 on `cache`."""
         return "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
