@@ -47,7 +47,7 @@ class WorkUnit:
             interventions = spec.steering.interventions(self.concept, spec.strengths, ids)
         else:
             interventions = [Intervention(spec.system.name, {}, 1.0)]
-        table = spec.benchmark.score(actor.lm, spec.system.asked(self.items), interventions)
+        table = spec.benchmark.score(actor.lm, spec.system.instructed(self.items), interventions)
         if self.concept:
             at = table.schema.get_field_index("concept")
             table = table.set_column(at, "concept", pa.array([self.concept] * table.num_rows))

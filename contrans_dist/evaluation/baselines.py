@@ -42,7 +42,7 @@ class System:
         )
         return guided(lm, *guides) if guides else lm
 
-    def asked(self, items: Sequence[Any]) -> list[Any]:
+    def instructed(self, items: Sequence[Any]) -> list[Any]:
         """The items with the instruction before their prompts, as a line of its own."""
         if not self.instruction:
             return list(items)

@@ -12,7 +12,7 @@ from contrans_dist.vectors.concept_vector import ConceptVector
 
 def averaged(material: Material, name: str) -> Vectors:
     """Each concept's mean over the source and every further source that has a map of its own."""
-    through = [each for each, source in material.further.items() if source.corpus is not None]
+    through = [name for name, source in material.further.items() if source.corpus is not None]
     return mean_of([carried(material, name), *map(material.from_source, through)])
 
 

@@ -174,9 +174,9 @@ def condition_of(name: str) -> Condition:
 
 def known(name: str, where: str) -> Condition:
     """The condition of a name that somebody asks for. Raises UserError, naming the nearest, for any other."""
-    found = condition_of(name)
-    if found in CONDITIONS or found.vectors is not None:
-        return found
+    condition = condition_of(name)
+    if condition in CONDITIONS or condition.vectors is not None:
+        return condition
     names = [*(entry.name for entry in CONDITIONS), f"{sources.FROM}<source>"]
     raise UserError(f"{where}: no condition {name!r}; {meant(name, names)}")
 
@@ -210,8 +210,8 @@ def conditions_of(recipe: Recipe) -> list[Condition]:
 def further_sources(recipe: Recipe) -> dict[str, FurtherModel]:
     """The models that vectors come from besides source and target, by name; only those that are needed."""
     needed: dict[str, FurtherModel] = {}
-    for found in conditions_of(recipe):
-        needed |= found.sources(recipe, found.name)
+    for condition in conditions_of(recipe):
+        needed |= condition.sources(recipe, condition.name)
     order = [*recipe.sources, sources.INSTRUCT]
     return dict(sorted(needed.items(), key=lambda entry: order.index(entry[0])))
 
@@ -220,10 +220,10 @@ def vectors_for(material: Material, names: Iterable[str]) -> dict[str, Vectors]:
     """Vectors in the target's space, condition -> concept -> vector, of `vector` and of every condition that
     has vectors of its own and can have them for these models."""
     made = {}
-    for found in map(condition_of, dict.fromkeys(["vector", *names])):
-        vectors = found.vectors(material, found.name) if found.vectors is not None else None
+    for condition in map(condition_of, dict.fromkeys(["vector", *names])):
+        vectors = condition.vectors(material, condition.name) if condition.vectors is not None else None
         if vectors is not None:
-            made[found.name] = vectors
+            made[condition.name] = vectors
     return made
 
 
@@ -237,13 +237,13 @@ def systems(available: Available, names: Iterable[str] | None = None) -> list[Sy
 
     Raises UserError naming what one that was asked for lacks.
     """
-    found = []
+    answering = []
     for entry in CONDITIONS if names is None else map(condition_of, names):
         if entry.system is None:
             continue
         system = entry.system(available)
         if system is not None:
-            found.append(replace(system, name=entry.name))
+            answering.append(replace(system, name=entry.name))
         elif names is not None:
             raise UserError(f"condition {entry.name}: it needs {entry.requires}")
-    return found
+    return answering

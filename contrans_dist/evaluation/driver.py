@@ -133,12 +133,12 @@ def _identity(
     And the leak check: the texts that vectors and map have seen.
     """
     identities = [[_model(model, benchmark, items) for model in system.models] for system in systems]
-    own = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
+    of_benchmark = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
     # Places of files say nothing; the items that came from them are in `items`.
-    own = {name: value for name, value in own.items() if name not in settings.files}
+    of_benchmark = {name: value for name, value in of_benchmark.items() if name not in settings.files}
     return {
         "benchmark": settings.benchmark,
-        **own,
+        **of_benchmark,
         **benchmark.identity(),
         **identities[0][0],
         "items": content_hash(list(items)),
@@ -146,8 +146,8 @@ def _identity(
         "seen": content_hash([steering.vector_texts, steering.map_texts]),
         "strengths": list(settings.strengths),
         "systems": {
-            system.name: {"models": found, "instruction": system.instruction}
-            for system, found in zip(systems[1:], identities[1:], strict=True)
+            system.name: {"models": models, "instruction": system.instruction}
+            for system, models in zip(systems[1:], identities[1:], strict=True)
         },
     }
 

@@ -172,7 +172,7 @@ def probe_of(
     rows: dict[int, NDArray[np.float32]],
 ) -> Probe:
     """What is read for one concept: its negative items where items have a kind, spread over all of them."""
-    own = [
+    readable = [
         item
         for item in items
         if item.concept in ("", concept) and getattr(item, "kind", "negative") != "positive"
@@ -182,8 +182,8 @@ def probe_of(
         condition=condition,
         strength=strength,
         rows=rows,
-        examples=_spread(own, settings.examples),
-        prompts=[item.prompt for item in _spread(own, settings.token_changes)],
+        examples=_spread(readable, settings.examples),
+        prompts=[item.prompt for item in _spread(readable, settings.token_changes)],
     )
 
 

@@ -66,14 +66,14 @@ def brought(recipe: Recipe, sides: Sides, maps: MapSet, name: str, source: Furth
     """
     settings = recipe.concepts
     rows = {c: concept_rows(source.contrast, c, settings.seed, settings.limit) for c in sides.concepts}
-    own = {
+    vectors = {
         concept: refine(source.contrast, positive, negative, concept, settings.method)
         for concept, (positive, negative) in rows.items()
     }
     if source.corpus is None:
-        return _as_they_are(own, maps, name)
+        return _as_they_are(vectors, maps, name)
     mapping = _map_of(recipe, sides, source, source.corpus, maps)
-    return {concept: mapping.carry(vector, recipe.map.norm) for concept, vector in own.items()}
+    return {concept: mapping.carry(vector, recipe.map.norm) for concept, vector in vectors.items()}
 
 
 def _map_of(recipe: Recipe, sides: Sides, given: Further, corpus: ActivationSet, maps: MapSet) -> MapSet:
@@ -97,11 +97,13 @@ def _map_of(recipe: Recipe, sides: Sides, given: Further, corpus: ActivationSet,
     )
 
 
-def _as_they_are(own: Vectors, maps: MapSet, name: str) -> Vectors:
+def _as_they_are(vectors: Vectors, maps: MapSet, name: str) -> Vectors:
     """Vectors of a model as wide as the target, at the block that is steered, without a map."""
     _, target = maps.only_pair()
-    for vector in own.values():
+    for vector in vectors.values():
         width = len(next(iter(maps.maps.values())).bias)
         if vector.d != width:
             raise UserError(f"source {name}: {vector.d} wide, the target {width}; it needs a map")
-    return {concept: replace(vector.only(target), model=maps.target_model) for concept, vector in own.items()}
+    return {
+        concept: replace(vector.only(target), model=maps.target_model) for concept, vector in vectors.items()
+    }

@@ -22,7 +22,7 @@ class Material:
 
     recipe: Recipe
     sides: Sides
-    own: Mapping[str, Vectors]
+    vectors: Mapping[str, Vectors]
     """The concept vectors of both models, `source` and `target`."""
     maps: MapSet
     further: Mapping[str, Further] = field(default_factory=dict)
@@ -46,13 +46,13 @@ VectorsMaker = Callable[[Material, str], Vectors | None]
 def carried(material: Material, _name: str) -> Vectors:
     """The source's vectors through the map: ConTrans."""
     norm = material.recipe.map.norm
-    return {c: material.maps.carry(v, norm) for c, v in material.own["source"].items()}
+    return {c: material.maps.carry(v, norm) for c, v in material.vectors["source"].items()}
 
 
 def targets_own(material: Material, _name: str) -> Vectors:
     """The target's own vectors, at the block that is steered."""
     _, target = material.maps.only_pair()
-    return {c: v.only(target) for c, v in material.own["target"].items()}
+    return {c: v.only(target) for c, v in material.vectors["target"].items()}
 
 
 def aligned(material: Material, name: str) -> Vectors:
@@ -64,7 +64,7 @@ def through_random_map(material: Material, _name: str) -> Vectors:
     """The source's vectors through a random map of the same size."""
     maps, pair = material.maps, material.maps.only_pair()
     other = replace(maps, maps={pair: random_map(maps.maps[pair])}, shuffled={})
-    return {c: other.carry(v, material.recipe.map.norm) for c, v in material.own["source"].items()}
+    return {c: other.carry(v, material.recipe.map.norm) for c, v in material.vectors["source"].items()}
 
 
 def unmapped(material: Material, name: str) -> Vectors | None:
@@ -72,17 +72,17 @@ def unmapped(material: Material, name: str) -> Vectors | None:
     if material.sides.contrast_source.d != material.sides.contrast_target.d:
         note(f"condition {name} is left out: the two models differ in width")
         return None
-    return {c: _as_it_is(v, material.maps) for c, v in material.own["source"].items()}
+    return {c: _as_it_is(v, material.maps) for c, v in material.vectors["source"].items()}
 
 
 def lcross_own(material: Material, _name: str) -> Vectors:
     """Through maps fitted on each concept's own contrast prompts."""
-    return {c: _lcross(material, v, unrelated=False) for c, v in material.own["source"].items()}
+    return {c: _lcross(material, v, unrelated=False) for c, v in material.vectors["source"].items()}
 
 
 def lcross_unrelated(material: Material, _name: str) -> Vectors:
     """Through maps fitted on another concept's contrast prompts."""
-    return {c: _lcross(material, v, unrelated=True) for c, v in material.own["source"].items()}
+    return {c: _lcross(material, v, unrelated=True) for c, v in material.vectors["source"].items()}
 
 
 def from_source(material: Material, name: str) -> Vectors:
@@ -110,9 +110,9 @@ def _lcross(material: Material, vector: ConceptVector, unrelated: bool) -> Conce
     Least squares with pseudo-inverse and no bias, as in L-Cross Modulation (arXiv 2501.02009).
     """
     recipe, sides, pair = material.recipe, material.sides, material.maps.only_pair()
-    concepts, own = sides.concepts, vector.concept
-    fitted_on = concepts[(concepts.index(own) + 1) % len(concepts)] if unrelated else own
-    rows = _prompt_rows(recipe, sides, fitted_on, without=own if unrelated else None)
+    concepts, concept = sides.concepts, vector.concept
+    fitted_on = concepts[(concepts.index(concept) + 1) % len(concepts)] if unrelated else concept
+    rows = _prompt_rows(recipe, sides, fitted_on, without=concept if unrelated else None)
     return lcross_maps(sides, pair, rows).carry(vector, recipe.map.norm)
 
 

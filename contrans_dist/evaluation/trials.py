@@ -90,8 +90,8 @@ def check_tried(settings: EvaluationSettings) -> None:
     """Read all that `search` scores. Raises UserError for data that are missing, wrong, or scored too."""
     chosen_on = validation_of(settings, settings.strengths)
     text = budget_text(settings, settings.strengths)
-    for each in (settings, chosen_on, *([text] if text is not None else [])):
-        load_benchmark(each)
+    for evaluation in (settings, chosen_on, *([text] if text is not None else [])):
+        load_benchmark(evaluation)
     _check_apart(settings, chosen_on)
 
 
@@ -99,7 +99,7 @@ def _check_apart(settings: EvaluationSettings, chosen_on: EvaluationSettings) ->
     if settings.drawn_apart:
         return
     scored, tried = (
-        [item.scenario for item in load_benchmark(each).items()] for each in (settings, chosen_on)
+        [item.scenario for item in load_benchmark(evaluation).items()] for evaluation in (settings, chosen_on)
     )
     both = overlap(tried, unit_hashes(scored))
     if both:

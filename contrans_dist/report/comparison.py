@@ -109,7 +109,7 @@ def _overview(found: Comparison, target: Location) -> Table:
     rows = []
     for name, run in found.runs.items():
         models = [run.model("source"), run.model("target")]
-        cells = [_verdict_cell(matched.found.get(name)) for matched in found.evaluations]
+        cells = [_verdict_cell(matched.by_run.get(name)) for matched in found.evaluations]
         shown = " → ".join(models) if all(models) else next((e.file.model for e in run.evaluations), "")
         rows.append([Cell(name, link=_link(run.location, target)), Cell(shown), *cells])
     return Table(head, rows, "The verdict of each evaluation, by its heading metric.", numbers=False)
@@ -166,7 +166,7 @@ def _section(found: Comparison, matched: Matched, studio: Studio) -> RunsSection
         table=runs_table(found, matched, key),
         notes=_left_out(found, matched),
         drawings=_drawings(found, matched, key, anchor, studio),
-        drawings_first=len(matched.found) > _SHORT_TABLE,
+        drawings_first=len(matched.by_run) > _SHORT_TABLE,
         others=[
             *filter(None, [groups_of_runs(matched, key)]),
             *((metric(k).title, runs_table(found, matched, k)) for k in matched.metrics[1:]),
@@ -178,7 +178,7 @@ def _section(found: Comparison, matched: Matched, studio: Studio) -> RunsSection
 
 def _left_out(found: Comparison, matched: Matched) -> list[str]:
     runs: dict[str, list[str]] = {}
-    for name, evaluation in matched.found.items():
+    for name, evaluation in matched.by_run.items():
         if text := left_out(found.runs[name], evaluation):
             runs.setdefault(text, []).append(name)
     return [f"{', '.join(names)}: {text[0].lower()}{text[1:]}" for text, names in runs.items()]
@@ -188,7 +188,7 @@ def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio
     title = metric(key).title
     data = comparison_table(matched, key)
     if found.axis:
-        places = positions(list(matched.found))
+        places = positions(list(matched.by_run))
         return [
             studio.draw(
                 studio.name(anchor, "runs"),
@@ -197,9 +197,9 @@ def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio
                 f"{title} over {found.axis}. {how(matched, key)} Bands: 95\u202f% intervals.",
             )
         ]
-    pairs = pairs_of({name: found.runs[name] for name in matched.found})
+    pairs = pairs_of({name: found.runs[name] for name in matched.by_run})
     if pairs is None:
-        if len(matched.found) < 2:
+        if len(matched.by_run) < 2:
             return []
         return [
             studio.draw(

@@ -46,7 +46,7 @@ def costs_of_runs(matched: Matched) -> Table | None:
     """A row for each run and system."""
     rows = [
         [Cell(run), Cell(_title(system)), *_cells(cost)]
-        for run, evaluation in matched.found.items()
+        for run, evaluation in matched.by_run.items()
         for system, cost in (evaluation.file.costs or {}).items()
     ]
     return Table(["Run", "System", *_HEAD], rows, _CAPTION) if rows else None

@@ -70,13 +70,13 @@ def groups_of(
 
 def groups_of_runs(matched: Matched, key: str) -> tuple[str, Table] | None:
     """Title and table, run by group: the condition under test. None unless there are several groups."""
-    found = matched.found.values()
+    found = matched.by_run.values()
     groups = list(dict.fromkeys(group for evaluation in found for group in evaluation.groups(key)))
     if len(groups) < 2:
         return None
     head, _ = about(matched.benchmark).group
     rows = []
-    for run, evaluation in matched.found.items():
+    for run, evaluation in matched.by_run.items():
         verdict = judge(evaluation, key)
         rows.append([Cell(run), *(_group_cell(evaluation, group, verdict) for group in groups)])
     caption = (

@@ -33,7 +33,7 @@ _WAYS = {"chosen": "chosen strength", "best": "best strength", "greatest": "grea
 
 def stands_beside(published: Published, evaluations: Iterable[str]) -> bool:
     """Whether one of these evaluations has figures of the paper for this very run."""
-    return any((figures := published.figures(name)) and figures.own for name in evaluations)
+    return any((figures := published.figures(name)) and figures.of_this_run for name in evaluations)
 
 
 def published_table(
@@ -48,7 +48,7 @@ def published_table(
         return None
     found = beside(figures, evaluation, companions)
     head = ["Condition", "Metric", figures.title, "Ours", _INTERVAL]
-    if figures.own:
+    if figures.of_this_run:
         rows = [[*_row(each), _agreement(each)] for each in found]
         return Table([*head, "Paper inside it"], rows, _caption(published, figures))
     return Table(head, [_row(each) for each in found], _caption(published, figures))
@@ -56,17 +56,21 @@ def published_table(
 
 def _caption(published: Published, figures: Figures) -> str:
     source = ", ".join(
-        part for part in (published.source, "" if figures.own else f"run {figures.run}") if part
+        part for part in (published.source, "" if figures.of_this_run else f"run {figures.run}") if part
     )
-    why = "" if figures.own else "; the first with these figures, as none is for the models here"
+    why = "" if figures.of_this_run else "; the first with these figures, as none is for the models here"
     return f"Paper: {source}{why}." if source else ""
 
 
 def published_groups(published: Mapping[str, Published], matched: Matched) -> Table | None:
     """The published figures of single groups over all runs, for which `runs_table` has no cell."""
     rows = [
-        [Cell(run), *_row(each), _agreement(each) if figures.own else Cell(f"of {figures.run}", kind="quiet")]
-        for run, evaluation in matched.found.items()
+        [
+            Cell(run),
+            *_row(each),
+            _agreement(each) if figures.of_this_run else Cell(f"of {figures.run}", kind="quiet"),
+        ]
+        for run, evaluation in matched.by_run.items()
         if run in published and (figures := published[run].figures(matched.name))
         for each in beside(figures, evaluation)
         if "/" in each.metric

@@ -29,7 +29,7 @@ def runs_table(found: Comparison, matched: Matched, key: str) -> Table:
     head = ["Run", "No steering", *(condition_of(c).title for c in matched.conditions)]
     rows = [
         [Cell(run), *(_cell(found, matched, run, condition, key) for condition in conditions)]
-        for run in matched.found
+        for run in matched.by_run
     ]
     papers = any(cell.aside for row in rows for cell in row)
     paper = " Inside, outside: where the paper's value lies in it." if papers else ""
@@ -51,7 +51,7 @@ def _cell(found: Comparison, matched: Matched, run: str, condition: str, key: st
 def _paper(found: Comparison, matched: Matched, run: str, condition: str, key: str) -> str:
     """The paper's value for this very run, and whether our interval holds it; empty where it has none."""
     figures = found.published[run].figures(matched.name) if run in found.published else None
-    value = figures.values.get(condition, {}).get(key) if figures and figures.own else None
+    value = figures.values.get(condition, {}).get(key) if figures and figures.of_this_run else None
     if value is None:
         return ""
     point = matched.point(run, condition, key)
@@ -64,8 +64,8 @@ def _stand_ins(found: Comparison, matched: Matched, key: str, conditions: Sequen
     """A row for each run of a paper that stands beside runs of which the paper has no figures."""
     rows = {}
     for run, published in found.published.items():
-        figures = published.figures(matched.name) if run in matched.found else None
-        if figures is None or figures.own or figures.run in matched.found:
+        figures = published.figures(matched.name) if run in matched.by_run else None
+        if figures is None or figures.of_this_run or figures.run in matched.by_run:
             continue
         values = [figures.values.get(condition, {}).get(key) for condition in conditions]
         if any(value is not None for value in values):
@@ -79,10 +79,10 @@ def _stand_ins(found: Comparison, matched: Matched, key: str, conditions: Sequen
 
 def how(matched: Matched, key: str) -> str:
     """How the strength of each cell came about."""
-    if any(each.metric(key).cost for each in matched.found.values()):
-        ways = dict.fromkeys(read_at(each, key) for each in matched.found.values())
+    if any(each.metric(key).cost for each in matched.by_run.values()):
+        ways = dict.fromkeys(read_at(each, key) for each in matched.by_run.values())
         return f"Each condition at {' or '.join(ways)}."
-    chosen = [each.search is not None for each in matched.found.values()]
+    chosen = [each.search is not None for each in matched.by_run.values()]
     if all(chosen):
         return "Each condition at the strength that was chosen on validation items."
     best = "Each condition at its best strength, which favours it a little."
@@ -93,7 +93,7 @@ def axis_figure(matched: Matched, key: str, axis: str, places: list[float] | Non
     """A metric over the runs, one line a condition; `places` are the runs' positions, None for even steps."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    runs = list(matched.found)
+    runs = list(matched.by_run)
     at = dict(zip(runs, places or map(float, range(len(runs))), strict=True))
     ends = []
     for condition in reversed(["base", *matched.conditions]):
@@ -134,7 +134,7 @@ def _highest(matched: Matched, key: str) -> float:
     """The highest end of an interval that is drawn."""
     points = (
         matched.point(run, condition, key)
-        for run in matched.found
+        for run in matched.by_run
         for condition in ("base", *matched.conditions)
     )
     return max((point[1].top for point in points if point), default=1.0)
@@ -149,7 +149,7 @@ def _short(value: float) -> str:
 
 def runs_figure(matched: Matched, key: str) -> Figure:
     """A metric run by run: a mark and its interval for each condition, the runs one below the other."""
-    runs = list(matched.found)
+    runs = list(matched.by_run)
     conditions = [c for c in ["base", *matched.conditions] if any(matched.point(r, c, key) for r in runs)]
     figure = Figure(figsize=(6.4, 1.3 + len(runs) * max(0.34, 0.085 * len(conditions))), layout="constrained")
     axes = figure.add_subplot()

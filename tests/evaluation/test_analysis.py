@@ -413,10 +413,15 @@ def test_figures_of_another_run_stand_in_where_a_run_has_none_of_its_own() -> No
         run: some(read_published({"published": {"values": values}}, run)) for run in ("all", "one", "three")
     }
     stand_in = some(found["all"].figures("e"))
-    assert (stand_in.run, stand_in.own, stand_in.title) == ("two", False, "Paper (two)")
+    assert (stand_in.run, stand_in.of_this_run, stand_in.title) == ("two", False, "Paper (two)")
     assert stand_in.values == {"vector": {"mc1": 0.2}}
     own = some(found["three"].figures("e"))
-    assert (own.run, own.own, own.title, own.values) == ("three", True, "Paper", {"vector": {"mc1": 0.3}})
+    assert (own.run, own.of_this_run, own.title, own.values) == (
+        "three",
+        True,
+        "Paper",
+        {"vector": {"mc1": 0.3}},
+    )
     assert found["one"].figures("e") is None  # it has figures of its own, but not of this evaluation
     assert found["three"].figures("f") is None
     assert found["all"].figures("g") is None

@@ -36,22 +36,24 @@ class Matched:
 
     name: str
     benchmark: str
-    found: dict[str, Evaluation]
+    by_run: dict[str, Evaluation]
     """By the run's label, in the runs' order."""
 
     @property
     def metrics(self) -> list[str]:
         """Metrics over all items, the heading one first."""
-        return list(dict.fromkeys(name for each in self.found.values() for name in each.metrics))
+        return list(dict.fromkeys(name for evaluation in self.by_run.values() for name in evaluation.metrics))
 
     @property
     def conditions(self) -> list[str]:
         """Conditions other than base, in the order in which they are shown."""
-        return sorted({c for each in self.found.values() for c in each.conditions}, key=condition_order)
+        return sorted(
+            {c for evaluation in self.by_run.values() for c in evaluation.conditions}, key=condition_order
+        )
 
     def point(self, run: str, condition: str, key: str) -> tuple[float, Score] | None:
         """Strength and score at which a condition of a run is read; base at 0."""
-        evaluation = self.found.get(run)
+        evaluation = self.by_run.get(run)
         if evaluation is None:
             return None
         if condition == "base":
@@ -88,20 +90,20 @@ def compare(runs: Sequence[Location], target: Location) -> Comparison:
     Raises UserError where no run has an evaluation.
     """
     labels = run_labels(runs)
-    found = {label: read_scores(location) for label, location in zip(labels, runs, strict=True)}
-    if not any(run.evaluations for run in found.values()):
+    by_label = {label: read_scores(location) for label, location in zip(labels, runs, strict=True)}
+    if not any(run.evaluations for run in by_label.values()):
         raise UserError(f"{', '.join(map(str, runs[:3]))}: nothing to compare; no run has an evaluation")
     # Else it is somebody else's, by chance in the same folder.
-    own = any(location.parent.parent == target for location in runs)
-    recipe = read_run_recipe(target) if own else {}
-    published = {label: read_published(recipe, label) or run.published for label, run in found.items()}
+    in_target = any(location.parent.parent == target for location in runs)
+    recipe = read_run_recipe(target) if in_target else {}
+    published = {label: read_published(recipe, label) or run.published for label, run in by_label.items()}
     return Comparison(
-        name=str(recipe.get("name") or f"{len(found)} runs compared"),
+        name=str(recipe.get("name") or f"{len(by_label)} runs compared"),
         description=str(recipe.get("description") or ""),
         axis=str(recipe.get("axis") or ""),
-        runs=found,
-        evaluations=match(found),
-        published={label: each for label, each in published.items() if each},
+        runs=by_label,
+        evaluations=match(by_label),
+        published={label: figures for label, figures in published.items() if figures},
     )
 
 
@@ -109,19 +111,19 @@ def run_labels(runs: Sequence[Location]) -> list[str]:
     """A name for each run: its folder's, with as many folders above it as tell all apart."""
     parts = [run.path.strip("/").split("/") for run in runs]
     for depth in range(1, max(map(len, parts), default=1) + 1):
-        labels = ["/".join(each[-depth:]) for each in parts]
+        labels = ["/".join(names[-depth:]) for names in parts]
         if len(set(labels)) == len(labels):
             return labels
-    return [f"{'/'.join(each)} ({index})" for index, each in enumerate(parts, 1)]
+    return [f"{'/'.join(names)} ({index})" for index, names in enumerate(parts, 1)]
 
 
 def match(runs: dict[str, Run]) -> list[Matched]:
     """Evaluations of the same name and benchmark, in the order in which they are first met."""
-    found: dict[tuple[str, str], dict[str, Evaluation]] = {}
+    matches: dict[tuple[str, str], dict[str, Evaluation]] = {}
     for label, run in runs.items():
         for evaluation in run.evaluations:
-            found.setdefault((evaluation.name, evaluation.benchmark), {})[label] = evaluation
-    return [Matched(name, benchmark, by_run) for (name, benchmark), by_run in found.items()]
+            matches.setdefault((evaluation.name, evaluation.benchmark), {})[label] = evaluation
+    return [Matched(name, benchmark, by_run) for (name, benchmark), by_run in matches.items()]
 
 
 def differing_settings(runs: dict[str, Run]) -> dict[str, dict[str, str]]:
@@ -158,15 +160,15 @@ def positions(labels: Sequence[str]) -> list[float] | None:
 
     None where a name has no number, or more than one, or two runs stand at the same place.
     """
-    found = []
+    places = []
     for label in labels:
         numbers = _NUMBER.findall(label)
         if len(numbers) != 1:
             return None
         text = numbers[0].replace(",", "").replace("_", "").strip()
         unit = text[-1] if text[-1] in _MULTIPLES else ""
-        found.append(float(text.removesuffix(unit)) * _MULTIPLES[unit])
-    return found if len(set(found)) == len(found) else None
+        places.append(float(text.removesuffix(unit)) * _MULTIPLES[unit])
+    return places if len(set(places)) == len(places) else None
 
 
 def pairs_of(runs: dict[str, Run]) -> Pairs | None:
@@ -195,16 +197,16 @@ def improvements(matched: Matched, key: str) -> dict[str, tuple[float, float | N
     The sign is turned for a metric that should fall, so that more is better. The part is None at a base of 0,
     and at one whose interval begins below half of it: a part of next to nothing says nothing.
     """
-    found: dict[str, tuple[float, float | None]] = {}
-    for run, evaluation in matched.found.items():
+    gains: dict[str, tuple[float, float | None]] = {}
+    for run, evaluation in matched.by_run.items():
         sign = 1 if evaluation.metric(key).higher else -1
         effect, base = main_condition(evaluation), evaluation.base(key)
         best = best_point(evaluation, effect, key) if effect else None
         if best and base:
             gain = sign * (best[1].value - base.value)
             known = base.value and (base.interval is None or 2 * base.interval[0] >= base.value)
-            found[run] = (gain, gain / base.value if known else None)
-    return found
+            gains[run] = (gain, gain / base.value if known else None)
+    return gains
 
 
 def comparison_table(matched: Matched, key: str) -> pa.Table:
@@ -213,7 +215,7 @@ def comparison_table(matched: Matched, key: str) -> pa.Table:
     `low` and `high` are null where there is no interval.
     """
     rows = []
-    for run in matched.found:
+    for run in matched.by_run:
         for condition in ("base", *matched.conditions):
             if point := matched.point(run, condition, key):
                 strength, score = point

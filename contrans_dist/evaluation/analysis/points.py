@@ -18,9 +18,9 @@ def main_condition(evaluation: Evaluation) -> str | None:
         return evaluation.file.reference
     names = [condition_of(key) for key in evaluation.conditions]
     for role in ("tested", "variant", "yardstick", "baseline"):
-        found = next((name.name for name in names if name.role == role), None)
-        if found:
-            return found
+        condition = next((name.name for name in names if name.role == role), None)
+        if condition:
+            return condition
     return None
 
 
@@ -30,14 +30,14 @@ def best_point(evaluation: Evaluation, condition: str, key: str) -> tuple[float,
     The strength that was chosen for it, else the one at which it does most, the lowest among equals. A cost
     is read at the strength that the run's main evaluation reports, else at the greatest.
     """
-    found = _point(evaluation, condition, key)
-    return found[:2] if found else None
+    point = _point(evaluation, condition, key)
+    return point[:2] if point else None
 
 
 def way_of(evaluation: Evaluation, condition: str, key: str) -> Way | None:
     """How the strength of `best_point` came about."""
-    found = _point(evaluation, condition, key)
-    return found[2] if found else None
+    point = _point(evaluation, condition, key)
+    return point[2] if point else None
 
 
 def _point(evaluation: Evaluation, condition: str, key: str) -> tuple[float, Score, Way] | None:
@@ -61,7 +61,7 @@ def _point(evaluation: Evaluation, condition: str, key: str) -> tuple[float, Sco
 
 def reported_strengths(evaluations: Iterable[Evaluation]) -> dict[str, Reported]:
     """The strength of each condition in the first evaluation of a run that steers it and is no cost."""
-    found: dict[str, Reported] = {}
+    strengths: dict[str, Reported] = {}
     for evaluation in evaluations:
         key = next(iter(evaluation.metrics), None)
         if key is None or evaluation.metric(key).cost:
@@ -69,5 +69,5 @@ def reported_strengths(evaluations: Iterable[Evaluation]) -> dict[str, Reported]
         for condition in evaluation.conditions:
             point = best_point(evaluation, condition, key)
             if point:
-                found.setdefault(condition, Reported(point[0], evaluation.name))
-    return found
+                strengths.setdefault(condition, Reported(point[0], evaluation.name))
+    return strengths

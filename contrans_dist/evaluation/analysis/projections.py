@@ -57,27 +57,32 @@ class Similarity:
 def read_projections(run: Run) -> list[Projection]:
     """Every projection of a run: states first, source before target."""
     folder = run.location / ANALYSES_FOLDER
-    found = []
+    projections = []
     for name in folder.names():
         kind, _, side = name.removesuffix(".parquet").partition("-")
         if kind in _KINDS and name.endswith(".parquet"):
             table = _read(folder / name, _POINTS)
             if table.num_rows:
-                found.append(Projection(kind, side, _panels(table), table))
-    return sorted(found, key=lambda each: (_KINDS.index(each.kind), each.side))
+                projections.append(Projection(kind, side, _panels(table), table))
+    return sorted(projections, key=lambda projection: (_KINDS.index(projection.kind), projection.side))
 
 
 def _panels(table: pa.Table) -> list[Panel]:
     rows = table.to_pydict()
     places = list(zip(rows["model"], rows["block"], strict=True))
     points = np.column_stack([rows["x"], rows["y"]]).astype(np.float64)
-    found = []
+    panels = []
     for model, block in dict.fromkeys(places):
-        own = [index for index, place in enumerate(places) if place == (model, block)]
-        found.append(
-            Panel(str(model), int(block or 0), [str(rows["concept"][index]) for index in own], points[own])
+        indices = [index for index, place in enumerate(places) if place == (model, block)]
+        panels.append(
+            Panel(
+                str(model),
+                int(block or 0),
+                [str(rows["concept"][index]) for index in indices],
+                points[indices],
+            )
         )
-    return found
+    return panels
 
 
 def read_similarity(run: Run) -> Similarity | None:

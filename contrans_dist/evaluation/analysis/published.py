@@ -21,14 +21,14 @@ class Figures:
 
     run: str
     """The paper's run that they are of."""
-    own: bool
+    of_this_run: bool
     """Whether that is the run beside which they stand; else another stands in, and no figures can agree."""
     values: Values
 
     @property
     def title(self) -> str:
         """`Paper`, with the run's name where another one stands in."""
-        return "Paper" if self.own or self.run == ALONE else f"Paper ({self.run})"
+        return "Paper" if self.of_this_run or self.run == ALONE else f"Paper ({self.run})"
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Published:
 
     def figures(self, evaluation: str) -> Figures | None:
         """Those of the run's own name; where that has none at all, of the first run with this evaluation."""
-        own = self.every.get(self.run)
-        if own:
-            return Figures(self.run, True, own[evaluation]) if own.get(evaluation) else None
-        for run, found in self.every.items():
-            if found.get(evaluation):
-                return Figures(run, False, found[evaluation])
+        of_run = self.every.get(self.run)
+        if of_run:
+            return Figures(self.run, True, of_run[evaluation]) if of_run.get(evaluation) else None
+        for run, of_other in self.every.items():
+            if of_other.get(evaluation):
+                return Figures(run, False, of_other[evaluation])
         return None
 
 
@@ -76,7 +76,7 @@ def read_published(recipe: dict[str, Any], run: str) -> Published | None:
     content = recipe.get("published")
     if not isinstance(content, dict):
         return None
-    every = {name: found for name, found in (content.get("values") or {}).items() if found}
+    every = {name: figures for name, figures in (content.get("values") or {}).items() if figures}
     return Published(str(content.get("source") or ""), str(content.get("remarks") or ""), run, every)
 
 
@@ -85,7 +85,7 @@ def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evalua
 
     `companions` are perplexity evaluations under the same steering: there a `perplexity` is looked for.
     """
-    found, points = [], _points(evaluation, figures.values)
+    comparisons, points = [], _points(evaluation, figures.values)
     perplexities = companion_scores(companions, points)
     for condition, metrics in figures.values.items():
         for name, paper in metrics.items():
@@ -95,8 +95,8 @@ def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evalua
                 at = evaluation.metrics[0]
                 strength, ours = points.get(condition) or None, perplexities.get(condition)
             way = way_of(evaluation, condition, _read_in(evaluation, condition, at))
-            found.append(Beside(condition, name, paper, ours, strength, way))
-    return found
+            comparisons.append(Beside(condition, name, paper, ours, strength, way))
+    return comparisons
 
 
 def companion_scores(companions: Sequence[Evaluation], points: Mapping[str, float]) -> dict[str, Score]:
@@ -106,11 +106,11 @@ def companion_scores(companions: Sequence[Evaluation], points: Mapping[str, floa
     """
 
     def known(companion: Evaluation) -> dict[str, Score]:
-        found = {
+        perplexities = {
             condition: companion.score(condition, at, "perplexity") if at else companion.base("perplexity")
             for condition, at in points.items()
         }
-        return {condition: score for condition, score in found.items() if score}
+        return {condition: score for condition, score in perplexities.items() if score}
 
     return max(map(known, companions), key=len, default={})
 

@@ -46,7 +46,7 @@ class Run:
     @property
     def main_map(self) -> MapSummary | None:
         """The map of the generic corpus, else the first."""
-        return next(iter(sorted(self.maps, key=lambda found: found.name != "corpus")), None)
+        return next(iter(sorted(self.maps, key=lambda summary: summary.name != "corpus")), None)
 
     def model(self, side: str) -> str:
         """Id of the recipe's model on a side (`source`, `target`); empty where it is not said."""
@@ -63,10 +63,10 @@ def read_run(location: Location) -> Run:
         return Run(location, evaluations=[read_in_run(location)])
     if (location / schema.MANIFEST).exists():
         return Run(location, harvests={location.name: ActivationSet.open(location)})
-    found = read_scores(location)
-    problems = list(found.problems)
+    run = read_scores(location)
+    problems = list(run.problems)
     harvests = {}
-    shared = found.record.activations or {}
+    shared = run.record.activations or {}
     places = shared or {name: f"activations/{name}" for name in (location / "activations").names()}
     for name, folder in places.items():
         try:
@@ -80,14 +80,14 @@ def read_run(location: Location) -> Run:
             maps.append(read_map(location / "maps" / name))
         except UserError as error:
             problems.append(str(error))
-    if not (harvests or maps or found.evaluations):
+    if not (harvests or maps or run.evaluations):
         if problems:
             raise UserError(problems[0])
         raise UserError(
             f"{location}: nothing to report; expected a run folder (activations/, maps/ or evaluations/), "
             f"an evaluation ({METRICS}) or an activation set ({schema.MANIFEST})"
         )
-    return replace(found, harvests=harvests, maps=maps, problems=problems)
+    return replace(run, harvests=harvests, maps=maps, problems=problems)
 
 
 def _from(location: Location, path: str) -> Location:
@@ -124,11 +124,13 @@ def read_scores(location: Location) -> Run:
         record,
         evaluations=[
             replace(
-                each,
+                evaluation,
                 # Those that steer the same concepts say more of it than the others do.
-                reported=reported_strengths(sorted(evaluations, key=partial(_steers_others, recipe, each))),
+                reported=reported_strengths(
+                    sorted(evaluations, key=partial(_steers_others, recipe, evaluation))
+                ),
             )
-            for each in evaluations
+            for evaluation in evaluations
         ],
         problems=problems,
         published=read_published(whole or recipe, location.name if whole else "all"),
@@ -149,9 +151,9 @@ def _steers_others(recipe: dict[str, Any], one: Evaluation, other: Evaluation) -
 def read_in_run(location: Location) -> Evaluation:
     """An evaluation as the run reports it in whose `evaluations/` it lies; one that lies alone as it is."""
     if location.parent.name == EVALUATIONS_FOLDER:
-        for found in read_scores(location.parent.parent).evaluations:
-            if found.location == location:
-                return found
+        for evaluation in read_scores(location.parent.parent).evaluations:
+            if evaluation.location == location:
+                return evaluation
     return read_evaluation(location)
 
 
@@ -164,16 +166,16 @@ def sweep_of(evaluation: Evaluation, name: str) -> Evaluation | None:
 def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
     """What the same steering costs: by the search for strengths, then by the run's evaluations of a cost that
     steer the same concepts."""
-    own = sweep_of(evaluation, COST)
+    sweep = sweep_of(evaluation, COST)
     others = [
-        each
-        for each in run.evaluations
-        if each.metrics[:1] == [COST]
-        and each.metric(COST).cost
-        and each is not evaluation
-        and _concepts(run.recipe, each) == _concepts(run.recipe, evaluation)
+        other
+        for other in run.evaluations
+        if other.metrics[:1] == [COST]
+        and other.metric(COST).cost
+        and other is not evaluation
+        and _concepts(run.recipe, other) == _concepts(run.recipe, evaluation)
     ]
-    return [*([own] if own else []), *others]
+    return [*([sweep] if sweep else []), *others]
 
 
 def left_out(run: Run, evaluation: Evaluation) -> str:
@@ -182,13 +184,13 @@ def left_out(run: Run, evaluation: Evaluation) -> str:
     What one of them needs, such as models of one width, is said with it.
     """
     settings = (run.recipe.get("evaluations") or {}).get(evaluation.name)
-    asked = settings.get("conditions") if isinstance(settings, dict) else None
-    names = dict.fromkeys(map(str, asked if isinstance(asked, list) else []))
+    listed = settings.get("conditions") if isinstance(settings, dict) else None
+    names = dict.fromkeys(map(str, listed if isinstance(listed, list) else []))
     missing = [name for name in names if name not in (BASE.name, *evaluation.conditions)]
     if not missing:
         return ""
     sets = (run.harvests.get("contrast-source"), run.harvests.get("contrast-target"))
-    widths = [each.d for each in sets if each]
+    widths = [activations.d for activations in sets if activations]
     differ = [name for name in missing if condition_of(name).same_width and len(set(widths)) > 1]
     these = " and ".join(map(str, widths))
     why = f" ({differ[0]} needs models of one width; these have {these})" if differ else ""

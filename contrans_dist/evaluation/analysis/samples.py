@@ -40,13 +40,13 @@ class Example:
 
 
 def read_examples(
-    evaluation: Evaluation, points: Mapping[str, float], each: int = 2, most: int = 30
+    evaluation: Evaluation, points: Mapping[str, float], per_group: int = 2, most: int = 30
 ) -> list[Example]:
     """Prompts with continuations: from `examples.parquet`, else from results that hold continuations.
 
     `points`: condition -> strength that is of interest. Where a condition was continued at others only, its
-    greatest is taken. The first `each` prompts of every group, at most `most`; none is picked by its outcome.
-    Raises UserError for a damaged file.
+    greatest is taken. The first `per_group` prompts of every group, at most `most`; none is picked by
+    its outcome. Raises UserError for a damaged file.
     """
     for name in (EXAMPLES, RESULTS):
         location = evaluation.location / name
@@ -54,7 +54,7 @@ def read_examples(
         if table is not None and name == RESULTS:
             table = _at_points(table, points)
         if table is not None and (rows := rows_of(table, ContinuationRow)):
-            return _examples(rows, points, each, most)
+            return _examples(rows, points, per_group, most)
     return []
 
 
@@ -70,7 +70,7 @@ def _at_points(table: pa.Table, points: Mapping[str, float]) -> pa.Table:
 
 
 def _examples(
-    rows: list[ContinuationRow], points: Mapping[str, float], each: int, most: int
+    rows: list[ContinuationRow], points: Mapping[str, float], per_group: int, most: int
 ) -> list[Example]:
     # Where a benchmark has groups of items, its rows may be of no concept.
     grouped = any(row.group is not None for row in rows)
@@ -82,7 +82,7 @@ def _examples(
     examples = []
     for (group, *_), of_prompt in by_prompt.items():
         continuations = _continuations(of_prompt, points)
-        if taken.get(group, 0) >= each or len(continuations) < 2:
+        if taken.get(group, 0) >= per_group or len(continuations) < 2:
             continue
         taken[group] = taken.get(group, 0) + 1
         examples.append(Example(group, of_prompt[0].kind or "", of_prompt[0].prompt, continuations))

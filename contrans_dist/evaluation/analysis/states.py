@@ -35,9 +35,9 @@ def read_vectors(folder: Location, block: int) -> dict[str, Vector]:
     for name in folder.names():
         if not name.endswith(".safetensors"):
             continue
-        found = ConceptVector.load(folder / name)
-        if block in found.blocks:
-            vectors[found.concept] = Vector(found.concept, found.values[block], found.norms.get(block))
+        vector = ConceptVector.load(folder / name)
+        if block in vector.blocks:
+            vectors[vector.concept] = Vector(vector.concept, vector.values[block], vector.norms.get(block))
     return vectors
 
 

@@ -163,7 +163,7 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
     effect = verdict.effect.phrase
     before = f"from {number(verdict.base.value, kind.percent)} " if verdict.base else ""
     does = f"{'raises' if kind.higher else 'lowers'} {kind.title} {before}to {value} {at}"
-    own = _reach(verdict.references, kind.percent)
+    references = _reach(verdict.references, kind.percent)
     if verdict.status == "none" and verdict.base:
         stays = number(verdict.base.value, kind.percent)
         best = "at best " if verdict.way == "best" else ""
@@ -171,15 +171,15 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
         text = f"No effect: {brings}; without steering it is {stays}"
         if kind.percent and verdict.base.value == (1.0 if kind.higher else 0.0):
             text += f" and cannot {'rise' if kind.higher else 'fall'}"
-        return f"{text}; {own}." if own else f"{text}."
+        return f"{text}; {references}." if references else f"{text}."
     if verdict.status == "shared":
         same = [control for control in verdict.controls if not control.told_apart]
         shared = _reach(same, kind.percent)
         text = f"Not distinguishable from its controls: {effect} {does}, but {shared} as well"
-        return f"{text}; {own}." if own else f"{text}."
+        return f"{text}; {references}." if references else f"{text}."
     if verdict.status == "unchecked":
         text = f"{effect[0].upper()}{effect[1:]} {does}, but no control was run, so the cause is open"
-        return f"{text}; {own}." if own else f"{text}."
+        return f"{text}; {references}." if references else f"{text}."
     everything = _reach([*verdict.controls, *verdict.references], kind.percent)
     if verdict.status == "untested":
         text = f"With neither interval nor test, nothing can be told apart: {effect} {does}"

@@ -143,7 +143,7 @@ def _evaluated(
     stages: list[Stage] = []
     for system in in_turn(System(TARGET, run.recipe.target), others):
         models = [run.model(model) for model in system.models]
-        asked = Asked(benchmark, models[0], run.answerers(models).batch(HEAD_TOKENS))
+        scoring = Asked(benchmark, models[0], run.answerers(models).batch(HEAD_TOKENS))
         splits = plan_units(items, steered.concepts, system.name)
         costs: list[Cost] = []
         for split in splits:
@@ -151,10 +151,10 @@ def _evaluated(
             if system.name == TARGET:
                 ids = [item.id for item in split.items]
                 interventions = steered.interventions(split.concept, settings.strengths, ids)
-            costs += asked.costs(system.asked(split.items), interventions)
+            costs += scoring.costs(system.instructed(split.items), interventions)
         name = title if system.name == TARGET else f"{title}, {system.name}"
         actors = run.answerers(models, costs)
-        stages.append(Stage(name, models, len(items), asked.tokens, costs, len(splits), actors))
+        stages.append(Stage(name, models, len(items), scoring.tokens, costs, len(splits), actors))
     return stages + ([_judged(run, title, benchmark, stages)] if isinstance(benchmark, Judged) else [])
 
 
@@ -186,7 +186,9 @@ class Asked:
         """Of the calls that `Benchmark.score` makes."""
         costs: list[Cost] = []
         for apart in (False, True):
-            blocks = tuple(each.block for each in interventions if each.per_item == apart)
+            blocks = tuple(
+                intervention.block for intervention in interventions if intervention.per_item == apart
+            )
             for cost in self._once(items, apart) if blocks or not apart else ():
                 if isinstance(cost, Scored) and blocks:
                     costs.append(replace(cost, blocks=blocks))
