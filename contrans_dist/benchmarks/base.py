@@ -135,9 +135,9 @@ class Benchmark(Generic[S, I]):
         return summarise(table, there, reference)
 
     @classmethod
-    def headline(cls, found: Sequence[str] = ()) -> str:
+    def headline(cls, names: Sequence[str] = ()) -> str:
         """The metric that heads an evaluation; without `metrics` the first of those found in it."""
-        return cls.metrics[0].name if cls.metrics else next(iter(found), "")
+        return cls.metrics[0].name if cls.metrics else next(iter(names), "")
 
     @classmethod
     def metric(cls, name: str) -> Metric | None:

@@ -53,8 +53,8 @@ def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
         ]
     else:
         cuts = [
-            next(i for i, low in enumerate(each) if low >= len(body))
-            for body, each in zip(bodies, starts, strict=True)
+            next(i for i, low in enumerate(lows) if low >= len(body))
+            for body, lows in zip(bodies, starts, strict=True)
         ]
     return [(whole[:cut], whole[cut:]) for whole, cut in zip(wholes, cuts, strict=True)]
 

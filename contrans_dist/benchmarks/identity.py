@@ -33,7 +33,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     name = type(value).__name__
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {

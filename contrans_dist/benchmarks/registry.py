@@ -14,17 +14,17 @@ def load_benchmark(settings: EvaluationSettings) -> Benchmark:
 
     Raises UserError for data that are missing or wrong, or a benchmark that there is not.
     """
-    found: type[Benchmark] = find_benchmark(settings.benchmark)
-    return found.load(settings)
+    benchmark: type[Benchmark] = find_benchmark(settings.benchmark)
+    return benchmark.load(settings)
 
 
 def about(name: str) -> type[Benchmark]:
     """A benchmark's class, for its names; of one that is not there (any more), the bare base of all."""
     try:
-        found: type[Benchmark] = find_benchmark(name)
+        benchmark: type[Benchmark] = find_benchmark(name)
     except UserError:
         return Benchmark
-    return found
+    return benchmark
 
 
 def ours() -> Iterator[type[Benchmark]]:
@@ -38,6 +38,6 @@ def metric_of(key: str, benchmark: str = "") -> Metric:
 
     Without a benchmark, as the first of all reads it that has one of that name, ours before others'.
     """
-    name = key.rpartition("/")[2]
-    known = (about(each).metric(name) for each in ([benchmark] if benchmark else benchmark_names()))
-    return next(filter(None, known), Metric(name, percent=False))
+    metric = key.rpartition("/")[2]
+    meanings = (about(name).metric(metric) for name in ([benchmark] if benchmark else benchmark_names()))
+    return next(filter(None, meanings), Metric(metric, percent=False))

@@ -178,7 +178,7 @@ def _distinct(scenarios: Sequence[Record], concept: str, without: set[str]) -> l
 def _in_turn(lists: Sequence[list[Record]], count: int) -> list[Record]:
     """`count` records taken from the lists one after the other, each list from its front."""
     longest = max(map(len, lists), default=0)
-    return [each[i] for i in range(longest) for each in lists if i < len(each)][:count]
+    return [records[i] for i in range(longest) for records in lists if i < len(records)][:count]
 
 
 def _stems(location: Location, prefix: str) -> list[str]:

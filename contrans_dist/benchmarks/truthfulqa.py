@@ -220,8 +220,8 @@ def _read(location: Location) -> list[tuple[str, list[Choice], list[Choice]]]:
         raise UserError(f"{location}: expected a list of questions")
     parse = partial(_choices, location)
     return [
-        (_question(location, i, each), parse(i, each, "mc1_targets"), parse(i, each, "mc2_targets"))
-        for i, each in enumerate(records, 1)
+        (_question(location, i, record), parse(i, record, "mc1_targets"), parse(i, record, "mc2_targets"))
+        for i, record in enumerate(records, 1)
     ]
 
 

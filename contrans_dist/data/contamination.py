@@ -146,8 +146,8 @@ def overlap(evaluated: Iterable[str], seen: NDArray[np.int64]) -> list[str]:
     is compared as it is by no one; it counts as not seen.
     """
     texts = list(evaluated)
-    found = _found(texts, seen)
-    return [text for text in texts if text in found]
+    contaminated = _found(texts, seen)
+    return [text for text in texts if text in contaminated]
 
 
 def leak_report(
@@ -158,12 +158,12 @@ def leak_report(
     `in_part`: how many of them in part alone, a line or a sentence of several.
     """
     by_vector, by_map = _found(scenarios, vector_texts), _found(scenarios, map_texts)
-    found = [*by_vector, *by_map]
+    contaminated = [*by_vector, *by_map]
     whole = {text for by in (by_vector, by_map) for text in by if by[text]}
     return {
         "evaluated": len(set(scenarios)),
         "overlap_vector": len(by_vector),
         "overlap_map": len(by_map),
-        "in_part": len(set(found) - whole),
-        "examples": list(dict.fromkeys(found))[:_EXAMPLES],
+        "in_part": len(set(contaminated) - whole),
+        "examples": list(dict.fromkeys(contaminated))[:_EXAMPLES],
     }

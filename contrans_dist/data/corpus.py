@@ -64,11 +64,11 @@ def cut_after(texts: list[str], words: Sequence[str]) -> tuple[list[str], list[i
     A prompt that ends on "was very" asks the map for what a model expects after "very"; such rows say it.
     """
     ending = re.compile("|".join(map(_as_word, words)))
-    found: dict[str, int] = {}
+    prefixes: dict[str, int] = {}
     for index, text in enumerate(texts):
         for match in ending.finditer(text):
-            found.setdefault(text[: match.end()], index)
-    return list(found), list(found.values())
+            prefixes.setdefault(text[: match.end()], index)
+    return list(prefixes), list(prefixes.values())
 
 
 def _as_word(word: str) -> str:

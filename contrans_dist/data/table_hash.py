@@ -47,7 +47,7 @@ def _countable(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(_countable(kind.value_type))
     if pa.types.is_struct(kind):
-        return pa.struct([(each.name, _countable(each.type)) for each in kind])
+        return pa.struct([(field.name, _countable(field.type)) for field in kind])
     if pa.types.is_map(kind):
         return pa.map_(_countable(kind.key_type), _countable(kind.item_type))
     if pa.types.is_timestamp(kind) or pa.types.is_duration(kind) or pa.types.is_time64(kind):
@@ -66,4 +66,4 @@ def python_values(column: pa.ChunkedArray) -> list[Any]:
     try:
         return list(column.to_pylist())
     except (ValueError, OverflowError):
-        return [each.as_py() for each in column.cast(pa.string())]
+        return [value.as_py() for value in column.cast(pa.string())]

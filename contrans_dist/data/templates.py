@@ -21,8 +21,10 @@ def template_fields(template: str) -> list[str]:
         raise UserError(f"template {template!r}: {error}") from error
     for _, name, width, conversion in parts:
         if not name or width or conversion or name.isdecimal() or any(mark in name for mark in ".[]{}"):
-            asked = f"{{{name}{'!' if conversion else ''}{conversion or ''}{':' if width else ''}{width}}}"
-            raise UserError(f"template: expected names of columns such as {{text}}, found {asked!r}")
+            placeholder = (
+                f"{{{name}{'!' if conversion else ''}{conversion or ''}{':' if width else ''}{width}}}"
+            )
+            raise UserError(f"template: expected names of columns such as {{text}}, found {placeholder!r}")
     fields = [str(name) for _, name, _, _ in parts]
     if "text" not in fields:
         raise UserError(f"template {template!r}: expected a place for the text, `{{text}}`")

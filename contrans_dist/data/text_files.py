@@ -125,11 +125,11 @@ def parse_json(data: bytes | str, where: str, expected: str = "JSON") -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {name!r} is there twice")
-    return found
+    return content
 
 
 def read_json(location: Location) -> Any:
@@ -225,8 +225,8 @@ def _unpacked(array: pa.Array | pa.ChunkedArray) -> int:
     if pa.types.is_dictionary(kind):
         if not (pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type)):
             return int(array.nbytes)
-        each = pc.binary_length(array.dictionary).take(array.indices)
-        return int(pc.sum(each.cast(pa.int64())).as_py() or 0) + 4 * len(array)
+        lengths = pc.binary_length(array.dictionary).take(array.indices)
+        return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0) + 4 * len(array)
     if pa.types.is_struct(kind):
         return sum(_unpacked(array.field(i)) for i in range(kind.num_fields))
     if pa.types.is_map(kind):

@@ -70,7 +70,7 @@ class Worker:
     """How often its construction has failed."""
     ending: bool = False
     """Whether its process has been told to end, and another to take its place."""
-    asked: tuple[Any, float] | None = None
+    question: tuple[Any, float] | None = None
     """A question how far it is that it has not answered, and since when."""
     told: float = 0.0
     """Its last answer."""
@@ -119,7 +119,7 @@ class Crew:
 
     def rest(self, worker: Worker, seconds: float | None = None) -> None:
         worker.up = worker.ending = False
-        worker.asked = None
+        worker.question = None
         self.resting.append((time.monotonic() + (RETRY_SECONDS if seconds is None else seconds), worker))
 
     def wake(self) -> None:
@@ -148,12 +148,12 @@ class Crew:
         if self.on_progress is None or not self.running:
             return
         for worker in self.workers:
-            if worker.up and worker.running and worker.asked is None:
-                worker.asked = worker.actor.progress.remote(), time.monotonic()
-        pending = {worker.asked[0]: worker for worker in self.workers if worker.asked is not None}
+            if worker.up and worker.running and worker.question is None:
+                worker.question = worker.actor.progress.remote(), time.monotonic()
+        pending = {worker.question[0]: worker for worker in self.workers if worker.question is not None}
         answered, _ = ray.wait(list(pending), num_returns=len(pending), timeout=RETRY_SECONDS)
         for reference in answered:
-            pending[reference].asked = None
+            pending[reference].question = None
             with suppress(RayError):
                 pending[reference].told = ray.get(reference)
         self.on_progress(sum(worker.told for worker in self.workers if worker.running))
@@ -184,14 +184,14 @@ class Crew:
         if sum(task.name == given.task.name for w in self.workers for given in w.running.values()) > 1:
             return
         self.queue.appendleft(task)
-        others = any(w.up and not any(each.hangs for each in w.running.values()) for w in self.workers)
+        others = any(w.up and not any(given.hangs for given in w.running.values()) for w in self.workers)
         then = "another actor gets it as well" if others else f"its actor is started anew in {left:,.0f} s"
         note(f"{task.name}: {verdict}; {then}")
 
     def _waited(self, worker: Worker, given: Given, now: float) -> tuple[float, float]:
         """Seconds that a task is waited for, and those after which it is taken to hang."""
         if self.on_progress is not None:
-            return (now - worker.asked[1] if worker.asked else 0.0), _SILENT_SECONDS
+            return (now - worker.question[1] if worker.question else 0.0), _SILENT_SECONDS
         if self.timed < _FEWEST_LIKE:
             return 0.0, _HANG_SECONDS
         usual = max(self.longest, self.slowest * given.task.size)
@@ -216,7 +216,7 @@ class Crew:
         self.slowest = max(self.slowest, seconds / max(given.task.size, 1e-9))
         self.timed += 1
         for worker in self.workers:
-            late = any(each.hangs and each.task.name in self.settled for each in worker.running.values())
+            late = any(given.hangs and given.task.name in self.settled for given in worker.running.values())
             if late and not worker.ending:
                 self.replace(worker)
 
@@ -263,7 +263,7 @@ class Crew:
             return
         self.attempts[task.name] = self.attempts.get(task.name, 0) + 1
         others = [given.task for worker in self.workers for given in worker.running.values()]
-        if any(each.name == task.name for each in [*self.queue, *others]):
+        if any(other.name == task.name for other in [*self.queue, *others]):
             return
         if self.attempts[task.name] < MAX_ATTEMPTS:
             self.queue.append(task)

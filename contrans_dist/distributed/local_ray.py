@@ -31,8 +31,8 @@ _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 def connect(address: str, **options: Any) -> None:
     """`ray.init`, silent. Who has a handler of SIGTERM keeps it: one of Ray's ends the process without a word
     while it starts, another prints a crash and aborts."""
-    own = signal.getsignal(signal.SIGTERM)
-    keep = callable(own) and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    keep = callable(handler) and threading.current_thread() is threading.main_thread()
     theirs = ray_utils.set_sigterm_handler
     ray_worker.print_to_stdstream = _told
     if keep:
@@ -42,7 +42,7 @@ def connect(address: str, **options: Any) -> None:
     finally:
         ray_utils.set_sigterm_handler = theirs
         if keep:
-            signal.signal(signal.SIGTERM, own)
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _told(data: dict[str, Any], **_: Any) -> None:

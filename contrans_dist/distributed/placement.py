@@ -33,13 +33,13 @@ def place(
             **model.model_dump(exclude={"id"}),
             highest_block=highest_block,
             head=head,
-            asked=cluster.placement,
+            placement=cluster.placement,
             batch_tokens=batch_tokens,
             share=size.share,
             beside=tuple(beside),
         )
-        found: Placement = on_a_node(choice, size)
-        return found
+        placement: Placement = on_a_node(choice, size)
+        return placement
 
     gpus, placement = fewest_gpus(gpu_counts(cluster.gpus_per_actor, most_gpus()), choose, model.id, head)
     note(f"{model.id}: {placement.reason}")

@@ -36,11 +36,11 @@ class Notes(logging.Handler):
 
 def _check_dtype(lm: LanguageModel, unit: Unit) -> None:
     """RunError where the model here does not run in the precision that the manifest will name."""
-    found = str(lm.dtype).removeprefix("torch.")
-    said = unit.spec.identity.get("dtype", found)
-    if found != said:
+    dtype = str(lm.dtype).removeprefix("torch.")
+    said = unit.spec.identity.get("dtype", dtype)
+    if dtype != said:
         raise RunError(
-            f"{lm.name}: it runs in {found} here, and in {said} by the files of the machine that started the "
+            f"{lm.name}: it runs in {dtype} here, and in {said} by the files of the machine that started the "
             "harvest; say by --dtype in which it is to be run"
         )
 

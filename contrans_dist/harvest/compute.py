@@ -45,13 +45,13 @@ _PROCESS = uuid.uuid4().hex
 _T = TypeVar("_T")
 
 
-def rows_per_shard(n_rows: int, n_blocks: int, d: int, asked: int | None) -> int:
+def rows_per_shard(n_rows: int, n_blocks: int, d: int, shard_size: int | None) -> int:
     """Rows in a shard: as asked, else for about 128 MB on disk, and at least eight shards of a small input.
 
     Depends on the input and the settings alone, never on the cluster, so that a resumed harvest is cut alike.
     """
-    if asked is not None:
-        return asked
+    if shard_size is not None:
+        return shard_size
     by_size = int(_TARGET_BYTES / (n_blocks * d * 4 * _STORED_RATIO))
     to_share = max(_FEWEST_ROWS, -(-n_rows // _LEAST_SHARDS))
     return max(1, min(by_size, to_share))
@@ -137,7 +137,7 @@ class Runnable:
             self.rows if len(kept) == len(numbers) else self.rows.take(pa.array(kept, pa.int64())),
             [self.ids[place] for place in kept],
             self.truncated - set(bad),
-            tuple(sorted([*self.skipped, *fresh], key=lambda each: each.row)),
+            tuple(sorted([*self.skipped, *fresh], key=lambda skipped: skipped.row)),
         )
 
 
@@ -177,18 +177,18 @@ def compute_shard(
         first, worst = next(coming, Piece(0, no_activations(spec.blocks, spec.d))), 0.0
         if texts.ids:
             sample = canary_rows(len(first.activations.n_tokens))
-            reference = {block: found[sample] for block, found in first.activations.items()}
+            reference = {block: rows[sample] for block, rows in first.activations.items()}
             alone = [texts.ids[row] for row in sample]
             worst = worked(partial(canary, lm, alone, reference, settings.position))
         counts = Counts(sum(map(len, texts.ids)), len(texts.truncated), worst, texts.skipped)
         try:
             return publish_shard(texts.rows, chain([first], coming), counts, spec, shard, str(lm.device))
         except SpoiltError as error:
-            found = dict(error.rows)
+            spoilt = dict(error.rows)
             for piece in coming:
-                found |= spoilt_rows(texts.rows, piece)
-            few_spoilt(SpoiltError(shard.name, found), len(texts.ids))
-            return published(texts.without(found)[1])
+                spoilt |= spoilt_rows(texts.rows, piece)
+            few_spoilt(SpoiltError(shard.name, spoilt), len(texts.ids))
+            return published(texts.without(spoilt)[1])
 
     report = published(Runnable.of(lm, rows, settings))
     return replace(report, work=Work(_PROCESS, began, time.monotonic(), capturing))

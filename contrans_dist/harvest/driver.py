@@ -58,21 +58,21 @@ def harvest_sets(
     facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
     sets = [Underway.of(model, facts, job) for job in jobs]
     with connected(cluster.address), ExitStack() as claims:
-        for each in sets:
-            each.check_existing()
-        unfinished = [each for each in sets if not each.complete]
-        for each in unfinished:
-            each.hold(claims.enter_context(claimed(each.spec.out, each.spec.identity)))
-        if any(each.missing for each in unfinished):
+        for underway in sets:
+            underway.check_existing()
+        unfinished = [underway for underway in sets if not underway.complete]
+        for underway in unfinished:
+            underway.hold(claims.enter_context(claimed(underway.spec.out, underway.spec.identity)))
+        if any(underway.missing for underway in unfinished):
             _compute_missing(model, unfinished, cluster)
         if model.quantization is not None:
-            for each in unfinished:
-                each.quantization = _checked(model, each.spec, cluster)
+            for underway in unfinished:
+                underway.quantization = _checked(model, underway.spec, cluster)
         made: list[ActivationSet] = []
         wrong: list[UserError | RunError] = []
-        for each in sets:
+        for underway in sets:
             try:
-                made.append(each.finish(facts))
+                made.append(underway.finish(facts))
             except (UserError, RunError) as error:  # the other sets are whole all the same
                 wrong.append(error)
         if wrong:
@@ -95,13 +95,13 @@ def _compute_missing(model: ModelSettings, sets: list[Underway], cluster: Cluste
         model,
         cluster,
         head=False,
-        highest_block=max(max(each.spec.blocks) for each in sets),
-        batch_tokens=max(each.spec.capture.batch_tokens for each in sets),
+        highest_block=max(max(underway.spec.blocks) for underway in sets),
+        batch_tokens=max(underway.spec.capture.batch_tokens for underway in sets),
     )
     # Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
-    owned = [(each, unit) for each in sets for unit in each.units()]
+    owned = [(underway, unit) for underway in sets for unit in underway.units()]
     units = {unit.name: unit for _, unit in owned}
-    owner = {unit.name: each for each, unit in owned}
+    owner = {unit.name: underway for underway, unit in owned}
     title = f"harvest {model.id.rstrip('/').rsplit('/', 1)[-1]}"
     fresh: dict[str, ShardReport] = {}
     failures: dict[str, str] = {}
@@ -127,25 +127,25 @@ def _compute_missing(model: ModelSettings, sets: list[Underway], cluster: Cluste
             outcome = run_tasks(SweepActor, (model,), sweeps, size, keep, on_progress=reached)
         else:
             tasks = [Task(name, unit, unit.rows["text"].nbytes) for name, unit in units.items()]
-            highest = max(max(each.spec.blocks) for each in sets)
+            highest = max(max(underway.spec.blocks) for underway in sets)
             outcome = run_tasks(HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS)
     failures |= outcome.failures
     if failures:
         name, reason = next(iter(failures.items()))
         raise RunError(
-            f"{sum(len(each.missing) for each in sets)} of {len(units)} shards failed ({name}: {reason}); "
+            f"{sum(len(part.missing) for part in sets)} of {len(units)} shards failed ({name}: {reason}); "
             "run the same command again to try only these"
         )
     throughput = _throughput(list(fresh.values()), began, outcome, size, placement)
-    for each in sets:
-        clean(each.spec.out)
-        own = sum(report.tokens for name, report in fresh.items() if owner[name] is each)
-        each.throughput = {"tokens": own, **throughput}
+    for underway in sets:
+        clean(underway.spec.out)
+        tokens = sum(report.tokens for name, report in fresh.items() if owner[name] is underway)
+        underway.throughput = {"tokens": tokens, **throughput}
 
 
 def _sweeps(sets: list[Underway], units: dict[str, Unit], actors: int) -> list[Task]:
     """The missing shards, each actor's share of them as one task."""
-    planned = plan_sweeps([part for each in sets for part in each.parts], actors)
+    planned = plan_sweeps([part for underway in sets for part in underway.parts], actors)
     return [
         Task(f"sweep {key}", SweepTask(key, [units[name] for name in units if name in names]))
         for key, names in planned.items()
@@ -160,8 +160,10 @@ def _throughput(
     tokens, seconds = sum(report.tokens for report in reports), time.monotonic() - outcome.began
     works = [report.work for report in reports if report.work is not None]
     spans = [
-        max(work.ended for work in own) - min(work.began for work in own)
-        for own in ([w for w in works if w.process == process] for process in {w.process for w in works})
+        max(work.ended for work in of_process) - min(work.began for work in of_process)
+        for of_process in (
+            [w for w in works if w.process == process] for process in {w.process for w in works}
+        )
     ]
     capturing = sum(work.capturing for work in works)
     return {

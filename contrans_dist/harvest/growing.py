@@ -52,21 +52,21 @@ class Asked:
     capture: CaptureSettings
     d: int
 
-    def held(self, found: dict[str, Any]) -> dict[str, Any] | None:
-        """The identity of what is asked for where a set of the identity `found` is; None where they differ.
+    def held(self, held: dict[str, Any]) -> dict[str, Any] | None:
+        """The identity of what is asked for where a set of the identity `held` is; None where they differ.
 
         That set may hold more blocks, be cut into shards otherwise if no size was asked for, have grown
         before, and have fewer rows: then it grows.
         """
-        wanted, parts = self.at(found), _parts(found)
-        if wanted == found or parts is None:
-            return wanted if wanted == found else None
+        wanted, parts = self.at(held), _parts(held)
+        if wanted == held or parts is None:
+            return wanted if wanted == held else None
         last = parts[-1]
         if last.rows >= self.texts.num_rows:
             return None
-        settings = set(found) | set(wanted)
+        settings = set(held) | set(wanted)
         if any(
-            found.get(name) != wanted.get(name) for name in settings - set(Part.model_fields) - {"earlier"}
+            held.get(name) != wanted.get(name) for name in settings - set(Part.model_fields) - {"earlier"}
         ):
             return None
         if texts_hash(self.prompts[: last.rows]) != last.prompts:
@@ -75,29 +75,29 @@ class Asked:
             return None
         rows = self.texts.num_rows - last.rows
         size = rows_per_shard(rows, len(wanted["blocks"]), self.d, self.capture.shard_size)
-        return {**wanted, "earlier": [each.model_dump() for each in parts], "shard_size": size}
+        return {**wanted, "earlier": [part.model_dump() for part in parts], "shard_size": size}
 
-    def at(self, found: dict[str, Any]) -> dict[str, Any]:
+    def at(self, held: dict[str, Any]) -> dict[str, Any]:
         """The identity that is asked for, with the blocks, the parts and the size of shards that a set has
         which is there, where these serve."""
-        held, size, wanted = found.get("blocks"), found.get("shard_size"), self.identity
-        if not isinstance(held, list) or not set(wanted["blocks"]) <= set(held):
+        blocks, size, wanted = held.get("blocks"), held.get("shard_size"), self.identity
+        if not isinstance(blocks, list) or not set(wanted["blocks"]) <= set(blocks):
             return wanted
-        wanted = {**wanted, "blocks": held}
-        if "earlier" in found and _parts(found) is not None:
-            wanted["earlier"] = found["earlier"]
+        wanted = {**wanted, "blocks": blocks}
+        if "earlier" in held and _parts(held) is not None:
+            wanted["earlier"] = held["earlier"]
         any_size = self.capture.shard_size is None and isinstance(size, int) and size > 0
         return {**wanted, "shard_size": size} if any_size else wanted
 
-    def refusal(self, out: Location, found: dict[str, Any], source: Location | None) -> UserError:
-        """Why rows of the identity `found` cannot stay in the folder."""
-        wanted = self.at(found)
-        other = {name for name in _OTHERWISE if found.get(name) != wanted.get(name)}
+    def refusal(self, out: Location, held: dict[str, Any], source: Location | None) -> UserError:
+        """Why rows of the identity `held` cannot stay in the folder."""
+        wanted = self.at(held)
+        other = {name for name in _OTHERWISE if held.get(name) != wanted.get(name)}
         lines = differing(
-            *({k: v for k, v in each.items() if k not in _OTHERWISE} for each in (found, wanted))
+            *({k: v for k, v in identity.items() if k not in _OTHERWISE} for identity in (held, wanted))
         )
         if other:
-            lines.append(self._otherwise(out, found, source))
+            lines.append(self._otherwise(out, held, source))
         told = (
             "; texts are harvested alone where they are appended to those that are there"
             if other and len(lines) == 1
@@ -107,17 +107,17 @@ class Asked:
             f"{out}: holds a harvest under other settings ({'; '.join(lines)}); choose another --out{told}"
         )
 
-    def _otherwise(self, out: Location, found: dict[str, Any], source: Location | None) -> str:
+    def _otherwise(self, out: Location, held: dict[str, Any], source: Location | None) -> str:
         """How the texts differ from those that are there, or their prompts."""
         told = self._first_difference(out, source)
         if told is not None:
             return f"texts: {told}"
-        there, rows = found.get("rows"), self.texts.num_rows
+        there, rows = held.get("rows"), self.texts.num_rows
         if isinstance(there, int) and there > rows:
             return f"texts: found {there:,} rows, asked for the first {rows:,} of them"
-        if isinstance(there, int) and table_hash(self.texts.slice(0, there)) == found.get("texts"):
+        if isinstance(there, int) and table_hash(self.texts.slice(0, there)) == held.get("texts"):
             return f"prompts: those of the same {there:,} texts were others"
-        return f"texts: found {found.get('texts')!r}, asked for {self.identity['texts']!r}"
+        return f"texts: found {held.get('texts')!r}, asked for {self.identity['texts']!r}"
 
     def _first_difference(self, out: Location, source: Location | None) -> str | None:
         """The first row, of those that are there, which another text or another value is in."""
@@ -125,8 +125,10 @@ class Asked:
         for name in shards_in(out):
             try:
                 with opened(out / name) as shard:
-                    theirs = [each for each in shard.layout.names if schema.block_of(each) is None]
-                    theirs = [each for each in theirs if each not in schema.KEY_COLUMNS or each == "text"]
+                    theirs = [column for column in shard.layout.names if schema.block_of(column) is None]
+                    theirs = [
+                        column for column in theirs if column not in schema.KEY_COLUMNS or column == "text"
+                    ]
                     if set(theirs) != set(mine):
                         other = sorted(set(theirs) ^ set(mine))[0]
                         return f"column {other!r} is {'new' if other in mine else 'missing'}"
@@ -134,19 +136,19 @@ class Asked:
                     values = shard.read(theirs, 0, len(rows))
             except UserError:  # damaged: it tells nothing
                 continue
-            asked = self.texts.take(pa.array(rows, pa.int64()))
-            if (first := _differing(values, asked, mine)) is not None:
+            given = self.texts.take(pa.array(rows, pa.int64()))
+            if (first := _differing(values, given, mine)) is not None:
                 place, column, old, new = first
                 where = place_of(self.texts, rows[place], source)
                 return f"column {column!r} differs in {where}: found {old}, asked for {new}"
         return None
 
 
-def _differing(found: pa.Table, asked: pa.Table, names: Sequence[str]) -> tuple[int, str, str, str] | None:
+def _differing(kept: pa.Table, given: pa.Table, names: Sequence[str]) -> tuple[int, str, str, str] | None:
     """The first row in which two tables differ: its place, the column, and both values, in short."""
     first: tuple[int, str, str, str] | None = None
     for name in names:
-        pairs = zip(python_values(found.column(name)), python_values(asked.column(name)), strict=True)
+        pairs = zip(python_values(kept.column(name)), python_values(given.column(name)), strict=True)
         for place, (old, new) in enumerate(pairs):
             if first is not None and place >= first[0]:
                 break
@@ -170,7 +172,7 @@ def _parts(identity: dict[str, Any]) -> list[Part] | None:
     """The parts that a set of this identity was harvested in, in order; None where it does not say."""
     earlier = identity.get("earlier", [])
     try:
-        parts = [Part.model_validate(each) for each in (*earlier, identity)]
+        parts = [Part.model_validate(record) for record in (*earlier, identity)]
     except (ValidationError, TypeError):
         return None
     ends = [part.rows for part in parts]
@@ -190,7 +192,7 @@ def planned(spec: HarvestSpec) -> list[tuple[HarvestSpec, list[Shard]]]:
         }
         if not number:
             del identity["earlier"]
-        own = plan_shards(part.rows - rows, part.shard_size, rows, shards)
-        made.append((replace(spec, identity=identity), own))
-        rows, shards = part.rows, shards + len(own)
+        planned_shards = plan_shards(part.rows - rows, part.shard_size, rows, shards)
+        made.append((replace(spec, identity=identity), planned_shards))
+        rows, shards = part.rows, shards + len(planned_shards)
     return made

@@ -23,14 +23,14 @@ def check_left_out(
     """
     if not skipped:
         return
-    named = "; ".join(f"{place_of(texts, each.row, source)}: {each.reason}" for each in skipped[:_SHOWN])
+    named = "; ".join(f"{place_of(texts, text.row, source)}: {text.reason}" for text in skipped[:_SHOWN])
     more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     told = f"{out}: {len(skipped)} of {texts.num_rows:,} texts cannot be run: {named}{more}"
     if accepted and len(skipped) < texts.num_rows:
         note(f"{told}; they are left out")
         return
     way_out = "; the others are done: --skip-bad leaves these out" if len(skipped) < texts.num_rows else ""
-    failed = all(each.reason.startswith("NaN") for each in skipped)
+    failed = all(text.reason.startswith("NaN") for text in skipped)
     raise (RunError if failed else UserError)(told + way_out)
 
 

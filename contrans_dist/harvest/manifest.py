@@ -71,7 +71,7 @@ def manifest_of(
     throughput: dict[str, Any],
     quantization: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    skipped = [each.model_dump() for report in reports for each in report.skipped]
+    skipped = [skipped.model_dump() for report in reports for skipped in report.skipped]
     norms = [report.norms for report in reports if report.norms is not None]
     medians = np.median(np.concatenate(norms), axis=0)
     content = {
@@ -117,8 +117,8 @@ def manifest_of(
 
 def warn(manifest: dict[str, Any], out: Location) -> None:
     if manifest["truncated"]:
-        asked, context = manifest["identity"]["max_tokens"], manifest["context"]
-        by = f"--max-tokens {asked}" if asked and asked < (context or asked + 1) else "the model's context"
+        limit, context = manifest["identity"]["max_tokens"], manifest["context"]
+        by = f"--max-tokens {limit}" if limit and limit < (context or limit + 1) else "the model's context"
         note(f"{out}: {manifest['truncated']} texts are longer than {by}; their start was cut")
     limit = manifest["tokenizer_limit"]
     if limit and limit < (manifest["context"] or limit + 1):

@@ -52,8 +52,8 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> dict[str, Any
     }
     return {
         "texts": stored.num_rows,
-        "worst_cosine": round(float(min(each.min() for each in cosines.values())), 6),
-        "mean_cosine": {str(block): round(float(each.mean()), 6) for block, each in cosines.items()},
+        "worst_cosine": round(float(min(values.min() for values in cosines.values())), 6),
+        "mean_cosine": {str(block): round(float(values.mean()), 6) for block, values in cosines.items()},
     }
 
 

@@ -135,7 +135,7 @@ def publish_shard(
         "identity": spec.identity,
         "start": shard.start,
         **asdict(counts),
-        "skipped": [each.model_dump() for each in counts.skipped],
+        "skipped": [text.model_dump() for text in counts.skipped],
     }
     extra = [name for name in rows.column_names if name not in ("row", "text_id", "text")]
     layout = schema.activation_schema(spec.blocks, spec.d, rows.select(extra).schema)
@@ -204,16 +204,16 @@ def check_shard(spec: HarvestSpec, shard: Shard, entry: ShardEntry | None) -> Sh
     `entry`: what a manifest says of it, where there is one. What is in its pages is checked when it is read.
     """
     try:
-        with opened(spec.out / shard.name) as found:
-            wrong = found.mismatch(spec.fingerprint, spec.blocks, spec.d)
+        with opened(spec.out / shard.name) as file:
+            wrong = file.mismatch(spec.fingerprint, spec.blocks, spec.d)
             planned = (shard.start, shard.rows)
-            if (found.facts.start, found.rows + len(found.facts.skipped)) != planned:
+            if (file.facts.start, file.rows + len(file.facts.skipped)) != planned:
                 wrong = wrong or "its rows are not the planned ones"
             if entry is not None and wrong is None:
-                wrong = found.not_entry(entry)
+                wrong = file.not_entry(entry)
             if wrong is not None:
                 return wrong
-            return _report(shard, found.facts.model_dump(), found, found.kept_norms(spec.blocks))
+            return _report(shard, file.facts.model_dump(), file, file.kept_norms(spec.blocks))
     except DamagedError as error:
         return error.reason
     except UserError as error:  # beyond the limits
@@ -222,8 +222,8 @@ def check_shard(spec: HarvestSpec, shard: Shard, entry: ShardEntry | None) -> Sh
 
 def read_norms(spec: HarvestSpec, shard: Shard) -> NDArray[np.float32]:
     """The norms of a shard that does not keep them, from its rows. Raises UserError when it is damaged."""
-    with opened(spec.out / shard.name) as found:
-        return found.norms(spec.blocks)
+    with opened(spec.out / shard.name) as file:
+        return file.norms(spec.blocks)
 
 
 def shard_identity(location: Location) -> dict[str, Any] | None:
@@ -242,21 +242,21 @@ def _norms(values: Mapping[int, NDArray[np.float32]]) -> NDArray[np.float32]:
 def _report(
     shard: Shard,
     facts: dict[str, Any],
-    found: ShardFile,
+    file: ShardFile,
     norms: NDArray[np.float32] | None,
     device: str = "",
 ) -> ShardReport:
     return ShardReport(
         index=shard.index,
         start=shard.start,
-        rows=found.rows,
-        fingerprint=found.facts.fingerprint,
-        footer=found.footer,
-        bytes=found.size,
+        rows=file.rows,
+        fingerprint=file.facts.fingerprint,
+        footer=file.footer,
+        bytes=file.size,
         tokens=facts["tokens"],
         truncated=facts["truncated"],
         canary=facts["canary"],
         norms=norms,
-        skipped=tuple(Skipped.model_validate(each) for each in facts["skipped"]),
+        skipped=tuple(Skipped.model_validate(text) for text in facts["skipped"]),
         device=device,
     )

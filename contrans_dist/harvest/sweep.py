@@ -182,13 +182,13 @@ def run_sweep(
         planned = [_Planned.of(model, unit, place) for unit, place in record.placed(task.units)]
         files = {k: RowFile(folder / f"rows-{k:04d}.raw", model.lm.d) for k in record.blocks}
         record.check(files, planned)
-        if not record.through and any(each.texts.batches for each in planned):
+        if not record.through and any(part.texts.batches for part in planned):
             _sweep(model, planned, files, record, memory, told)
-        for each in planned:
+        for part in planned:
             try:
-                report.reports[each.unit.name] = each.publish(files, str(model.device))
+                report.reports[part.unit.name] = part.publish(files, str(model.device))
             except RunError as error:
-                report.failures[each.unit.name] = str(error)
+                report.failures[part.unit.name] = str(error)
     report.blocks_read = model.blocks_read[loaded:]
     report.bytes_read = model.checkpoint.bytes_read - read
     return report
@@ -203,7 +203,7 @@ def _sweep(
     told: Callable[[int], None],
 ) -> None:
     """All texts through all blocks that are not yet done."""
-    batches = [batch for each in planned for plan in (each.texts, each.alone) for batch in plan.batches]
+    batches = [batch for part in planned for plan in (part.texts, part.alone) for batch in plan.batches]
     unsafe: list[RowFile] = []
     last, cost = time.monotonic(), 0.0
     with states_of(model, batches, memory, record.folder) as states:
@@ -270,7 +270,7 @@ class _Record:
         if self.after is None:
             return
         for k in (k for k in self.blocks if k <= (self.after or 0)):
-            end = max((each.end for each in planned if k in each.unit.spec.blocks), default=0)
+            end = max((part.end for part in planned if k in part.unit.spec.blocks), default=0)
             size = files[k].path.stat().st_size if files[k].path.is_file() else 0
             if size < end * files[k].d * 4:
                 _log.warning("%s: rows of block %d are missing; starting afresh", self.folder, k)

@@ -55,12 +55,12 @@ class Underway:
     spec: HarvestSpec
     """Of the whole set."""
     job: HarvestJob
-    asked: Asked
+    request: Asked
     parts: list[tuple[HarvestSpec, list[Shard]]]
     """As what, and in which shards, its rows are harvested: see `growing`."""
     there: dict[str, Any] | None
     """The manifest that was found: that of this set, or of the set as it was before texts were appended."""
-    found: dict[str, Any] | None
+    held_identity: dict[str, Any] | None
     """The identity that was found."""
     chosen: tuple[int, ...]
     """The blocks that were asked for: the folder's set may hold more."""
@@ -74,14 +74,14 @@ class Underway:
     @classmethod
     def of(cls, model: ModelSettings, facts: ModelFacts, job: HarvestJob) -> "Underway":
         """Plan a set. Raises UserError when the folder holds rows that cannot stay."""
-        asked = _asked(model, facts, job)
+        request = _asked(model, facts, job)
         _refuse_folders(job.out)
         there = _manifest_there(job.out)
-        found, identity = _held(asked, job, there)
+        held_identity, identity = _held(request, job, there)
         spec = HarvestSpec(identity, job.capture, list(identity["blocks"]), facts.d, job.out)
-        parts, chosen = planned(spec), tuple(asked.identity["blocks"])
+        parts, chosen = planned(spec), tuple(request.identity["blocks"])
         check_size("--shard-size", sum(len(shards) for _, shards in parts), SHARDS, "shards")
-        return cls(spec, job, asked, parts, there, found, chosen)
+        return cls(spec, job, request, parts, there, held_identity, chosen)
 
     @property
     def texts(self) -> pa.Table:
@@ -133,7 +133,7 @@ class Underway:
         if self.complete:
             note(f"{out}: complete, {self.texts.num_rows:,} rows; nothing to do")
             return
-        appended = self.texts.num_rows - (self.found or self.spec.identity)["rows"]
+        appended = self.texts.num_rows - (self.held_identity or self.spec.identity)["rows"]
         if appended:
             note(
                 f"{out}: {appended:,} texts were appended to the {self.texts.num_rows - appended:,} it is of"
@@ -144,7 +144,7 @@ class Underway:
     def hold(self, claim: Claim) -> None:
         """Work under a claim on the folder. Raises as `of`, and RunError when rows were added meanwhile."""
         self.claim = claim
-        _, identity = _held(self.asked, self.job, _manifest_there(self.spec.out))
+        _, identity = _held(self.request, self.job, _manifest_there(self.spec.out))
         if identity != self.spec.identity:
             raise RunError(
                 f"{self.spec.out}: another run has appended to it meanwhile; run the same command again"
@@ -158,7 +158,7 @@ class Underway:
         written = self.complete and not self.throughput
         if not written:
             self._confirm()
-        skipped = [each for shard in self.shards for each in self.reports[shard.index].skipped]
+        skipped = [text for shard in self.shards for text in self.reports[shard.index].skipped]
         check_left_out(self.spec.out, skipped, self.texts, self.job.source, self.job.skip_bad)
         manifest = self.manifest
         if manifest is None or not written:
@@ -177,22 +177,26 @@ class Underway:
         if self.claim is not None:
             self.claim.check()
         arguments = [(spec, shard, None) for spec, shards in self.parts for shard in shards]
-        found = of_each(check_shard, arguments)
-        wrong = [(s.name, each) for s, each in zip(self.shards, found, strict=True) if isinstance(each, str)]
+        checked = of_each(check_shard, arguments)
+        wrong = [
+            (s.name, report)
+            for s, report in zip(self.shards, checked, strict=True)
+            if isinstance(report, str)
+        ]
         if wrong:
             raise RunError(
                 f"{self.spec.out}: {len(wrong)} of {len(self.shards)} shards are not as they were written "
                 f"({': '.join(wrong[0])}); run the same command again to make only these"
             )
-        for each in found:
-            if each.footer != self.reports[each.index].footer:
-                self.reports[each.index] = each
+        for report in checked:
+            if report.footer != self.reports[report.index].footer:
+                self.reports[report.index] = report
 
     def _remove_others(self) -> None:
         """Remove shards behind the set's: of texts that were to be appended, and then were others."""
-        own = {shard.name for shard in self.shards}
+        planned_names = {shard.name for shard in self.shards}
         for name in shards_in(self.spec.out):
-            if name not in own and shard_identity(self.spec.out / name) is not None:
+            if name not in planned_names and shard_identity(self.spec.out / name) is not None:
                 note(f"{self.spec.out / name}: of texts that are no more asked for; it is removed")
                 (self.spec.out / name).delete()
 
@@ -242,7 +246,7 @@ def _manifest_there(out: Location) -> dict[str, Any] | None:
 
 
 def _held(
-    asked: Asked, job: HarvestJob, manifest: dict[str, Any] | None
+    request: Asked, job: HarvestJob, manifest: dict[str, Any] | None
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The identity of the rows in the folder that can stay, if there are any, and that of the set with them.
 
@@ -256,10 +260,10 @@ def _held(
 
     # Where texts were appended and the run was ended, the last shard says more than what was there before.
     there = [first(reversed(names)), first(names) if manifest is None else manifest["identity"]]
-    identities = [each for each in there if each]
-    for found in identities:
-        if (identity := asked.held(found)) is not None:
-            return found, identity
+    identities = [identity for identity in there if identity]
+    for held in identities:
+        if (identity := request.held(held)) is not None:
+            return held, identity
     if identities:
-        raise asked.refusal(job.out, identities[-1], job.source)
-    return None, asked.identity
+        raise request.refusal(job.out, identities[-1], job.source)
+    return None, request.identity

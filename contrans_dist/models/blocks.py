@@ -49,9 +49,9 @@ def _lists_of(decoder: nn.Module, length: int) -> list[nn.ModuleList]:
     level: list[nn.Module] = [decoder]
     while level:
         children = [child for module in level for child in module.children()]
-        found = [c for c in children if isinstance(c, nn.ModuleList) and len(c) == length]
-        if found:
-            return found
+        lists = [c for c in children if isinstance(c, nn.ModuleList) and len(c) == length]
+        if lists:
+            return lists
         level = children
     return []
 

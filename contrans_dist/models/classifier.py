@@ -64,7 +64,7 @@ class Classifier:
 
         Of a text longer than the model takes, the beginning is judged.
         """
-        found = np.zeros((len(texts), len(self.labels)), np.float32)
+        probabilities = np.zeros((len(texts), len(self.labels)), np.float32)
         # A decoder that knows no padding token takes one text at a time.
         batch_size = batch_size if self.model.config.pad_token_id is not None else 1
         encoded = self._encoded(texts)
@@ -77,8 +77,8 @@ class Classifier:
                 ids = torch.tensor([encoded[i] for i in rows], device=self.model.device)
                 logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
                 chances = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
-                found[rows] = chances.cpu().numpy()
-        return found
+                probabilities[rows] = chances.cpu().numpy()
+        return probabilities
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:

@@ -66,7 +66,7 @@ class Crossing:
 
     def _there(self, value: Any, device: torch.device) -> Any:
         if isinstance(value, tuple | list):
-            return type(value)(self._there(each, device) for each in value)
+            return type(value)(self._there(part, device) for part in value)
         if not isinstance(value, Tensor) or value.device == device:
             return value
         key = id(value), device

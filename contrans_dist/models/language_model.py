@@ -89,17 +89,17 @@ def guided(lm: LanguageModel, tuned: LanguageModel, plain: LanguageModel) -> Lan
     Raises UserError unless all three agree on every token that all of them have.
     """
     vocabularies = [
-        {i: token for token, i in each.tokenizer.get_vocab().items()} for each in (lm, tuned, plain)
+        {i: token for token, i in model.tokenizer.get_vocab().items()} for model in (lm, tuned, plain)
     ]
-    common = set.intersection(*(set(each) for each in vocabularies))
+    common = set.intersection(*(set(vocabulary) for vocabulary in vocabularies))
     for guide, vocabulary in zip((tuned, plain), vocabularies[1:], strict=True):
         if any(vocabulary[i] != vocabularies[0][i] for i in common):
             raise UserError(
                 f"proxy-tuning: {guide.name} has another vocabulary than {lm.name}; logits can only be added "
                 "token by token"
             )
-    contexts = [each.context for each in (lm, tuned, plain) if each.context is not None]
-    splits = [each.split_at for each in (lm, tuned, plain) if each.split_at is not None]
+    contexts = [model.context for model in (lm, tuned, plain) if model.context is not None]
+    splits = [model.split_at for model in (lm, tuned, plain) if model.split_at is not None]
     return replace(
         lm,
         guides=(tuned, plain),
@@ -111,8 +111,8 @@ def guided(lm: LanguageModel, tuned: LanguageModel, plain: LanguageModel) -> Lan
 
 def positions(config: PretrainedConfig) -> int | None:
     """Tokens for which a model has positions, by its text decoder's configuration; None where it has none."""
-    found = (getattr(config, name, None) for name in _POSITIONS)
-    return next((int(x) for x in found if isinstance(x, int) and 0 < x < _SANE_LENGTH), None)
+    lengths = (getattr(config, name, None) for name in _POSITIONS)
+    return next((int(x) for x in lengths if isinstance(x, int) and 0 < x < _SANE_LENGTH), None)
 
 
 def tokenizer_limit(tokenizer: Any) -> int | None:

@@ -53,11 +53,11 @@ def split_name(name: str, revision: str | None = None) -> tuple[str, str | None]
     return name, revision
 
 
-def torch_dtype(asked: str | torch.dtype | None) -> torch.dtype | None:
+def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The type of `--dtype`, None for the checkpoint's own. Raises UserError for an unknown name."""
-    if isinstance(asked, str) and asked not in DTYPES:
-        raise UserError(f"--dtype {asked}: expected one of {', '.join(DTYPES)}")
-    return DTYPES[asked] if isinstance(asked, str) else asked
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 def _model_class(
@@ -159,19 +159,19 @@ class Described:
     quantised: bool = False
     """Whether the checkpoint's own weights are."""
 
-    def dtype(self, asked: str | None = None) -> str:
+    def dtype(self, dtype: str | None = None) -> str:
         """The precision that it is run in: as asked, else the checkpoint's own (`own_dtype`). Raises
         UserError for one that no model is run in."""
-        if asked is not None:
-            return asked
+        if dtype is not None:
+            return dtype
         with hub_errors(self.name):
-            found = own_dtype(self.full, self.source, self.revision)
-        if found not in DTYPES:
+            stored = own_dtype(self.full, self.source, self.revision)
+        if stored not in DTYPES:
             raise UserError(
-                f"--model {self.name}: its weights are of type {found}; say by --dtype in which they "
+                f"--model {self.name}: its weights are of type {stored}; say by --dtype in which they "
                 f"are to be run: {', '.join(DTYPES)}"
             )
-        return found
+        return stored
 
     def check_files(self, download: bool = False) -> None:
         """Raise UserError where its weight files are none, or hold less than its configuration says."""
@@ -273,6 +273,6 @@ def load_model(
     _check_complete(name, model, info, head)
     if model.dtype != run:
         # Some quantised checkpoints run in one precision only, whatever is asked.
-        found = str(model.dtype).removeprefix("torch.")
-        raise UserError(f"--model {name}: it runs in {found} alone; say so by --dtype {found}")
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise UserError(f"--model {name}: it runs in {dtype} alone; say so by --dtype {dtype}")
     return wrap_model(model.requires_grad_(False), tokenizer, name)

@@ -28,11 +28,11 @@ def replaced(
             blocks[k].forward = forward  # type: ignore[method-assign, assignment]
         yield
     finally:
-        for k, own in before.items():
-            if own is None:
+        for k, forward in before.items():
+            if forward is None:
                 del blocks[k].forward
             else:
-                blocks[k].forward = own
+                blocks[k].forward = forward
 
 
 def handing(function: Callable[[Tensor], object]) -> Callable[..., object]:

@@ -35,7 +35,7 @@ class Placement:
     reason: str
     device_map: dict[str, Device] | None = None
     """For `device-map`: module name to device; `disk` is one more."""
-    asked: bool = False
+    forced: bool = False
     """Whether the user wanted just this."""
     beside: tuple[Device, ...] = ()
     """Where each model lies that is loaded beside it."""
@@ -52,9 +52,9 @@ class _Load:
     beside: list[Needs]
 
     def __str__(self) -> str:
-        own = f"{_gb(self.need.weights)} of weights and {_gb(self.need.activations)} of activations"
-        more = _gb(sum(each.total for each in self.beside))
-        return f"{own}, and {more} for {len(self.beside)} models beside," if self.beside else own
+        need = f"{_gb(self.need.weights)} of weights and {_gb(self.need.activations)} of activations"
+        more = _gb(sum(needs.total for needs in self.beside))
+        return f"{need}, and {more} for {len(self.beside)} models beside," if self.beside else need
 
 
 def choose_placement(
@@ -64,7 +64,7 @@ def choose_placement(
     quantization: str | None = None,
     highest_block: int | None = None,
     head: bool = True,
-    asked: Asked = "auto",
+    placement: Asked = "auto",
     memories: Mapping[Any, int] | None = None,
     batch_tokens: int = 4096,
     trust_remote_code: bool = False,
@@ -78,10 +78,10 @@ def choose_placement(
     From the configurations alone. Raises UserError for a quantised model that would have to be streamed, and
     for a device map that nothing can hold.
     """
-    if asked == "stream":
+    if placement == "stream":
         if quantization is not None:
             raise UserError("--placement stream: it reads plain weights; leave out --quantization")
-        return Placement("stream", "streamed from the checkpoint, as asked", asked=True)
+        return Placement("stream", "streamed from the checkpoint, as asked", forced=True)
     all_free = free_memory() if memories is None else memories
     free = {device: int(size * share) for device, size in all_free.items()}
     gpus = {device: size for device, size in free.items() if device != "cpu"}
@@ -91,11 +91,11 @@ def choose_placement(
     need = needs(described, kind, quantization, tokens, head)
     load = _Load(described, kind, quantization, need, [needs_of(model, tokens) for model in beside])
     over = gpus or {"cpu": free["cpu"]}
-    if asked == "device-map":
+    if placement == "device-map":
         return _mapped(load, over)
-    found = _resident(load, over) or _spread(load, over)
-    if found is not None:
-        return found
+    fitting = _resident(load, over) or _spread(load, over)
+    if fitting is not None:
+        return fitting
     too_large = f"{load} are more than {_free(over)}"
     if quantization is not None:
         more = "give --gpus-per-actor more GPUs" if gpus else "use a node with more memory"
@@ -103,10 +103,10 @@ def choose_placement(
     return Placement("stream", f"{too_large}: the blocks are streamed from the checkpoint, one at a time")
 
 
-def gpu_counts(asked: float | None, of_a_node: float) -> list[float]:
+def gpu_counts(gpus: float | None, of_a_node: float) -> list[float]:
     """The numbers of GPUs of an actor that come into question: the one asked for, or those a node has."""
-    if asked is not None:
-        return [asked]
+    if gpus is not None:
+        return [gpus]
     return [float(count) for count in (1, 2, 4, 8, 16) if count <= of_a_node] or [0.0]
 
 
@@ -126,7 +126,7 @@ def fewest_gpus(
             if gpus == counts[-1] and streamed is None:
                 raise
             continue
-        if placement.kind != "stream" or placement.asked:
+        if placement.kind != "stream" or placement.forced:
             return gpus, placement
         streamed = streamed or (gpus, placement)
     assert streamed is not None
@@ -161,39 +161,39 @@ def _seated(
 def _resident(load: _Load, over: Mapping[Device, int]) -> Placement | None:
     """Each model on one device, the one that the others are beside on the first; None where that does not
     hold."""
-    found = _seated(load.beside, over, load.need.total)
-    if found is None:
+    seated = _seated(load.beside, over, load.need.total)
+    if seated is None:
         return None
     first, *others = over
-    also = f", the models beside on {_names(found[0])}" if others and load.beside else ""
-    idle = len({*others} - {*found[0]})
+    also = f", the models beside on {_names(seated[0])}" if others and load.beside else ""
+    idle = len({*others} - {*seated[0]})
     rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
     return Placement(
-        "resident", f"{load} fit into {_free({first: over[first]})}{also}{rest}", beside=found[0]
+        "resident", f"{load} fit into {_free({first: over[first]})}{also}{rest}", beside=seated[0]
     )
 
 
 def _spread(load: _Load, gpus: Mapping[Device, int]) -> Placement | None:
     """The blocks over several GPUs, in what the models beside leave; None where that does not hold."""
     seats = _seated(load.beside, gpus) if len(gpus) > 1 else None
-    found = seats and _device_map(load.described, load.need, seats[1], load.dtype, load.quantization)
-    if not seats or not found:
+    devices = seats and _device_map(load.described, load.need, seats[1], load.dtype, load.quantization)
+    if not seats or not devices:
         return None
     first = next(iter(gpus))
     also = f", the models beside on {_names(seats[0])}" if load.beside else ""
     why = f"{load} are more than {_free({first: gpus[first]})}"
     why += f": the blocks are spread over {len(gpus)} GPUs{also}"
-    return Placement("device-map", why, found, beside=seats[0])
+    return Placement("device-map", why, devices, beside=seats[0])
 
 
 def _mapped(load: _Load, over: Mapping[Device, int]) -> Placement:
     """As asked: over all GPUs, or, on a machine without, over memory and disk."""
     seats = _seated(load.beside, over)
     spill = "cpu" in over
-    found = seats and _device_map(
+    device_map = seats and _device_map(
         load.described, load.need, seats[1], load.dtype, load.quantization, spill=spill
     )
-    if not seats or not found:
+    if not seats or not device_map:
         room = (
             f"{_gb(over['cpu'])} of memory" if spill else f"{len(over)} GPUs with {_gb(sum(over.values()))}"
         )
@@ -201,9 +201,9 @@ def _mapped(load: _Load, over: Mapping[Device, int]) -> Placement:
             f"--placement device-map: {load} and no block cut in two: that does not fit on {room}; "
             "--placement stream needs the least"
         )
-    devices = sorted({str(device) for device in found.values()})
+    devices = sorted({str(device) for device in device_map.values()})
     return Placement(
-        "device-map", f"spread over {', '.join(devices)}, as asked", found, asked=True, beside=seats[0]
+        "device-map", f"spread over {', '.join(devices)}, as asked", device_map, forced=True, beside=seats[0]
     )
 
 
@@ -228,11 +228,11 @@ def _device_map(
     # In balance first; that leaves room unused where devices have unequal room.
     limits = [room] if spill else [get_balanced_memory(model, dict(room), **options), room]
     for limit in limits:
-        found = dict(
+        device_map = dict(
             infer_auto_device_map(model, max_memory=limit | ({} if spill else {"cpu": 0}), **options)
         )
-        if spill or not {"cpu", "disk"} & set(map(str, found.values())):
-            return _with_weightless(model, found)
+        if spill or not {"cpu", "disk"} & set(map(str, device_map.values())):
+            return _with_weightless(model, device_map)
     return None
 
 

@@ -100,8 +100,8 @@ def _check_tokens(source: str, revision: str | None) -> None:
     """Of the settings for generation, those that are used: the tokens that begin and end a text."""
     content = _small_json(source, revision, GENERATION_CONFIG_NAME) or {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        found = content.get(key)
-        tokens = found if isinstance(found, list) else [] if found is None else [found]
+        value = content.get(key)
+        tokens = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(token) is int and -1 <= token < 1 << 31 for token in tokens):
             path = _found(source, revision, GENERATION_CONFIG_NAME)
             raise UserError(f"{path}: {key}: expected a token id or a list of them")
@@ -111,11 +111,11 @@ def _numbers(path: Path, content: dict[str, Any], depth: int = 0) -> Iterator[tu
     if depth > _DEEPEST:
         raise UserError(f"{path}: expected a configuration, found one in another {depth} deep")
     for key, value in content.items():
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, dict):
-                yield from _numbers(path, each, depth + 1)
-            elif isinstance(each, int | float) and not isinstance(each, bool):
-                yield key, each
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                yield from _numbers(path, item, depth + 1)
+            elif isinstance(item, int | float) and not isinstance(item, bool):
+                yield key, item
 
 
 def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_code: bool = False) -> Any:

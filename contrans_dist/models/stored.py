@@ -49,11 +49,11 @@ def weight_files(
             return [path]
         index = _find(source, revision, several, download)
         if index is not None:
-            found = [(file, _find(source, revision, file, download)) for file in _listed(index)]
-            missing = next((file for file, path in found if path is None), None)
+            paths = [(file, _find(source, revision, file, download)) for file in _listed(index)]
+            missing = next((file for file, path in paths if path is None), None)
             if missing is not None and (download or Path(source).is_dir()):
                 raise UserError(f"{index}: weight_map: {missing} is not there")
-            return [path for _, path in found if path is not None]
+            return [path for _, path in paths if path is not None]
     return []
 
 
@@ -94,8 +94,8 @@ def _listed(index: Path) -> list[str]:
         raise UserError(f"{index}: damaged ({one_line(error)}): weight_map: expected file names") from error
     if not parts:
         raise UserError(f"{index}: weight_map: it names no file")
-    for name, each in parts.items():
-        if ".." in each or each[:1] == ("/",) or "\0" in name:
+    for name, pieces in parts.items():
+        if ".." in pieces or pieces[:1] == ("/",) or "\0" in name:
             raise UserError(
                 f"{index}: weight_map: expected names of files in its folder, found {name[:80]!r}"
             )
@@ -175,7 +175,7 @@ def _of_bin(path: Path) -> Mapping[str, Tensor]:
         if type(error).__name__ == "UnpicklingError":
             raise UserError(f"{path}: {NOT_TENSORS}") from error
         raise
-    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{path}: expected tensors by name")
     return tensors
 
@@ -209,7 +209,7 @@ def _kinds_in(path: Path) -> list[str]:
     if path.suffix == ".safetensors":
         kinds = (entry["dtype"] for _, entry in sorted(header(path).items()))  # as transformers goes through
         return [_STORED.get(kind, kind) for kind in kinds]
-    return [str(each.dtype).removeprefix("torch.") for each in _of_bin(path).values()]
+    return [str(tensor.dtype).removeprefix("torch.") for tensor in _of_bin(path).values()]
 
 
 def _on_the_hub(source: str, revision: str | None) -> Iterator[str]:
@@ -218,12 +218,12 @@ def _on_the_hub(source: str, revision: str | None) -> Iterator[str]:
     index = _find(source, revision, SAFE_WEIGHTS_INDEX_NAME, download=True)
     for file in [SAFE_WEIGHTS_NAME] if index is None else _listed(index):
         try:
-            found = HfApi().parse_safetensors_file_metadata(source, file, revision=revision)
+            metadata = HfApi().parse_safetensors_file_metadata(source, file, revision=revision)
         except EntryNotFoundError:
             break
         except SafetensorsParsingError as error:
             raise UserError(f"--model {source}: {file}: {one_line(error)}") from error
-        yield from (_STORED.get(each.dtype, each.dtype) for _, each in sorted(found.tensors.items()))
+        yield from (_STORED.get(tensor.dtype, tensor.dtype) for _, tensor in sorted(metadata.tensors.items()))
     else:
         return
     for path in weight_files(source, revision, download=True):

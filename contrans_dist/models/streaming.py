@@ -73,14 +73,14 @@ class StreamedModel:
                 again = load_skeleton(self._whole, model.config, self.checkpoint, model.dtype, self.device)
             embedding = find_blocks(again)[0].get_input_embeddings()  # type: ignore[operator]
             self.lm.decoder.set_input_embeddings(embedding)  # type: ignore[operator]
-        found: list[Tensor] = []
+        embedded: list[Tensor] = []
 
         def first(*args: Any, **named: Any) -> None:
-            found.append(_stream(args, named))
+            embedded.append(_stream(args, named))
             raise _Stop
 
         self._forward({0: first}, input_ids=ids.to(self.device))
-        return found[0]
+        return embedded[0]
 
     def forget_embedding(self) -> None:
         """Free the memory of the input embeddings, which no block needs; `embedded` reads them again."""
@@ -89,19 +89,25 @@ class StreamedModel:
     @contextmanager
     def running(self, k: int, block: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
         """A function from what enters block k, `[texts, tokens, d]`, to what it returns, on the device."""
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         state = torch.empty(0)
-        own = block.forward
+        forward = block.forward
 
         def lower(*_args: Any, **_named: Any) -> object:
             return self._form(state)
 
         def fed(*args: Any, **named: Any) -> None:
-            shared = [each for each in (*args, *named.values()) if isinstance(each, dict) and not each]
-            output = own(state, *args[1:], **named) if args else own(**{**named, "hidden_states": state})
+            shared = [
+                argument
+                for argument in (*args, *named.values())
+                if isinstance(argument, dict) and not argument
+            ]
+            output = (
+                forward(state, *args[1:], **named) if args else forward(**{**named, "hidden_states": state})
+            )
             if any(shared):
                 raise UserError(self._refusal(f"block {k} hands more than the residual stream to later ones"))
-            found.append(output if isinstance(output, Tensor) else output[0])
+            outputs.append(output if isinstance(output, Tensor) else output[0])
             raise _Stop
 
         def run(entering: Tensor) -> Tensor:
@@ -110,7 +116,7 @@ class StreamedModel:
             # Only its shape is used: the blocks that would see it are passed over.
             empty = state.new_zeros(1).expand(*state.shape[:2], self._width)
             self._forward({}, inputs_embeds=empty)
-            return found.pop()
+            return outputs.pop()
 
         bare = self._list[k]
         self._list[k] = block
@@ -130,8 +136,8 @@ class StreamedModel:
         state[1, 2] *= -1
         output = run(state)
         if output.shape != state.shape or output.dtype != state.dtype:
-            found = f"{output.dtype} {list(output.shape)} for {state.dtype} {list(state.shape)}"
-            raise UserError(self._refusal(f"a block returns {found}"))
+            returned = f"{output.dtype} {list(output.shape)} for {state.dtype} {list(state.shape)}"
+            raise UserError(self._refusal(f"a block returns {returned}"))
         one, other = output[:, 1].float().cpu()
         rounding = 1e-4 if output.dtype == torch.float32 else 1e-2
         if (one - other).abs().max() > rounding * one.abs().max():
@@ -150,12 +156,12 @@ class StreamedModel:
         """The form in which blocks return the residual stream. Raises UserError for a model whose blocks take
         more from the tokens or from each other than the residual stream: passed over, that would be lost."""
         tokens = [torch.tensor(rows) for rows in ([[3, 4, 5], [3, 4, 6]], [[5, 6, 3], [6, 3, 4]])]
-        inputs = [{"input_ids": each.to(self.device)} for each in tokens]
+        inputs = [{"input_ids": rows.to(self.device)} for rows in tokens]
         inputs += [{"inputs_embeds": torch.zeros(2, 3, self._width, dtype=self.lm.dtype, device=self.device)}]
         reasons: list[str] = []
         for form in _FORMS:
             try:
-                looks = [self._look(form, each) for each in inputs]
+                looks = [self._look(form, arguments) for arguments in inputs]
             except _Altered:
                 reasons.append("the residual stream changes on its way from block to block")
                 continue

@@ -66,7 +66,7 @@ def encode_with_starts(
     if not texts or not getattr(lm.tokenizer, "is_fast", False):
         return encode_many(lm, texts), None
     encoded = _plain(lm.tokenizer, texts, return_offsets_mapping=True)
-    ids = [[*lm.front, *each] for each in encoded["input_ids"]]
+    ids = [[*lm.front, *row] for row in encoded["input_ids"]]
     before = [-1] * len(lm.front)
     return ids, [
         [*before, *(low if (low, high) != (0, 0) else -1 for low, high in spans)]

@@ -106,10 +106,10 @@ def test_depth_head_dtype_and_quantisation_count(large: str, small: str) -> None
 
 def test_what_cannot_be_is_one_line(large: str) -> None:
     with pytest.raises(UserError, match="leave out --quantization"):
-        choose_placement(large, quantization="nf4", asked="stream")
+        choose_placement(large, quantization="nf4", placement="stream")
     with pytest.raises(UserError, match=r"device-map: 138\.0 GB of weights.*2 GPUs with 48\.0 GB"):
-        choose_placement(large, asked="device-map", memories={0: 24 * GB, 1: 24 * GB, "cpu": GB})
-    assert choose_placement(large, asked="stream", memories={"cpu": 1}).kind == "stream"
+        choose_placement(large, placement="device-map", memories={0: 24 * GB, 1: 24 * GB, "cpu": GB})
+    assert choose_placement(large, placement="stream", memories={"cpu": 1}).kind == "stream"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gpt2", "gemma2", "mixtral", "opt", "llava"])
@@ -146,7 +146,7 @@ def test_a_model_cut_over_memory_and_disk_gives_the_same_rows_and_logits(tmp_pat
     whole = load_model(folder, device="cpu")
     # Room for three of the six blocks, and the ends.
     room = (need.activations + need.weights - 3 * need.largest_block + need.largest_block // 2) / 0.95
-    placement = choose_placement(folder, asked="device-map", memories={"cpu": round(room)})
+    placement = choose_placement(folder, placement="device-map", memories={"cpu": round(room)})
     assert placement.device_map is not None
     assert set(placement.device_map.values()) == {"cpu", "disk"}
     cut = load_model(folder, device=placement.device_map)
@@ -204,7 +204,7 @@ def test_the_fewest_gpus_that_hold_it(small: str, large: str) -> None:
     assert chosen(large, gpu_counts(None, 8)) == (2, "device-map")
     assert chosen(large, gpu_counts(4, 8)) == (4, "device-map")
     assert chosen(large, gpu_counts(None, 1)) == (1, "stream")
-    assert chosen(large, gpu_counts(None, 8), asked="stream") == (1, "stream")
+    assert chosen(large, gpu_counts(None, 8), placement="stream") == (1, "stream")
     assert chosen(large, gpu_counts(None, 1), quantization="nf4") == (1, "resident")
     assert chosen(large, gpu_counts(None, 8), dtype="float32", quantization="int8")[0] <= 2
     with pytest.raises(UserError, match=r"138\.0 GB of weights .*; steering needs the whole model"):
@@ -275,7 +275,7 @@ def test_a_system_is_loaded_as_it_was_placed(tmp_path: Path) -> None:
     need = needs(describe(target.id), "float32", None, CPU_TOKENS, True)
     beside = sum(needs_of(guide, CPU_TOKENS).total for guide in guides)
     room = (need.total + beside - 2 * need.largest_block) / 0.95
-    tight = choose_placement(target.id, asked="device-map", memories={"cpu": round(room)}, beside=guides)
+    tight = choose_placement(target.id, placement="device-map", memories={"cpu": round(room)}, beside=guides)
     roomy = choose_placement(target.id, memories={"cpu": GB}, beside=guides)
     assert tight.device_map is not None
     assert (set(tight.device_map.values()), roomy.kind) == ({"cpu", "disk"}, "resident")

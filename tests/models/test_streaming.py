@@ -178,15 +178,15 @@ def test_what_was_saved_outlives_later_passes(tmp_path: Path) -> None:
         states.release()
         for step in (1, 2):
             states.begin(step)
-            for i, state in enumerate(states.each()):
+            for i, state in enumerate(states.in_order()):
                 states.put(i, state + 1)
             states.end()
-        assert all(torch.equal(a, b + 2) for a, b in zip(states.each(), first, strict=True))
+        assert all(torch.equal(a, b + 2) for a, b in zip(states.in_order(), first, strict=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["states-0000.raw", "states-0002.raw"]
     for memory in (0, 100, 10**6):
         with States(shapes, torch.float32, memory, tmp_path) as states:
             states.resume(0)
-            assert all(torch.equal(a, b) for a, b in zip(states.each(), first, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(states.in_order(), first, strict=True))
     os.truncate(tmp_path / "states-0000.raw", 200)
     with (
         States(shapes, torch.float32, 0, tmp_path) as states,

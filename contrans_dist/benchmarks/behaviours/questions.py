@@ -34,7 +34,7 @@ def read_questions(location: Location) -> list[Record]:
     records = read_json(location)
     if not isinstance(records, list) or not records:
         raise UserError(f"{location}: expected a list of questions")
-    return [_record(f"{location}, question {i}", each) for i, each in enumerate(records, 1)]
+    return [_record(f"{location}, question {i}", record) for i, record in enumerate(records, 1)]
 
 
 def _record(where: str, record: Any) -> Record:

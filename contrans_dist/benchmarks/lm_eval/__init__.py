@@ -86,9 +86,9 @@ class HarnessBenchmark(Benchmark[HarnessEvaluation, Document]):
         return HarnessBenchmark, (self.settings,)
 
     @classmethod
-    def headline(cls, found: Sequence[str] = ()) -> str:
+    def headline(cls, names: Sequence[str] = ()) -> str:
         """The metric that the task lists first."""
-        return next(iter(found), "")
+        return next(iter(names), "")
 
     @classmethod
     def metric(cls, name: str) -> Metric | None:
@@ -151,8 +151,8 @@ class HarnessBenchmark(Benchmark[HarnessEvaluation, Document]):
             leaves = {name: tasks.leaves(name) for name in result["results"]}
             by_condition.setdefault((condition, strength), {})[concept] = figures(result, leaves)
         top = tasks.top_level
-        over = {key: _over_concepts(each, top) for key, each in by_condition.items()}
-        headed = any("/" not in name for found in over.values() for name in found)
+        over = {key: _over_concepts(by_concept, top) for key, by_concept in by_condition.items()}
+        headed = any("/" not in name for means in over.values() for name in means)
         apart = f"{', '.join(top)} have no metric in common that could head the rest"
         return {
             **table_of(
@@ -195,7 +195,7 @@ def _answers_in(table: pa.Table) -> dict[tuple[str, float, str], dict[str, list[
     for row in table.to_pylist():
         answered = given.setdefault((row["condition"], row["strength"], row["concept"]), {})
         answered[row["item"]] = [
-            Answer(*each) for each in zip(row["logprobs"], row["greedy"], row["texts"], strict=True)
+            Answer(*fields) for fields in zip(row["logprobs"], row["greedy"], row["texts"], strict=True)
         ]
     order = list(dict.fromkeys(condition for condition, *_ in given))
     keys = sorted(given, key=lambda key: (key[0] != "base", order.index(key[0]), key[1], key[2]))

@@ -92,18 +92,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, bool | int | float | np.number) and bool(np.isfinite(value))
 
 
-def mean_over_concepts(each: Sequence[Figure]) -> Figure:
+def mean_over_concepts(by_concept: Sequence[Figure]) -> Figure:
     """The mean of one metric over concepts, all scored on the same documents.
 
     Its standard error is the mean of theirs: exact where the concepts agree on every document, else wide.
     """
-    errors = [figure.error for figure in each]
-    shared = set.intersection(*(set(figure.per_document) for figure in each))
+    errors = [figure.error for figure in by_concept]
+    shared = set.intersection(*(set(figure.per_document) for figure in by_concept))
     return Figure(
-        float(np.mean([figure.value for figure in each])),
+        float(np.mean([figure.value for figure in by_concept])),
         None if None in errors else float(np.mean(np.array(errors, dtype=np.float64))),
-        min(figure.n for figure in each),
-        {key: float(np.mean([figure.per_document[key] for figure in each])) for key in sorted(shared)},
+        min(figure.n for figure in by_concept),
+        {key: float(np.mean([figure.per_document[key] for figure in by_concept])) for key in sorted(shared)},
     )
 
 

@@ -149,7 +149,7 @@ class PerplexityBenchmark(Benchmark[PerplexityEvaluation, Passage]):
         sizes = {"window": windows.room + len(windows.front), "stride": windows.stride}
         rows: list[list[dict[str, Any]]] = [[] for _ in interventions]
         for apart in (False, True):
-            chosen = [i for i, each in enumerate(interventions) if each.per_item == apart]
+            chosen = [i for i, intervention in enumerate(interventions) if intervention.per_item == apart]
             values = self._per_token(lm, items, [interventions[i] for i in chosen], apart) if chosen else []
             for i, of_tokens in zip(chosen, values, strict=True):
                 parts = [of_tokens[low:high] for low, high in spans]
@@ -208,11 +208,11 @@ class PerplexityBenchmark(Benchmark[PerplexityEvaluation, Passage]):
         """
         table = table.filter(pc.greater(table.column("tokens"), 0))
         sizes = table.group_by(["window", "stride"]).aggregate([]).to_pylist()
-        each = table.group_by("item").aggregate([("tokens", "max")])
-        total = sum(each.column("tokens_max").to_pylist())
+        passages = table.group_by("item").aggregate([("tokens", "max")])
+        total = sum(passages.column("tokens_max").to_pylist())
         notes = [
             f"windows of {row['window']} tokens, {row['stride']} apart; {total} tokens of the text are "
-            f"scored, in {each.num_rows} passages"
+            f"scored, in {passages.num_rows} passages"
             for row in sorted(sizes, key=lambda row: (row["window"], row["stride"]))
         ]
         return {**super().summarise(table, reference), "notes": notes}

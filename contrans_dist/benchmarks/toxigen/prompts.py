@@ -30,10 +30,14 @@ def items_of(
     """Numbered group by group."""
     counts: dict[str, int] = {}
     items = []
-    for each in statements:
-        number = counts[each.group] = counts.get(each.group, -1) + 1
-        prompt = template.format(text=each.text, group=each.group)
-        items.append(ToxigenItem(f"{kind}/{each.group}/{number:04d}", kind, each.group, each.text, prompt))
+    for statement in statements:
+        number = counts[statement.group] = counts.get(statement.group, -1) + 1
+        prompt = template.format(text=statement.text, group=statement.group)
+        items.append(
+            ToxigenItem(
+                f"{kind}/{statement.group}/{number:04d}", kind, statement.group, statement.text, prompt
+            )
+        )
     return items
 
 

@@ -143,12 +143,12 @@ def _single(statements: Sequence[Statement]) -> list[Statement]:
 
 
 def _agreeing(pool: Sequence[Statement], group: str, toxic: bool, seed: int) -> list[Statement]:
-    mine = _shuffled([each for each in pool if each.toxic == toxic], group, seed)
-    return sorted(mine, key=lambda each: max(0.0, (0.5 - each.probability) * (1 if toxic else -1)))
+    mine = _shuffled([statement for statement in pool if statement.toxic == toxic], group, seed)
+    return sorted(mine, key=lambda statement: max(0.0, (0.5 - statement.probability) * (1 if toxic else -1)))
 
 
 def _shuffled(pool: Sequence[Statement], group: str, seed: int) -> list[Statement]:
-    mine = [each for each in pool if each.group == group]
+    mine = [statement for statement in pool if statement.group == group]
     return random.Random(f"toxigen {seed} {group}").sample(mine, len(mine))
 
 
@@ -166,7 +166,7 @@ def _fewest_ties(statements: Sequence[Statement]) -> list[Statement]:
 
 
 def _remarks(statements: Iterable[Statement]) -> set[str]:
-    return {remark for each in statements for remark in each.remarks}
+    return {remark for statement in statements for remark in statement.remarks}
 
 
 def _short(kind: str, by_group: dict[str, Any], wanted: int) -> list[str]:

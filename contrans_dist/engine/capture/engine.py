@@ -181,8 +181,8 @@ def canary(
 def deviation(rows: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> float:
     """Worst max|a - b| / max|a| over a row, between rows `{block: [n_texts, d]}` and a reference."""
     worst = 0.0
-    for block, found in rows.items():
+    for block, values in rows.items():
         scale = np.abs(reference[block]).max(axis=1, initial=0).clip(min=np.finfo(np.float32).tiny)
-        each = np.abs(found - reference[block]).max(axis=1, initial=0) / scale
-        worst = max(worst, float(each.max(initial=0)))
+        deviations = np.abs(values - reference[block]).max(axis=1, initial=0) / scale
+        worst = max(worst, float(deviations.max(initial=0)))
     return worst

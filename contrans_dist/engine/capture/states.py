@@ -61,7 +61,7 @@ class States:
         """Start the pass of this number."""
         self.leaving = self._file(step)
 
-    def each(self) -> Iterator[Tensor]:
+    def in_order(self) -> Iterator[Tensor]:
         """The state of each batch in order; the next one on disk is read meanwhile."""
         coming: Future[Tensor] | None = None
         for i in range(len(self.shapes)):

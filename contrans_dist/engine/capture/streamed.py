@@ -169,7 +169,7 @@ def sweep(
                 if k == first:
                     model.check_block(run)
                 fitting = partial(_fitting, model.lm, run)
-                _pass(batches, states.each(), fitting, states if k < highest else None, k, rows.get(k))
+                _pass(batches, states.in_order(), fitting, states if k < highest else None, k, rows.get(k))
             # All hold on to the block, which must go before the next but one comes.
             del block, run, fitting
             states.end()

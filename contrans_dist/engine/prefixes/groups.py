@@ -110,8 +110,8 @@ def _rows(texts: Sequence[tuple[int, ...]], members: Sequence[int], longest: int
         return shared - SHARED_COST * (tokens - shared)
 
     keys, lengths = [texts[i] for i in members], [len(texts[i]) for i in members]
-    chosen = [[members[c] for c in each] for _, each in _antichain(keys, lengths, saved)]
-    rows = [row for each in chosen for row in _filled(texts, 0, each, longest)]
+    chosen = [[members[c] for c in group] for _, group in _antichain(keys, lengths, saved)]
+    rows = [row for group in chosen for row in _filled(texts, 0, group, longest)]
     # A text that was left over alone, or that fills a row by itself, shares nothing.
     return [row for row in rows if len(row.texts) > 1]
 
@@ -154,9 +154,9 @@ def _antichain(
         while open_[-1][0] > depth:
             node, first, below, nodes = open_.pop()
             best, chosen = best + below, nodes + chosen
-            own = saved(node, end - first, tokens[end] - tokens[first], shared[end - 1] - shared[first])
-            if own > best:
-                best, chosen = own, [(node, first, end)]
+            here = saved(node, end - first, tokens[end] - tokens[first], shared[end - 1] - shared[first])
+            if here > best:
+                best, chosen = here, [(node, first, end)]
         if open_[-1][0] == depth:
             node, first, below, nodes = open_.pop()
             best, chosen = best + below, nodes + chosen

@@ -61,7 +61,7 @@ def pack(
     padded = torch.full((len(rows), width), pad, dtype=torch.int64)
     places = torch.full((len(rows), width), trunk, dtype=torch.int64)
     ends = torch.arange(1, width + 1).repeat(len(rows), 1)
-    found: dict[tuple[int, int], int] = {}
+    numbers: dict[tuple[int, int], int] = {}
     index: list[int] = []
     for r, row in enumerate(rows):
         laid = _Laid.out([ids[i][trunk:] for i in row.texts])
@@ -69,8 +69,8 @@ def pack(
         places[r, : row.length] = torch.tensor(laid.depths) + trunk
         ends[r, : row.length] = torch.tensor(laid.ends)
         for i, path in zip(row.texts, laid.paths, strict=True):
-            index += [found.setdefault((r, path[place - trunk]), len(found)) for place in wanted[i]]
-    where = torch.tensor(list(found), dtype=torch.int64).reshape(-1, 2)
+            index += [numbers.setdefault((r, path[place - trunk]), len(numbers)) for place in wanted[i]]
+    where = torch.tensor(list(numbers), dtype=torch.int64).reshape(-1, 2)
     plain = trunk == 0 and all(len(row.texts) == 1 for row in rows)
     return Packed(
         [i for row in rows for i in row.texts],

@@ -58,7 +58,7 @@ class Trunk:
         """The interventions of one part after those of the other."""
         layers: list[tuple[Tensor, Tensor] | None] = []
         for same in zip(*(part.layers for part in parts), strict=True):
-            there = [each for each in same if each is not None]
+            there = [layer for layer in same if layer is not None]
             keys, values = zip(*there, strict=True) if there else ((), ())
             layers.append((torch.cat(keys), torch.cat(values)) if there else None)
         return cls(layers)
@@ -71,8 +71,8 @@ class Trunk:
         high = upper.layers + [None] * (size - len(upper.layers))
         return Trunk(
             [
-                own if other is None else (other[0][start:stop], other[1][start:stop])
-                for own, other in zip(low, high, strict=True)
+                lower if higher is None else (higher[0][start:stop], higher[1][start:stop])
+                for lower, higher in zip(low, high, strict=True)
             ]
         )
 

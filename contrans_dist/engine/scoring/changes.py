@@ -44,13 +44,15 @@ def token_changes(
     for start in range(0, len(prompts), _TOGETHER):
         some = prompts[start : start + _TOGETHER]
         offsets = checked_offsets(lm, [BASE, intervention], len(some))
-        found: list[list[torch.Tensor | None]] = [[None] * len(some) for _ in offsets]
+        distributions: list[list[torch.Tensor | None]] = [[None] * len(some) for _ in offsets]
         for members, batch, logits in run_all(lm, some, [1] * len(some), offsets, batch_tokens):
             chances = logits.softmax(dim=2)[:, batch.index.to(logits.device)].cpu()
             for row, c in enumerate(members):
                 for place, p in enumerate(batch.texts):
-                    found[c][p] = chances[row, place]
-        before, after = (torch.stack([each for each in row if each is not None]) for row in found)
+                    distributions[c][p] = chances[row, place]
+        before, after = (
+            torch.stack([chance for chance in row if chance is not None]) for row in distributions
+        )
         change = after - before
         up, down = change.topk(k, dim=1), change.topk(k, dim=1, largest=False)
         parts.append((up.indices, down.indices, up.values, down.values))

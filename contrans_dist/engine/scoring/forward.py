@@ -51,9 +51,9 @@ def run_all(
         raise ValueError("the model is in training mode: call model.eval(), else dropout makes scores random")
     batch_tokens = lm.largest_batch(batch_tokens)
     # A vector of each prompt's own leaves nothing to share above it.
-    own = [i for i, each in enumerate(offsets) if any(row.ndim == 2 for row in each.values())]
-    common = [i for i in range(len(offsets)) if i not in set(own)]
-    for members, share in ((common, share_prefixes), (own, False)):
+    per_prompt = [i for i, rows in enumerate(offsets) if any(row.ndim == 2 for row in rows.values())]
+    common = [i for i in range(len(offsets)) if i not in set(per_prompt)]
+    for members, share in ((common, share_prefixes), (per_prompt, False)):
         groups = _plan(lm, sequences, wanted, batch_tokens, share) if members and sequences else []
         for group in groups:
             runner = _Runner(lm, group, [offsets[i] for i in members], batch_tokens)
@@ -207,7 +207,7 @@ def _upper_logits(
     times, state = len(offsets), first_of(output)
     rows = {
         j: _stacked(offsets, j, lm.d, batch, state)
-        for j in sorted({j for each in offsets for j in each} | {k})
+        for j in sorted({j for vectors in offsets for j in vectors} | {k})
     }
     start = state.repeat(times, 1, 1) + rows.pop(k).unsqueeze(1)
     passed = {j: handing(lambda state: like(output, state)) for j in range(k)}
@@ -219,8 +219,8 @@ def _upper_logits(
 def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: Tensor) -> Tensor:
     """`[C * B, d]`: what each intervention adds at block k to each row of the batch, zero for nothing."""
     rows = []
-    for each in offsets:
-        offset = each.get(k, torch.zeros(d))
+    for vectors in offsets:
+        offset = vectors.get(k, torch.zeros(d))
         # With a vector for each prompt, each row is one prompt.
         rows.append(offset[batch.texts] if offset.ndim == 2 else offset.expand(len(batch.ids), d))
     return torch.cat(rows).to(device=state.device, dtype=state.dtype)

@@ -110,8 +110,8 @@ def _continue(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
         mask[row, width - len(prompt) :] = 1
-    blocks = sorted({k for each in offsets for k in each})
-    rows = {k: torch.stack([each.get(k, torch.zeros(lm.d)) for each in offsets]) for k in blocks}
+    blocks = sorted({k for vectors in offsets for k in vectors})
+    rows = {k: torch.stack([vectors.get(k, torch.zeros(lm.d)) for vectors in offsets]) for k in blocks}
     with torch.inference_mode(), added(lm.blocks, rows):
         processors = LogitsProcessorList([_Guides(*lm.guides, mask)] if lm.guides else [])
         after = [Alone(lm.tokenizer) if alone else After(lm.tokenizer, prompt) for prompt in prompts]
@@ -174,7 +174,7 @@ class _Guides(LogitsProcessor):
             )
             self.caches[which] = output[guide.cache_name]
             logits.append(output.logits[:, -1].float().to(scores.device))
-        width = min(scores.shape[-1], *(each.shape[-1] for each in logits))
+        width = min(scores.shape[-1], *(tensor.shape[-1] for tensor in logits))
         guided = scores.clone()
         guided[:, :width] += logits[0][:, :width] - logits[1][:, :width]
         return guided

@@ -60,9 +60,9 @@ def checked_offsets(
             if row.ndim == 2 and len(row) != n_prompts:
                 raise UserError(f"vectors for block {k}: {len(row)} rows for {n_prompts} prompts")
             # All rows at once; the first that is not finite, else any, stands for them.
-            each = row if row.ndim == 2 else row.unsqueeze(0)
-            finite = torch.isfinite(each).reshape(len(each), -1).all(dim=1)
-            check_row(k, each[int(finite.int().argmin())], len(lm.blocks), lm.d)
+            vectors = row if row.ndim == 2 else row.unsqueeze(0)
+            finite = torch.isfinite(vectors).reshape(len(vectors), -1).all(dim=1)
+            check_row(k, vectors[int(finite.int().argmin())], len(lm.blocks), lm.d)
     return offsets
 
 

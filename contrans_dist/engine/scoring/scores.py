@@ -58,7 +58,7 @@ def next_token(
     check_lengths(lm, prompts)
     runs = run_all(lm, prompts, [1] * len(prompts), offsets, batch_tokens, share_prefixes)
     for members, batch, values in runs:
-        index, watch_here = (each.to(values.device) for each in (batch.index, ids[batch.texts]))
+        index, watch_here = (tensor.to(values.device) for tensor in (batch.index, ids[batch.texts]))
         watched = values[:, index[:, None], watch_here]
         place = np.ix_(members, batch.texts)
         best = values.argmax(dim=2, keepdim=True)

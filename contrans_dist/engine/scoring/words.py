@@ -32,13 +32,13 @@ def cues(lm: LanguageModel, prompts: Sequence[str], words: Sequence[str]) -> lis
     if not words or not all(words):
         raise UserError("label words must not be empty")
     tokens: dict[str, list[int]] = {}
-    found = []
+    cues = []
     for prompt, (context, token) in zip(prompts, _split(lm, prompts, words[0]), strict=True):
         tail = prompt[-TAIL:]
         if tail not in tokens:
             tokens[tail] = [token, *_agreeing(lm, prompt, context, words)]
-        found.append(Cue(context, tokens[tail]))
-    return found
+        cues.append(Cue(context, tokens[tail]))
+    return cues
 
 
 def _agreeing(lm: LanguageModel, prompt: str, context: list[int], words: Sequence[str]) -> list[int]:
@@ -66,8 +66,8 @@ def _split(lm: LanguageModel, prompts: Sequence[str], word: str) -> list[tuple[l
     else:
         # A token that begins before is the prompt's, even when it takes the space along.
         places = [
-            next(i for i, low in enumerate(each) if low >= len(body))
-            for body, each in zip(bodies, starts, strict=True)
+            next(i for i, low in enumerate(places) if low >= len(body))
+            for body, places in zip(bodies, starts, strict=True)
         ]
     return [(list(ids[:place]), int(ids[place])) for ids, place in zip(wholes, places, strict=True)]
 

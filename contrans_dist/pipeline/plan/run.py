@@ -120,7 +120,7 @@ class PlannedRun:
                 **settings.model_dump(exclude={"id"}),
                 highest_block=highest,
                 head=head,
-                asked="auto" if head and cluster.placement == "stream" else cluster.placement,
+                placement="auto" if head and cluster.placement == "stream" else cluster.placement,
                 memories=memories | {"cpu": nodes.memory},
                 batch_tokens=batch,
                 share=self._size(gpus).share,
