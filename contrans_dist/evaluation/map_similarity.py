@@ -3,22 +3,28 @@
 from itertools import product
 
 import numpy as np
-import pyarrow as pa
 
 from contrans_dist.evaluation.sides import Sides, lcross_maps
 from contrans_dist.mapping.transplant import cosine
+from contrans_dist.store.tables import SimilarityRow
 from contrans_dist.vectors.from_activations import concept_rows
 
 
-def map_similarity(sides: Sides, pair: tuple[int, int], seed: int = 0, limit: int | None = None) -> pa.Table:
-    """For each two concepts, the cosine between the maps fitted on their prompts: a, b, similarity.
+def map_similarity(
+    sides: Sides, pair: tuple[int, int], seed: int = 0, limit: int | None = None
+) -> list[SimilarityRow]:
+    """For each two concepts, the cosine between the maps fitted on their prompts.
 
     The cosine of two maps is that of their weights as one long vector, <F, G> / (|F| |G|).
+
+    Args:
+        sides: the activation sets; only those of the contrast texts are read.
+        pair: source block and target block that the maps join.
+        seed: of the draw where `limit` leaves some prompts out.
+        limit: prompts of each concept and label at most.
     """
     maps = {}
     for concept in sides.concepts:
         rows = np.sort(np.concatenate(concept_rows(sides.contrast_source, concept, seed, limit)))
         maps[concept] = lcross_maps(sides, pair, rows).maps[pair].weight.ravel()
-    return pa.Table.from_pylist(
-        [{"a": a, "b": b, "similarity": cosine(maps[a], maps[b])} for a, b in product(maps, repeat=2)]
-    )
+    return [SimilarityRow(a, b, cosine(maps[a], maps[b])) for a, b in product(maps, repeat=2)]

@@ -32,12 +32,19 @@ from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import model_facts
 from contrans_dist.pipeline.inputs import READS, Harvested, RecipeTexts, captures, harvest_key, harvested
 from contrans_dist.report import write_report
-from contrans_dist.report.tsne import differences_table, states_table
+from contrans_dist.report.tsne import difference_points, state_points
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import made_by, now, versions
 from contrans_dist.store.results import RECORD, RunFile, write_file
-from contrans_dist.store.tables import write_table
+from contrans_dist.store.tables import (
+    ANALYSES,
+    SIMILARITIES,
+    PointRow,
+    SimilarityRow,
+    table_of,
+    write_table,
+)
 
 T = TypeVar("T")
 
@@ -204,16 +211,15 @@ class RunDriver:
         )
 
     def _analyse(self, sides: Sides, maps: MapSet) -> None:
-        """Tables of the pictures that the recipe asks for, in `analyses/`."""
+        """Files of the pictures that the recipe asks for, in `analyses/`."""
+        wanted, folder = self.recipe.analyses, self.out / ANALYSES
         pair, seed = maps.only_pair(), self.recipe.concepts.seed
-        wanted, tables = self.recipe.analyses, {}
         both = (("source", sides.contrast_source, pair[0]), ("target", sides.contrast_target, pair[1]))
-        for side, rows, block in both:
-            if "states" in wanted:
-                tables[f"states-{side}"] = states_table(rows, side, block, seed)
-            if "differences" in wanted:
-                tables[f"differences-{side}"] = differences_table(rows, side, block, seed)
+        for side, states, block in both:
+            for kind, points_of in (("states", state_points), ("differences", difference_points)):
+                if kind in wanted:
+                    points = points_of(states, side, block, seed)
+                    write_table(folder / f"{kind}-{side}.parquet", table_of(points, PointRow))
         if "map-similarity" in wanted:
-            tables["map-similarity"] = map_similarity(sides, pair, seed, self.recipe.concepts.limit)
-        for name, table in tables.items():
-            write_table(self.out / "analyses" / f"{name}.parquet", table)
+            similar = map_similarity(sides, pair, seed, self.recipe.concepts.limit)
+            write_table(folder / SIMILARITIES, table_of(similar, SimilarityRow))

@@ -1,18 +1,30 @@
-"""The run's analyses as drawings: t-SNE of states and of differences, and how alike the maps are."""
+"""A run's analyses as drawings: t-SNE of states and of differences, and how alike the maps are."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.analysis import Projection, Run, Similarity, read_projections, read_similarity
+from contrans_dist.evaluation.analysis import Run
 from contrans_dist.report.figures import concept_look
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.parts import Drawing, Studio
 from contrans_dist.report.svg import label
+from contrans_dist.store.location import Location
+from contrans_dist.store.tables import (
+    ANALYSES,
+    SIMILARITIES,
+    PointRow,
+    SimilarityRow,
+    read_rows,
+    table_of,
+)
 
+R = TypeVar("R")
 _MOST_POINTS = 3000
 """Points in one figure: more swell the page and hide one another."""
 _WIDTH = 4.6
@@ -27,70 +39,89 @@ _MEANINGS = {
 def analysis_drawings(run: Run, studio: Studio) -> tuple[list[Drawing], list[str]]:
     """A drawing for every analysis that the run holds; and those that cannot be read, one line each."""
     drawings: list[Drawing] = []
+    problems: list[str] = []
+    folder = run.location / ANALYSES
+    there = folder.names()
+    for kind in _MEANINGS:
+        for side in ("source", "target"):
+            location = folder / f"{kind}-{side}.parquet"
+            if location.name in there:
+                drawings += _told(problems, location, PointRow, partial(_projection, kind, side, studio))
+    if SIMILARITIES in there:
+        drawings += _told(problems, folder / SIMILARITIES, SimilarityRow, partial(_similarity, studio))
+    return drawings, problems
+
+
+def _told(
+    problems: list[str], location: Location, row: type[R], draw: Callable[[list[R]], Drawing]
+) -> list[Drawing]:
+    """The drawing of a file; none of one without rows, and of one that cannot be read, which is told."""
     try:
-        _draw(run, studio, drawings)
+        rows = read_rows(location, row)
     except UserError as error:
-        return drawings, [str(error)]
-    return drawings, []
+        problems.append(str(error))
+        return []
+    return [draw(rows)] if rows else []
 
 
-def _draw(run: Run, studio: Studio, drawings: list[Drawing]) -> None:
-    for found in read_projections(run):
-        caption = _MEANINGS[found.kind].format(side=found.side)
-        drawings.append(
-            studio.draw(
-                studio.name(found.kind, found.side),
-                partial(projection_figure, found),
-                found.table,
-                f"{caption} Distances between far groups mean little.",
-            )
-        )
-    similarity = read_similarity(run)
-    if similarity:
-        drawings.append(
-            studio.draw(
-                studio.name("map-similarity"),
-                lambda: similarity_figure(similarity),
-                similarity.table,
-                "How alike the maps fitted on different prompts are.",
-            )
-        )
+def _projection(kind: str, side: str, studio: Studio, points: list[PointRow]) -> Drawing:
+    return studio.draw(
+        studio.name(kind, side),
+        lambda: projection_figure(points),
+        table_of(points, PointRow),
+        f"{_MEANINGS[kind].format(side=side)} Distances between far groups mean little.",
+    )
 
 
-def projection_figure(found: Projection) -> Figure:
+def _similarity(studio: Studio, similar: list[SimilarityRow]) -> Drawing:
+    return studio.draw(
+        studio.name("map-similarity"),
+        lambda: similarity_figure(similar),
+        table_of(similar, SimilarityRow),
+        "How alike the maps fitted on different prompts are.",
+    )
+
+
+def projection_figure(points: list[PointRow]) -> Figure:
     """One panel a model and block, a colour and mark a concept."""
-    panels = found.panels
+    panels = list(dict.fromkeys((point.model, point.block) for point in points))
+    concepts = sorted({point.concept for point in points})
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     size = _WIDTH / columns
     figure = Figure(figsize=(_WIDTH, min(size, 3.4) * rows + 0.7), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    total = sum(len(panel.points) for panel in panels)
-    step = max(1, math.ceil(total / _MOST_POINTS))
+    step = max(1, math.ceil(len(points) / _MOST_POINTS))
     handles = {}
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        own = np.array(panel.concepts)
-        for index, concept in enumerate(found.concepts):
-            points = panel.points[own == concept][::step]
-            if not len(points):
+    for axes, (model, block) in zip(grid.flat, panels, strict=False):
+        for index, concept in enumerate(concepts):
+            shown = [
+                (point.x, point.y)
+                for point in points
+                if (point.model, point.block, point.concept) == (model, block, concept)
+            ][::step]
+            if not shown:
                 continue
             colour, marker = concept_look(index)
             handles[concept] = axes.scatter(
-                points[:, 0], points[:, 1], s=18 if columns < 2 else 12, alpha=0.75, linewidths=0,
+                *np.transpose(shown), s=18 if columns < 2 else 12, alpha=0.75, linewidths=0,
                 color=colour, marker=marker, label=label(concept, 22),
             )  # fmt: skip
-        axes.set_title(f"{label(panel.model.rsplit('/', 1)[-1], 24)}, block {panel.block}", fontsize=9)
+        axes.set_title(f"{label(model.rsplit('/', 1)[-1], 24)}, block {block}", fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.grid(visible=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    shown = [handles[concept] for concept in found.concepts if concept in handles]
-    figure.legend(handles=shown, loc="outside lower center", ncols=3,
+    figure.legend(handles=[handles[concept] for concept in concepts], loc="outside lower center", ncols=3,
                   frameon=False, fontsize=8.5, markerscale=1.6, handletextpad=0.1)  # fmt: skip
     return figure
 
 
-def similarity_figure(found: Similarity) -> Figure:
-    """Maps against maps."""
-    return heat_figure(found.values, found.names, found.names, ("", ""), "Similarity of maps", upward=False)
+def similarity_figure(similar: list[SimilarityRow]) -> Figure:
+    """Maps against maps; a pair of which one direction is missing has the other's value."""
+    names = list(dict.fromkeys([*(row.a for row in similar), *(row.b for row in similar)]))
+    known = {(row.b, row.a): row.similarity for row in similar}
+    known |= {(row.a, row.b): row.similarity for row in similar}
+    values = [[known.get((a, b)) for b in names] for a in names]
+    return heat_figure(values, names, names, ("", ""), "Similarity of maps", upward=False)

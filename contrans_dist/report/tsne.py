@@ -1,11 +1,11 @@
 """Pictures of harvested states: t-SNE of the states by concept, and of the differences of contrast pairs."""
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from contrans_dist.errors import UserError
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.tables import PointRow
 from contrans_dist.vectors.from_activations import concept_rows, concepts_in
 
 _MOST_ROWS = 200
@@ -26,51 +26,51 @@ def project(rows: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
     return np.asarray(model.fit_transform(rows.astype(np.float64)), np.float32)
 
 
-def states_table(activations: ActivationSet, side: str, block: int, seed: int = 0) -> pa.Table:
-    """The states of each concept's positive texts at a block: side, model, block, concept, x, y (Figs. 7, 8).
+def state_points(activations: ActivationSet, side: str, block: int, seed: int = 0) -> list[PointRow]:
+    """The states of each concept's positive texts at a block, by t-SNE (ConTrans, Figs. 7 and 8).
 
-    Raises UserError for a block that was not harvested.
+    Args:
+        activations: of the contrast texts.
+        side: `source` or `target`, as the rows say it.
+        block: of the model, from 0.
+        seed: of the draw of texts, and of the t-SNE.
+
+    Raises:
+        UserError: for a block that was not harvested.
     """
-    rows, labels = _checked(activations, block), []
-    chosen: list[int] = []
+    states, rows, labels = _states(activations, block), [], []
     for concept in concepts_in(activations):
         positive, _ = concept_rows(activations, concept, seed)
-        some = positive[:_MOST_ROWS].tolist()
-        chosen += some
-        labels += [concept] * len(some)
-    return _table(activations, side, block, labels, project(rows[chosen], seed))
+        rows.append(states[positive[:_MOST_ROWS]])
+        labels += [concept] * len(rows[-1])
+    return _points(activations, side, block, labels, np.concatenate(rows), seed)
 
 
-def differences_table(activations: ActivationSet, side: str, block: int, seed: int = 0) -> pa.Table:
-    """Positive minus negative state of each contrast pair at a block, by concept (L-Cross, Fig. 3)."""
-    rows, labels = _checked(activations, block), []
-    found = []
+def difference_points(activations: ActivationSet, side: str, block: int, seed: int = 0) -> list[PointRow]:
+    """Positive minus negative state of each contrast pair at a block, by t-SNE (L-Cross, Fig. 3).
+
+    Arguments and errors as of `state_points`.
+    """
+    states, differences, labels = _states(activations, block), [], []
     for concept in concepts_in(activations):
         positive, negative = concept_rows(activations, concept, seed, _MOST_ROWS)
         pairs = min(len(positive), len(negative))
-        found.append(rows[positive[:pairs]] - rows[negative[:pairs]])
+        differences.append(states[positive[:pairs]] - states[negative[:pairs]])
         labels += [concept] * pairs
-    return _table(activations, side, block, labels, project(np.concatenate(found), seed))
+    return _points(activations, side, block, labels, np.concatenate(differences), seed)
 
 
-def _checked(activations: ActivationSet, block: int) -> NDArray[np.float32]:
+def _states(activations: ActivationSet, block: int) -> NDArray[np.float32]:
     if block not in activations.blocks:
         raise UserError(f"{activations.location}: block {block} was not harvested; {activations.blocks} were")
     return activations.read_block(block)
 
 
-def _table(
-    activations: ActivationSet, side: str, block: int, labels: list[str], points: NDArray[np.float32]
-) -> pa.Table:
-    n = len(labels)
+def _points(
+    activations: ActivationSet, side: str, block: int, labels: list[str], rows: NDArray[np.float32], seed: int
+) -> list[PointRow]:
     model = activations.facts.identity.model
-    return pa.table(
-        {
-            "side": [side] * n,
-            "model": [model] * n,
-            "block": pa.array([block] * n, pa.int64()),
-            "concept": labels,
-            "x": points[:, 0],
-            "y": points[:, 1],
-        }
-    )
+    return [
+        PointRow(model, block, concept, x, y, side)
+        for concept, (x, y) in zip(labels, project(rows, seed).tolist(), strict=True)
+    ]

@@ -16,6 +16,8 @@ from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import version
 
 RESULTS, EXAMPLES, TOKENS = "results.parquet", "examples.parquet", "tokens.parquet"
+ANALYSES, SIMILARITIES = "analyses", "map-similarity.parquet"
+"""The folder of a run's analyses, and the file of `SimilarityRow`s in it; see also `PointRow`."""
 R = TypeVar("R")
 Kind = Literal["text", "number", "whole"]
 _KINDS = {"text": pa.string(), "number": pa.float64(), "whole": pa.int64()}
@@ -57,6 +59,29 @@ class TokenRow:
     token_id: int | None = None
 
 
+@dataclass(frozen=True)
+class PointRow:
+    """A row of `analyses/states-<side>.parquet` or `differences-<side>.parquet`: one state, or the difference
+    of one contrast pair, in the plane of a t-SNE."""
+
+    model: str
+    block: int
+    concept: str
+    x: float
+    y: float
+    side: str | None = None
+    """`source` or `target`"""
+
+
+@dataclass(frozen=True)
+class SimilarityRow:
+    """A row of `analyses/map-similarity.parquet`: the cosine between the maps of two concepts."""
+
+    a: str
+    b: str
+    similarity: float
+
+
 def columns_of(row: type) -> tuple[dict[str, Kind], dict[str, Kind]]:
     """(needed, others): columns of a row's class, and their kinds; those with a default may be missing."""
     needed: dict[str, Kind] = {}
@@ -80,6 +105,15 @@ def rows_of(table: pa.Table, row: type[R]) -> list[R]:
         for values in table.select(names).to_pylist()
         if all(values[name] is not None for name in numbers)
     ]
+
+
+def read_rows(location: Location, row: type[R]) -> list[R]:
+    """The rows of a table of ours. Raises UserError for a damaged file, and for one that lacks a column."""
+    needed, others = columns_of(row)
+    table = read_columns(location, needed, others)
+    if table is None:
+        raise UserError(f"{location}: expected columns {', '.join(needed)}")
+    return rows_of(table, row)
 
 
 def table_of(rows: Sequence[Any], row: type) -> pa.Table:

@@ -30,9 +30,7 @@ from contrans_dist.evaluation.analysis import (
     picture,
     read_evaluation,
     read_examples,
-    read_projections,
     read_run,
-    read_similarity,
     read_tokens,
     read_vectors,
     score_table,
@@ -44,7 +42,6 @@ from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from tests.runextras import (
     CHOSEN,
-    write_analyses,
     write_examples,
     write_perplexity,
     write_scores,
@@ -455,19 +452,3 @@ def test_examples_and_tokens_at_the_strength_of_the_verdict(tmp_path: Path) -> N
         40,
     )
     assert read_tokens(evaluation, "vector", 9.0)[0].strength == 2.0
-
-
-def test_projections_by_model_and_block_and_similarity(tmp_path: Path) -> None:
-    write_analyses(tmp_path / "analyses", rows=5)
-    run = Run(Location.parse(tmp_path))
-    found = read_projections(run)
-    assert [(each.kind, each.side) for each in found] == [
-        ("states", "source"), ("states", "target"), ("differences", "source"), ("differences", "target"),
-    ]  # fmt: skip
-    panels = found[1].panels
-    assert [(panel.model, panel.block) for panel in panels] == [("demo:target", 2), ("demo:target", 4)]
-    table = found[1].table.to_pylist()
-    assert panels[1].points.tolist() == [[row["x"], row["y"]] for row in table if row["block"] == 4]
-    alike = some(read_similarity(run))
-    assert alike.names == list(CONCEPTS[:3])
-    assert alike.values[0] == pytest.approx([1.0, 0.7, 0.4])

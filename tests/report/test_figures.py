@@ -15,10 +15,12 @@ from contrans_dist.evaluation.analysis import Picture, read_evaluation
 from contrans_dist.report import write_comparison
 from contrans_dist.report.figures import concept_look, concepts_figure
 from contrans_dist.report.harvests import norms_figure
+from contrans_dist.report.projections import projection_figure, similarity_figure
 from contrans_dist.report.states import picture_figure, pictures_figure
 from contrans_dist.store.location import Location
+from contrans_dist.store.tables import PointRow, SimilarityRow, read_rows
 from tests.report.test_page import Page, report
-from tests.runextras import write_runs
+from tests.runextras import write_analyses, write_runs
 from tests.runfolder import (
     CONCEPTS,
     HITS,
@@ -188,3 +190,19 @@ def test_a_comparison_tells_what_runs_lack(tmp_path: Path) -> None:
     runs = [Location.parse(folder / "runs" / name) for name in "abc"]
     html = Path(write_comparison(runs, Location.parse(folder)).path).read_text()
     assert "a, b: asked for and not run: no-map." in Page(html).words
+
+
+def test_analyses_are_drawn_by_model_and_block_and_map_by_map(tmp_path: Path) -> None:
+    write_analyses(tmp_path, rows=5)
+    points = read_rows(Location.parse(tmp_path / "states-target.parquet"), PointRow)
+    panels = projection_figure(points).axes
+    assert [panel.get_title() for panel in panels] == ["demo:target, block 2", "demo:target, block 4"]
+    shown = np.concatenate([np.asarray(marks.get_offsets()) for marks in panels[1].collections])
+    there = [(point.x, point.y) for point in points if point.block == 4]
+    assert np.array(sorted(map(tuple, shown.tolist()))) == pytest.approx(np.array(sorted(there)))
+    similar = read_rows(Location.parse(tmp_path / "map-similarity.parquet"), SimilarityRow)
+    half = [row for place, row in enumerate(similar) if place // 3 <= place % 3]
+    for rows in (similar, half):
+        (image,) = similarity_figure(rows).axes[0].images
+        expected = [[1.0, 0.7, 0.4], [0.7, 1.0, 0.7], [0.4, 0.7, 1.0]]
+        assert np.asarray(image.get_array()) == pytest.approx(np.array(expected))

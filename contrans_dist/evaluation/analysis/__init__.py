@@ -14,13 +14,6 @@ from contrans_dist.evaluation.analysis.compare import (
 from contrans_dist.evaluation.analysis.maps import BlockTable, MapSummary, block_rows, read_map
 from contrans_dist.evaluation.analysis.names import metric, number, strength_text
 from contrans_dist.evaluation.analysis.points import best_point, main_condition, way_of
-from contrans_dist.evaluation.analysis.projections import (
-    Panel,
-    Projection,
-    Similarity,
-    read_projections,
-    read_similarity,
-)
 from contrans_dist.evaluation.analysis.published import Beside, Figures, Published, beside, companion_scores
 from contrans_dist.evaluation.analysis.run import (
     Run,
@@ -52,12 +45,12 @@ from contrans_dist.evaluation.analysis.verdict import Rival, Verdict, judge, rul
 
 __all__ = [
     "Answers", "Beside", "BlockTable", "Comparison", "Evaluation", "Example", "Figures", "MapSummary",
-    "Matched", "Moved", "Pairs", "Panel", "Picture", "Projection", "Published", "Reported", "Rival",
-    "Run", "Similarity", "Vector", "Verdict", "beside", "best_point", "block_rows", "companion_scores",
+    "Matched", "Moved", "Pairs", "Picture", "Published", "Reported", "Rival",
+    "Run", "Vector", "Verdict", "beside", "best_point", "block_rows", "companion_scores",
     "companions_of",
     "compare", "comparison_table", "concept_states", "differing_settings", "frequent_answers",
     "improvements", "judge", "left_out", "main_condition", "metric", "number", "pairs_of",
     "picture", "picture_table", "positions", "read_evaluation", "read_examples", "read_in_run",
-    "read_map", "read_projections", "read_run", "read_similarity", "read_tokens", "read_vectors", "rule",
+    "read_map", "read_run", "read_tokens", "read_vectors", "rule",
     "runs_of", "score_table", "sentence", "strength_text", "sweep_of", "way_of",
 ]  # fmt: skip

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import BASE, condition_order
 from contrans_dist.store.tables import (
@@ -18,6 +17,7 @@ from contrans_dist.store.tables import (
     TokenRow,
     columns_of,
     read_columns,
+    read_rows,
     rows_of,
 )
 
@@ -180,11 +180,7 @@ def read_tokens(evaluation: Evaluation, condition: str, strength: float, most: i
     location = evaluation.location / TOKENS
     if not location.exists():
         return []
-    needed, others = columns_of(TokenRow)
-    table = read_columns(location, needed, others)
-    if table is None:
-        raise UserError(f"{location}: expected columns {', '.join(needed)}")
-    rows = rows_of(table, TokenRow)
+    rows = read_rows(location, TokenRow)
     if not rows:
         return []
     read_under = condition if any(row.condition == condition for row in rows) else rows[0].condition
