@@ -45,6 +45,11 @@ def shown(text: object, keep: str = "\n") -> str:
     return printable(without_credentials(str(text)), keep)
 
 
+def count_of(count: int, noun: str) -> str:
+    """So many of something: `1 block`, `2,000 blocks`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def json_line(value: object) -> str:
     """One line of JSON that a terminal takes for text as well. Raises ValueError for NaN."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)

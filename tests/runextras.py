@@ -180,7 +180,8 @@ def write_whole_run(folder: Path, published: dict[str, Any] | None = PUBLISHED, 
     write_perplexity(folder / "evaluations/perplexity")
     write_analyses(folder / "analyses", concepts)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    recipe["evaluations"] = {name: {} for name in ("emotions", "truthfulqa", "toxigen", "perplexity")}
+    names = ("emotions", "truthfulqa", "toxigen", "perplexity")
+    recipe["evaluations"] = {name: {"benchmark": name} for name in names}
     recipe["published"] = published
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     return folder

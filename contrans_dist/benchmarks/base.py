@@ -86,11 +86,17 @@ class Benchmark(Generic[S, I]):
         return str(self.settings.benchmark)
 
     def items(self) -> Sequence[I]:
-        """Every item, in an order that depends on the settings alone.
-
-        Of items that have a `kind`, those are scored whose kind is among the settings' `kinds`.
-        """
+        """Every item, in an order that depends on the settings alone."""
         raise NotImplementedError
+
+    def scores(self, item: I) -> bool:
+        """Whether an item is scored; the others are there for what they tell of those that are."""
+        return True
+
+    def kind(self, item: I) -> str:
+        """Which kind of item it is, where there are several. One that is `positive` shows its concept as it
+        is, so that nothing is to be seen of steering to it."""
+        return ""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on besides the items and the settings of this benchmark, as JSON takes it.

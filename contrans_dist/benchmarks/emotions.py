@@ -130,6 +130,13 @@ class EmotionBenchmark(Benchmark[EmotionEvaluation, Item]):
         """Every item, concept by concept, positive before negative."""
         return self.all_items
 
+    def scores(self, item: Item) -> bool:
+        """Whether its kind is among the settings' `kinds`."""
+        return not self.settings.kinds or item.kind in self.settings.kinds
+
+    def kind(self, item: Item) -> str:
+        return item.kind
+
     def identity(self) -> dict[str, Any]:
         """The words that are told apart, those of concepts that are not scored among them."""
         return {"words": self.labels}

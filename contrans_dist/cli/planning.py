@@ -97,13 +97,13 @@ def plan(
 def _print(content: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, _WIDTH)
-    actors = Table("for", "placement", "weights", "activations", "memory", "GPUs", "actors", box=None)
-    actors.add_column("model", overflow="fold")
-    for each in content["actors"]:
-        sizes = [_size(each[name]) for name in ("weights", "activations", "memory")]
-        counts = [f"{each['gpus']:g}", str(each["count"])]
-        actors.add_row(each["use"], each["placement"], *sizes, *counts, each["model"])
-    console.print(actors)
+    table = Table("for", "placement", "weights", "activations", "memory", "GPUs", "actors", box=None)
+    table.add_column("model", overflow="fold")
+    for actors in content["actors"]:
+        sizes = [_size(actors[name]) for name in ("weights", "activations", "memory")]
+        counts = [f"{actors['gpus']:g}", str(actors["count"])]
+        table.add_row(actors["use"], actors["placement"], *sizes, *counts, actors["model"])
+    console.print(table)
     console.print()
     console.print(_stages(content))
     console.print()

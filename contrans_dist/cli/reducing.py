@@ -9,6 +9,7 @@ from contrans_dist.cli.fitted import Centring, Regularising, SourceBlocks, centr
 from contrans_dist.cli.options import Address, AsJson, emit, lasting
 from contrans_dist.config import MapSettings
 from contrans_dist.config.recipe import validated
+from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
@@ -39,7 +40,7 @@ def refine(
     vector = make_vector(rows, select_rows(rows, positive), select_rows(rows, negative), name, method)
     vector.save(location)
     content = {"out": str(location), "concept": name, "blocks": vector.blocks, "d": vector.d}
-    size = f"{len(vector.blocks)} blocks of {vector.d}"
+    size = f"{count_of(len(vector.blocks), 'block')} of {vector.d}"
     text = f"{location}: {name}, {size}, from {vector.n_positive} + {vector.n_negative} texts"
     emit(as_json, content, text)
 
@@ -97,7 +98,7 @@ def reduce(
     cosines = maps.cosines[pair]
     summary = {"out": str(location), "blocks": list(pair), "concepts": list(vectors), "cosines": cosines}
     text = (
-        f"{location}: {len(vectors)} concepts from block {pair[0]} to block {pair[1]}, "
+        f"{location}: {count_of(len(vectors), 'concept')} from block {pair[0]} to block {pair[1]}, "
         f"mean cosine to the target's own {np.mean(list(cosines.values())):.3f}"
     )
     emit(as_json, summary, text)

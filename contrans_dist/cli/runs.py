@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
-from contrans_dist.console import note, shown
+from contrans_dist.console import count_of, note, shown
 from contrans_dist.errors import RunError
 from contrans_dist.store.location import Location
 
@@ -99,7 +99,7 @@ def status(
     for line in damaged:
         note(line)
     if damaged:
-        raise RunError(f"{uri}: {len(damaged)} of its files are damaged, as told above")
+        raise RunError(f"{uri}: {count_of(len(damaged), 'file')} damaged, as told above")
     states = status_of(Location.parse(uri))
     emit(as_json, states, "\n".join(f"{name}: {state}" for name, state in states.items()))
 

@@ -3,7 +3,6 @@
 import re
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from contrans_dist.cli.fitted import Centring, Regularising, SourceBlocks, map_options
@@ -25,6 +24,7 @@ from contrans_dist.cli.options import (
 )
 from contrans_dist.config import CHAT_DATE, CaptureSettings
 from contrans_dist.config.recipe import validated
+from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
@@ -94,8 +94,9 @@ def harvest(
     }
     size = sum(shard["bytes"] for shard in manifest["shards"])
     text = (
-        f"{result.location}: {result.n_rows:,} rows, {len(result.blocks)} blocks of {result.d}, "
-        f"{manifest['tokens']:,} tokens, {size / 1e6:,.1f} MB in {len(manifest['shards'])} shards"
+        f"{result.location}: {count_of(result.n_rows, 'row')}, {count_of(len(result.blocks), 'block')} of "
+        f"{result.d}, {count_of(manifest['tokens'], 'token')}, {size / 1e6:,.1f} MB in "
+        f"{count_of(len(manifest['shards']), 'shard')}"
     )
     emit(as_json, {"out": str(result.location), **summary}, text)
 
@@ -109,9 +110,7 @@ def fit(
         str,
         typer.Option(help="default (centred, ridge by validation), paper (equation 2), lcross (all rows)."),
     ] = "default",
-    positive: Annotated[
-        str | None, typer.Option("--rows", help="Fit on these rows only: column=value.")
-    ] = None,
+    rows: Annotated[str | None, typer.Option(help="Fit on these rows only: column=value.")] = None,
     centre: Centring = None,
     regularise: Regularising = None,
     source_blocks: SourceBlocks = None,
@@ -125,12 +124,12 @@ def fit(
 
     options = map_options(protocol, centre, regularise, source_blocks)
     left, right = ActivationSet.open(source), ActivationSet.open(target)
-    rows = select_rows(left, positive) if positive else None
-    maps = fit_maps(left, right, blocks, options, rows=rows, address=address)
+    chosen = select_rows(left, rows) if rows else None
+    maps = fit_maps(left, right, blocks, options, rows=chosen, address=address)
     location = Location.parse(out)
     maps.save(location)
     pairs = [{"source": s, "target": t, **mapping.header()} for (s, t), mapping in maps.maps.items()]
-    lines = [f"{location}: {protocol}, fitted on {pairs[0]['n_fit']:,} texts"]
+    lines = [f"{location}: {protocol}, fitted on {count_of(pairs[0]['n_fit'], 'text')}"]
     lines += [_map_line(pair) for pair in pairs]
     emit(as_json, {"out": str(location), "pairs": pairs}, "\n".join(lines))
 
@@ -177,8 +176,7 @@ def transplant(
         raise UserError(f"--own {own}: it is {like.size} wide, the map leads to {carried.d}")
     location = Location.parse(out)
     carried.save(location)
-    residual = carried.norms.get(block)
-    share = float(np.linalg.norm(carried.at(block))) / residual if residual else None
+    share = carried.share(block)
     content: dict[str, Any] = {"out": str(location), "block": block, "share_of_residual_norm": share}
     text = f"{location}: {carried.concept} at block {block} of {carried.model}"
     if share is not None:
@@ -192,7 +190,7 @@ def transplant(
 def _pair(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
-    if found is None:
+    pair = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
+    if pair is None:
         raise UserError(f"--blocks {text}: expected source:target such as 24:30")
-    return int(found[1]), int(found[2])
+    return int(pair[1]), int(pair[2])

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from contrans_dist.benchmarks import Benchmark, Judged
+from contrans_dist.benchmarks import Benchmark, Judged, ScoredItem
 from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed.actors import Actors
 from contrans_dist.distributed.placement import place
@@ -30,7 +30,7 @@ class WorkUnit:
     index: int
     concept: str
     """Whose vectors are added while they are scored."""
-    items: list[Any]
+    items: list[ScoredItem]
     system: str = TARGET
 
     @property

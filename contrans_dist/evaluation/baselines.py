@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from contrans_dist.config import EvaluationSettings, ModelSettings, Recipe
 
 if TYPE_CHECKING:  # reports name baselines and need no torch
+    from contrans_dist.benchmarks import ScoredItem
     from contrans_dist.models import LanguageModel
     from contrans_dist.models.placement import Placement
 
@@ -42,11 +43,14 @@ class System:
         )
         return guided(lm, *guides) if guides else lm
 
-    def instructed(self, items: Sequence[Any]) -> list[Any]:
+    def instructed(self, items: "Sequence[ScoredItem]") -> "list[ScoredItem]":
         """The items with the instruction before their prompts, as a line of its own."""
         if not self.instruction:
             return list(items)
-        return [replace(item, prompt=f"{self.instruction}\n{item.prompt}") for item in items]
+        return [
+            replace(item, prompt=f"{self.instruction}\n{item.prompt}")  # type: ignore[type-var]
+            for item in items
+        ]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contrans_dist.benchmarks import Benchmark, Judged
+from contrans_dist.benchmarks import Benchmark, Judged, ScoredItem
 from contrans_dist.benchmarks.identity import content_hash
 from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, fingerprint
@@ -44,9 +44,9 @@ def evaluate(
 ) -> MetricsFile:
     """Score a model on a benchmark under every condition of `steering`; returns the content of metrics.json.
 
-    `others` are conditions that are no vectors, each scored by actors of its own. Splits that are there are
+    `others` are conditions that are no vectors, each scored by actors of its own. Parts that are there are
     kept. A folder that holds another evaluation is refused (UserError, naming the fields), or begun anew with
-    `replace`. `title` heads the progress. Raises RunError when splits failed.
+    `replace`. `title` heads the progress. Raises RunError when parts failed.
     """
     cluster = cluster or ClusterSettings()
     return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title)
@@ -57,7 +57,7 @@ class Prepared:
     """An evaluation whose input is read and found good, and nothing scored of it yet."""
 
     spec: EvaluationSpec
-    items: list[Any]
+    items: list[ScoredItem]
     others: Sequence[System]
     finished: MetricsFile | None
     """The content of metrics.json, where all is done already."""
@@ -91,7 +91,7 @@ def prepared(
 
 
 def scored(ready: Prepared, cluster: ClusterSettings, title: str | None = None) -> MetricsFile:
-    """The rest of `evaluate`. Raises RunError when splits failed."""
+    """The rest of `evaluate`. Raises RunError when parts failed."""
     spec, items, target = ready.spec, ready.items, ready.spec.system
     out, benchmark, steering = spec.out, spec.benchmark, spec.steering
     if ready.finished is not None:
@@ -125,7 +125,7 @@ def _identity(
     benchmark: Benchmark,
     settings: EvaluationSettings,
     steering: Steering,
-    items: Sequence[Any],
+    items: Sequence[ScoredItem],
     systems: Sequence[System],
 ) -> dict[str, Any]:
     """What the numbers depend on: the target's model, all that is scored, what is added, every other system.
@@ -152,7 +152,7 @@ def _identity(
     }
 
 
-def _model(model: ModelSettings, benchmark: Benchmark, items: Sequence[Any]) -> dict[str, Any]:
+def _model(model: ModelSettings, benchmark: Benchmark, items: Sequence[ScoredItem]) -> dict[str, Any]:
     """What a model's numbers depend on, and what the benchmark has to say of it."""
     facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
     return {**model_identity(model, facts), **benchmark.model_identity(facts.reads, items, model.id)}
@@ -194,11 +194,11 @@ def _advancing(progress: Progress) -> Callable[[Task, Any], None]:
 
 
 def _check(outcome: Outcome, out: Location, n_units: int) -> None:
-    """Raise RunError when a split failed."""
+    """Raise RunError when a part failed."""
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(
-            f"{out}: {len(outcome.failures)} of {n_units} splits failed ({name}: {reason}); "
+            f"{out}: {len(outcome.failures)} of {n_units} parts failed ({name}: {reason}); "
             "run the same command again to try only these"
         )
 
@@ -219,7 +219,7 @@ def _steered(table: pa.Table) -> list[str]:
 
 
 def _metrics(
-    spec: EvaluationSpec, items: Sequence[Any], table: pa.Table, costs: dict[str, dict[str, float]]
+    spec: EvaluationSpec, items: Sequence[ScoredItem], table: pa.Table, costs: dict[str, dict[str, float]]
 ) -> MetricsFile:
     blocks = spec.steering.blocks
     scenarios = [item.scenario for item in items]

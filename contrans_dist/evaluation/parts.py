@@ -31,7 +31,7 @@ def missing(folder: Location, names: Sequence[str], identity: dict[str, Any]) ->
     there = {name for name in folder.names() if _identity_in(folder / name) == identity}
     left = set(names) - there
     if left and len(left) < len(names):
-        note(f"{folder}: {len(names) - len(left)} of {len(names)} splits are there; going on")
+        note(f"{folder}: {len(names) - len(left)} of {len(names)} parts are there; going on")
     return left
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contrans_dist.benchmarks.registry import load_benchmark
+from contrans_dist.benchmarks import Benchmark, ScoredItem, load_benchmark
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.console import Progress
 from contrans_dist.distributed.cluster import connected
@@ -45,8 +45,10 @@ class Probe:
     condition: str
     strength: float
     rows: dict[int, NDArray[np.float32]]
-    examples: list[Any]
+    examples: list[ScoredItem]
     """Items that are continued."""
+    kinds: list[str]
+    """Which kind of item each of them is."""
     prompts: list[str]
     """Prompts whose next tokens are compared."""
 
@@ -65,7 +67,7 @@ class Probe:
             ContinuationRow(
                 concept=self.concept,
                 item=item.id,
-                kind=getattr(item, "kind", ""),
+                kind=self.kinds[p],
                 prompt=item.prompt,
                 condition=intervention.name,
                 strength=intervention.strength,
@@ -115,7 +117,7 @@ def probe(
 ) -> None:
     """Write `examples.parquet` and `tokens.parquet` into an evaluation's folder, as its settings ask.
 
-    Read under one condition at one strength, on each concept's negative items where items have a kind; a
+    Read under one condition at one strength, on each concept's items but the positive ones; a
     prompt that the context has no room for loses its first tokens. `fingerprint`: of the evaluation; files
     that already stand for it are kept, and those not asked for are taken away. Raises RunError when a
     concept failed.
@@ -128,9 +130,10 @@ def probe(
             (out / name).delete()
     if all(_facts(out / name) == facts for name, facts in wanted.items()):
         return
-    items = scored_items(load_benchmark(settings), settings, steering)
+    benchmark = load_benchmark(settings)
+    items = scored_items(benchmark, settings, steering)
     probes = [
-        probe_of(settings, items, concept, condition, strength, rows[condition])
+        probe_of(benchmark, settings, items, concept, condition, strength, rows[condition])
         for concept, rows in steering.rows.items()
         if condition in rows
     ]
@@ -164,30 +167,31 @@ def _facts(location: Location) -> dict[str, Any] | None:
 
 
 def probe_of(
+    benchmark: Benchmark,
     settings: EvaluationSettings,
-    items: Sequence[Any],
+    items: Sequence[ScoredItem],
     concept: str,
     condition: str,
     strength: float,
     rows: dict[int, NDArray[np.float32]],
 ) -> Probe:
-    """What is read for one concept: its negative items where items have a kind, spread over all of them."""
+    """What is read for one concept: its items but the positive ones, spread over all of them."""
     readable = [
-        item
-        for item in items
-        if item.concept in ("", concept) and getattr(item, "kind", "negative") != "positive"
+        item for item in items if item.concept in ("", concept) and benchmark.kind(item) != "positive"
     ]
+    examples = _spread(readable, settings.examples)
     return Probe(
         concept=concept,
         condition=condition,
         strength=strength,
         rows=rows,
-        examples=_spread(readable, settings.examples),
+        examples=examples,
+        kinds=[benchmark.kind(item) for item in examples],
         prompts=[item.prompt for item in _spread(readable, settings.token_changes)],
     )
 
 
-def _spread(items: list[Any], count: int) -> list[Any]:
+def _spread(items: list[ScoredItem], count: int) -> list[ScoredItem]:
     """So many items, evenly spread over the list."""
     places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[place] for place in places]

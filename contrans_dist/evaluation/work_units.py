@@ -1,12 +1,11 @@
 """Which items are scored, by which system and under whose vectors; and their rows put together again."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from contrans_dist.benchmarks import Benchmark
+from contrans_dist.benchmarks import Benchmark, ScoredItem
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.contamination import overlap
 from contrans_dist.errors import UserError
@@ -17,33 +16,29 @@ from contrans_dist.evaluation.steering import Steering
 ITEMS_PER_UNIT = 48
 
 
-def scored_items(benchmark: Benchmark, settings: EvaluationSettings, steering: Steering) -> list[Any]:
+def scored_items(benchmark: Benchmark, settings: EvaluationSettings, steering: Steering) -> list[ScoredItem]:
     """The items that an evaluation scores, in the benchmark's order.
 
-    Those of the steered concepts (of all when nothing is steered), of the kinds asked for and, with
-    `only_unseen`, not seen before. Raises UserError when none is left.
+    Those of the steered concepts (of all when nothing is steered) that the benchmark scores and, with
+    `only_unseen`, that were not seen before. Raises UserError when none is left.
     """
-    items = _asked_for(benchmark.items(), settings, steering)
+    items = _of_concepts(benchmark, settings, steering)
     return _unseen(items, steering, settings.texts or benchmark.name) if settings.only_unseen else items
 
 
-def _asked_for(items: Sequence[Any], settings: EvaluationSettings, steering: Steering) -> list[Any]:
+def _of_concepts(benchmark: Benchmark, settings: EvaluationSettings, steering: Steering) -> list[ScoredItem]:
     # The other concepts stay in the benchmark: they give the scenarios and the labels to tell apart.
+    items = benchmark.items()
     known = {item.concept for item in items}
     missing = [concept for concept in steering.concepts if concept not in known]
     if missing and "" not in known:
         there = ", ".join(sorted(known))
         raise UserError(f"{settings.texts}: no scenarios of {missing[0]!r}; there are {there}")
     concepts = {*steering.concepts, ""} if steering.concepts else known
-    kinds = getattr(settings, "kinds", ())
-    return [
-        item
-        for item in items
-        if item.concept in concepts and (not kinds or getattr(item, "kind", None) in (None, *kinds))
-    ]
+    return [item for item in items if item.concept in concepts and benchmark.scores(item)]
 
 
-def _unseen(items: list[Any], steering: Steering, where: str) -> list[Any]:
+def _unseen(items: list[ScoredItem], steering: Steering, where: str) -> list[ScoredItem]:
     """The items whose texts neither vectors nor map have seen."""
     seen = np.concatenate([steering.vector_texts, steering.map_texts])
     leaked = set(overlap([item.scenario for item in items], seen))
@@ -55,7 +50,9 @@ def _unseen(items: list[Any], steering: Steering, where: str) -> list[Any]:
     return kept
 
 
-def plan_units(items: Sequence[Any], concepts: Sequence[str] = (), system: str = TARGET) -> list[WorkUnit]:
+def plan_units(
+    items: Sequence[ScoredItem], concepts: Sequence[str] = (), system: str = TARGET
+) -> list[WorkUnit]:
     """Items cut into runs that are steered to one concept each: a pure function of its arguments.
 
     Items of no concept are scored under each of `concepts`; where nothing is steered (another system) once,

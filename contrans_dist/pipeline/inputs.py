@@ -45,7 +45,7 @@ class RecipeTexts:
             demo.write_texts(self.folder)  # made once a run, when first asked for
         there = self.folder / path.removeprefix(_BUNDLED)
         if not there.exists():
-            known = ", ".join(f"{_BUNDLED}{each.name}" for each in sorted(self.folder.iterdir()))
+            known = ", ".join(f"{_BUNDLED}{path.name}" for path in sorted(self.folder.iterdir()))
             raise UserError(f"{path}: no such bundled texts; there are {known}")
         return str(there)
 
@@ -95,7 +95,7 @@ class RecipeTexts:
             if settings.texts == folder and about(settings.benchmark).contrast_by
         }
         if not scoring:
-            return next(each for each in ours() if each.contrast_by).settings_class()  # type: ignore[call-arg]
+            return next(one for one in ours() if one.contrast_by).settings_class()  # type: ignore[call-arg]
         first = next(iter(scoring.values()))
         fields = ("benchmark", *about(first.benchmark).contrast_by)
         if (

@@ -4,6 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 from contrans_dist.config.limits import MANIFEST_BYTES
+from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.map_header import open_map
 from contrans_dist.store import schema
@@ -74,7 +75,7 @@ def _status(location: Location, depth: int) -> dict[str, str]:
     for folder in ("vectors", "maps"):
         count = sum(len((location / folder / name).names()) or 1 for name in (location / folder).names())
         if count:
-            states[folder] = f"{count} files"
+            states[folder] = count_of(count, "file")
     # A run has no runs of its own, whatever links lie there.
     for run in (location / "runs").names() if depth == 0 else ():
         with suppress(UserError):  # one that has not begun
@@ -97,12 +98,16 @@ def _told(location: Location) -> str | None:
 def _state(location: Location) -> str | None:
     if (location / schema.MANIFEST).exists():
         rows = ActivationSet.open(location)
-        return f"complete, {rows.n_rows:,} rows in {len(rows.manifest['shards'])} shards"
+        return (
+            f"complete, {count_of(rows.n_rows, 'row')} in {count_of(len(rows.manifest['shards']), 'shard')}"
+        )
     if (location / METRICS).exists():
         read_metrics(location)
         return "complete"
     shards = [name for name in location.names() if name.startswith("shard-")]
     if shards:
-        return f"{len(shards)} shards finished, not complete: run the same harvest again"
+        return f"{count_of(len(shards), 'shard')} finished, not complete: run the same harvest again"
     parts = (location / "parts").names()
-    return f"{len(parts)} splits finished, not complete: run the same evaluation again" if parts else None
+    if not parts:
+        return None
+    return f"{count_of(len(parts), 'part')} finished, not complete: run the same evaluation again"

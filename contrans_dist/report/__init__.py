@@ -5,7 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from contrans_dist.evaluation.analysis import compare, read_run, runs_of
+from contrans_dist.evaluation.analysis import read_run, runs_of
+from contrans_dist.report.compare import compare
 from contrans_dist.report.comparison import build_comparison
 from contrans_dist.report.page import build_page
 from contrans_dist.report.parts import Studio

@@ -3,17 +3,13 @@
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from contrans_dist.evaluation.analysis import (
+from contrans_dist.evaluation.analysis import Evaluation, judge, left_out, number
+from contrans_dist.report.compare import (
     Comparison,
-    Evaluation,
     Matched,
     comparison_table,
     differing_settings,
     improvements,
-    judge,
-    left_out,
-    metric,
-    number,
     pairs_of,
     positions,
 )
@@ -162,14 +158,14 @@ def _section(found: Comparison, matched: Matched, studio: Studio) -> RunsSection
         name=matched.name,
         anchor=anchor,
         benchmark=matched.benchmark,
-        title=metric(key).title,
+        title=matched.metric(key).title,
         table=runs_table(found, matched, key),
         notes=_left_out(found, matched),
         drawings=_drawings(found, matched, key, anchor, studio),
         drawings_first=len(matched.by_run) > _SHORT_TABLE,
         others=[
             *filter(None, [groups_of_runs(matched, key)]),
-            *((metric(k).title, runs_table(found, matched, k)) for k in matched.metrics[1:]),
+            *((matched.metric(k).title, runs_table(found, matched, k)) for k in matched.metrics[1:]),
         ],
         paper=published_groups(found.published, matched),
         costs=costs_of_runs(matched),
@@ -185,7 +181,7 @@ def _left_out(found: Comparison, matched: Matched) -> list[str]:
 
 
 def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio: Studio) -> list[Drawing]:
-    title = metric(key).title
+    title = matched.metric(key).title
     data = comparison_table(matched, key)
     if found.axis:
         places = positions(list(matched.by_run))
@@ -213,10 +209,10 @@ def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio
     drawings = [
         studio.draw(
             studio.name(anchor, "improvement"),
-            lambda: pairs_figure(pairs, gains, relative=False, as_percent=metric(key).percent),
+            lambda: pairs_figure(pairs, gains, relative=False, as_percent=matched.metric(key).percent),
             pair_table(pairs, gains),
             f"What the vector gains in {title} over no steering, by source and target."
-            + (" In percentage points." if metric(key).percent else ""),
+            + (" In percentage points." if matched.metric(key).percent else ""),
         )
     ]
     if any(ratio is not None for _, ratio in gains.values()):

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from contrans_dist.evaluation.analysis import Evaluation, Matched
+from contrans_dist.evaluation.analysis import Evaluation
 from contrans_dist.evaluation.conditions import condition_of
+from contrans_dist.report.compare import Matched
 from contrans_dist.report.parts import Cell, Table, count_text, seconds_text
 
 _TARGET = "target"

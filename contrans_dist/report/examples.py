@@ -1,23 +1,21 @@
-"""Continuations before and after, side by side, and the tokens that rise and fall."""
+"""Continuations before and after steering, side by side (Table 5 of ConTrans)."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from contrans_dist.benchmarks import about
-from contrans_dist.evaluation.analysis import (
-    Evaluation,
-    Verdict,
-    number,
-    read_examples,
-    read_tokens,
-    strength_text,
-)
-from contrans_dist.evaluation.conditions import BASE, condition_of
-from contrans_dist.report.parts import Cell, Table
-from contrans_dist.store.tables import ContinuationRow
+from contrans_dist.evaluation.analysis import Evaluation, Verdict, number, strength_text
+from contrans_dist.evaluation.conditions import BASE, condition_of, condition_order
+from contrans_dist.store.tables import EXAMPLES, RESULTS, ContinuationRow, columns_of, read_columns, rows_of
 
 _MOST_LETTERS = 700
 _OPEN = 6
 """Examples that are shown at once; the others are folded."""
+_PER_GROUP, _MOST = 2, 30
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A prompt with its continuations side by side."""
+class Example:
+    """A prompt with its continuations side by side, the unsteered first."""
 
     group: str
     prompt: str
@@ -43,38 +41,92 @@ class Shown:
 class Examples:
     """Examples of an evaluation; offensive ones are all folded behind a warning."""
 
-    first: list[Shown]
-    rest: list[Shown]
+    first: list[Example]
+    rest: list[Example]
     offensive: bool
     caption: str
 
 
 def examples_of(evaluation: Evaluation, verdict: Verdict) -> Examples | None:
-    """Examples at the strengths of the verdict: unsteered, under the effect, and what it is compared with."""
+    """Examples at the strengths of the verdict: unsteered, under the effect, and what it is compared with.
+
+    The first prompts of every group: none is picked by its outcome. Raises UserError for a damaged file.
+    """
     points = {verdict.effect.name: verdict.strength}
     points |= {
         rival.condition.name: rival.strength
         for rival in [*verdict.references, *verdict.controls]
         if rival.condition.role != "control" or rival.condition.drawn
     }
-    found = [
-        Shown(
-            " · ".join(part for part in (each.group, each.kind) if part and part != "evaluation"),
-            _cut(each.prompt),
-            [_said(continuation) for continuation in each.continuations],
-        )
-        for each in read_examples(evaluation, points)
-    ]
-    if not found:
+    examples = _examples(_continuations(evaluation, points), points)
+    if not examples:
         return None
     offensive = about(evaluation.benchmark).offensive
     first = 0 if offensive else _OPEN
     return Examples(
-        found[:first],
-        found[first:],
+        examples[:first],
+        examples[first:],
         offensive,
         "The first prompts of each group, whatever came of them: none is picked by its outcome.",
     )
+
+
+def _continuations(evaluation: Evaluation, points: Mapping[str, float]) -> list[ContinuationRow]:
+    """From `examples.parquet`, else from results that hold continuations: of those the rows without steering
+    and at the points, but none of validation items."""
+    for name in (EXAMPLES, RESULTS):
+        location = evaluation.location / name
+        table = read_columns(location, *columns_of(ContinuationRow)) if location.exists() else None
+        if table is not None and name == RESULTS:
+            table = _at_points(table, points)
+        if table is not None and (rows := rows_of(table, ContinuationRow)):
+            return rows
+    return []
+
+
+def _at_points(table: pa.Table, points: Mapping[str, float]) -> pa.Table:
+    kept = pc.equal(table["strength"], 0.0)
+    for condition, strength in points.items():
+        at = pc.and_(pc.equal(table["condition"], condition), pc.equal(table["strength"], strength))
+        kept = pc.or_(kept, at)
+    if "kind" in table.column_names:
+        kept = pc.and_(kept, pc.fill_null(pc.not_equal(table["kind"], "validation"), True))
+    return table.filter(kept)
+
+
+def _examples(rows: list[ContinuationRow], points: Mapping[str, float]) -> list[Example]:
+    # Where a benchmark has groups of items, its rows may be of no concept.
+    grouped = any(row.group is not None for row in rows)
+    by_prompt: dict[tuple[str, str, str], list[ContinuationRow]] = {}
+    for row in rows:
+        group = (row.group if grouped else row.concept) or ""
+        by_prompt.setdefault((group, row.item, row.concept), []).append(row)
+    taken: Counter[str] = Counter()
+    examples = []
+    for (group, *_), of_prompt in sorted(by_prompt.items(), key=lambda entry: entry[0][0]):
+        shown = _one_each(of_prompt, points)
+        if taken[group] >= _PER_GROUP or len(shown) < 2:
+            continue
+        taken[group] += 1
+        kind = "" if of_prompt[0].kind == "evaluation" else of_prompt[0].kind
+        title = " · ".join(filter(None, (group, kind)))
+        examples.append(Example(title, _cut(of_prompt[0].prompt), [_said(row) for row in shown]))
+    if len(examples) > _MOST:
+        examples = [examples[index * len(examples) // _MOST] for index in range(_MOST)]
+    return examples
+
+
+def _one_each(rows: list[ContinuationRow], points: Mapping[str, float]) -> list[ContinuationRow]:
+    """One of each condition, the unsteered first: at its point, else at its greatest strength."""
+    by_condition: dict[str, dict[float, ContinuationRow]] = {}
+    for row in rows:
+        name = BASE.name if row.strength == 0 else row.condition
+        by_condition.setdefault(name, {})[row.strength] = row
+    order = sorted(by_condition, key=lambda name: (name != BASE.name, condition_order(name)))
+    return [
+        at.get(points.get(name, 0.0)) or at[max(at, key=abs)]
+        for name, at in ((name, by_condition[name]) for name in order)
+    ]
 
 
 def _said(continuation: ContinuationRow) -> Said:
@@ -92,38 +144,3 @@ def _said(continuation: ContinuationRow) -> Said:
 def _cut(text: str) -> str:
     text = text.strip()
     return text if len(text) <= _MOST_LETTERS else text[:_MOST_LETTERS] + "…"
-
-
-def token_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
-    """Table 8: for each concept the tokens that rise most and fall most, with the number of prompts."""
-    found = read_tokens(evaluation, verdict.effect.name, verdict.strength)
-    if not found:
-        return None
-    rows = [
-        [
-            Cell(moved.concept, f"{moved.n_prompts} prompts"),
-            Cell(_tokens(moved.up)),
-            Cell(_tokens(moved.down)),
-        ]
-        for moved in found
-    ]
-    first = found[0]
-    return Table(
-        ["Concept", "Rise most", "Fall most"],
-        rows,
-        f"{condition_of(first.condition).title} at strength {strength_text(first.strength)}. The number is "
-        "of prompts in which a token is among those whose probability rises, or falls, most. "
-        "␣: a space before the word.",
-        numbers=False,
-    )
-
-
-def _tokens(tokens: list[tuple[str, int]]) -> str:
-    return " · ".join(f"{_visible(text)}\u00a0{count}" for text, count in tokens) or "–"
-
-
-def _visible(text: str) -> str:
-    """A token with its whitespace visible: what differs must look different."""
-    shown = text.replace("\n", "↵").replace("\t", "⇥")
-    start = len(shown) - len(shown.lstrip(" "))
-    return "␣" * start + shown[start:]

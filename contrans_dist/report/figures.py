@@ -8,7 +8,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from contrans_dist.evaluation.analysis import Evaluation, metric, number, strength_text
+from contrans_dist.benchmarks import Metric
+from contrans_dist.evaluation.analysis import Evaluation, number, strength_text
 from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.svg import label
 
@@ -57,9 +58,9 @@ def _curve(axes: Axes, evaluation: Evaluation, condition: str, key: str, band: b
     return points[-1][1].value
 
 
-def value_axis(axis: Axis, key: str, most: float = 1.0) -> None:
+def value_axis(axis: Axis, kind: Metric, most: float = 1.0) -> None:
     """Limits and ticks of a metric's axis: shares run from 0 to the first round share above `most`."""
-    if metric(key).percent:
+    if kind.percent:
         top = next((top for top in (0.08, 0.2, 0.4, 0.6, 0.8) if most <= top), 1.0)
         axis.set_view_interval(0, top, ignore=True)
         axis.set_ticks(list(np.linspace(0, top, 5)))
@@ -110,7 +111,7 @@ def _curves(
     gap: float = _GAP,
 ) -> None:
     """Every condition in one panel, named at the right."""
-    ends = []
+    ends, kind = [], evaluation.metric(key)
     for condition in reversed(evaluation.conditions):
         if among is not None and condition not in among:
             continue
@@ -125,13 +126,13 @@ def _curves(
                 color=condition_of(condition).look[0], markeredgewidth=1.4, zorder=5, clip_on=False,
             )  # fmt: skip
     points = [score for c in evaluation.conditions for _, score in evaluation.curve(c, key)]
-    value_axis(axes.yaxis, key, max((score.top for score in points), default=1.0))
+    value_axis(axes.yaxis, kind, max((score.top for score in points), default=1.0))
     values = [score.value for score in points]
-    if not metric(key).percent and values and min(values) > 0 and max(values) > _STEEP * min(values):
+    if not kind.percent and values and min(values) > 0 and max(values) > _STEEP * min(values):
         log_axis(axes)
-    axes.set_ylabel(metric(key).title)
+    axes.set_ylabel(kind.title)
     axes.grid(axis="x", visible=False)
-    name_ends(axes, ends, metric(key).percent, gap)
+    name_ends(axes, ends, kind.percent, gap)
 
 
 def log_axis(axes: Axes) -> None:
@@ -205,7 +206,7 @@ def concepts_figure(evaluation: Evaluation, key: str) -> Figure:
         axes.grid(axis="x", visible=False)
     for axes in grid.flat:
         # Only now: what is drawn later would move the limits of the panels before it.
-        value_axis(axes.yaxis, key)
+        value_axis(axes.yaxis, evaluation.metric(key))
     for axes in grid.flat[len(concepts) :]:
         axes.set_visible(False)
     figure.supxlabel("Steering strength", fontsize=9.5, color="#444")

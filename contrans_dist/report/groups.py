@@ -7,20 +7,18 @@ import pyarrow.compute as pc
 from contrans_dist.benchmarks import about
 from contrans_dist.evaluation.analysis import (
     Evaluation,
-    Matched,
     Rival,
     Run,
-    Vector,
     Verdict,
-    frequent_answers,
     judge,
-    metric,
     number,
     score_table,
     strength_text,
 )
+from contrans_dist.report.compare import Matched
 from contrans_dist.report.figures import concepts_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, score_cell
+from contrans_dist.vectors.concept_vector import ConceptVector
 
 _MOST_PANELS = 24
 
@@ -39,7 +37,7 @@ def groups_of(
     run: Run,
     evaluation: Evaluation,
     verdict: Verdict,
-    vectors: dict[str, Vector],
+    vectors: dict[str, ConceptVector],
     anchor: str,
     studio: Studio,
 ) -> Groups | None:
@@ -57,7 +55,7 @@ def groups_of(
             studio.name(anchor, "concepts"),
             lambda: concepts_figure(evaluation, key),
             scores.filter(pc.and_(pc.not_equal(scores["concept"], ""), pc.equal(scores["metric"], key))),
-            f"{metric(key).title} over strength, by {head.lower()}. Colours as above.",
+            f"{verdict.kind.title} over strength, by {head.lower()}. Colours as above.",
         )
     told_apart = f"{apart} of {len(table.rows)} {plural} stand apart on their own"
     return Groups(
@@ -80,9 +78,9 @@ def groups_of_runs(matched: Matched, key: str) -> tuple[str, Table] | None:
         verdict = judge(evaluation, key)
         rows.append([Cell(run), *(_group_cell(evaluation, group, verdict) for group in groups)])
     caption = (
-        f"{metric(key).title} under the condition that is tested, each run at the strength it is read at. "
-        "In brackets: 95\u202f% interval; below: without steering. Green: told apart from that and from "
-        "every control."
+        f"{matched.metric(key).title} under the condition that is tested, each run at the strength it is "
+        "read at. In brackets: 95\u202f% interval; below: without steering. Green: told apart from that and "
+        "from every control."
     )
     return f"By {head.lower()}", Table(["Run", *groups], rows, caption)
 
@@ -111,12 +109,12 @@ def _stands(own: Verdict) -> bool:
 
 
 def _table(
-    run: Run, evaluation: Evaluation, verdict: Verdict, vectors: dict[str, Vector], head: str
+    run: Run, evaluation: Evaluation, verdict: Verdict, vectors: dict[str, ConceptVector], head: str
 ) -> tuple[Table, int]:
     """The table, and in how many groups the effect is told apart. Columns without content are left out."""
     key, percent = verdict.metric, verdict.kind.percent
     pair = run.main_map.pair if run.main_map else None
-    cosines = pair.cosines if pair else {}
+    cosines, block = pair.cosines if pair else {}, evaluation.file.block
     rows, apart = [], 0
     for group in evaluation.groups(key):
         own = _of_group(evaluation, group, verdict)
@@ -127,7 +125,7 @@ def _table(
         most = max(own.controls, key=lambda control: sign * control.score.value, default=None)
         reference = next((r for r in own.references if r.condition.role == "yardstick"), None)
         vector = vectors.get(group)
-        share = vector.share(verdict.strength) if vector else None
+        share = vector.share(block, verdict.strength) if vector and block is not None else None
         rows.append(
             [
                 Cell(group),
@@ -165,20 +163,3 @@ def _rival_cell(rival: Rival | None, percent: bool, named: bool = False) -> Cell
     cell = score_cell(rival.score, percent, False)
     at = "" if rival.condition.no_vector else f"strength {strength_text(rival.strength)}"
     return Cell(cell.text, "\n".join(filter(None, (cell.note, rival.condition.title if named else "", at))))
-
-
-def answers_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
-    """The most frequent answers before and after steering; None where none were kept."""
-    answers = frequent_answers(evaluation, verdict.effect.name, verdict.strength)
-    if not answers:
-        return None
-    return Table(
-        ["Concept", "Answers without steering", f"Answers at strength {strength_text(verdict.strength)}"],
-        [[Cell(a.concept), Cell(_shares(a.before)), Cell(_shares(a.after))] for a in answers],
-        "The most frequent first tokens on negative scenarios.",
-        numbers=False,
-    )
-
-
-def _shares(answers: list[tuple[str, float]]) -> str:
-    return ", ".join(f"“{text.strip()}” {number(share, True, 0)}" for text, share in answers)

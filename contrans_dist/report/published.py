@@ -2,19 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis import (
     Beside,
     Evaluation,
     Figures,
-    Matched,
     Published,
     Run,
     beside,
-    metric,
     number,
     strength_text,
 )
 from contrans_dist.evaluation.conditions import condition_of
+from contrans_dist.report.compare import Matched
 from contrans_dist.report.parts import Cell, Table, interval_text
 
 _BUNDLED = "demo:"
@@ -46,12 +46,12 @@ def published_table(
     figures = published.figures(evaluation.name)
     if figures is None:
         return None
-    found = beside(figures, evaluation, companions)
+    compared = beside(figures, evaluation, companions)
     head = ["Condition", "Metric", figures.title, "Ours", _INTERVAL]
     if figures.of_this_run:
-        rows = [[*_row(each), _agreement(each)] for each in found]
+        rows = [[*_row(figure), _agreement(figure)] for figure in compared]
         return Table([*head, "Paper inside it"], rows, _caption(published, figures))
-    return Table(head, [_row(each) for each in found], _caption(published, figures))
+    return Table(head, [_row(figure) for figure in compared], _caption(published, figures))
 
 
 def _caption(published: Published, figures: Figures) -> str:
@@ -67,70 +67,70 @@ def published_groups(published: Mapping[str, Published], matched: Matched) -> Ta
     rows = [
         [
             Cell(run),
-            *_row(each),
-            _agreement(each) if figures.of_this_run else Cell(f"of {figures.run}", kind="quiet"),
+            *_row(figure),
+            _agreement(figure) if figures.of_this_run else Cell(f"of {figures.run}", kind="quiet"),
         ]
         for run, evaluation in matched.by_run.items()
         if run in published and (figures := published[run].figures(matched.name))
-        for each in beside(figures, evaluation)
-        if "/" in each.metric
+        for figure in beside(figures, evaluation)
+        if "/" in figure.metric
     ]
     head = ["Run", "Condition", "Metric", "Paper", "Ours", _INTERVAL, "Paper inside it"]
     return Table(head, rows) if rows else None
 
 
-def _row(each: Beside) -> list[Cell]:
-    kind, group = metric(each.metric), each.metric.rpartition("/")[0]
+def _row(figure: Beside) -> list[Cell]:
+    kind, ours = figure.kind, figure.ours
     return [
-        Cell(condition_of(each.condition).title),
-        Cell(f"{group}: {kind.title}" if group else kind.title, kind="words"),
-        Cell(figure_text(each.paper, each.metric)),
-        Cell(figure_text(each.ours.value, each.metric), _at(each)) if each.ours else Cell("–"),
-        Cell(interval_text(each.ours, kind.percent)) if each.ours else Cell("–"),
+        Cell(condition_of(figure.condition).title),
+        Cell(_titled(figure.metric, kind), kind="words"),
+        Cell(figure_text(figure.paper, kind)),
+        Cell(figure_text(ours.value, kind), _at(figure)) if ours else Cell("–"),
+        Cell(interval_text(ours, kind.percent)) if ours else Cell("–"),
     ]
+
+
+def _titled(name: str, kind: Metric) -> str:
+    """What a metric is called, with its group before it."""
+    group = name.rpartition("/")[0]
+    return f"{group}: {kind.title}" if group else kind.title
 
 
 def paper_table(published: Published) -> Table | None:
     """All figures of the paper: a row for each of its runs, evaluations and metrics."""
-    conditions = dict.fromkeys(
-        condition
-        for evaluations in published.every.values()
-        for found in evaluations.values()
-        for condition in found
-    )
+    conditions = dict.fromkeys(condition for _, figures in published.every for condition in figures.values)
     rows = []
-    for run, evaluations in published.every.items():
-        for evaluation, found in evaluations.items():
-            for name in dict.fromkeys(name for metrics in found.values() for name in metrics):
-                values = [found.get(condition, {}).get(name) for condition in conditions]
-                cells = [Cell("–" if value is None else figure_text(value, name)) for value in values]
-                group, kind = name.rpartition("/")[0], metric(name)
-                title = f"{group}: {kind.title}" if group else kind.title
-                rows.append([Cell(run, f"{evaluation} · {title}"), *cells])
+    for evaluation, figures in published.every:
+        for name in dict.fromkeys(name for metrics in figures.values.values() for name in metrics):
+            kind = figures.metric(name)
+            values = [figures.values.get(condition, {}).get(name) for condition in conditions]
+            cells = [Cell("–" if value is None else figure_text(value, kind)) for value in values]
+            rows.append([Cell(figures.run, f"{evaluation} · {_titled(name, kind)}"), *cells])
     head = ["Run", *(condition_of(condition).title for condition in conditions)]
     return Table(head, rows, f"{published.source}.") if rows else None
 
 
-def figure_text(value: float, name: str) -> str:
+def figure_text(value: float, kind: Metric) -> str:
     """A paper's figure of a metric, or ours beside it."""
-    percent = metric(name).percent
-    return number(value, percent, 1 if percent else 2)
+    return number(value, kind.percent, 1 if kind.percent else 2)
 
 
-def _at(each: Beside) -> str:
-    if each.strength is None or each.way is None or condition_of(each.condition).no_vector:
+def _at(figure: Beside) -> str:
+    if figure.strength is None or figure.way is None or condition_of(figure.condition).no_vector:
         return ""
-    return f"{_WAYS[each.way]} {strength_text(each.strength)}"
+    return f"{_WAYS[figure.way]} {strength_text(figure.strength)}"
 
 
-def _agreement(each: Beside) -> Cell:
-    if each.ours is None:
+def _agreement(figure: Beside) -> Cell:
+    if figure.ours is None:
         return Cell("not measured", kind="quiet")
-    if each.agrees is None:
+    if figure.agrees is None:
         return Cell("no interval", kind="quiet")
-    if each.agrees:
+    if figure.agrees:
         return Cell("yes", kind="apart")
-    return Cell("no, ours is higher" if each.ours.value > each.paper else "no, ours is lower", kind="warn")
+    return Cell(
+        "no, ours is higher" if figure.ours.value > figure.paper else "no, ours is lower", kind="warn"
+    )
 
 
 def small_models(runs: Sequence[Run]) -> str:

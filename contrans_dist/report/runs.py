@@ -6,8 +6,9 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from contrans_dist.evaluation.analysis import Comparison, Matched, Pairs, metric, strength_text
+from contrans_dist.evaluation.analysis import strength_text
 from contrans_dist.evaluation.conditions import condition_of
+from contrans_dist.report.compare import Comparison, Matched, Pairs
 from contrans_dist.report.figures import name_ends, value_axis
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.parts import Cell, Table, score_cell
@@ -43,7 +44,7 @@ def runs_table(found: Comparison, matched: Matched, key: str) -> Table:
 def _cell(found: Comparison, matched: Matched, run: str, condition: str, key: str) -> Cell:
     point, name = matched.point(run, condition, key), condition_of(condition)
     kind = "main" if name.role == "tested" else ""
-    cell = score_cell(point[1] if point else None, metric(key).percent, False, kind)
+    cell = score_cell(point[1] if point else None, matched.metric(key).percent, False, kind)
     at = f" at {strength_text(point[0])}" if point and condition != "base" and not name.no_vector else ""
     return Cell(cell.text, cell.note + at, cell.kind, aside=_paper(found, matched, run, condition, key))
 
@@ -57,7 +58,7 @@ def _paper(found: Comparison, matched: Matched, run: str, condition: str, key: s
     point = matched.point(run, condition, key)
     inside = point[1].holds(value) if point else None
     judged = "" if inside is None else ", inside" if inside else ", outside"
-    return f"paper {figure_text(value, key)}{judged}"
+    return f"paper {figure_text(value, matched.metric(key))}{judged}"
 
 
 def _stand_ins(found: Comparison, matched: Matched, key: str, conditions: Sequence[str]) -> list[list[Cell]]:
@@ -70,7 +71,7 @@ def _stand_ins(found: Comparison, matched: Matched, key: str, conditions: Sequen
         values = [figures.values.get(condition, {}).get(key) for condition in conditions]
         if any(value is not None for value in values):
             cells = [
-                Cell("–", kind="quiet") if value is None else Cell(figure_text(value, key))
+                Cell("–", kind="quiet") if value is None else Cell(figure_text(value, matched.metric(key)))
                 for value in values
             ]
             rows[published.source, figures.run] = [Cell(figures.title, published.source), *cells]
@@ -112,8 +113,8 @@ def axis_figure(matched: Matched, key: str, axis: str, places: list[float] | Non
             zorder=4 if main else 3, clip_on=False,
         )  # fmt: skip
         ends.append((points[-1][1].value, condition))
-    value_axis(axes.yaxis, key, _highest(matched, key))
-    axes.set_ylabel(metric(key).title)
+    value_axis(axes.yaxis, matched.metric(key), _highest(matched, key))
+    axes.set_ylabel(matched.metric(key).title)
     axes.set_xlabel(label(axis, 60))
     spots = sorted(at.values())
     if places and spots[0] > 0 and spots[-1] / spots[0] >= _WIDE:
@@ -126,7 +127,7 @@ def axis_figure(matched: Matched, key: str, axis: str, places: list[float] | Non
         axes.set_xticks(spots, names, rotation=35 if tilted else 0, ha="right" if tilted else "center")
         axes.minorticks_off()
     axes.grid(axis="x", visible=False)
-    name_ends(axes, ends, metric(key).percent)
+    name_ends(axes, ends, matched.metric(key).percent)
     return figure
 
 
@@ -175,8 +176,8 @@ def runs_figure(matched: Matched, key: str) -> Figure:
     for row in range(1, len(runs)):
         axes.axhline(row - 0.5, color="#e4e4e0", linewidth=0.8, zorder=0)
     axes.grid(axis="y", visible=False)
-    value_axis(axes.xaxis, key, _highest(matched, key))
-    axes.set_xlabel(metric(key).title)
+    value_axis(axes.xaxis, matched.metric(key), _highest(matched, key))
+    axes.set_xlabel(matched.metric(key).title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
     return figure
 

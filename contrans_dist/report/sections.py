@@ -9,25 +9,25 @@ from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import (
     Evaluation,
     Run,
-    Vector,
     Verdict,
     companions_of,
     judge,
     left_out,
-    metric,
-    read_vectors,
     rule,
     sentence,
 )
+from contrans_dist.report.answers import answers_table, token_table
 from contrans_dist.report.costs import cost_table
-from contrans_dist.report.examples import Examples, examples_of, token_table
-from contrans_dist.report.groups import Groups, answers_table, groups_of
+from contrans_dist.report.examples import Examples, examples_of
+from contrans_dist.report.groups import Groups, groups_of
 from contrans_dist.report.parts import Bar, Drawing, Studio, Table
+from contrans_dist.report.pictures import read_vectors
 from contrans_dist.report.published import published_table
 from contrans_dist.report.states import plane_drawings
 from contrans_dist.report.strengths import Choice, choice_of, strength_drawing
 from contrans_dist.report.tables import STATUS_WORDS, condition_table, verdict_bars
 from contrans_dist.store.results import LeakCheck
+from contrans_dist.vectors.concept_vector import ConceptVector
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
         return section
     key = evaluation.metrics[0]
     companions: list[Evaluation] = section.part(lambda: companions_of(run, evaluation), [])
-    section.headline_title = metric(key).title
+    section.headline_title = evaluation.metric(key).title
     section.headline = condition_table(evaluation, key, companions)
     section.others = [_other(run, evaluation, k, section.anchor, studio) for k in evaluation.metrics[1:]]
     if run.published:
@@ -130,7 +130,7 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
     section.choice = section.part(lambda: choice_of(evaluation, section.anchor, studio), None)
     section.tokens = section.part(lambda: token_table(evaluation, verdict), None)
     section.examples = section.part(lambda: examples_of(evaluation, verdict), None)
-    vectors: dict[str, Vector] = section.part(lambda: _vectors(run, evaluation, verdict), {})
+    vectors: dict[str, ConceptVector] = section.part(lambda: _vectors(run, evaluation, verdict), {})
     section.groups = groups_of(run, evaluation, verdict, vectors, section.anchor, studio)
     section.answers = section.part(lambda: answers_table(evaluation, verdict), None)
     if with_planes and verdict.status != "cost":
@@ -144,7 +144,7 @@ def _other(run: Run, evaluation: Evaluation, key: str, anchor: str, studio: Stud
     verdict, name = judge(evaluation, key), f"{anchor}-{key}"
     by_group = verdict and len(evaluation.groups(key)) > 1
     return Other(
-        metric(key).title,
+        evaluation.metric(key).title,
         condition_table(evaluation, key),
         strength_drawing(evaluation, key, [], name, studio) if verdict else None,
         groups_of(run, evaluation, verdict, {}, name, studio) if verdict and by_group else None,
@@ -162,7 +162,7 @@ def _pair_text(run: Run, evaluation: Evaluation) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(str(block) for block in blocks)}"
 
 
-def _vectors(run: Run, evaluation: Evaluation, verdict: Verdict) -> dict[str, Vector]:
+def _vectors(run: Run, evaluation: Evaluation, verdict: Verdict) -> dict[str, ConceptVector]:
     if evaluation.file.block is None:
         return {}
     return read_vectors(run.location / "vectors" / verdict.effect.name, evaluation.file.block)

@@ -10,34 +10,31 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from contrans_dist.evaluation.analysis import (
-    Picture,
-    Run,
-    Vector,
-    Verdict,
-    concept_states,
-    number,
-    picture,
-    picture_table,
-    strength_text,
-)
+from contrans_dist.evaluation.analysis import Run, Verdict, number, strength_text
 from contrans_dist.report.figures import concept_look
 from contrans_dist.report.parts import Drawing, Studio
+from contrans_dist.report.pictures import Picture, concept_states, picture, picture_table
 from contrans_dist.report.svg import label
+from contrans_dist.vectors.concept_vector import ConceptVector
 
 _FIRST_PICTURE = "fear"
 """The concept that the paper's Fig. 2b shows."""
 
 
 def plane_drawings(
-    run: Run, block: int | None, verdict: Verdict, vectors: dict[str, Vector], anchor: str, studio: Studio
+    run: Run,
+    block: int | None,
+    verdict: Verdict,
+    vectors: dict[str, ConceptVector],
+    anchor: str,
+    studio: Studio,
 ) -> list[Drawing]:
     """One large picture and, with several concepts, one of all; none without states or vectors."""
     states = run.harvests.get("contrast-target")
-    found = concept_states(states, block) if states and block is not None else None
-    if found is None or block is None:
+    labelled = concept_states(states, block) if states and block is not None else None
+    if labelled is None or block is None:
         return []
-    values, labels = found
+    values, labels = labelled
     shown = [
         picture(values, labels, vectors[concept], block, verdict.strength)
         for concept in sorted(vectors)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis import (
     Evaluation,
     main_condition,
-    metric,
     number,
     score_table,
     strength_text,
@@ -37,7 +37,7 @@ def strength_drawing(
         return None
     companion = _same_steering(evaluation, companions) if not evaluation.metric(key).cost else None
     below = " Below: perplexity under the same steering." if companion else ""
-    caption = f"{metric(key).title} over steering strength.{below} Bands: 95\u202f% intervals."
+    caption = f"{evaluation.metric(key).title} over steering strength.{below} Bands: 95\u202f% intervals."
     return studio.draw(
         studio.name(anchor, "strength"),
         lambda: strength_figure(evaluation, key, companion),
@@ -57,13 +57,14 @@ def choice_of(evaluation: Evaluation, anchor: str, studio: Studio) -> Choice | N
         if search.budget is not None and search.base_perplexity is not None
         else ""
     )
+    kind = evaluation.metric(search.criterion)
     best, main = "highest" if search.higher else "lowest", main_condition(evaluation)
     followed = condition_of(main).phrase if main else "the condition under test"
     text = (
-        f"Each condition takes the strength with the {best} {metric(search.criterion).title} on validation "
+        f"Each condition takes the strength with the {best} {kind.title} on validation "
         f"items{within}. Controls take that of {followed}."
     )
-    return Choice(text, _validation_drawing(evaluation, search, anchor, studio), _candidates(search))
+    return Choice(text, _validation_drawing(evaluation, search, anchor, studio), _candidates(search, kind))
 
 
 def _validation_drawing(
@@ -81,16 +82,14 @@ def _validation_drawing(
         studio.name(anchor, "validation"),
         lambda: strength_figure(validation, key, costs, search.limit, search.chosen),
         _data(validation, key, costs),
-        f"{metric(search.criterion).title} on validation items over strength, by which the strengths were "
-        "chosen (ringed)." + (" Below: perplexity, with the most that was allowed." if costs else ""),
+        f"{evaluation.metric(search.criterion).title} on validation items over strength, by which the "
+        "strengths were chosen (ringed)."
+        + (" Below: perplexity, with the most that was allowed." if costs else ""),
     )
 
 
-def _candidates(search: SearchFile) -> Table:
-    percent, costed = (
-        metric(search.criterion).percent,
-        any(c.perplexity is not None for c in search.candidates),
-    )
+def _candidates(search: SearchFile, kind: Metric) -> Table:
+    percent, costed = kind.percent, any(trial.perplexity is not None for trial in search.candidates)
     rows = []
     for each in search.candidates:
         if each.strength == 0:
@@ -106,7 +105,7 @@ def _candidates(search: SearchFile) -> Table:
             text = "–" if each.perplexity is None else f"{each.perplexity:.2f}"
             cells.append(Cell(text, "over the budget" if over else "", "warn" if over else ""))
         rows.append([*cells, Cell("chosen" if taken else "", kind="apart" if taken else "")])
-    head = ["Condition", "Strength", metric(search.criterion).title, *(["Perplexity"] if costed else []), ""]
+    head = ["Condition", "Strength", kind.title, *(["Perplexity"] if costed else []), ""]
     return Table(head, rows, "Every strength that was tried, on validation items.", compact=True)
 
 

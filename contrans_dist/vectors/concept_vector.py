@@ -91,6 +91,12 @@ class ConceptVector:
         values[block] = self.at(block) if row is None else row
         return replace(self, values=values, shuffled_map=None)
 
+    def share(self, block: int, strength: float = 1.0) -> float | None:
+        """Length of strength times the row of a block, as a part of the model's median residual norm there;
+        None where that is not known."""
+        norm = self.norms.get(block)
+        return abs(strength) * float(np.linalg.norm(self.at(block))) / norm if norm else None
+
     def save(self, location: Location) -> None:
         """Write it as safetensors: tensor `vector` `[n_blocks, d]`, the hashes, and a `VectorHeader`."""
         tensors: dict[str, NDArray[Any]] = {"vector": self.values.astype(np.float32)}

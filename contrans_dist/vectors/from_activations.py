@@ -41,26 +41,26 @@ def select_rows(activations: ActivationSet, criterion: str) -> NDArray[np.int64]
         UserError: For a criterion without `=`, a column that is not there or holds no such values, or no row
             that meets it; it says then which values there are.
     """
-    return rows_where(activations, _pairs(criterion))
-
-
-def rows_where(activations: ActivationSet, pairs: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
-    """`select_rows` for (column, value) pairs."""
+    pairs = _pairs(criterion)
     table = activations.read_columns(list(dict.fromkeys(name for name, _ in pairs)))
+    return _rows_where(table, pairs, str(activations.location))
+
+
+def _rows_where(table: pa.Table, pairs: Sequence[tuple[str, str]], where: str) -> NDArray[np.int64]:
+    """`select_rows` for (column, value) pairs."""
     meets_all = np.ones(table.num_rows, bool)
     for name, value in pairs:
         column = table.column(name)
-        meets = _having(column, value, f"{activations.location}: column {name!r}")
+        meets = _having(column, value, f"{where}: column {name!r}")
         if not meets.any():
             raise UserError(
-                f"{activations.location}: no row has {_shortened(f'{name}={value}')}; {name} is "
-                f"{_commonest(column)}"
+                f"{where}: no row has {_shortened(f'{name}={value}')}; {name} is {_commonest(column)}"
             )
         meets_all &= meets
     rows = np.flatnonzero(meets_all)
     if not rows.size:
         criterion = _shortened(",".join(f"{name}={value}" for name, value in pairs))
-        raise UserError(f"{activations.location}: no row has {criterion}, though some have each of them")
+        raise UserError(f"{where}: no row has {criterion}, though some have each of them")
     return rows
 
 
@@ -192,28 +192,41 @@ def concept_rows(
     Raises:
         UserError: When either side is empty.
     """
-    if "label" not in activations.columns:
+    names = [name for name in ("label", "pair_id") if name in activations.columns]
+    table, where = activations.read_columns(["concept", *names]), str(activations.location)
+    return contrast_rows(table, where, concept, seed, limit, bool(activations.facts.skipped))
+
+
+def contrast_rows(
+    table: pa.Table, where: str, concept: str, seed: int = 0, limit: int | None = None, pairs: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`concept_rows` of contrast texts that need not be harvested.
+
+    `where`: what a message calls them. `pairs`: whether half a pair may be missing.
+    """
+    if "label" not in table.column_names:
         try:
-            positive, negative = one_vs_rest(_concepts(activations), concept, seed)
+            positive, negative = one_vs_rest(_concepts(table), concept, seed)
         except ValueError as error:
-            raise UserError(f"{activations.location}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
         return positive[:limit], negative[:limit]
-    positive = rows_where(activations, [("concept", concept), ("label", "positive")])
-    negative = rows_where(activations, [("concept", concept), ("label", "negative")])
-    if activations.facts.skipped and "pair_id" in activations.columns:
+    positive = _rows_where(table, [("concept", concept), ("label", "positive")], where)
+    negative = _rows_where(table, [("concept", concept), ("label", "negative")], where)
+    if pairs and "pair_id" in table.column_names:
         # Pairs are taken by their order: one that has lost a text would shift all behind it.
-        pairs = np.array(activations.read_columns(["pair_id"]).column("pair_id").to_pylist(), dtype=object)
-        whole = np.isin(pairs[positive], pairs[negative]), np.isin(pairs[negative], pairs[positive])
+        ids = np.array(table.column("pair_id").to_pylist(), dtype=object)
+        whole = np.isin(ids[positive], ids[negative]), np.isin(ids[negative], ids[positive])
         positive, negative = positive[whole[0]], negative[whole[1]]
     return positive[:limit], negative[:limit]
 
 
 def concepts_in(activations: ActivationSet) -> list[str]:
     """The concepts of a contrast set, in order of appearance. Raises UserError without a column `concept`."""
-    return list(dict.fromkeys(concept for concept in _concepts(activations) if concept is not None))
+    concepts = _concepts(activations.read_columns(["concept"]))
+    return list(dict.fromkeys(concept for concept in concepts if concept is not None))
 
 
-def _concepts(activations: ActivationSet) -> list[str | None]:
+def _concepts(table: pa.Table) -> list[str | None]:
     """The concept of every row, as text."""
-    values = python_values(activations.read_columns(["concept"]).column("concept"))
+    values = python_values(table.column("concept"))
     return [None if value is None else str(value) for value in values]

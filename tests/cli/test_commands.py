@@ -445,7 +445,7 @@ def test_status_of_whole_and_unfinished_things(
     assert whole["evaluations/emotions"] == "complete"
     assert whole["report"] == "written"
     assert whole["activations/corpus-target"].startswith("complete, 70 rows")
-    assert whole["maps"] == "1 files"
+    assert whole["maps"] == "1 file"
     assert whole["vectors"] == f"{6 * (2 + 6)} files"
     unfinished = tmp_path / "half"
     unfinished.mkdir()

@@ -7,58 +7,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from contrans_dist.benchmarks import about
+from contrans_dist.benchmarks import about, metric_of
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import (
     Run,
-    Vector,
     Verdict,
     beside,
     best_point,
     block_rows,
     companion_scores,
     companions_of,
-    concept_states,
-    frequent_answers,
     judge,
     main_condition,
-    metric,
-    picture,
     read_evaluation,
-    read_examples,
     read_run,
-    read_tokens,
-    read_vectors,
     score_table,
     sentence,
     sweep_of,
 )
 from contrans_dist.evaluation.analysis.published import read_published
-from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from tests.runextras import (
     CHOSEN,
-    write_examples,
     write_perplexity,
     write_scores,
-    write_tokens,
     write_toxigen,
 )
 from tests.runfolder import (
     BASE_HITS,
-    BLOCK,
     CONCEPTS,
     HITS,
     ITEMS,
     PAIR,
     STRENGTHS,
-    TARGET,
-    centre,
-    write_activations,
     write_evaluation,
     write_run,
 )
@@ -199,13 +183,6 @@ def test_main_condition_without_a_vector(tmp_path: Path) -> None:
     assert sentence(some(judge(evaluation, KEY))).startswith("The L-Cross vector raises")
 
 
-def test_answers_are_counted_from_the_results(run) -> None:
-    answers = frequent_answers(run.evaluations[0], "vector", 2.0)
-    assert [found.concept for found in answers] == list(CONCEPTS)
-    assert answers[2].before == [("the", 0.95), ("fear", 0.05)]
-    assert answers[2].after == [("fear", 0.8), ("the", 0.2)]
-
-
 def test_map_header(run) -> None:
     found = run.main_map
     assert found.chosen == PAIR
@@ -219,56 +196,6 @@ def test_map_header(run) -> None:
     assert table.num_rows == 4 * 6
     assert table["r2"].null_count == 1
     assert found.warnings == ["map corpus, block 3 → 4: fewer rows than ten times the width"]
-
-
-def test_vectors_carry_their_share_of_the_residual_norm(run) -> None:
-    vectors = read_vectors(run.location / "vectors" / "vector", BLOCK)
-    assert sorted(vectors) == list(CONCEPTS)
-    assert vectors["fear"].share(2.0) == pytest.approx(2 * np.linalg.norm(vectors["fear"].values) / 30.0)
-    assert read_vectors(run.location / "vectors" / "vector", 0) == {}
-
-
-def test_picture_projects_on_the_directions_of_a_full_pca(run) -> None:
-    values, labels = some(concept_states(run.harvests["contrast-target"], BLOCK))
-    assert values.shape == (90, TARGET["d"])
-    vector = read_vectors(run.location / "vectors" / "vector", BLOCK)["fear"]
-    shown = picture(values, labels, vector, BLOCK, 2.0)
-    both = np.concatenate([values, values + 2.0 * vector.values]).astype(np.float64)
-    covariance = np.cov(both.T, bias=True)
-    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-    expected = (both - both.mean(axis=0)) @ eigenvectors[:, [-1, -2]]
-    drawn = np.concatenate([shown.before, shown.after])
-    np.testing.assert_allclose(np.abs(drawn), np.abs(expected), atol=1e-5)
-    assert shown.explained == pytest.approx(tuple(eigenvalues[[-1, -2]] / eigenvalues.sum()))
-    moved = shown.after - shown.before
-    np.testing.assert_allclose(moved, np.broadcast_to(moved[0], moved.shape), atol=1e-9)
-    assert moved[0, 0] > 0
-
-
-def test_share_of_states_that_came_near_by_brute_force(run) -> None:
-    values, labels = some(concept_states(run.harvests["contrast-target"], BLOCK))
-    vector = Vector("fear", centre(CONCEPTS.index("fear"), TARGET["d"]).astype(np.float32), None)
-    shown = picture(values, labels, vector, BLOCK, 0.5)
-    centres = {
-        c: np.mean([v for v, own in zip(values, labels, strict=True) if own == c], axis=0) for c in CONCEPTS
-    }
-
-    def near(shift: float) -> float:
-        others = [v + shift * vector.values for v, own in zip(values, labels, strict=True) if own != "fear"]
-        nearest = [min(CONCEPTS, key=lambda c: float(np.linalg.norm(v - centres[c]))) for v in others]
-        return nearest.count("fear") / len(nearest)
-
-    assert shown.near_before == pytest.approx(near(0.0))
-    assert shown.near_after == pytest.approx(near(0.5))
-
-
-def test_no_picture_without_concepts_or_block(tmp_path: Path) -> None:
-    plain = ActivationSet.open(Location.parse(write_activations(tmp_path / "a", TARGET, "m", concepts=None)))
-    assert concept_states(plain, BLOCK) is None
-    with_concepts = ActivationSet.open(
-        Location.parse(write_activations(tmp_path / "b", TARGET, "m", CONCEPTS))
-    )
-    assert concept_states(with_concepts, 99) is None
 
 
 def test_what_is_not_reportable_is_refused(tmp_path: Path) -> None:
@@ -322,14 +249,14 @@ def test_the_headline_stands_before_the_other_metrics(tmp_path: Path, benchmark:
     assert evaluation.metrics == [heading, *others]
     assert evaluation.metric(heading).higher == (benchmark not in ("toxigen", "perplexity"))
     for name in METRICS[benchmark]:
-        assert metric(name).title != name
+        assert metric_of(name).title != name
 
 
 def test_metrics_of_other_tools_keep_their_names() -> None:
-    assert metric("acc").title == "Accuracy"
-    assert metric("gsm8k/exact_match,strict-match").title == "Exact match (strict-match)"
-    assert metric("match_probability_C").title.endswith("where it is C")
-    assert (metric("mystery").title, metric("mystery").percent) == ("mystery", False)
+    assert metric_of("acc").title == "Accuracy"
+    assert metric_of("gsm8k/exact_match,strict-match").title == "Exact match (strict-match)"
+    assert metric_of("match_probability_C").title.endswith("where it is C")
+    assert (metric_of("mystery").title, metric_of("mystery").percent) == ("mystery", False)
 
 
 def test_a_cost_is_read_at_the_greatest_strength(tmp_path: Path) -> None:
@@ -430,25 +357,3 @@ def test_reading_and_reporting_load_no_torch() -> None:
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_examples_and_tokens_at_the_strength_of_the_verdict(tmp_path: Path) -> None:
-    folder = write_evaluation(tmp_path)
-    write_examples(folder)
-    write_tokens(folder)
-    evaluation = read_evaluation(Location.parse(folder))
-    examples = read_examples(evaluation, {"vector": 1.0})
-    assert [example.group for example in examples] == [c for c in CONCEPTS for _ in range(2)]
-    first = examples[0]
-    assert [(c.condition, c.strength) for c in first.continuations] == [
-        ("base", 0.0), ("vector", 1.0), ("self-align", 2.0),
-    ]  # fmt: skip
-    assert first.continuations[1].continuation == " anger 0 as vector at 1 would say it."
-    moved = read_tokens(evaluation, "vector", 1.0)
-    assert [each.concept for each in moved] == list(CONCEPTS)
-    assert (moved[0].up, moved[0].down, moved[0].n_prompts) == (
-        [(" anger", 19), ("\n", 3)],
-        [("the", 11)],
-        40,
-    )
-    assert read_tokens(evaluation, "vector", 9.0)[0].strength == 2.0

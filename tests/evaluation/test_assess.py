@@ -250,8 +250,8 @@ def test_judging_goes_on_where_it_was(
     assert len(list((tmp_path / "broken/judged").iterdir())) == 1
     monkeypatch.setattr(room, "run_on", no_work)  # everything is written already
     again = assess(model, asked, steered(), out, ONE)
-    splits = len(CONCEPTS)  # the prompts are scored under each concept's vectors
-    assert judging == [splits, splits - 1]
+    parts = len(CONCEPTS)  # the prompts are scored under each concept's vectors
+    assert judging == [parts, parts - 1]
     assert again.conditions == whole.conditions
 
 

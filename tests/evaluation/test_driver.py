@@ -193,7 +193,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> EmotionEvaluation:
 
 
 @pytest.fixture(autouse=True)
-def small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assignments, "ITEMS_PER_UNIT", 8)
 
 
@@ -441,7 +441,7 @@ def test_parts_of_other_settings_are_refused_or_replaced(
     assert third.strengths == list(STRENGTHS)
 
 
-def test_failed_splits_are_named_and_the_finished_ones_kept(
+def test_failed_parts_are_named_and_the_finished_ones_kept(
     local: None,
     model: ModelSettings,
     settings: EmotionEvaluation,
@@ -454,7 +454,7 @@ def test_failed_splits_are_named_and_the_finished_ones_kept(
 
     out = tmp_path / "evaluation"
     monkeypatch.setattr(room, "run_on", fails)
-    with pytest.raises(RunError, match=r"1 of 6 splits failed \(part-00000.parquet: out of memory\)"):
+    with pytest.raises(RunError, match=r"1 of 6 parts failed \(part-00000.parquet: out of memory\)"):
         evaluate(model, settings, steered(), str(out), ONE)
     assert len(list((out / "parts").iterdir())) == 5
     assert not (out / "metrics.json").exists()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from contrans_dist.benchmarks import metric_of
 from contrans_dist.evaluation.analysis import (
     best_point,
     judge,
     main_condition,
-    metric,
     read_evaluation,
     read_in_run,
     read_run,
@@ -197,7 +197,7 @@ def test_a_task_of_the_harness_says_which_way_is_better(tmp_path: Path) -> None:
     assert "lowers loss from 2.00 to 1.00 at strength 1" in sentence(some(judge(evaluation, "loss")))
     perplexity = evaluation.metric("perplexity,filter")
     assert (perplexity.higher, perplexity.cost) == (False, False)
-    assert metric("perplexity").cost
+    assert metric_of("perplexity").cost
 
 
 def test_a_value_at_its_end_says_that_it_cannot_rise(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from contrans_dist.cli import main
 from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import validated
 from contrans_dist.pipeline.plan import Nodes, Stage, from_rate, from_samples, plan_runs, times
-from contrans_dist.pipeline.plan.costs import Classified, Generated, Scored
+from contrans_dist.pipeline.plan.costs import Cost, generated
 from contrans_dist.pipeline.plan.stages import limits
 from tests.models.test_placement import LLAMA_7B, LLAMA_13B, LLAMA_70B
 from tests.sets import write_lines
@@ -220,17 +221,16 @@ def test_conditions_cost_what_they_run(tmp_path: Path, models: dict[str, str]) -
         },
     )  # fmt: skip
     stages = _stages(tmp_path, content)
-    target = stages["evaluate seen"]
-    shared, own = target.costs[0], target.costs[1]
-    assert isinstance(shared, Scored)
-    assert isinstance(own, Scored)
-    # Without a map, vectors of 64 numbers do not fit a model of 128: the run leaves them out, too.
-    assert (shared.blocks, shared.apart) == ((None, 5, 5), False)
-    assert (own.blocks, own.apart) == ((5, 5), True)
-    assert own.once >= sum(map(len, own.ids))
-    # Of eight blocks six run once, and the two above for each intervention.
-    assert shared.works(8, 0.0) == (shared.once * (6 + 3 * 2),)
-    assert shared.works(8, 0.5)[0] - shared.works(8, 0.0)[0] == 0.5 * 3 * 24
+    target = stages["evaluate seen"].cost
+    # Of eight blocks six run once, and the two above for each intervention: base and two of the vector with
+    # beginnings shared, and two random directions with each text by itself. Without a map, vectors of 64
+    # numbers do not fit a model of 128: the run leaves them out, too.
+    assert set(target.passes) == {(0, 6), (6, None)}
+    apart = 3 * target.passes[0, 6] - target.passes[6, None]
+    shared = target.passes[0, 6] - apart
+    assert apart > shared > 0
+    assert target.over_texts(8, 0.0) == shared * (6 + 3 * 2) + apart * (6 + 2 * 2)
+    assert target.over_texts(8, 0.5) - target.over_texts(8, 0.0) == 0.5 * 5 * 72
     roles_of = {
         "inst-align": ["target"],
         "align-training": ["instruct"],
@@ -239,10 +239,9 @@ def test_conditions_cost_what_they_run(tmp_path: Path, models: dict[str, str]) -
     for name, roles in roles_of.items():
         stage = stages[f"evaluate seen, {name}"]
         assert [Path(side.name).name for side in stage.models] == roles
-        scored = [call for call in stage.costs if isinstance(call, Scored)]
-        assert len(scored) == len(stage.costs) == 3
-        assert stage.passed == len(roles) * sum(call.once for call in scored)
-        assert [call.blocks for call in scored] == [(None,)] * 3
+        assert set(stage.cost.passes) == {(0, None)}
+        assert stage.passed == len(roles) * stage.cost.tokens
+        assert stage.tasks == 3
     order = [name for name in stages if name.startswith("evaluate")]
     assert order[1] == "evaluate seen, inst-align"
     assert [stages[name].begins for name in order] == [True, False, True, True]
@@ -264,17 +263,20 @@ def test_choices_are_tried_and_then_scored_at_one_strength(tmp_path: Path, model
     }  # fmt: skip
     stages = _stages(tmp_path, _content(tmp_path, models, evaluations={"seen": evaluation}, map={}))
     # Four source blocks and eight target blocks: every pair, at strengths 4 and 2.
-    tried: Any = stages["choose blocks"].costs[0]
-    assert sorted(block for block in tried.blocks if block is not None) == sorted([*range(8)] * 4 * 2)
+    tried = stages["choose blocks"].cost.passes
+    once = tried[0, 8]
+    assert tried == {(0, 8): once, (8, None): once * (4 * 2 + 1)} | {
+        (above, None): once * 4 * 2 for above in range(1, 8)
+    }
     assert stages["choose blocks, perplexity"].texts == 2  # passages of 4,096 characters
     # Controls are not tried; three concepts in one split each.
-    searched = stages["strengths of seen"].costs
-    assert [call.blocks for call in searched] == [(None, *[6] * 2 * 4)] * 3  # type: ignore[union-attr]
-    scored = stages["evaluate seen"].costs
-    assert [call.blocks for call in scored] == [(None, 6, 6, 6)] * 3  # type: ignore[union-attr]
-    examples: Any = stages["examples of seen"].costs
-    assert [(len(call.ids), call.times, call.new_tokens) for call in examples] == [(2, 2, 40)] * 3
-    assert [len(call.ids) for call in stages["tokens of seen"].costs] == [5] * 3  # type: ignore[union-attr]
+    for name, interventions in (("strengths of seen", 1 + 2 * 4), ("evaluate seen", 1 + 3)):
+        passes = stages[name].cost.passes
+        assert passes == {(0, 7): passes[0, 7], (7, None): passes[0, 7] * interventions}
+        assert stages[name].tasks == 3
+    examples = stages["examples of seen"]
+    assert (examples.texts, examples.cost.written, examples.cost.longest) == (2 * 3, 2 * 2 * 3, 40)
+    assert (stages["tokens of seen"].texts, stages["tokens of seen"].cost.logits) == (5 * 3, 5 * 3 * 2)
     by_r2 = _content(tmp_path, models, map={"blocks": "best"})
     assert "choose blocks" not in _stages(tmp_path, by_r2)
     depth = _content(tmp_path, models, evaluations={"seen": evaluation}, map={"protocol": "paper"})
@@ -295,16 +297,15 @@ def test_what_is_generated_and_judged(tmp_path: Path, models: dict[str, str]) ->
     target, other = stages["evaluate remarks"], stages["evaluate remarks, align-training"]
     prompts = other.texts
     assert prompts == 4 * len(demo.remarks.GROUPS)
-    calls: Any = target.costs
     # Items of no concept: once under each concept's vectors, base and two conditions at two strengths.
-    assert sum(len(call.ids) * call.times for call in calls) == prompts * 3 * 5
-    assert sum(call.later for call in calls) == prompts * 3 * 5 * 9
-    assert sum(call.first for call in calls) >= 15 * sum(map(len, calls[0].ids))
+    assert target.cost.written == prompts * 3 * 5
+    assert target.cost.later == prompts * 3 * 5 * 9
+    assert target.cost.passes.total() >= 15 * target.tokens
     judged = stages["evaluate remarks, judge"]
-    assert judged.costs == [Classified(prompts * (3 * 5 + 1), 10)]
+    texts = prompts * (3 * 5 + 1)
+    assert (judged.texts, judged.cost) == (texts, Cost(Counter({(0, None): texts * 10})))
     assert judged.actors.model == "demo:classifier"
-    tried: Any = stages["choose blocks"].costs
-    assert {len(call.ids) for call in tried} == {2 * len(demo.remarks.GROUPS)}
+    assert stages["choose blocks"].texts == 2 * len(demo.remarks.GROUPS)
 
 
 def test_items_that_were_seen_are_not_counted(tmp_path: Path, models: dict[str, str]) -> None:
@@ -406,20 +407,20 @@ def test_seconds_from_a_rate(tmp_path: Path, models: dict[str, str]) -> None:
     stages = _stages(tmp_path, _content(tmp_path, models | {"target": folder}, map={"blocks": "2:23"}), nodes)
     stage = stages["evaluate seen"]
     side, starting = stage.models[0], 10 + stage.actors.weights / 1e9
-    call = Generated([[5] * 100] * 8, 3, 51, 12)
-    scored = Scored([[5] * 10] * 4, [1] * 4, (None, 23, 23), False, 40)
+    call = generated([[5] * 100] * 8, 3, 51, 12)
+    scored = Cost(Counter({(0, None): 40}), 4).under([None, 23, 23])
     steered = 40 * (24 + 3 * 8) * block + 12 * head
-    generated = 24 * 100 * 32 * block + 24 * head + 24 * 50 * (32 * block + head)
-    for calls, entries in (([scored], steered), ([call], generated)):
-        alone = Stage("x", [side], 1, 1, calls, 1, stage.actors)
+    written = 24 * 100 * 32 * block + 24 * head + 24 * 50 * (32 * block + head)
+    for cost, entries in ((scored, steered), (call, written)):
+        alone = Stage("x", [side], 1, 1, cost, 1, stage.actors)
         from_rate([alone], 1e12)
         assert alone.seconds == pytest.approx(starting + 2 * entries / 1e12, rel=1e-3)
-    assert (call.first, call.later, call.steps) == (24 * 100, 24 * 50, 2 * 50)
+    assert (call.passes, call.later, call.steps) == ({(0, None): 24 * 100}, 24 * 50, 2 * 50)
     # So fast a GPU waits for its memory: 13 GB of blocks for each of 100 steps, 1 TB a second.
     from_rate([alone], 1e18)
     assert alone.seconds == pytest.approx(starting + 100 * 32 * block * 2 / 1e12, rel=0.01)
     # Three tasks on two actors take two rounds of a third each.
-    three = Stage("x", [side], 1, 1, [call], 3, stage.actors, begins=False)
+    three = Stage("x", [side], 1, 1, call, 3, stage.actors, begins=False)
     from_rate([three], 1e12)
     from_rate([alone], 1e12)
     assert three.seconds == pytest.approx((alone.seconds - starting) * 2 / 3)

@@ -30,8 +30,8 @@ from contrans_dist.engine.prefixes import can_share
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.evaluation.actors import Meter
 from contrans_dist.models import CPU_TOKENS, LanguageModel, encode_many, guided, load_model
-from contrans_dist.pipeline.plan.costs import Captured
-from contrans_dist.pipeline.plan.evaluations import Asked
+from contrans_dist.pipeline.plan.costs import captured
+from contrans_dist.pipeline.plan.evaluations import Calls
 from contrans_dist.pipeline.plan.models import PlannedModel, StandIn
 from tests.benchmarks.test_behaviours import FOUR, TWO
 from tests.sets import write_lines
@@ -159,7 +159,7 @@ def test_tokens_are_those_that_the_engine_runs(
     tried(lm)
     taken = counted(lm, lambda: benchmark.score(lm, items, steered))
     side = PlannedModel(ModelSettings(id=folders["target"]))
-    planned = sum(call.tokens for call in Asked(benchmark, side, CPU_TOKENS).costs(items, steered))
+    planned = Calls(benchmark, side, CPU_TOKENS).cost(items, steered).tokens
     assert planned * (3 if how == "guided" else 1) == taken
 
 
@@ -171,10 +171,8 @@ def test_prompts_of_a_chat_template_are_counted_too(tmp_path: Path) -> None:
     lm, items = load_model(folder), list(benchmark.items())
     tried(lm)
     taken = counted(lm, lambda: benchmark.score(lm, items, [BASE]))
-    planned = sum(
-        call.tokens
-        for call in Asked(benchmark, PlannedModel(ModelSettings(id=folder)), CPU_TOKENS).costs(items, [BASE])
-    )
+    side = PlannedModel(ModelSettings(id=folder))
+    planned = Calls(benchmark, side, CPU_TOKENS).cost(items, [BASE]).tokens
     # The bracket before the letter stands in the model's own turn.
     assert planned == pytest.approx(taken, rel=0.02)
 
@@ -192,8 +190,8 @@ def test_tokens_of_a_harvest_are_those_that_the_engine_runs(position: str, folde
 
     mean, few = position == "mean", [ids[row] for row in alone]
     planned = [
-        Captured.of(lm, ids, [len(text) - 1 for text in ids], not mean, 2, CPU_TOKENS),
-        Captured.of(lm, few, [len(text) - 1 for text in few], False, 2, 1),
+        captured(lm, ids, [len(text) - 1 for text in ids], not mean, 2, CPU_TOKENS),
+        captured(lm, few, [len(text) - 1 for text in few], False, 2, 1),
     ]
     tried(lm)
     assert counted(lm, harvest) == sum(call.tokens for call in planned)

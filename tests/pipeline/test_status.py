@@ -18,7 +18,7 @@ def test_every_run_is_told_and_one_that_has_not_begun_is_left_out(tmp_path: Path
     assert status_of(Location.parse(tmp_path)) == {
         "runs/a/evaluations/emotions": "complete",
         "runs/a/report": "not yet",
-        "runs/b/evaluations/emotions": "1 splits finished, not complete: run the same evaluation again",
+        "runs/b/evaluations/emotions": "1 part finished, not complete: run the same evaluation again",
         "runs/b/report": "not yet",
         "report": "not yet",
     }

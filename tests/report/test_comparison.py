@@ -11,8 +11,14 @@ import yaml
 
 from contrans_dist.benchmarks.statistics import wilson
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.analysis import compare, differing_settings, improvements, pairs_of, positions
 from contrans_dist.report import runs_in, write_comparison, write_report
+from contrans_dist.report.compare import (
+    compare,
+    differing_settings,
+    improvements,
+    pairs_of,
+    positions,
+)
 from contrans_dist.store.location import Location
 from tests.report.test_page import HOSTILE, Page
 from tests.runextras import (

@@ -426,7 +426,7 @@ def test_every_byte_is_verified_and_damage_named(
         said = capsys.readouterr().err
         assert "shard-00001.parquet" in said
         assert "run the same harvest again" in said
-        assert "1 of its files are damaged" in said
+        assert "1 file damaged" in said
     (folder / "shard-00001.parquet").write_bytes(data)
     (folder / "manifest.json").unlink()
     assert run("status", str(folder), "--verify", monkeypatch=monkeypatch) == 0

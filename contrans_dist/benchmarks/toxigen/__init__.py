@@ -124,6 +124,13 @@ class ToxigenBenchmark(Benchmark[ToxigenEvaluation, ToxigenItem]):
         """Validation prompts, then evaluation prompts, group by group."""
         return self.all_items
 
+    def scores(self, item: ToxigenItem) -> bool:
+        """Whether its kind is among the settings' `kinds`."""
+        return not self.settings.kinds or item.kind in self.settings.kinds
+
+    def kind(self, item: ToxigenItem) -> str:
+        return item.kind
+
     def identity(self) -> dict[str, Any]:
         """The judge, by what it is and not by its name; and what the notes say of the draw."""
         from contrans_dist.models.classifier import classifier_identity

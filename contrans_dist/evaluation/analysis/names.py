@@ -1,10 +1,7 @@
-"""What metrics are called, and how a figure of theirs is read."""
+"""Values and strengths as a report writes them."""
 
-from contrans_dist.benchmarks import Metric, metric_of
-
-__all__ = ["Metric", "metric", "number", "strength_text"]
-
-metric = metric_of
+COST = "perplexity"
+"""The metric that tells what steering costs, and the benchmark of it."""
 
 
 def number(value: float, as_percent: bool, digits: int | None = None) -> str:

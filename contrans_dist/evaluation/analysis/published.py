@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contrans_dist.benchmarks import Metric, metric_of
+from contrans_dist.config.benchmarks import DEFAULT
+from contrans_dist.evaluation.analysis.names import COST
 from contrans_dist.evaluation.analysis.points import Way, best_point, way_of
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import BASE
@@ -21,9 +24,15 @@ class Figures:
 
     run: str
     """The paper's run that they are of."""
+    benchmark: str
+    """The evaluation's, by which its metrics are read; empty where the recipe does not say."""
     of_this_run: bool
     """Whether that is the run beside which they stand; else another stands in, and no figures can agree."""
     values: Values
+
+    def metric(self, name: str) -> Metric:
+        """How a figure is read: as the evaluation's benchmark has it, but for the cost beside it."""
+        return metric_of(name, COST if name == COST else self.benchmark)
 
     @property
     def title(self) -> str:
@@ -37,19 +46,13 @@ class Published:
 
     source: str
     remarks: str
-    run: str
-    every: dict[str, dict[str, Values]]
-    """By run of the paper, and evaluation."""
+    every: list[tuple[str, Figures]]
+    """Evaluation and figures, run by run of the paper."""
 
     def figures(self, evaluation: str) -> Figures | None:
         """Those of the run's own name; where that has none at all, of the first run with this evaluation."""
-        of_run = self.every.get(self.run)
-        if of_run:
-            return Figures(self.run, True, of_run[evaluation]) if of_run.get(evaluation) else None
-        for run, of_other in self.every.items():
-            if of_other.get(evaluation):
-                return Figures(run, False, of_other[evaluation])
-        return None
+        of_run = [entry for entry in self.every if entry[1].of_this_run]
+        return next((figures for name, figures in of_run or self.every if name == evaluation), None)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Beside:
 
     condition: str
     metric: str
+    kind: Metric
+    """How the metric is read."""
     paper: float
     ours: Score | None
     strength: float | None
@@ -76,8 +81,15 @@ def read_published(recipe: dict[str, Any], run: str) -> Published | None:
     content = recipe.get("published")
     if not isinstance(content, dict):
         return None
-    every = {name: figures for name, figures in (content.get("values") or {}).items() if figures}
-    return Published(str(content.get("source") or ""), str(content.get("remarks") or ""), run, every)
+    settings = recipe.get("evaluations") or {}
+    benchmarks = {name: str((given or {}).get("benchmark") or DEFAULT) for name, given in settings.items()}
+    every = [
+        (evaluation, Figures(of_run, benchmarks.get(evaluation, ""), of_run == run, values))
+        for of_run, evaluations in (content.get("values") or {}).items()
+        for evaluation, values in (evaluations or {}).items()
+        if values
+    ]
+    return Published(str(content.get("source") or ""), str(content.get("remarks") or ""), every)
 
 
 def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evaluation] = ()) -> list[Beside]:
@@ -91,11 +103,12 @@ def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evalua
         for name, paper in metrics.items():
             at = name
             strength, ours = our_point(evaluation, condition, name)
-            if ours is None and name == "perplexity" and evaluation.metrics:
+            if ours is None and name == COST and evaluation.metrics:
                 at = evaluation.metrics[0]
                 strength, ours = points.get(condition) or None, perplexities.get(condition)
             way = way_of(evaluation, condition, _read_in(evaluation, condition, at))
-            comparisons.append(Beside(condition, name, paper, ours, strength, way))
+            kind = metric_of(COST, COST) if name == COST else evaluation.metric(name)
+            comparisons.append(Beside(condition, name, kind, paper, ours, strength, way))
     return comparisons
 
 
@@ -107,7 +120,7 @@ def companion_scores(companions: Sequence[Evaluation], points: Mapping[str, floa
 
     def known(companion: Evaluation) -> dict[str, Score]:
         perplexities = {
-            condition: companion.score(condition, at, "perplexity") if at else companion.base("perplexity")
+            condition: companion.score(condition, at, COST) if at else companion.base(COST)
             for condition, at in points.items()
         }
         return {condition: score for condition, score in perplexities.items() if score}

@@ -6,6 +6,7 @@ from typing import Any
 
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.maps import MapSummary, read_map
+from contrans_dist.evaluation.analysis.names import COST
 from contrans_dist.evaluation.analysis.points import reported_strengths
 from contrans_dist.evaluation.analysis.published import Published, read_published
 from contrans_dist.evaluation.analysis.scores import Evaluation, read_evaluation
@@ -17,8 +18,6 @@ from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file
 from contrans_dist.store.run_recipe import read_run_recipe
 
 RUNS_FOLDER, EVALUATIONS_FOLDER = "runs", "evaluations"
-COST = "perplexity"
-"""The metric that tells what steering costs, beside others."""
 
 
 @dataclass(frozen=True)

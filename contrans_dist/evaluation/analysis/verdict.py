@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from contrans_dist.evaluation.analysis.names import Metric, number, strength_text
+from contrans_dist.benchmarks import Metric
+from contrans_dist.evaluation.analysis.names import number, strength_text
 from contrans_dist.evaluation.analysis.points import Way, best_point, main_condition, way_of
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import Condition, condition_of

@@ -1,155 +1,127 @@
-"""What calls of the engine cost: tokens in forward passes, and how many blocks of the model these go through.
+"""What calls of the engine cost: the tokens of their forward passes, and the blocks that these go through.
 
 Batches are planned by the engine's own rules, so padding counts, and what texts begin with in common counts
 once, as far as it is shared. (A few architectures cannot share beginnings; that shows only once they run.)
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contrans_dist.engine.prefixes import limits_of, plan_groups
 from contrans_dist.models import LanguageModel
 
 Ids = list[int]
+Span = tuple[int, int | None]
+"""The block that a pass begins at, and the one before which it ends; None for the model's last."""
 
 
 @dataclass(frozen=True)
-class Captured:
-    """Texts whose states are captured, up to a block."""
+class Cost:
+    """Forward passes; the costs of several calls are added."""
 
-    ids: list[Ids]
-    highest: int
-    tokens: int
+    passes: Counter[Span] = field(default_factory=Counter)
+    """Tokens of the passes over texts."""
+    logits: int = 0
+    """Positions in them at which the language-model head is run."""
+    later: int = 0
+    """New tokens but the first of each text that is written: each goes through all blocks, one a pass."""
+    steps: int = 0
+    """Those passes, each over a batch of texts."""
+    written: int = 0
+    """Texts that are written."""
+    longest: int = 0
+    """New tokens of the longest of them."""
+    together: int = 0
+    """Tokens of the largest batch of them, at its end."""
 
-    @classmethod
-    def of(
-        cls, lm: LanguageModel, ids: list[Ids], wanted: Sequence[int], share: bool, highest: int, most: int
-    ) -> "Captured":
-        """`wanted`: the place in each text that its row is taken from; `share`: whether what texts begin with
-        is run once. `most`: tokens of a batch."""
-        return cls(ids, highest, _tokens(lm, ids, wanted, most, share))
-
-    def works(self, n_blocks: int, _head: float) -> tuple[float, ...]:
-        return (self.tokens * min(self.highest + 1, n_blocks),)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Sequences that are scored under interventions which share what is below the steered blocks."""
-
-    ids: list[Ids]
-    positions: list[int]
-    """At each sequence's end, those whose logits are wanted."""
-    blocks: tuple[int | None, ...]
-    """The lowest block that each intervention adds something to; None for the base."""
-    apart: bool
-    """Whether each sequence has vectors of its own, so that beginnings are not shared."""
-    once: int
-    """Tokens of the passes through all blocks, without an intervention."""
-
-    @classmethod
-    def of(
-        cls, lm: LanguageModel, ids: list[Ids], positions: list[int], blocks: Sequence[int | None],
-        apart: bool, most: int,
-    ) -> "Scored":  # fmt: skip
-        """`most`: tokens of a batch."""
-        wanted = [len(text) - n for text, n in zip(ids, positions, strict=True)]
-        return cls(ids, positions, tuple(blocks), apart, _tokens(lm, ids, wanted, most, not apart, head=True))
-
-    @property
-    def steered(self) -> list[int]:
-        """Where each intervention's own pass begins, the base's as high as can be."""
-        blocks = [block for block in self.blocks if block is not None]
-        return [max(blocks) if block is None else block for block in self.blocks] if blocks else []
-
-    @property
-    def tokens(self) -> int:
-        """One pass below the steered blocks, and for each intervention one above."""
-        return self.once * (1 + len(self.steered))
-
-    def works(self, n_blocks: int, head: float) -> tuple[float, ...]:
-        at_ends = head * sum(self.positions)
-        if not self.steered:
-            return (self.once * n_blocks + at_ends,)
-        above = sum(n_blocks - 1 - block for block in self.steered)
-        return (self.once * (1 + max(self.steered) + above) + at_ends * len(self.steered),)
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Prompts that are continued, each so many times; as if no text ended early."""
-
-    ids: list[Ids]
-    times: int
-    """The interventions."""
-    new_tokens: int
-    batch_size: int
-
-    @property
-    def first(self) -> int:
-        """Tokens of the passes over prompts, padding included."""
-        lengths = sorted((len(prompt) for prompt in self.ids for _ in range(self.times)), reverse=True)
-        batches = [lengths[i : i + self.batch_size] for i in range(0, len(lengths), self.batch_size)]
-        return sum(len(batch) * batch[0] for batch in batches)
-
-    @property
-    def later(self) -> int:
-        """Tokens of the passes after them, one a text and pass."""
-        return len(self.ids) * self.times * (self.new_tokens - 1)
-
-    @property
-    def steps(self) -> int:
-        """Of these passes."""
-        return -(-len(self.ids) * self.times // self.batch_size) * (self.new_tokens - 1)
-
-    @property
-    def rows(self) -> int:
-        """Of the largest batch."""
-        return min(self.batch_size, len(self.ids) * self.times)
-
-    @property
-    def together(self) -> int:
-        """Tokens of the largest batch, at its end."""
-        return self.rows * (max(map(len, self.ids), default=0) + self.new_tokens)
-
-    @property
-    def tokens(self) -> int:
-        return self.first + self.later
-
-    def works(self, n_blocks: int, head: float) -> tuple[float, ...]:
-        """Of the passes over prompts, and of those after them."""
-        return (
-            self.first * n_blocks + head * len(self.ids) * self.times,
-            self.later * (n_blocks + head),
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            passes=self.passes + other.passes,
+            logits=self.logits + other.logits,
+            later=self.later + other.later,
+            steps=self.steps + other.steps,
+            written=self.written + other.written,
+            longest=max(self.longest, other.longest),
+            together=max(self.together, other.together),
         )
 
-
-@dataclass(frozen=True)
-class Classified:
-    """Texts that a classifier judges, each of so many tokens."""
-
-    texts: int
-    length: int
-
     @property
     def tokens(self) -> int:
-        return self.texts * self.length
+        """Of all passes."""
+        return self.passes.total() + self.later
 
-    def works(self, n_blocks: int, _head: float) -> tuple[float, ...]:
-        return (self.tokens * n_blocks,)
+    def under(self, blocks: Sequence[int | None]) -> "Cost":
+        """The same texts, scored under interventions that share what is below the steered blocks.
+
+        `blocks`: the lowest block that each of them adds to; None for the base.
+        """
+        steered = [block for block in blocks if block is not None]
+        if not steered:
+            return self
+        once = self.passes.total()
+        # The base goes on from as high as can be.
+        above = Counter(max(steered) + 1 if block is None else block + 1 for block in blocks)
+        passes: Counter[Span] = Counter({(block, None): once * n for block, n in above.items()})
+        passes[0, max(steered) + 1] += once
+        return Cost(passes, self.logits * len(blocks))
+
+    def over_texts(self, n_blocks: int, head: float) -> float:
+        """Tokens times blocks of the passes over texts. `head`: what the head costs, in blocks."""
+        through = sum(
+            tokens * (n_blocks if last is None else last) - tokens * first
+            for (first, last), tokens in self.passes.items()
+        )
+        return through + head * self.logits
+
+    def one_by_one(self, n_blocks: int, head: float) -> float:
+        """The same of the new tokens that follow."""
+        return self.later * (n_blocks + head)
 
 
-Cost = Captured | Scored | Generated | Classified
-"""`tokens` are those of its forward passes. `works(n_blocks, head)` is these times the blocks of a model that
-they go through, in parts that differ in what a token costs; `head`: what the language-model head costs at a
-position, in blocks."""
+def captured(
+    lm: LanguageModel, ids: Sequence[Ids], own_from: Sequence[int], share: bool, highest: int, most: int
+) -> Cost:
+    """Texts whose states are captured up to block `highest`.
+
+    Args:
+        lm: needs no weights.
+        ids: token ids of each text.
+        own_from: the first token of each that may not be run for several texts at once.
+        share: whether what texts begin with may be.
+        highest: the block.
+        most: tokens of a batch.
+    """
+    return Cost(Counter({(0, highest + 1): _once(lm, ids, own_from, share, most, head=False)}))
 
 
-def _tokens(
-    lm: LanguageModel, ids: Sequence[Ids], wanted: Sequence[int], most: int, share: bool,
-    head: bool = False,
-) -> int:  # fmt: skip
+def scored(
+    lm: LanguageModel, sequences: Sequence[Ids], positions: Sequence[int], share: bool, most: int
+) -> Cost:
+    """Sequences of which the last `positions` are scored, without an intervention."""
+    own_from = [len(sequence) - n for sequence, n in zip(sequences, positions, strict=True)]
+    return Cost(Counter({(0, None): _once(lm, sequences, own_from, share, most, head=True)}), sum(positions))
+
+
+def generated(prompts: Sequence[Ids], times: int, new_tokens: int, batch_size: int) -> Cost:
+    """Prompts that are continued, each so many times; as if no text ended early."""
+    lengths = sorted((len(prompt) for prompt in prompts for _ in range(times)), reverse=True)
+    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    return Cost(
+        Counter({(0, None): sum(len(batch) * batch[0] for batch in batches)}),
+        logits=len(lengths),
+        later=len(lengths) * (new_tokens - 1),
+        steps=len(batches) * (new_tokens - 1),
+        written=len(lengths),
+        longest=new_tokens,
+        together=max((len(batch) * (batch[0] + new_tokens) for batch in batches), default=0),
+    )
+
+
+def _once(
+    lm: LanguageModel, ids: Sequence[Ids], own_from: Sequence[int], share: bool, most: int, head: bool
+) -> int:
     """Tokens of the passes that run each text once."""
-    groups = plan_groups(ids, wanted, limits_of(lm, most, head), share)
+    groups = plan_groups(ids, own_from, limits_of(lm, most, head), share)
     padded = sum(len(batch) * batch[0].length for group in groups for batch in group.batches)
     return padded + sum(len(group.trunk) for group in groups)

@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 
-from contrans_dist.config import CaptureSettings
-from contrans_dist.data.templates import prompts
-from contrans_dist.engine.capture.batches import prepare, truncate
+from contrans_dist.engine.capture.batches import prepare
 from contrans_dist.harvest.actors import SLOTS
-from contrans_dist.harvest.compute import canary_rows, piece_rows, plan_shards, rows_per_shard
-from contrans_dist.models import encode_many, resolve_blocks
-from contrans_dist.pipeline.inputs import READS, Harvested, captures, harvest_key, harvested
-from contrans_dist.pipeline.plan.costs import Captured, Ids
-from contrans_dist.pipeline.plan.models import PlannedModel
-from contrans_dist.pipeline.plan.run import PlannedRun
-from contrans_dist.pipeline.plan.stages import Actors, Stage
+from contrans_dist.harvest.compute import canary_rows, piece_rows, plan_shards, rows_per_shard, token_ids
+from contrans_dist.models import resolve_blocks
+from contrans_dist.pipeline.inputs import READS, captures, harvest_key, harvested
+from contrans_dist.pipeline.plan.costs import Cost, captured
+from contrans_dist.pipeline.plan.stages import PlannedRun, Stage
 
 _STORED = {"float32": 0.90, "bfloat16": 0.70, "float16": 0.75}
 """Bytes on disk for a raw float32 byte of activations, measured."""
@@ -22,63 +18,49 @@ _HELD = 2 * SLOTS
 """Captured pieces in memory: of each shard that an actor has, once as captured and once as it is written."""
 
 
-def harvest_stages(run: PlannedRun) -> list[Stage]:
+def harvest_stages(run: PlannedRun) -> Iterator[Stage]:
     """A stage for each activation set; those of one model are made by the same actors."""
-    return [stage for each in harvested(run.recipe) for stage in _of_model(run, each)]
-
-
-def _of_model(run: PlannedRun, harvest: Harvested) -> Iterator[Stage]:
-    model = run.model(harvest.model)
-    settings = dict(zip(READS, captures(run.recipe, harvest.side, model.n_blocks), strict=True))
-    tables = {"corpus": run.corpus, "contrast": run.contrast}
-    blocks = resolve_blocks(settings["corpus"].blocks, model.n_blocks)
-    ids: dict[str, list[Ids]] = {}
-    for what in harvest.reads:
-        capture = settings[what]
-        texts = prompts(tables[what], capture.template)
-        encoded = encode_many(model.lm, texts, capture.chat, capture.chat_date)
-        ids[what] = truncate(model.lm, encoded, capture.max_tokens)[0]
-    longest = max(map(len, ids.values()))
-    piece = min(rows_per_shard(longest, len(blocks), model.d, None), piece_rows(len(blocks), model.d))
-    held = _HELD * piece * len(blocks) * model.d * 4
-    tokens = sum(len(text) for texts in ids.values() for text in texts)
-    actors = run.harvesters(model, max(blocks), held, tokens)
-    for what in harvest.reads:
-        name = f"harvest {what}-{harvest.name}"
-        stage = _stage(name, model, ids[what], blocks, settings[what], actors)
-        stage.disk += sum(len(text.encode()) for text in tables[what].column("text").to_pylist())
-        stage.key = harvest_key(harvest.model, settings[what], tables[what])
-        yield stage
-
-
-def _stage(
-    name: str, model: PlannedModel, ids: list[Ids], blocks: list[int], capture: CaptureSettings,
-    actors: Actors,
-) -> Stage:  # fmt: skip
-    """Piece by piece of each shard, and the rows of each shard that are run once more alone."""
-    prepared = prepare(model.lm, ids, capture.position)
-    most = actors.batch(capture.batch_tokens)
-    shards = plan_shards(len(ids), rows_per_shard(len(ids), len(blocks), model.d, None))
-    size = piece_rows(len(blocks), model.d)
-
-    def cost(rows: range | list[int], share: bool, most: int) -> Captured:
-        texts, wanted = [prepared.ids[row] for row in rows], [prepared.tokens[row] for row in rows]
-        return Captured.of(model.lm, texts, wanted, share, max(blocks), most)
-
-    costs = []
-    for shard in shards:
-        end, alone = shard.start + shard.rows, canary_rows(min(size, shard.rows))
-        for start in range(shard.start, end, size):
-            costs.append(cost(range(start, min(start + size, end)), not prepared.mean, most))
-        costs.append(cost([shard.start + row for row in alone], False, 1))
-    values = len(ids) * len(blocks) * model.d * 4
-    return Stage(
-        name=name,
-        models=[model],
-        texts=len(ids),
-        tokens=sum(prepared.lengths),
-        costs=costs,
-        tasks=len(shards),
-        actors=actors,
-        disk=round(values * _STORED[model.dtype]) + _ROW_BYTES * len(ids),
-    )
+    tables = dict(zip(READS, (run.corpus, run.contrast), strict=True))
+    for harvest in harvested(run.recipe):
+        model = run.model(harvest.model)
+        settings = dict(zip(READS, captures(run.recipe, harvest.side, model.n_blocks), strict=True))
+        blocks = resolve_blocks(settings["corpus"].blocks, model.n_blocks)
+        prepared = {
+            what: prepare(
+                model.lm, token_ids(model.lm, tables[what], settings[what])[0], settings[what].position
+            )
+            for what in harvest.reads
+        }
+        # A piece is captured before it is written: its rows at every block, float32.
+        piece, row_bytes = piece_rows(len(blocks), model.d), len(blocks) * model.d * 4
+        longest = max(len(texts.ids) for texts in prepared.values())
+        rows = min(rows_per_shard(longest, len(blocks), model.d, None), piece)
+        tokens = sum(sum(texts.lengths) for texts in prepared.values())
+        batch_tokens = run.recipe.batch_tokens
+        actors = run.placing.harvesters(model, max(blocks), batch_tokens, _HELD * rows * row_bytes, tokens)
+        most = actors.batch(batch_tokens)
+        for what, texts in prepared.items():
+            ids, own_from, n_texts = texts.ids, texts.tokens, len(texts.ids)
+            shards = plan_shards(n_texts, rows_per_shard(n_texts, len(blocks), model.d, None))
+            cost = Cost()
+            for shard in shards:
+                end = shard.start + shard.rows
+                for start in range(shard.start, end, piece):
+                    part = slice(start, min(start + piece, end))
+                    cost += captured(model.lm, ids[part], own_from[part], not texts.mean, max(blocks), most)
+                for row in canary_rows(min(piece, shard.rows)):  # run once more alone
+                    alone = slice(shard.start + row, shard.start + row + 1)
+                    cost += captured(model.lm, ids[alone], own_from[alone], False, max(blocks), 1)
+            text_bytes = sum(len(text.encode()) for text in tables[what].column("text").to_pylist())
+            yield Stage(
+                name=f"harvest {what}-{harvest.name}",
+                models=[model],
+                texts=n_texts,
+                tokens=sum(texts.lengths),
+                cost=cost,
+                tasks=len(shards),
+                actors=actors,
+                sample=ids,
+                key=harvest_key(harvest.model, settings[what], tables[what]),
+                disk=round(n_texts * row_bytes * _STORED[model.dtype]) + _ROW_BYTES * n_texts + text_bytes,
+            )

@@ -3,16 +3,29 @@
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache, cached_property
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
 from contrans_dist.config import ModelSettings
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import DTYPES, LanguageModel, find_blocks, split_name, text_config, wrap_model
-from contrans_dist.models.classifier import describe_classifier
+from contrans_dist.models import (
+    DTYPES,
+    LanguageModel,
+    find_blocks,
+    load_model,
+    split_name,
+    text_config,
+    wrap_model,
+)
+from contrans_dist.models.classifier import describe_classifier, load_classifier
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.loading import Described, describe
+from contrans_dist.models.needs import Needs, needs
 from contrans_dist.models.pretrained import load_tokenizer
 
 _PIECE = re.compile(r"\w{1,5}|[^\w\s]")
@@ -72,38 +85,41 @@ class PlannedModel:
 
     def __init__(self, settings: ModelSettings) -> None:
         self.settings, self.name = settings, settings.id
-        self.up_to = cache(self._up_to)
+        self.up_to, self.needs = cache(self._up_to), cache(self._needs)
         described = self.up_to(None, False)
-        self.dtype = described.dtype(settings.dtype)
+        self.dtype, self.config = described.dtype(settings.dtype), text_config(described.config)
         self.lm: LanguageModel = wrap_model(described.empty(), self._tokenizer(described), settings.id)
         """Without weights: for what the engine asks of a model before it runs it."""
         self.n_blocks, self.d = self.lm.n_blocks, self.lm.d
+        _, blocks = find_blocks(self.lm.model)
+        entries = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
+        self.block_parameters = entries / len(blocks)
+        """Entries of the matrices of one block, on average."""
+        self.head = int(self.config.vocab_size) * self.d / self.block_parameters
+        """What the language-model head costs at a position, in blocks."""
+        self.here = any(Path(split_name(self.name)[0]).glob("*.safetensors"))
+        """Whether its weights are on this machine."""
 
     def _up_to(self, highest: int | None, head: bool) -> Described:
         """The model up to a block."""
         trust = self.settings.trust_remote_code
         return describe(self.name, head=head, highest_block=highest, trust_remote_code=trust)
 
-    @property
-    def here(self) -> bool:
-        """Whether its weights are on this machine."""
-        return any(Path(split_name(self.name)[0]).glob("*.safetensors"))
+    def _needs(self, highest: int | None, head: bool, batch_tokens: int) -> Needs:
+        """Bytes that it takes, up to a block."""
+        described = self.up_to(highest, head)
+        return needs(described, self.dtype, self.settings.quantization, batch_tokens, head)
 
-    @cached_property
-    def block_parameters(self) -> float:
-        """Entries of the matrices of one block, on average."""
-        _, blocks = find_blocks(self.lm.model)
-        return sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1) / len(blocks)
+    def loaded(self) -> nn.Module:
+        """It on this machine, without a head."""
+        return load_model(self.name, **self.settings.model_dump(exclude={"id"})).decoder
 
-    @property
-    def weights(self) -> int:
-        """Bytes of the matrices of all blocks."""
-        return round(self.n_blocks * self.block_parameters * DTYPES[self.dtype].itemsize)
-
-    @property
-    def head_share(self) -> float:
-        """What the language-model head costs at a position, in blocks."""
-        return int(self.lm.config.vocab_size) * self.d / self.block_parameters
+    def made(self, n_blocks: int) -> nn.Module:
+        """One of its kind, of so many blocks and without a head, with random weights."""
+        described = self.up_to(None, False)
+        config = deepcopy(described.config)
+        config.get_text_config().num_hidden_layers = n_blocks
+        return described.whole(config)
 
     def _tokenizer(self, described: Described) -> Any:
         source, revision = split_name(self.name)
@@ -120,14 +136,26 @@ class PlannedModel:
 class PlannedJudge:
     """The classifier of a benchmark. Raises UserError for one that is not there."""
 
-    head_share = 0.0
+    head = 0.0
 
     def __init__(self, name: str) -> None:
         self.name = name
         described = describe_classifier(name)
-        self.config, self.dtype, model = described.config, described.dtype, described.empty
+        self.config, self.dtype = described.config, described.dtype
         self.here = any(Path(described.source).glob("*.safetensors"))
         self.n_blocks = int(self.config.num_hidden_layers)
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters = sum(p.numel() for p in described.empty.parameters())
         self.weights = DTYPES[self.dtype].itemsize * parameters
-        self.block_parameters = (parameters - model.get_input_embeddings().weight.numel()) / self.n_blocks
+        embedding = described.empty.get_input_embeddings().weight.numel()
+        self.block_parameters = (parameters - embedding) / self.n_blocks
+
+    def loaded(self) -> nn.Module:
+        """It on this machine."""
+        return load_classifier(self.name).model
+
+    def made(self, n_blocks: int) -> nn.Module:
+        """One of its kind, of so many blocks, with random weights."""
+        config = deepcopy(self.config)
+        config.num_hidden_layers = n_blocks
+        made: nn.Module = AutoModelForSequenceClassification.from_config(config)
+        return made

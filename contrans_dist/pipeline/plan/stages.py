@@ -1,58 +1,42 @@
-"""The parts of a plan, nodes, actors and stages; and the whole as plain values, with what limits it."""
+"""The parts of a plan: runs and their stages; and the whole as plain values, with what limits it."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import psutil
+import pyarrow as pa
 
-from contrans_dist.models import CPU_TOKENS
-from contrans_dist.models.devices import host_memory
-from contrans_dist.pipeline.plan.costs import Cost
+from contrans_dist.config import ModelSettings, Recipe
+from contrans_dist.pipeline.inputs import RecipeTexts
+from contrans_dist.pipeline.plan.actors import Actors, Nodes, Placing
+from contrans_dist.pipeline.plan.costs import Cost, Ids
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 
 
 @dataclass(frozen=True)
-class Nodes:
-    """The cluster to plan for: so many nodes of one kind. Memory in bytes."""
+class PlannedRun:
+    """What the stages of a run are planned from."""
 
-    count: int
-    cpus: float
-    memory: int
-    gpus: int = 0
-    gpu_memory: int = 0
+    recipe: Recipe
+    texts: RecipeTexts
+    placing: Placing
+    model: Callable[[ModelSettings], PlannedModel]
+    judge: Callable[[str], PlannedJudge]
 
-    @classmethod
-    def here(cls) -> "Nodes":
-        """This machine."""
-        import torch
+    @cached_property
+    def placed(self) -> Recipe:
+        """The recipe with the places of its files."""
+        return self.texts.placed_recipe()
 
-        gpus = torch.cuda.device_count()
-        room = torch.cuda.get_device_properties(0).total_memory if gpus else 0
-        return cls(1, float(os.cpu_count() or 1), host_memory(), gpus, room)
+    @cached_property
+    def corpus(self) -> pa.Table:
+        return self.texts.corpus()
 
-
-@dataclass(frozen=True)
-class Actors:
-    """What one actor of a stage takes, and how many fit. Bytes; of all models that it loads."""
-
-    model: str
-    use: str
-    placement: str
-    why: str
-    weights: int
-    activations: int
-    memory: int
-    """Of the node, by its process at the peak."""
-    gpus: float
-    count: int
-    threads: int
-    """Of each, where it runs on the CPU."""
-
-    def batch(self, tokens: int) -> int:
-        """Tokens of a batch where so many are asked for."""
-        return tokens if self.gpus else min(tokens, CPU_TOKENS)
+    @cached_property
+    def contrast(self) -> pa.Table:
+        return self.texts.contrast()
 
 
 @dataclass
@@ -61,14 +45,16 @@ class Stage:
 
     name: str
     models: Sequence[PlannedModel | PlannedJudge]
-    """Those that run, each for every call."""
+    """Those that run, each for all of the cost."""
     texts: int
     tokens: int
     """Of the texts."""
-    costs: Sequence[Cost]
+    cost: Cost
     tasks: int
     """Pieces that the work comes in: more actors are of no use."""
     actors: Actors
+    sample: Sequence[Ids] = ()
+    """Some of what is run, for its lengths."""
     run: str = ""
     """Of a recipe with several."""
     key: str = ""
@@ -82,7 +68,7 @@ class Stage:
     @property
     def passed(self) -> int:
         """Tokens in the forward passes of all its models."""
-        return len(self.models) * sum(cost.tokens for cost in self.costs)
+        return len(self.models) * self.cost.tokens
 
     @property
     def rounds(self) -> float:
@@ -95,7 +81,7 @@ def actor_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def as_content(stages: list[Stage], nodes: Nodes, rate: str) -> dict[str, Any]:
+def as_content(stages: Sequence[Stage], nodes: Nodes, rate: str) -> dict[str, Any]:
     """The plan as plain values, with what limits it. `rate`: where the seconds come from, in words."""
     largest: dict[tuple[str, str, float], Actors] = {}
     for actors in (stage.actors for stage in stages):
@@ -124,7 +110,7 @@ def as_content(stages: list[Stage], nodes: Nodes, rate: str) -> dict[str, Any]:
     }
 
 
-def limits(stages: list[Stage], nodes: Nodes) -> list[str]:
+def limits(stages: Sequence[Stage], nodes: Nodes) -> list[str]:
     """What holds the run back, the longest stage first."""
     longest = max(stages, key=lambda stage: stage.seconds)
     total = sum(stage.seconds for stage in stages) or 1.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from contrans_dist.benchmarks import Metric
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.points import best_point, main_condition
 from contrans_dist.evaluation.analysis.published import Published, read_published
@@ -43,6 +44,10 @@ class Matched:
     def metrics(self) -> list[str]:
         """Metrics over all items, the heading one first."""
         return list(dict.fromkeys(name for evaluation in self.by_run.values() for name in evaluation.metrics))
+
+    def metric(self, key: str) -> Metric:
+        """How a metric is read, as the first of the runs has it."""
+        return next(iter(self.by_run.values())).metric(key)
 
     @property
     def conditions(self) -> list[str]:
@@ -198,8 +203,8 @@ def improvements(matched: Matched, key: str) -> dict[str, tuple[float, float | N
     and at one whose interval begins below half of it: a part of next to nothing says nothing.
     """
     gains: dict[str, tuple[float, float | None]] = {}
+    sign = 1 if matched.metric(key).higher else -1
     for run, evaluation in matched.by_run.items():
-        sign = 1 if evaluation.metric(key).higher else -1
         effect, base = main_condition(evaluation), evaluation.base(key)
         best = best_point(evaluation, effect, key) if effect else None
         if best and base:

@@ -1,4 +1,4 @@
-"""The target's states before and after steering: the picture of Fig. 2b (ConTrans), and vector lengths."""
+"""The target's states before and after steering, in the plane of Fig. 2b of ConTrans: the points of it."""
 
 from dataclasses import dataclass
 
@@ -14,31 +14,11 @@ _MOST_ROWS = 60
 """Rows a concept in the picture: more hide one another and swell the page."""
 
 
-@dataclass(frozen=True)
-class Vector:
-    """A concept vector file at one block: float32 `[d]`, and the model's median residual norm there."""
-
-    concept: str
-    values: NDArray[np.float32]
-    residual_norm: float | None
-
-    def share(self, strength: float) -> float | None:
-        """Norm of strength * vector as a part of the median residual norm."""
-        if not self.residual_norm:
-            return None
-        return abs(strength) * float(np.linalg.norm(self.values)) / self.residual_norm
-
-
-def read_vectors(folder: Location, block: int) -> dict[str, Vector]:
-    """Vectors of a condition's folder at one block, by concept; those without that block are left out."""
-    vectors = {}
-    for name in folder.names():
-        if not name.endswith(".safetensors"):
-            continue
-        vector = ConceptVector.load(folder / name)
-        if block in vector.blocks:
-            vectors[vector.concept] = Vector(vector.concept, vector.values[block], vector.norms.get(block))
-    return vectors
+def read_vectors(folder: Location, block: int) -> dict[str, ConceptVector]:
+    """Vectors of a condition's folder, by concept; those that carry nothing at the block are left out."""
+    files = [folder / name for name in folder.names() if name.endswith(".safetensors")]
+    vectors = map(ConceptVector.load, files)
+    return {vector.concept: vector for vector in vectors if block in vector.blocks}
 
 
 @dataclass(frozen=True)
@@ -94,20 +74,20 @@ def concept_states(states: ActivationSet, block: int) -> tuple[NDArray[np.float3
 
 
 def picture(
-    states: NDArray[np.float32], labels: list[str], vector: Vector, block: int, strength: float
+    states: NDArray[np.float32], labels: list[str], vector: ConceptVector, block: int, strength: float
 ) -> Picture:
     """Project states `[n, d]` before and after steering on the two main directions of both together.
 
     Principal components by SVD of the centred `[2n, d]` matrix in float64; signs so that steering is right.
     """
-    before = states.astype(np.float64)
-    after = before + strength * vector.values.astype(np.float64)
+    before, row = states.astype(np.float64), vector.at(block).astype(np.float64)
+    after = before + strength * row
     both = np.concatenate([before, after])
     centred = both - both.mean(axis=0)
     _, singular, directions = np.linalg.svd(centred, full_matrices=False)
     axes = directions[:2]
-    axes[0] *= np.sign(axes[0] @ vector.values) or 1.0
-    axes[1] *= np.sign(axes[1] @ vector.values) or 1.0
+    axes[0] *= np.sign(axes[0] @ row) or 1.0
+    axes[1] *= np.sign(axes[1] @ row) or 1.0
     flat = centred @ axes.T
     variance = singular**2 / np.sum(singular**2)
     return Picture(

@@ -1,0 +1,169 @@
+"""The nodes that are planned for, and the actors that models get on them, as a run itself would choose."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from contrans_dist.config import ClusterSettings
+from contrans_dist.distributed.cluster import Replicas, replicas
+from contrans_dist.engine.capture.streamed import MEMORY
+from contrans_dist.models import CPU_TOKENS, DTYPES
+from contrans_dist.models.classifier import BATCH_SIZE
+from contrans_dist.models.devices import host_memory
+from contrans_dist.models.needs import Needs, activation_bytes, cached_bytes
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
+from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
+
+_BATCH_TOKENS = 4096
+"""Of an evaluation, by which a run chooses GPUs."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The cluster to plan for: so many nodes of one kind. Memory in bytes."""
+
+    count: int
+    cpus: float
+    memory: int
+    gpus: int = 0
+    gpu_memory: int = 0
+
+    @classmethod
+    def here(cls) -> "Nodes":
+        """This machine."""
+        import torch
+
+        gpus = torch.cuda.device_count()
+        room = torch.cuda.get_device_properties(0).total_memory if gpus else 0
+        return cls(1, float(os.cpu_count() or 1), host_memory(), gpus, room)
+
+
+@dataclass(frozen=True)
+class Actors:
+    """What one actor of a stage takes, and how many fit. Bytes; of all models that it loads."""
+
+    model: str
+    use: str
+    """`harvest`, `evaluate`, `generate` or `judge`"""
+    placement: str
+    why: str
+    weights: int
+    activations: int
+    memory: int
+    """Of the node, by its process at the peak."""
+    gpus: float
+    count: int
+    threads: int
+    """Of each, where it runs on the CPU."""
+
+    def batch(self, tokens: int) -> int:
+        """Tokens of a batch where so many are wanted."""
+        return tokens if self.gpus else min(tokens, CPU_TOKENS)
+
+
+class Placing:
+    """Who runs what on the nodes, with a recipe's settings of the cluster.
+
+    `base_memory`: bytes of an actor's process before it loads anything. Its methods raise UserError for a
+    model that the nodes cannot hold.
+    """
+
+    def __init__(self, cluster: ClusterSettings, nodes: Nodes, base_memory: int) -> None:
+        self.cluster, self.nodes, self.base_memory = cluster, nodes, base_memory
+        self._placed = cache(self._choice)
+
+    def harvesters(
+        self, model: PlannedModel, highest: int, batch_tokens: int, rows: int, tokens: int
+    ) -> Actors:
+        """Actors of a harvest up to a block. `rows`: bytes of captured rows in memory; `tokens`: those whose
+        states a streamed model keeps."""
+        gpus, placement = self._placed((model,), highest, False, batch_tokens)
+        need = model.needs(highest, False, batch_tokens if gpus else min(batch_tokens, CPU_TOKENS))
+        memory = rows
+        if placement.kind == "stream":
+            states = min(MEMORY, tokens * model.d * DTYPES[model.dtype].itemsize)
+            memory += max(need.embedding, 2 * need.largest_block) + need.activations + states
+        elif not gpus:
+            memory += need.total
+        return self._actors(model.name, "harvest", gpus, placement, need, memory)
+
+    def answerers(self, models: Sequence[PlannedModel], together: int = 0) -> Actors:
+        """Actors of an evaluation, or of another system than the target; the model that answers is first.
+
+        `together`: tokens of the largest batch of texts that they write, which takes memory; a run does not
+        look at that when it chooses GPUs.
+        """
+        gpus, placement = self._placed(tuple(models), None, True, _BATCH_TOKENS)
+        batch = _BATCH_TOKENS if gpus else min(_BATCH_TOKENS, CPU_TOKENS)
+        needs = [model.needs(None, True, batch) for model in models]
+        need = replace(
+            needs[0],
+            weights=sum(need.weights for need in needs),
+            activations=max(sum(need.activations for need in needs), _generating(models, together)),
+        )
+        name = " + ".join(model.name for model in models)
+        use = "generate" if together else "evaluate"
+        return self._actors(name, use, gpus, placement, need, 0 if gpus else need.total)
+
+    def judges(self, judge: PlannedJudge, length: int) -> Actors:
+        """Actors of a classifier of texts of so many tokens: on a GPU each where there are any."""
+        gpus = self._size(self.cluster.one_gpu_each().gpus_per_actor).gpus
+        itemsize = DTYPES[judge.dtype].itemsize
+        activations = activation_bytes(judge.config, BATCH_SIZE * length, itemsize, head=False)
+        need = Needs(judge.weights, activations, 0)
+        placement = Placement("resident", "a classifier lies on one device")
+        return self._actors(judge.name, "judge", gpus, placement, need, 0 if gpus else need.total)
+
+    def _choice(
+        self, models: tuple[PlannedModel, ...], highest: int | None, head: bool, batch: int
+    ) -> tuple[float, Placement]:
+        """(GPUs of an actor, placement) of the first model with the others beside it."""
+        cluster, nodes, settings = self.cluster, self.nodes, models[0].settings
+
+        def choose(gpus: float) -> Placement:
+            memories: dict[Any, int] = dict.fromkeys(range(math.ceil(gpus)), nodes.gpu_memory)
+            return choose_placement(
+                settings.id,
+                **settings.model_dump(exclude={"id"}),
+                highest_block=highest,
+                head=head,
+                placement="auto" if head and cluster.placement == "stream" else cluster.placement,
+                memories=memories | {"cpu": nodes.memory},
+                batch_tokens=batch,
+                share=self._size(gpus).share,
+                beside=[model.settings for model in models[1:]],
+            )
+
+        return fewest_gpus(gpu_counts(cluster.gpus_per_actor, nodes.gpus), choose, settings.id, head)
+
+    def _size(self, gpus: float | None) -> Replicas:
+        """How many actors with so many GPUs the nodes have room for."""
+        node = {"CPU": self.nodes.cpus, "GPU": self.nodes.gpus}
+        cluster = self.cluster.model_copy(update={"gpus_per_actor": gpus})
+        return replicas(cluster, [node] * self.nodes.count)
+
+    def _actors(
+        self, name: str, use: str, gpus: float, placement: Placement, need: Needs, memory: int
+    ) -> Actors:
+        """As many as the nodes have room for, or as are wanted. `memory`: of a process beside its base."""
+        nodes, memory = self.nodes, self.base_memory + memory
+        fit = nodes.count * max(1, min(self._size(gpus).per_node, int(nodes.memory // memory)))
+        count = self.cluster.actors or fit
+        if gpus:  # an actor without its GPUs would never start
+            count = min(count, nodes.count * max(1, int(nodes.gpus // gpus)))
+        return Actors(
+            model=name, use=use, placement=placement.kind, why=placement.reason,
+            weights=need.weights, activations=need.activations, memory=memory,
+            gpus=gpus, count=count, threads=max(1, int(nodes.cpus * nodes.count // count)),
+        )  # fmt: skip
+
+
+def _generating(models: Sequence[PlannedModel], tokens: int) -> int:
+    """Bytes besides the weights for a batch of so many tokens, prompts and what is written after them: keys
+    and values in each model, and in one after the other the pass over the prompts."""
+    sizes = [(model.config, DTYPES[model.dtype].itemsize) for model in models]
+    passes = [activation_bytes(config, tokens, size, head=False) for config, size in sizes]
+    return max(passes) + sum(cached_bytes(config, tokens, size) for config, size in sizes)
