@@ -10,7 +10,7 @@ import pyarrow as pa
 from contrans_dist.benchmarks import Metric
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.points import best_point, main_condition
-from contrans_dist.evaluation.analysis.published import Published, read_published
+from contrans_dist.evaluation.analysis.published import Figures, Published, read_published
 from contrans_dist.evaluation.analysis.run import Run, read_scores
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import condition_order
@@ -39,6 +39,8 @@ class Matched:
     benchmark: str
     by_run: dict[str, Evaluation]
     """By the run's label, in the runs' order."""
+    papers: dict[str, Figures]
+    """What a paper found, by the run beside which that stands."""
 
     @property
     def metrics(self) -> list[str]:
@@ -101,14 +103,18 @@ def compare(runs: Sequence[Location], target: Location) -> Comparison:
     # Else it is somebody else's, by chance in the same folder.
     in_target = any(location.parent.parent == target for location in runs)
     recipe = read_run_recipe(target) if in_target else {}
-    published = {label: read_published(recipe, label) or run.published for label, run in by_label.items()}
+    published = {
+        label: figures
+        for label, run in by_label.items()
+        if (figures := read_published(recipe, label) or run.published)
+    }
     return Comparison(
         name=str(recipe.get("name") or f"{len(by_label)} runs compared"),
         description=str(recipe.get("description") or ""),
         axis=str(recipe.get("axis") or ""),
         runs=by_label,
-        evaluations=match(by_label),
-        published={label: figures for label, figures in published.items() if figures},
+        evaluations=match(by_label, published),
+        published=published,
     )
 
 
@@ -122,13 +128,25 @@ def run_labels(runs: Sequence[Location]) -> list[str]:
     return [f"{'/'.join(names)} ({index})" for index, names in enumerate(parts, 1)]
 
 
-def match(runs: dict[str, Run]) -> list[Matched]:
+def match(runs: dict[str, Run], published: dict[str, Published]) -> list[Matched]:
     """Evaluations of the same name and benchmark, in the order in which they are first met."""
     matches: dict[tuple[str, str], dict[str, Evaluation]] = {}
     for label, run in runs.items():
         for evaluation in run.evaluations:
             matches.setdefault((evaluation.name, evaluation.benchmark), {})[label] = evaluation
-    return [Matched(name, benchmark, by_run) for (name, benchmark), by_run in matches.items()]
+    return [
+        Matched(
+            name,
+            benchmark,
+            by_run,
+            {
+                label: figures
+                for label in by_run
+                if label in published and (figures := published[label].figures(name))
+            },
+        )
+        for (name, benchmark), by_run in matches.items()
+    ]
 
 
 def differing_settings(runs: dict[str, Run]) -> dict[str, dict[str, str]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from contrans_dist.evaluation.analysis import Evaluation, judge, left_out, number
+from contrans_dist.evaluation.analysis import Evaluation, Run, judge, left_out, number
 from contrans_dist.report.compare import (
     Comparison,
     Matched,
@@ -16,7 +16,7 @@ from contrans_dist.report.compare import (
 from contrans_dist.report.costs import costs_of_runs
 from contrans_dist.report.groups import groups_of_runs
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
-from contrans_dist.report.published import paper_table, published_groups, small_models, stands_beside
+from contrans_dist.report.published import paper_table, published_groups, small_models
 from contrans_dist.report.runs import (
     axis_figure,
     how,
@@ -70,42 +70,41 @@ class ComparisonPage:
     warnings: list[str] = field(default_factory=list)
 
 
-def build_comparison(found: Comparison, target: Location, studio: Studio) -> ComparisonPage:
+def build_comparison(comparison: Comparison, target: Location, studio: Studio) -> ComparisonPage:
     """Put the page together; `target` is the folder it will lie in."""
-    sources = {(each.source, each.remarks): None for each in found.published.values()}
+    published = comparison.published.values()
+    sources = dict.fromkeys((figures.source, figures.remarks) for figures in published)
     return ComparisonPage(
-        title=found.name,
-        description=found.description,
+        title=comparison.name,
+        description=comparison.description,
         published=list(sources),
-        small=small_models(list(found.runs.values())),
-        paper=None if _has_paper(found) else _paper_table(found),
-        overview=_overview(found, target),
-        settings=_settings(differing_settings(found.runs), list(found.runs)),
-        sections=[_section(found, matched, studio) for matched in found.evaluations if matched.metrics],
-        warnings=[problem for run in found.runs.values() for problem in run.problems],
+        small=small_models(list(comparison.runs.values())),
+        # Where none is for these very runs, all of the paper's figures.
+        paper=None if _has_paper(comparison) or not published else paper_table(next(iter(published))),
+        overview=_overview(comparison, target),
+        settings=_settings(comparison.runs),
+        sections=[
+            _section(comparison, matched, studio) for matched in comparison.evaluations if matched.metrics
+        ],
+        warnings=[problem for run in comparison.runs.values() for problem in run.problems],
     )
 
 
-def _has_paper(found: Comparison) -> bool:
+def _has_paper(comparison: Comparison) -> bool:
     """Whether the paper has figures for one of these very runs."""
     return any(
-        stands_beside(published, (each.name for each in found.runs[run].evaluations))
-        for run, published in found.published.items()
+        published.has_any(evaluation.name for evaluation in comparison.runs[run].evaluations)
+        for run, published in comparison.published.items()
     )
 
 
-def _paper_table(found: Comparison) -> Table | None:
-    first = next(iter(found.published.values()), None)
-    return paper_table(first) if first else None
-
-
-def _overview(found: Comparison, target: Location) -> Table:
+def _overview(comparison: Comparison, target: Location) -> Table:
     """A row a run: its page, its models, and the verdict of every evaluation."""
-    head = ["Run", "Models", *[matched.name for matched in found.evaluations]]
+    head = ["Run", "Models", *[matched.name for matched in comparison.evaluations]]
     rows = []
-    for name, run in found.runs.items():
+    for name, run in comparison.runs.items():
         models = [run.model("source"), run.model("target")]
-        cells = [_verdict_cell(matched.by_run.get(name)) for matched in found.evaluations]
+        cells = [_verdict_cell(matched.by_run.get(name)) for matched in comparison.evaluations]
         shown = " → ".join(models) if all(models) else next((e.file.model for e in run.evaluations), "")
         rows.append([Cell(name, link=_link(run.location, target)), Cell(shown), *cells])
     return Table(head, rows, "The verdict of each evaluation, by its heading metric.", numbers=False)
@@ -137,8 +136,9 @@ def _link(run: Location, target: Location) -> str:
     return f"{quote(run.path.removeprefix(above))}/report.html"
 
 
-def _settings(differing: dict[str, dict[str, str]], runs: list[str]) -> Table | None:
+def _settings(runs: dict[str, Run]) -> Table | None:
     """Runs in rows, or in columns where they are few and differ in much."""
+    differing = differing_settings(runs)
     if not differing:
         return None
     caption = "Only what differs. A dash: not set."
@@ -151,7 +151,7 @@ def _settings(differing: dict[str, dict[str, str]], runs: list[str]) -> Table | 
     return Table(["Run", *differing], rows, caption, numbers=False)
 
 
-def _section(found: Comparison, matched: Matched, studio: Studio) -> RunsSection:
+def _section(comparison: Comparison, matched: Matched, studio: Studio) -> RunsSection:
     key = matched.metrics[0]
     anchor = studio.name(matched.name)
     return RunsSection(
@@ -159,41 +159,43 @@ def _section(found: Comparison, matched: Matched, studio: Studio) -> RunsSection
         anchor=anchor,
         benchmark=matched.benchmark,
         title=matched.metric(key).title,
-        table=runs_table(found, matched, key),
-        notes=_left_out(found, matched),
-        drawings=_drawings(found, matched, key, anchor, studio),
+        table=runs_table(matched, key),
+        notes=_left_out(comparison, matched),
+        drawings=_drawings(comparison, matched, key, anchor, studio),
         drawings_first=len(matched.by_run) > _SHORT_TABLE,
         others=[
             *filter(None, [groups_of_runs(matched, key)]),
-            *((matched.metric(k).title, runs_table(found, matched, k)) for k in matched.metrics[1:]),
+            *((matched.metric(k).title, runs_table(matched, k)) for k in matched.metrics[1:]),
         ],
-        paper=published_groups(found.published, matched),
+        paper=published_groups(matched),
         costs=costs_of_runs(matched),
     )
 
 
-def _left_out(found: Comparison, matched: Matched) -> list[str]:
+def _left_out(comparison: Comparison, matched: Matched) -> list[str]:
     runs: dict[str, list[str]] = {}
     for name, evaluation in matched.by_run.items():
-        if text := left_out(found.runs[name], evaluation):
+        if text := left_out(comparison.runs[name], evaluation):
             runs.setdefault(text, []).append(name)
     return [f"{', '.join(names)}: {text[0].lower()}{text[1:]}" for text, names in runs.items()]
 
 
-def _drawings(found: Comparison, matched: Matched, key: str, anchor: str, studio: Studio) -> list[Drawing]:
+def _drawings(
+    comparison: Comparison, matched: Matched, key: str, anchor: str, studio: Studio
+) -> list[Drawing]:
     title = matched.metric(key).title
     data = comparison_table(matched, key)
-    if found.axis:
+    if comparison.axis:
         places = positions(list(matched.by_run))
         return [
             studio.draw(
                 studio.name(anchor, "runs"),
-                lambda: axis_figure(matched, key, found.axis, places),
+                lambda: axis_figure(matched, key, comparison.axis, places),
                 data,
-                f"{title} over {found.axis}. {how(matched, key)} Bands: 95\u202f% intervals.",
+                f"{title} over {comparison.axis}. {how(matched, key)} Bands: 95\u202f% intervals.",
             )
         ]
-    pairs = pairs_of({name: found.runs[name] for name in matched.by_run})
+    pairs = pairs_of({name: comparison.runs[name] for name in matched.by_run})
     if pairs is None:
         if len(matched.by_run) < 2:
             return []

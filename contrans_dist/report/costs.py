@@ -38,9 +38,9 @@ def cost_table(evaluation: Evaluation) -> Table | None:
 def _parts(cost: Mapping[str, float], evaluation: Evaluation) -> dict[str, dict[str, float]]:
     """What of the target's cost falls to each condition, by its rows."""
     counts = evaluation.file.rows or {}
-    own = {key: int(n) for key, n in counts.items() if not condition_of(key).no_vector}
-    total = sum(own.values())
-    return {key: {name: value * n / total for name, value in cost.items()} for key, n in own.items()}
+    steered = {key: int(n) for key, n in counts.items() if not condition_of(key).no_vector}
+    total = sum(steered.values())
+    return {key: {name: value * n / total for name, value in cost.items()} for key, n in steered.items()}
 
 
 def costs_of_runs(matched: Matched) -> Table | None:

@@ -68,8 +68,8 @@ def groups_of(
 
 def groups_of_runs(matched: Matched, key: str) -> tuple[str, Table] | None:
     """Title and table, run by group: the condition under test. None unless there are several groups."""
-    found = matched.by_run.values()
-    groups = list(dict.fromkeys(group for evaluation in found for group in evaluation.groups(key)))
+    evaluations = matched.by_run.values()
+    groups = list(dict.fromkeys(group for evaluation in evaluations for group in evaluation.groups(key)))
     if len(groups) < 2:
         return None
     head, _ = about(matched.benchmark).group
@@ -86,11 +86,11 @@ def groups_of_runs(matched: Matched, key: str) -> tuple[str, Table] | None:
 
 
 def _group_cell(evaluation: Evaluation, group: str, verdict: Verdict | None) -> Cell:
-    own = _of_group(evaluation, group, verdict) if verdict else None
-    if own is None:
+    of_group = _of_group(evaluation, group, verdict) if verdict else None
+    if of_group is None:
         return Cell("–", kind="quiet")
-    cell = _effect_cell(own)
-    before = f"from {number(own.base.value, own.kind.percent)}" if own.base else ""
+    cell = _effect_cell(of_group)
+    before = f"from {number(of_group.base.value, of_group.kind.percent)}" if of_group.base else ""
     return Cell(cell.text, "\n".join(filter(None, (cell.note, before))), cell.kind)
 
 
@@ -99,13 +99,13 @@ def _of_group(evaluation: Evaluation, group: str, verdict: Verdict) -> Verdict |
     return judge(evaluation, f"{group}/{verdict.metric}", verdict.strength)
 
 
-def _effect_cell(own: Verdict) -> Cell:
-    return score_cell(own.score, own.kind.percent, False, "apart" if _stands(own) else "")
+def _effect_cell(of_group: Verdict) -> Cell:
+    return score_cell(of_group.score, of_group.kind.percent, False, "apart" if _stands(of_group) else "")
 
 
-def _stands(own: Verdict) -> bool:
+def _stands(of_group: Verdict) -> bool:
     """Whether a group's effect is told apart."""
-    return own.status in ("clear", "partly")
+    return of_group.status in ("clear", "partly")
 
 
 def _table(
@@ -117,20 +117,20 @@ def _table(
     cosines, block = pair.cosines if pair else {}, evaluation.file.block
     rows, apart = [], 0
     for group in evaluation.groups(key):
-        own = _of_group(evaluation, group, verdict)
-        if own is None:
+        of_group = _of_group(evaluation, group, verdict)
+        if of_group is None:
             continue
-        apart += _stands(own)
+        apart += _stands(of_group)
         sign = 1 if verdict.kind.higher else -1
-        most = max(own.controls, key=lambda control: sign * control.score.value, default=None)
-        reference = next((r for r in own.references if r.condition.role == "yardstick"), None)
+        most = max(of_group.controls, key=lambda control: sign * control.score.value, default=None)
+        reference = next((r for r in of_group.references if r.condition.role == "yardstick"), None)
         vector = vectors.get(group)
         share = vector.share(block, verdict.strength) if vector and block is not None else None
         rows.append(
             [
                 Cell(group),
-                score_cell(own.base, percent, False),
-                _effect_cell(own),
+                score_cell(of_group.base, percent, False),
+                _effect_cell(of_group),
                 _rival_cell(most, percent, named=True),
                 _rival_cell(reference, percent),
                 Cell(f"{cosines[group]:.2f}" if group in cosines else "–"),

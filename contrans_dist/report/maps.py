@@ -21,36 +21,36 @@ class MapView:
     candidates: Table | None
 
 
-def map_view(found: MapSummary, studio: Studio) -> MapView:
+def map_view(summary: MapSummary, studio: Studio) -> MapView:
     """One map: what is known of its fit, heat maps by block pair, and the pairs that were tried."""
     drawings = []
-    if _drawable(found.r2):
-        drawings.append(_grid(found, found.r2, "r2", "R² on held-out rows", _R2_CAPTION, studio))
-    if _drawable(found.choice):
+    if _drawable(summary.r2):
+        drawings.append(_grid(summary, summary.r2, "r2", "R² on held-out rows", _R2_CAPTION, studio))
+    if _drawable(summary.choice):
         drawings.append(
-            _grid(found, found.choice, "score", "Score on validation scenarios", _CHOICE_CAPTION, studio)
+            _grid(summary, summary.choice, "score", "Score on validation scenarios", _CHOICE_CAPTION, studio)
         )
-    blocks = f"{found.chosen[0]} → {found.chosen[1]}" if found.chosen else ""
-    facts = [("Protocol", found.header.protocol), ("Blocks", blocks)]
+    blocks = f"{summary.chosen[0]} → {summary.chosen[1]}" if summary.chosen else ""
+    facts = [("Protocol", summary.header.protocol), ("Blocks", blocks)]
     for key, title in (
         ("n_fit", "Rows fitted on"), ("n_effective", "Of them that count"), ("side", "Solved"),
         ("rank", "Rank"), ("ridge", "Ridge"),
         ("condition_number", "Condition number"), ("r2_validation", "R², validation"),
         ("r2_test", "R², test"),
     ):  # fmt: skip
-        value = getattr(found.pair, key, None)
+        value = getattr(summary.pair, key, None)
         if value is not None:
             facts.append((title, f"{value:.3g}" if isinstance(value, float) else str(value)))
     candidates = None
-    if found.candidates:
+    if summary.candidates:
         rows = [
             [Cell(f"{c.source} → {c.target}"), Cell(strength_text(c.strength)),
              Cell(number(c.score, True, 1))]
-            for c in found.candidates[:10]
+            for c in summary.candidates[:10]
         ]  # fmt: skip
-        caption = f"The best {len(rows)} of {len(found.candidates)} candidates on the validation scenarios."
+        caption = f"The best {len(rows)} of {len(summary.candidates)} candidates on the validation scenarios."
         candidates = Table(["Blocks", "Strength", "Score"], rows, caption, compact=True)
-    return MapView(found.name, [fact for fact in facts if fact[1]], drawings, candidates)
+    return MapView(summary.name, [fact for fact in facts if fact[1]], drawings, candidates)
 
 
 def _drawable(grid: BlockTable | None) -> TypeGuard[BlockTable]:
@@ -58,11 +58,13 @@ def _drawable(grid: BlockTable | None) -> TypeGuard[BlockTable]:
     return grid is not None and len(grid.source) * len(grid.target) > 1 and bool(grid.known)
 
 
-def _grid(found: MapSummary, grid: BlockTable, key: str, title: str, caption: str, studio: Studio) -> Drawing:
-    framed = " Framed: the pair that is used." if found.chosen else ""
+def _grid(
+    summary: MapSummary, grid: BlockTable, key: str, title: str, caption: str, studio: Studio
+) -> Drawing:
+    framed = " Framed: the pair that is used." if summary.chosen else ""
     return studio.draw(
-        studio.name("map", found.name, key),
-        lambda: grid_figure(grid, title, found.chosen, as_percent=key == "score"),
+        studio.name("map", summary.name, key),
+        lambda: grid_figure(grid, title, summary.chosen, as_percent=key == "score"),
         block_rows(grid, key),
         caption + framed,
     )

@@ -11,7 +11,7 @@ from contrans_dist.report.harvests import harvest_table, harvest_warnings, norms
 from contrans_dist.report.maps import MapView, map_view
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, seconds_text
 from contrans_dist.report.projections import analysis_drawings
-from contrans_dist.report.published import paper_table, small_models, stands_beside
+from contrans_dist.report.published import paper_table, small_models
 from contrans_dist.report.sections import Section, build_section
 from contrans_dist.store.results import StageEntry
 
@@ -46,8 +46,8 @@ def build_page(run: Run, studio: Studio) -> Page:
         with_planes = not any(section.planes for section in sections)
         sections.append(build_section(run, evaluation, studio, with_planes))
     analyses, unread = analysis_drawings(run, studio)
-    problems = [*run.problems, *(each for section in sections for each in section.problems), *unread]
-    warnings = [*problems, *(warning for found in run.maps for warning in found.warnings)]
+    problems = [*run.problems, *(problem for section in sections for problem in section.problems), *unread]
+    warnings = [*problems, *(warning for summary in run.maps for warning in summary.warnings)]
     warnings += [
         warning for name, harvest in run.harvests.items() for warning in harvest_warnings(name, harvest)
     ]
@@ -60,9 +60,9 @@ def build_page(run: Run, studio: Studio) -> Page:
         published=run.published,
         small=small_models([run]),
         paper=paper_table(run.published)
-        if run.published and not stands_beside(run.published, (each.name for each in run.evaluations))
+        if run.published and not run.published.has_any(evaluation.name for evaluation in run.evaluations)
         else None,
-        maps=[map_view(found, studio) for found in run.maps],
+        maps=[map_view(summary, studio) for summary in run.maps],
         norms=norms_drawing(run, studio),
         harvests=harvest_table(run.harvests) if run.harvests else None,
         facts=_facts(run),

@@ -1,6 +1,6 @@
 """Paper, ours and interval, side by side."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis import (
@@ -31,38 +31,28 @@ _WAYS = {"chosen": "chosen strength", "best": "best strength", "greatest": "grea
          "reported": "strength", "given": "strength"}  # fmt: skip
 
 
-def stands_beside(published: Published, evaluations: Iterable[str]) -> bool:
-    """Whether one of these evaluations has figures of the paper for this very run."""
-    return any((figures := published.figures(name)) and figures.of_this_run for name in evaluations)
-
-
 def published_table(
-    published: Published, evaluation: Evaluation, companions: Sequence[Evaluation] = ()
+    figures: Figures | None, evaluation: Evaluation, companions: Sequence[Evaluation] = ()
 ) -> Table | None:
     """Every published figure of an evaluation beside ours; None where there is none.
 
     Figures of another run of the paper name it, and are not judged by our interval.
     """
-    figures = published.figures(evaluation.name)
     if figures is None:
         return None
     compared = beside(figures, evaluation, companions)
     head = ["Condition", "Metric", figures.title, "Ours", _INTERVAL]
+    run = "" if figures.of_this_run else f"run {figures.run}"
+    source = ", ".join(filter(None, (figures.source, run)))
+    why = "" if figures.of_this_run else "; the first with these figures, as none is for the models here"
+    caption = f"Paper: {source}{why}." if source else ""
     if figures.of_this_run:
         rows = [[*_row(figure), _agreement(figure)] for figure in compared]
-        return Table([*head, "Paper inside it"], rows, _caption(published, figures))
-    return Table(head, [_row(figure) for figure in compared], _caption(published, figures))
+        return Table([*head, "Paper inside it"], rows, caption)
+    return Table(head, [_row(figure) for figure in compared], caption)
 
 
-def _caption(published: Published, figures: Figures) -> str:
-    source = ", ".join(
-        part for part in (published.source, "" if figures.of_this_run else f"run {figures.run}") if part
-    )
-    why = "" if figures.of_this_run else "; the first with these figures, as none is for the models here"
-    return f"Paper: {source}{why}." if source else ""
-
-
-def published_groups(published: Mapping[str, Published], matched: Matched) -> Table | None:
+def published_groups(matched: Matched) -> Table | None:
     """The published figures of single groups over all runs, for which `runs_table` has no cell."""
     rows = [
         [
@@ -70,9 +60,8 @@ def published_groups(published: Mapping[str, Published], matched: Matched) -> Ta
             *_row(figure),
             _agreement(figure) if figures.of_this_run else Cell(f"of {figures.run}", kind="quiet"),
         ]
-        for run, evaluation in matched.by_run.items()
-        if run in published and (figures := published[run].figures(matched.name))
-        for figure in beside(figures, evaluation)
+        for run, figures in matched.papers.items()
+        for figure in beside(figures, matched.by_run[run])
         if "/" in figure.metric
     ]
     head = ["Run", "Condition", "Metric", "Paper", "Ours", _INTERVAL, "Paper inside it"]
@@ -98,9 +87,9 @@ def _titled(name: str, kind: Metric) -> str:
 
 def paper_table(published: Published) -> Table | None:
     """All figures of the paper: a row for each of its runs, evaluations and metrics."""
-    conditions = dict.fromkeys(condition for _, figures in published.every for condition in figures.values)
+    conditions = dict.fromkeys(condition for _, figures in published.values for condition in figures.values)
     rows = []
-    for evaluation, figures in published.every:
+    for evaluation, figures in published.values:
         for name in dict.fromkeys(name for metrics in figures.values.values() for name in metrics):
             kind = figures.metric(name)
             values = [figures.values.get(condition, {}).get(name) for condition in conditions]

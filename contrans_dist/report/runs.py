@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 from contrans_dist.evaluation.analysis import strength_text
 from contrans_dist.evaluation.conditions import condition_of
-from contrans_dist.report.compare import Comparison, Matched, Pairs
+from contrans_dist.report.compare import Matched, Pairs
 from contrans_dist.report.figures import name_ends, value_axis
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.parts import Cell, Table, score_cell
@@ -21,7 +21,7 @@ _WIDE = 50
 """From this factor between the ends of an axis it is drawn as a logarithm."""
 
 
-def runs_table(found: Comparison, matched: Matched, key: str) -> Table:
+def runs_table(matched: Matched, key: str) -> Table:
     """Run by condition: value, interval, strength; what the paper found beside it.
 
     Figures of the paper for the very run stand in its cells; others in a row of their own, above.
@@ -29,44 +29,39 @@ def runs_table(found: Comparison, matched: Matched, key: str) -> Table:
     conditions = ("base", *matched.conditions)
     head = ["Run", "No steering", *(condition_of(c).title for c in matched.conditions)]
     rows = [
-        [Cell(run), *(_cell(found, matched, run, condition, key) for condition in conditions)]
+        [Cell(run), *(_cell(matched, run, condition, key) for condition in conditions)]
         for run in matched.by_run
     ]
     papers = any(cell.aside for row in rows for cell in row)
     paper = " Inside, outside: where the paper's value lies in it." if papers else ""
     return Table(
         head,
-        [*_stand_ins(found, matched, key, conditions), *rows],
+        [*_stand_ins(matched, key, conditions), *rows],
         f"{how(matched, key)} In brackets: 95\u202f% interval.{paper}",
     )
 
 
-def _cell(found: Comparison, matched: Matched, run: str, condition: str, key: str) -> Cell:
-    point, name = matched.point(run, condition, key), condition_of(condition)
-    kind = "main" if name.role == "tested" else ""
-    cell = score_cell(point[1] if point else None, matched.metric(key).percent, False, kind)
-    at = f" at {strength_text(point[0])}" if point and condition != "base" and not name.no_vector else ""
-    return Cell(cell.text, cell.note + at, cell.kind, aside=_paper(found, matched, run, condition, key))
+def _cell(matched: Matched, run: str, condition: str, key: str) -> Cell:
+    """A score, and the paper's value for this very run with whether our interval holds it."""
+    point, name, kind = matched.point(run, condition, key), condition_of(condition), matched.metric(key)
+    strength, score = point or (0.0, None)
+    cell = score_cell(score, kind.percent, False, "main" if name.role == "tested" else "")
+    at = f" at {strength_text(strength)}" if score and condition != "base" and not name.no_vector else ""
+    figures = matched.papers.get(run)
+    paper = figures.values.get(condition, {}).get(key) if figures and figures.of_this_run else None
+    aside = ""
+    if paper is not None:
+        inside = score.holds(paper) if score else None
+        judged = "" if inside is None else ", inside" if inside else ", outside"
+        aside = f"paper {figure_text(paper, kind)}{judged}"
+    return Cell(cell.text, cell.note + at, cell.kind, aside=aside)
 
 
-def _paper(found: Comparison, matched: Matched, run: str, condition: str, key: str) -> str:
-    """The paper's value for this very run, and whether our interval holds it; empty where it has none."""
-    figures = found.published[run].figures(matched.name) if run in found.published else None
-    value = figures.values.get(condition, {}).get(key) if figures and figures.of_this_run else None
-    if value is None:
-        return ""
-    point = matched.point(run, condition, key)
-    inside = point[1].holds(value) if point else None
-    judged = "" if inside is None else ", inside" if inside else ", outside"
-    return f"paper {figure_text(value, matched.metric(key))}{judged}"
-
-
-def _stand_ins(found: Comparison, matched: Matched, key: str, conditions: Sequence[str]) -> list[list[Cell]]:
+def _stand_ins(matched: Matched, key: str, conditions: Sequence[str]) -> list[list[Cell]]:
     """A row for each run of a paper that stands beside runs of which the paper has no figures."""
     rows = {}
-    for run, published in found.published.items():
-        figures = published.figures(matched.name) if run in matched.by_run else None
-        if figures is None or figures.of_this_run or figures.run in matched.by_run:
+    for figures in matched.papers.values():
+        if figures.of_this_run or figures.run in matched.by_run:
             continue
         values = [figures.values.get(condition, {}).get(key) for condition in conditions]
         if any(value is not None for value in values):
@@ -74,16 +69,17 @@ def _stand_ins(found: Comparison, matched: Matched, key: str, conditions: Sequen
                 Cell("–", kind="quiet") if value is None else Cell(figure_text(value, matched.metric(key)))
                 for value in values
             ]
-            rows[published.source, figures.run] = [Cell(figures.title, published.source), *cells]
+            rows[figures.source, figures.run] = [Cell(figures.title, figures.source), *cells]
     return list(rows.values())
 
 
 def how(matched: Matched, key: str) -> str:
     """How the strength of each cell came about."""
-    if any(each.metric(key).cost for each in matched.by_run.values()):
-        ways = dict.fromkeys(read_at(each, key) for each in matched.by_run.values())
+    evaluations = matched.by_run.values()
+    if matched.metric(key).cost:
+        ways = dict.fromkeys(read_at(evaluation, key) for evaluation in evaluations)
         return f"Each condition at {' or '.join(ways)}."
-    chosen = [each.search is not None for each in matched.by_run.values()]
+    chosen = [evaluation.search is not None for evaluation in evaluations]
     if all(chosen):
         return "Each condition at the strength that was chosen on validation items."
     best = "Each condition at its best strength, which favours it a little."

@@ -115,7 +115,7 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
     section.headline = condition_table(evaluation, key, companions)
     section.others = [_other(run, evaluation, k, section.anchor, studio) for k in evaluation.metrics[1:]]
     if run.published:
-        section.published = published_table(run.published, evaluation, companions)
+        section.published = published_table(run.published.figures(evaluation.name), evaluation, companions)
     verdict = judge(evaluation, key)
     if verdict is None:
         return section

@@ -91,18 +91,18 @@ def _validation_drawing(
 def _candidates(search: SearchFile, kind: Metric) -> Table:
     percent, costed = kind.percent, any(trial.perplexity is not None for trial in search.candidates)
     rows = []
-    for each in search.candidates:
-        if each.strength == 0:
+    for trial in search.candidates:
+        if trial.strength == 0:
             continue
-        taken = search.chosen.get(each.condition) == each.strength
-        over = search.limit is not None and each.perplexity is not None and each.perplexity > search.limit
+        taken = search.chosen.get(trial.condition) == trial.strength
+        over = search.limit is not None and trial.perplexity is not None and trial.perplexity > search.limit
         cells = [
-            Cell(condition_of(each.condition).title),
-            Cell(strength_text(each.strength)),
-            Cell(number(each.score, percent, 1 if percent else 2), kind="best" if taken else ""),
+            Cell(condition_of(trial.condition).title),
+            Cell(strength_text(trial.strength)),
+            Cell(number(trial.score, percent, 1 if percent else 2), kind="best" if taken else ""),
         ]
         if costed:
-            text = "–" if each.perplexity is None else f"{each.perplexity:.2f}"
+            text = "–" if trial.perplexity is None else f"{trial.perplexity:.2f}"
             cells.append(Cell(text, "over the budget" if over else "", "warn" if over else ""))
         rows.append([*cells, Cell("chosen" if taken else "", kind="apart" if taken else "")])
     head = ["Condition", "Strength", kind.title, *(["Perplexity"] if costed else []), ""]
@@ -127,7 +127,7 @@ def _data(evaluation: Evaluation, key: str, companion: Evaluation | None) -> pa.
     """The rows behind the panels, by metric."""
     parts = [(evaluation, key), *([(companion, "perplexity")] if companion else [])]
     tables = []
-    for each, name in parts:
-        table = score_table(each)
+    for shown, name in parts:
+        table = score_table(shown)
         tables.append(table.filter(pc.and_(pc.equal(table["concept"], ""), pc.equal(table["metric"], name))))
     return pa.concat_tables(tables)

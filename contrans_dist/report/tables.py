@@ -139,7 +139,7 @@ def read_at(evaluation: Evaluation, key: str) -> str:
     ways = {way_of(evaluation, condition, key) for condition in steered}
     if "reported" in ways:
         there = (evaluation.reported.get(condition) for condition in steered)
-        names = dict.fromkeys(each.evaluation for each in there if each)
+        names = dict.fromkeys(point.evaluation for point in there if point)
         rest = ", else the greatest" if "greatest" in ways else ""
         return f"the strength that {' or '.join(names)} reports{rest}"
     if "greatest" in ways:

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from contrans_dist.benchmarks.statistics import wilson
-from contrans_dist.evaluation.analysis import Picture, read_evaluation
+from contrans_dist.evaluation.analysis import read_evaluation
 from contrans_dist.report import write_comparison
 from contrans_dist.report.figures import concept_look, concepts_figure
 from contrans_dist.report.harvests import norms_figure
+from contrans_dist.report.pictures import Picture
 from contrans_dist.report.projections import projection_figure, similarity_figure
 from contrans_dist.report.states import picture_figure, pictures_figure
 from contrans_dist.store.location import Location

@@ -24,6 +24,8 @@ class Figures:
 
     run: str
     """The paper's run that they are of."""
+    source: str
+    """Where they stand."""
     benchmark: str
     """The evaluation's, by which its metrics are read; empty where the recipe does not say."""
     of_this_run: bool
@@ -46,13 +48,17 @@ class Published:
 
     source: str
     remarks: str
-    every: list[tuple[str, Figures]]
+    values: list[tuple[str, Figures]]
     """Evaluation and figures, run by run of the paper."""
 
     def figures(self, evaluation: str) -> Figures | None:
         """Those of the run's own name; where that has none at all, of the first run with this evaluation."""
-        of_run = [entry for entry in self.every if entry[1].of_this_run]
-        return next((figures for name, figures in of_run or self.every if name == evaluation), None)
+        of_run = [entry for entry in self.values if entry[1].of_this_run]
+        return next((figures for name, figures in of_run or self.values if name == evaluation), None)
+
+    def has_any(self, evaluations: Iterable[str]) -> bool:
+        """Whether one of these evaluations has figures for the very run."""
+        return any((figures := self.figures(name)) and figures.of_this_run for name in evaluations)
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,14 @@ def read_published(recipe: dict[str, Any], run: str) -> Published | None:
         return None
     settings = recipe.get("evaluations") or {}
     benchmarks = {name: str((given or {}).get("benchmark") or DEFAULT) for name, given in settings.items()}
+    source = str(content.get("source") or "")
     every = [
-        (evaluation, Figures(of_run, benchmarks.get(evaluation, ""), of_run == run, values))
+        (evaluation, Figures(of_run, source, benchmarks.get(evaluation, ""), of_run == run, values))
         for of_run, evaluations in (content.get("values") or {}).items()
         for evaluation, values in (evaluations or {}).items()
         if values
     ]
-    return Published(str(content.get("source") or ""), str(content.get("remarks") or ""), every)
+    return Published(source, str(content.get("remarks") or ""), every)
 
 
 def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evaluation] = ()) -> list[Beside]:
