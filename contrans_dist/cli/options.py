@@ -45,6 +45,20 @@ ModelName = Annotated[
     ),
 ]
 
+Centring = Annotated[
+    str | None, typer.Option(help="true, false, or token: about the mean of the rows of one token.")
+]
+Regularising = Annotated[str | None, typer.Option(help="ridge (chosen on held-out rows), or none.")]
+SourceBlocks = Annotated[
+    int | None,
+    typer.Option(help="Source blocks the map reads: its own and those below. Default: 2 where harvested."),
+]
+
+
+def centring(text: str | None) -> Any:
+    """What `--centre` says: True, False, or the text as it is."""
+    return {"true": True, "false": False}.get((text or "").lower(), text)
+
 
 def lasting(out: str | None) -> str | None:
     """Callback of `--out`: the place as given.

@@ -5,8 +5,16 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from contrans_dist.cli.fitted import Centring, Regularising, SourceBlocks, centring
-from contrans_dist.cli.options import Address, AsJson, emit, lasting
+from contrans_dist.cli.options import (
+    Address,
+    AsJson,
+    Centring,
+    Regularising,
+    SourceBlocks,
+    centring,
+    emit,
+    lasting,
+)
 from contrans_dist.config import MapSettings
 from contrans_dist.config.recipe import validated
 from contrans_dist.console import count_of

@@ -5,24 +5,28 @@ from typing import Annotated, Any
 
 import typer
 
-from contrans_dist.cli.fitted import Centring, Regularising, SourceBlocks, map_options
 from contrans_dist.cli.options import (
     Actors,
     Address,
     AsJson,
+    Centring,
     Cpus,
     Dtype,
     Gpus,
     ModelName,
     PlacementName,
     Quantization,
+    Regularising,
+    SourceBlocks,
     TrustCode,
+    centring,
     cluster_settings,
     emit,
     lasting,
     model_settings,
 )
 from contrans_dist.config import CHAT_DATE, CaptureSettings
+from contrans_dist.config.map_options import MapOptions
 from contrans_dist.config.recipe import validated
 from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
@@ -122,7 +126,10 @@ def fit(
     from contrans_dist.store.activation_set import ActivationSet
     from contrans_dist.vectors.from_activations import select_rows
 
-    options = map_options(protocol, centre, regularise, source_blocks)
+    try:
+        options = MapOptions(protocol, centring(centre), regularise, source_blocks)  # type: ignore[arg-type]
+    except ValueError as error:  # in one line that begins with the option's name
+        raise UserError(f"--{error}") from error
     left, right = ActivationSet.open(source), ActivationSet.open(target)
     chosen = select_rows(left, rows) if rows else None
     maps = fit_maps(left, right, blocks, options, rows=chosen, address=address)

@@ -9,13 +9,12 @@ import pyarrow as pa
 
 from contrans_dist.benchmarks import Metric
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.analysis.points import best_point, main_condition
+from contrans_dist.evaluation.analysis.points import Point, best_point, main_condition
 from contrans_dist.evaluation.analysis.published import Figures, Published, read_published
 from contrans_dist.evaluation.analysis.run import Run, read_scores
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import condition_order
 from contrans_dist.store.location import Location
-from contrans_dist.store.results import Score
 from contrans_dist.store.run_recipe import read_run_recipe
 
 _NOT_COMPARED = ("name", "description", "published", "runs", "axis", "small", "cluster", "batch_tokens")
@@ -58,15 +57,10 @@ class Matched:
             {c for evaluation in self.by_run.values() for c in evaluation.conditions}, key=condition_order
         )
 
-    def point(self, run: str, condition: str, key: str) -> tuple[float, Score] | None:
-        """Strength and score at which a condition of a run is read; base at 0."""
+    def point(self, run: str, condition: str, key: str) -> Point | None:
+        """Where a condition of a run is read."""
         evaluation = self.by_run.get(run)
-        if evaluation is None:
-            return None
-        if condition == "base":
-            score = evaluation.base(key)
-            return (0.0, score) if score else None
-        return best_point(evaluation, condition, key)
+        return best_point(evaluation, condition, key) if evaluation else None
 
 
 @dataclass(frozen=True)
@@ -226,7 +220,7 @@ def improvements(matched: Matched, key: str) -> dict[str, tuple[float, float | N
         effect, base = main_condition(evaluation), evaluation.base(key)
         best = best_point(evaluation, effect, key) if effect else None
         if best and base:
-            gain = sign * (best[1].value - base.value)
+            gain = sign * (best.score.value - base.value)
             known = base.value and (base.interval is None or 2 * base.interval[0] >= base.value)
             gains[run] = (gain, gain / base.value if known else None)
     return gains
@@ -241,8 +235,8 @@ def comparison_table(matched: Matched, key: str) -> pa.Table:
     for run in matched.by_run:
         for condition in ("base", *matched.conditions):
             if point := matched.point(run, condition, key):
-                strength, score = point
+                score = point.score
                 low, high = score.interval or (None, None)
-                cells = (run, condition, strength, score.value, low, high, score.n or 0)
+                cells = (run, condition, point.strength, score.value, low, high, score.n or 0)
                 rows.append(dict(zip(_TABLE.names, cells, strict=True)))
     return pa.Table.from_pylist(rows, schema=_TABLE)

@@ -189,7 +189,7 @@ def _drawings(
         places = positions(list(matched.by_run))
         return [
             studio.draw(
-                studio.name(anchor, "runs"),
+                (anchor, "runs"),
                 lambda: axis_figure(matched, key, comparison.axis, places),
                 data,
                 f"{title} over {comparison.axis}. {how(matched, key)} Bands: 95\u202f% intervals.",
@@ -201,7 +201,7 @@ def _drawings(
             return []
         return [
             studio.draw(
-                studio.name(anchor, "runs"),
+                (anchor, "runs"),
                 lambda: runs_figure(matched, key),
                 data,
                 f"{title}, run by run. {how(matched, key)} Bars: 95\u202f% intervals.",
@@ -210,7 +210,7 @@ def _drawings(
     gains = improvements(matched, key)
     drawings = [
         studio.draw(
-            studio.name(anchor, "improvement"),
+            (anchor, "improvement"),
             lambda: pairs_figure(pairs, gains, relative=False, as_percent=matched.metric(key).percent),
             pair_table(pairs, gains),
             f"What the vector gains in {title} over no steering, by source and target."
@@ -220,7 +220,7 @@ def _drawings(
     if any(ratio is not None for _, ratio in gains.values()):
         drawings.append(
             studio.draw(
-                studio.name(anchor, "improvement-ratio"),
+                (anchor, "improvement-ratio"),
                 lambda: pairs_figure(pairs, gains, relative=True, as_percent=True),
                 pair_table(pairs, gains),
                 "The same as a part of the value without steering. Empty: that value is next to nothing, its "

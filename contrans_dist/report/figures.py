@@ -1,6 +1,7 @@
 """The figures of the report, drawn with matplotlib from what `analysis` read."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,8 +11,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, Percent
 
 from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis import Evaluation, number, strength_text
-from contrans_dist.evaluation.conditions import condition_of
+from contrans_dist.evaluation.conditions import Condition, condition_of
 from contrans_dist.report.svg import label
+from contrans_dist.store.results import Score
 
 _GAP = 0.062
 """Between two names beside a panel, as a share of its height."""
@@ -28,34 +30,34 @@ def concept_look(index: int) -> tuple[str, str]:
     return _CONCEPT_COLOURS[place], _CONCEPT_MARKERS[(place + turn) % len(_CONCEPT_MARKERS)]
 
 
-def _curve(axes: Axes, evaluation: Evaluation, condition: str, key: str, band: bool) -> float | None:
+def draw_line(
+    axes: Axes, condition: Condition, xs: Sequence[float], scores: Sequence[Score], small: bool = False
+) -> None:
+    """One condition's line in its look, the intervals as a band; a `small` one has none."""
+    colour, marker, dash = condition.look
+    main = condition.role == "tested"
+    if not small:
+        low, high = zip(*(score.ends for score in scores), strict=True)
+        axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.plot(
+        xs, [score.value for score in scores], color=colour, marker=marker, linestyle=dash,
+        linewidth=2.6 if main else 1.5, markersize=4 if small else 7 if main else 5.5,
+        markeredgecolor="white", markeredgewidth=0.7, zorder=4 if main else 3, clip_on=False,
+    )  # fmt: skip
+
+
+def _curve(axes: Axes, evaluation: Evaluation, name: str, key: str, small: bool = False) -> float | None:
     """Draw one condition over strength; returns its last value, where a label may stand."""
-    points = evaluation.curve(condition, key)
+    points, condition = evaluation.curve(name, key), condition_of(name)
     if not any(strength for strength, _ in points):
         return None
-    colour, marker, dash = condition_of(condition).look
-    if condition_of(condition).no_vector:
-        axes.axhline(points[-1][1].value, color=colour, linestyle=dash, linewidth=1.3, zorder=2)
-        return points[-1][1].value
-    main = condition_of(condition).role == "tested"
-    strengths = [strength for strength, _ in points]
-    if band:
-        low, high = zip(*(score.ends for _, score in points), strict=True)
-        axes.fill_between(strengths, low, high, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(
-        strengths,
-        [score.value for _, score in points],
-        color=colour,
-        marker=marker,
-        linestyle=dash,
-        linewidth=2.6 if main else 1.5,
-        markersize=(7 if main else 5.5) if band else 4,
-        markeredgecolor="white",
-        markeredgewidth=0.7,
-        zorder=4 if main else 3,
-        clip_on=False,
-    )
-    return points[-1][1].value
+    strengths, scores = zip(*points, strict=True)
+    if condition.no_vector:
+        colour, _, dash = condition.look
+        axes.axhline(scores[-1].value, color=colour, linestyle=dash, linewidth=1.3, zorder=2)
+    else:
+        draw_line(axes, condition, strengths, scores, small)
+    return float(scores[-1].value)
 
 
 def value_axis(axis: Axis, kind: Metric, most: float = 1.0) -> None:
@@ -115,7 +117,7 @@ def _curves(
     for condition in reversed(evaluation.conditions):
         if among is not None and condition not in among:
             continue
-        value = _curve(axes, evaluation, condition, key, band=True)
+        value = _curve(axes, evaluation, condition, key)
         if value is None:
             continue
         ends.append((value, condition))
@@ -200,7 +202,7 @@ def concepts_figure(evaluation: Evaluation, key: str) -> Figure:
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, concept in zip(grid.flat, concepts, strict=False):
         for condition in reversed(evaluation.conditions):
-            _curve(axes, evaluation, condition, f"{concept}/{key}", band=False)
+            _curve(axes, evaluation, condition, f"{concept}/{key}", small=True)
         axes.set_title(label(concept, 18))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="x", visible=False)

@@ -52,7 +52,7 @@ def groups_of(
     if evaluation.is_sweep and len(groups) <= _MOST_PANELS:
         scores = score_table(evaluation)
         curves = studio.draw(
-            studio.name(anchor, "concepts"),
+            (anchor, "concepts"),
             lambda: concepts_figure(evaluation, key),
             scores.filter(pc.and_(pc.not_equal(scores["concept"], ""), pc.equal(scores["metric"], key))),
             f"{verdict.kind.title} over strength, by {head.lower()}. Colours as above.",

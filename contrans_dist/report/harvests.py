@@ -67,7 +67,7 @@ def norms_drawing(run: Run, studio: Studio) -> Drawing | None:
         {name: [row[i] for row in rows] for i, name in enumerate(("model", "block", "median_norm"))}
     )
     return studio.draw(
-        studio.name("norms"),
+        ("norms",),
         lambda: norms_figure(norms, block if "target" in norms else None),
         data,
         "Median length of the residual stream, block by block: the yardstick for a strength.",

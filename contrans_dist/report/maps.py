@@ -63,7 +63,7 @@ def _grid(
 ) -> Drawing:
     framed = " Framed: the pair that is used." if summary.chosen else ""
     return studio.draw(
-        studio.name("map", summary.name, key),
+        ("map", summary.name, key),
         lambda: grid_figure(grid, title, summary.chosen, as_percent=key == "score"),
         block_rows(grid, key),
         caption + framed,

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -85,8 +85,9 @@ class Studio:
         self._names.add(candidate)
         return candidate
 
-    def draw(self, name: str, make: Callable[[], Figure], data: pa.Table, caption: str) -> Drawing:
-        """Draw a figure under a name from `name()`; `data` is what it shows."""
+    def draw(self, parts: Sequence[str], make: Callable[[], Figure], data: pa.Table, caption: str) -> Drawing:
+        """Draw a figure, named by `parts` as `name` does; `data` is what it shows."""
+        name = self.name(*parts)
         with style():
             svg = to_svg(make(), name, caption)
         self.files[f"{name}.svg"] = svg.encode()

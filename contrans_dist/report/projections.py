@@ -66,7 +66,7 @@ def _told(
 
 def _projection(kind: str, side: str, studio: Studio, points: list[PointRow]) -> Drawing:
     return studio.draw(
-        studio.name(kind, side),
+        (kind, side),
         lambda: projection_figure(points),
         table_of(points, PointRow),
         f"{_MEANINGS[kind].format(side=side)} Distances between far groups mean little.",
@@ -75,7 +75,7 @@ def _projection(kind: str, side: str, studio: Studio, points: list[PointRow]) ->
 
 def _similarity(studio: Studio, similar: list[SimilarityRow]) -> Drawing:
     return studio.draw(
-        studio.name("map-similarity"),
+        ("map-similarity",),
         lambda: similarity_figure(similar),
         table_of(similar, SimilarityRow),
         "How alike the maps fitted on different prompts are.",

@@ -69,7 +69,7 @@ def published_groups(matched: Matched) -> Table | None:
 
 
 def _row(figure: Beside) -> list[Cell]:
-    kind, ours = figure.kind, figure.ours
+    kind, ours = figure.kind, figure.ours.score if figure.ours else None
     return [
         Cell(condition_of(figure.condition).title),
         Cell(_titled(figure.metric, kind), kind="words"),
@@ -105,9 +105,10 @@ def figure_text(value: float, kind: Metric) -> str:
 
 
 def _at(figure: Beside) -> str:
-    if figure.strength is None or figure.way is None or condition_of(figure.condition).no_vector:
+    point = figure.ours
+    if point is None or not point.strength or condition_of(figure.condition).no_vector:
         return ""
-    return f"{_WAYS[figure.way]} {strength_text(figure.strength)}"
+    return f"{_WAYS[point.way]} {strength_text(point.strength)}"
 
 
 def _agreement(figure: Beside) -> Cell:
@@ -118,7 +119,7 @@ def _agreement(figure: Beside) -> Cell:
     if figure.agrees:
         return Cell("yes", kind="apart")
     return Cell(
-        "no, ours is higher" if figure.ours.value > figure.paper else "no, ours is lower", kind="warn"
+        "no, ours is higher" if figure.ours.score.value > figure.paper else "no, ours is lower", kind="warn"
     )
 
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter
 from contrans_dist.evaluation.analysis import strength_text
 from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.compare import Matched, Pairs
-from contrans_dist.report.figures import name_ends, value_axis
+from contrans_dist.report.figures import draw_line, name_ends, value_axis
 from contrans_dist.report.heatmaps import heat_figure
 from contrans_dist.report.parts import Cell, Table, score_cell
 from contrans_dist.report.published import figure_text
@@ -44,9 +44,9 @@ def runs_table(matched: Matched, key: str) -> Table:
 def _cell(matched: Matched, run: str, condition: str, key: str) -> Cell:
     """A score, and the paper's value for this very run with whether our interval holds it."""
     point, name, kind = matched.point(run, condition, key), condition_of(condition), matched.metric(key)
-    strength, score = point or (0.0, None)
+    score = point.score if point else None
     cell = score_cell(score, kind.percent, False, "main" if name.role == "tested" else "")
-    at = f" at {strength_text(strength)}" if score and condition != "base" and not name.no_vector else ""
+    at = f" at {strength_text(point.strength)}" if point and point.strength and not name.no_vector else ""
     figures = matched.papers.get(run)
     paper = figures.values.get(condition, {}).get(key) if figures and figures.of_this_run else None
     aside = ""
@@ -94,21 +94,11 @@ def axis_figure(matched: Matched, key: str, axis: str, places: list[float] | Non
     at = dict(zip(runs, places or map(float, range(len(runs))), strict=True))
     ends = []
     for condition in reversed(["base", *matched.conditions]):
-        points = sorted((at[run], point[1]) for run in runs if (point := matched.point(run, condition, key)))
-        if not points:
-            continue
-        colour, marker, dash = condition_of(condition).look
-        main = condition_of(condition).role == "tested"
-        xs = [x for x, _ in points]
-        low, high = zip(*(score.ends for _, score in points), strict=True)
-        axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(
-            xs, [s.value for _, s in points], color=colour, marker=marker, linestyle=dash,
-            linewidth=2.6 if main else 1.5, markersize=7 if main else 5.5,
-            markeredgecolor="white", markeredgewidth=0.7,
-            zorder=4 if main else 3, clip_on=False,
-        )  # fmt: skip
-        ends.append((points[-1][1].value, condition))
+        scores = {at[run]: point.score for run in runs if (point := matched.point(run, condition, key))}
+        if scores:
+            xs = sorted(scores)
+            draw_line(axes, condition_of(condition), xs, [scores[x] for x in xs])
+            ends.append((scores[xs[-1]].value, condition))
     value_axis(axes.yaxis, matched.metric(key), _highest(matched, key))
     axes.set_ylabel(matched.metric(key).title)
     axes.set_xlabel(label(axis, 60))
@@ -134,7 +124,7 @@ def _highest(matched: Matched, key: str) -> float:
         for run in matched.by_run
         for condition in ("base", *matched.conditions)
     )
-    return max((point[1].top for point in points if point), default=1.0)
+    return max((point.score.top for point in points if point), default=1.0)
 
 
 def _short(value: float) -> str:
@@ -155,7 +145,7 @@ def runs_figure(matched: Matched, key: str) -> Figure:
         name = condition_of(condition)
         shift = 0.7 * ((place + 0.5) / len(conditions) - 0.5)
         points = [
-            (row + shift, point[1])
+            (row + shift, point.score)
             for row, run in enumerate(runs)
             if (point := matched.point(run, condition, key))
         ]

@@ -46,7 +46,7 @@ def plane_drawings(
     at = strength_text(first.strength)
     drawings = [
         studio.draw(
-            studio.name(anchor, "pca"),
+            (anchor, "pca"),
             lambda: picture_figure(first),
             picture_table(first),
             f"The target's states at block {first.block}, in the plane of their two main directions. "
@@ -61,7 +61,7 @@ def plane_drawings(
         ]
         drawings.append(
             studio.draw(
-                studio.name(anchor, "pca-all"),
+                (anchor, "pca-all"),
                 lambda: pictures_figure(shown),
                 pa.concat_tables(lines),
                 f"The same for every concept, each in its own plane, at strength {at}. In brackets: share of "

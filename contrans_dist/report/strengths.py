@@ -39,7 +39,7 @@ def strength_drawing(
     below = " Below: perplexity under the same steering." if companion else ""
     caption = f"{evaluation.metric(key).title} over steering strength.{below} Bands: 95\u202f% intervals."
     return studio.draw(
-        studio.name(anchor, "strength"),
+        (anchor, "strength"),
         lambda: strength_figure(evaluation, key, companion),
         _data(evaluation, key, companion),
         caption + _levels(evaluation),
@@ -79,7 +79,7 @@ def _validation_drawing(
         return None
     costs = sweep_of(evaluation, "perplexity")
     return studio.draw(
-        studio.name(anchor, "validation"),
+        (anchor, "validation"),
         lambda: strength_figure(validation, key, costs, search.limit, search.chosen),
         _data(validation, key, costs),
         f"{evaluation.metric(search.criterion).title} on validation items over strength, by which the "

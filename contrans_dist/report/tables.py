@@ -10,7 +10,6 @@ from contrans_dist.evaluation.analysis import (
     judge,
     number,
     strength_text,
-    way_of,
 )
 from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.report.parts import Bar, Cell, Table, interval_text, score_cell
@@ -40,15 +39,14 @@ def _line_table(evaluation: Evaluation, key: str, companions: Sequence[Evaluatio
     kind, counts = evaluation.metric(key), _counts(evaluation, key)
     rows, tested = [], [False, False]
     verdict = judge(evaluation, key)
-    p_values, base = _tests(verdict), evaluation.base(key)
-    points = {"base": (0.0, base)} if base else {}
-    points |= {
+    p_values = _tests(verdict)
+    points = {
         condition: point
-        for condition in evaluation.conditions
+        for condition in (BASE.name, *evaluation.conditions)
         if (point := best_point(evaluation, condition, key))
     }
-    costs = companion_scores(companions, {condition: at for condition, (at, _) in points.items()})
-    for condition, (at, score) in points.items():
+    costs = companion_scores(companions, {name: point.strength for name, point in points.items()})
+    for condition, (at, score, _) in points.items():
         name, row = condition_of(condition), evaluation.row(condition, at) if at else None
         ps = [p_values.get(condition), row.p("base", key) if row else None]
         tested = [tested[side] or ps[side] is not None for side in (0, 1)]
@@ -107,7 +105,7 @@ def _sweep_table(evaluation: Evaluation, key: str) -> Table:
             continue
         title = Cell(name.title, name.meaning, name.role)
         if name.no_vector and best:
-            rows.append([title, _level_cell(best[1], kind.percent, len(strengths))])
+            rows.append([title, _level_cell(best.score, kind.percent, len(strengths))])
         else:
             bold = "main" if name.role == "tested" else "best"
             cells = [
@@ -115,7 +113,7 @@ def _sweep_table(evaluation: Evaluation, key: str) -> Table:
                     evaluation.score(condition, strength, key),
                     kind.percent,
                     len(counts) > 1,
-                    bold if best and strength == best[0] else "",
+                    bold if best and strength == best.strength else "",
                 )
                 for strength in strengths
             ]
@@ -136,7 +134,8 @@ def _sweep_table(evaluation: Evaluation, key: str) -> Table:
 def read_at(evaluation: Evaluation, key: str) -> str:
     """At which strength conditions are read, for people: `the best strength`."""
     steered = [condition for condition in evaluation.conditions if not condition_of(condition).no_vector]
-    ways = {way_of(evaluation, condition, key) for condition in steered}
+    points = (best_point(evaluation, condition, key) for condition in steered)
+    ways = {point.way for point in points if point}
     if "reported" in ways:
         there = (evaluation.reported.get(condition) for condition in steered)
         names = dict.fromkeys(point.evaluation for point in there if point)

@@ -16,7 +16,6 @@ from contrans_dist.evaluation.analysis import (
     read_run,
     score_table,
     sentence,
-    way_of,
 )
 from contrans_dist.store.location import Location
 from tests.evaluation.test_analysis import KEY, some
@@ -122,7 +121,7 @@ def test_a_cost_is_read_where_the_runs_main_evaluation_reports_each_condition(
     points = {name: some(best_point(cost, name, "perplexity")) for name in expected}
     assert {name: at for name, (at, _) in points.items()} == expected
     assert points["inst-align"][1].value == 11.0
-    assert {name: way_of(cost, name, "perplexity") for name in ("vector", "sum", "averaged")} == {
+    assert {name: points[name].way for name in ("vector", "sum", "averaged")} == {
         "vector": "reported", "sum": "reported", "averaged": "greatest",
     }  # fmt: skip
     verdict = some(judge(cost, "perplexity"))
@@ -146,9 +145,9 @@ def test_a_cost_goes_with_the_evaluation_that_steers_the_same_concepts(tmp_path:
         "evaluations: {perplexity: {concepts: [kind]}, main: {concepts: [true]}, later: {concepts: [kind]}}"
     )
     cost = read_run(Location.parse(folder)).evaluations[0]
-    assert some(best_point(cost, "vector", "perplexity"))[0] == 3.0
+    assert some(best_point(cost, "vector", "perplexity")).strength == 3.0
     # What only the other one has is still read there.
-    assert some(best_point(cost, "self-align", "perplexity"))[0] == 1.0
+    assert some(best_point(cost, "self-align", "perplexity")).strength == 1.0
 
 
 @pytest.mark.parametrize("ends", [(None, None), (0.5, 0.5)])
@@ -191,9 +190,9 @@ def test_a_task_of_the_harness_says_which_way_is_better(tmp_path: Path) -> None:
     assert evaluation.metrics == ["loss", "acc"]  # as the task lists them
     directions = {key: evaluation.metric(key).higher for key in ("loss", "acc", "t/loss", "fear/u/loss")}
     assert directions == {"loss": False, "acc": True, "t/loss": False, "fear/u/loss": True}
-    assert some(best_point(evaluation, "vector", "loss"))[0] == 1.0
-    assert some(best_point(evaluation, "vector", "u/loss"))[0] == 1.0
-    assert some(best_point(evaluation, "vector", "acc"))[0] == 2.0
+    assert some(best_point(evaluation, "vector", "loss")).strength == 1.0
+    assert some(best_point(evaluation, "vector", "u/loss")).strength == 1.0
+    assert some(best_point(evaluation, "vector", "acc")).strength == 2.0
     assert "lowers loss from 2.00 to 1.00 at strength 1" in sentence(some(judge(evaluation, "loss")))
     perplexity = evaluation.metric("perplexity,filter")
     assert (perplexity.higher, perplexity.cost) == (False, False)

@@ -1,10 +1,10 @@
 """Which condition of an evaluation is under test, and at which strength each one is read."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from contrans_dist.evaluation.analysis.scores import Evaluation, Reported
-from contrans_dist.evaluation.conditions import condition_of
+from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.store.results import Score
 
 Way = Literal["chosen", "reported", "best", "greatest", "given"]
@@ -24,39 +24,40 @@ def main_condition(evaluation: Evaluation) -> str | None:
     return None
 
 
-def best_point(evaluation: Evaluation, condition: str, key: str) -> tuple[float, Score] | None:
-    """Strength and score at which a condition is read in a metric; None where it was not scored.
+class Point(NamedTuple):
+    """Where a condition is read in a metric."""
 
-    The strength that was chosen for it, else the one at which it does most, the lowest among equals. A cost
-    is read at the strength that the run's main evaluation reports, else at the greatest.
+    strength: float
+    score: Score
+    way: Way
+    """How the strength came about."""
+
+
+def best_point(evaluation: Evaluation, condition: str, key: str) -> Point | None:
+    """Where a condition is read in a metric; None where it was not scored.
+
+    At the strength that was chosen for it, else the one at which it does most, the lowest among equals. A
+    cost is read at the strength that the run's main evaluation reports, else at the greatest. Base: at 0.
     """
-    point = _point(evaluation, condition, key)
-    return point[:2] if point else None
-
-
-def way_of(evaluation: Evaluation, condition: str, key: str) -> Way | None:
-    """How the strength of `best_point` came about."""
-    point = _point(evaluation, condition, key)
-    return point[2] if point else None
-
-
-def _point(evaluation: Evaluation, condition: str, key: str) -> tuple[float, Score, Way] | None:
+    if condition == BASE.name:
+        base = evaluation.base(key)
+        return Point(0.0, base, "given") if base else None
     kind = evaluation.metric(key)
-    points = {at: score for at, score in evaluation.curve(condition, key) if at != 0}
-    if not points:
+    scores = {at: score for at, score in evaluation.curve(condition, key) if at != 0}
+    if not scores:
         return None
     chosen = evaluation.search.chosen.get(condition) if evaluation.search else None
-    if chosen is not None and chosen in points:
-        return chosen, points[chosen], "chosen"
+    if chosen is not None and chosen in scores:
+        return Point(chosen, scores[chosen], "chosen")
     if kind.cost:
         reported = evaluation.reported.get(condition)
-        if reported and reported.strength in points:
-            return reported.strength, points[reported.strength], "reported"
-        greatest = max(points, key=abs)
-        return greatest, points[greatest], "greatest"
+        if reported and reported.strength in scores:
+            return Point(reported.strength, scores[reported.strength], "reported")
+        greatest = max(scores, key=abs)
+        return Point(greatest, scores[greatest], "greatest")
     sign = 1 if kind.higher else -1
-    best = max(points, key=lambda at: (sign * points[at].value, -at))
-    return best, points[best], "best"
+    best = max(scores, key=lambda at: (sign * scores[at].value, -at))
+    return Point(best, scores[best], "best")
 
 
 def reported_strengths(evaluations: Iterable[Evaluation]) -> dict[str, Reported]:
@@ -69,5 +70,5 @@ def reported_strengths(evaluations: Iterable[Evaluation]) -> dict[str, Reported]
         for condition in evaluation.conditions:
             point = best_point(evaluation, condition, key)
             if point:
-                strengths.setdefault(condition, Reported(point[0], evaluation.name))
+                strengths.setdefault(condition, Reported(point.strength, evaluation.name))
     return strengths

@@ -7,7 +7,7 @@ from typing import Any
 from contrans_dist.benchmarks import Metric, metric_of
 from contrans_dist.config.benchmarks import DEFAULT
 from contrans_dist.evaluation.analysis.names import COST
-from contrans_dist.evaluation.analysis.points import Way, best_point, way_of
+from contrans_dist.evaluation.analysis.points import Point, best_point
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import BASE
 from contrans_dist.store.results import Score
@@ -70,16 +70,12 @@ class Beside:
     kind: Metric
     """How the metric is read."""
     paper: float
-    ours: Score | None
-    strength: float | None
-    """None where nothing is added, and where ours is missing."""
-    way: Way | None
-    """How the strength came about."""
+    ours: Point | None
 
     @property
     def agrees(self) -> bool | None:
         """Whether the paper's value lies in our interval; None without one."""
-        return self.ours.holds(self.paper) if self.ours else None
+        return self.ours.score.holds(self.paper) if self.ours else None
 
 
 def read_published(recipe: dict[str, Any], run: str) -> Published | None:
@@ -104,18 +100,17 @@ def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evalua
 
     `companions` are perplexity evaluations under the same steering: there a `perplexity` is looked for.
     """
-    comparisons, points = [], _points(evaluation, figures.values)
-    perplexities = companion_scores(companions, points)
+    headline = next(iter(evaluation.metrics), "")
+    points = {condition: best_point(evaluation, condition, headline) for condition in figures.values}
+    costs = companion_scores(companions, {name: point.strength for name, point in points.items() if point})
+    comparisons = []
     for condition, metrics in figures.values.items():
         for name, paper in metrics.items():
-            at = name
-            strength, ours = our_point(evaluation, condition, name)
-            if ours is None and name == COST and evaluation.metrics:
-                at = evaluation.metrics[0]
-                strength, ours = points.get(condition) or None, perplexities.get(condition)
-            way = way_of(evaluation, condition, _read_in(evaluation, condition, at))
             kind = metric_of(COST, COST) if name == COST else evaluation.metric(name)
-            comparisons.append(Beside(condition, name, kind, paper, ours, strength, way))
+            ours, point = our_point(evaluation, condition, name), points[condition]
+            if ours is None and name == COST and point and condition in costs:
+                ours = point._replace(score=costs[condition])
+            comparisons.append(Beside(condition, name, kind, paper, ours))
     return comparisons
 
 
@@ -135,27 +130,11 @@ def companion_scores(companions: Sequence[Evaluation], points: Mapping[str, floa
     return max(map(known, companions), key=len, default={})
 
 
-def _points(evaluation: Evaluation, conditions: Iterable[str]) -> dict[str, float]:
-    """Where conditions are read in an evaluation's headline; base at 0."""
-    points = {
-        condition: best_point(evaluation, condition, evaluation.metrics[0])
-        for condition in conditions
-        if condition != BASE.name and evaluation.metrics
-    }
-    return {BASE.name: 0.0} | {condition: point[0] for condition, point in points.items() if point}
-
-
-def our_point(evaluation: Evaluation, condition: str, name: str) -> tuple[float | None, Score | None]:
-    """(strength, score) of a condition; a metric of a group is read where the metric is over all groups."""
-    if condition == "base":
-        return None, evaluation.base(name)
-    best = best_point(evaluation, condition, _read_in(evaluation, condition, name))
-    if best is None:
-        return None, None
-    return best[0], evaluation.score(condition, best[0], name)
-
-
-def _read_in(evaluation: Evaluation, condition: str, name: str) -> str:
-    """The metric by which the strength is found: that over all groups where it was scored."""
+def our_point(evaluation: Evaluation, condition: str, name: str) -> Point | None:
+    """Where a condition is read; in a metric of a group where the metric is over all groups, if it is."""
+    if condition == BASE.name:
+        return best_point(evaluation, condition, name)
     whole = name.rpartition("/")[2]
-    return whole if best_point(evaluation, condition, whole) else name
+    point = best_point(evaluation, condition, whole) or best_point(evaluation, condition, name)
+    score = evaluation.score(condition, point.strength, name) if point else None
+    return point._replace(score=score) if point and score else None

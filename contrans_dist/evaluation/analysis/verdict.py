@@ -5,7 +5,7 @@ from typing import Literal
 
 from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis.names import number, strength_text
-from contrans_dist.evaluation.analysis.points import Way, best_point, main_condition, way_of
+from contrans_dist.evaluation.analysis.points import Point, Way, best_point, main_condition
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import Condition, condition_of
 from contrans_dist.store.results import Score
@@ -82,47 +82,45 @@ def judge(evaluation: Evaluation, key: str, strength: float | None = None) -> Ve
     best = best_point(evaluation, effect, key)
     if best is not None and strength is not None:
         given = evaluation.score(effect, strength, key)
-        best = (strength, given) if given else None
+        best = Point(strength, given, "given") if given else None
     if best is None:
         return None
-    base, kind, row = evaluation.base(key), evaluation.metric(key), evaluation.row(effect, best[0])
+    base, kind, row = evaluation.base(key), evaluation.metric(key), evaluation.row(effect, best.strength)
     assert row is not None
     rivals = [
-        _rival(condition, point, best[1], base, kind, row.p(condition, key, point[0]))
+        _rival(condition, point, best.score, base, kind, row.p(condition, key, point.strength))
         for condition in evaluation.conditions
         if condition != effect and (point := best_point(evaluation, condition, key))
     ]
     controls = [rival for rival in rivals if rival.condition.role == "control"]
-    others = [rival for rival in rivals if rival.condition.role != "control"]
-    way = way_of(evaluation, effect, key) if strength is None else None
     return Verdict(
-        _status(kind, best[1], base, controls, row.p("base", key)),
-        key,
-        kind,
-        condition_of(effect),
-        best[0],
-        best[1],
-        base,
-        controls,
-        others,
-        way or "given",
-        evaluation.reported[effect].evaluation if way == "reported" else "",
+        status=_status(kind, best.score, base, controls, row.p("base", key)),
+        metric=key,
+        kind=kind,
+        effect=condition_of(effect),
+        strength=best.strength,
+        score=best.score,
+        base=base,
+        controls=controls,
+        references=[rival for rival in rivals if rival.condition.role != "control"],
+        way=best.way,
+        reported_by=evaluation.reported[effect].evaluation if best.way == "reported" else "",
     )
 
 
 def _rival(
     condition: str,
-    point: tuple[float, Score],
+    point: Point,
     effect: Score,
     base: Score | None,
     kind: Metric,
     p: float | None,
 ) -> Rival:
-    lower = _gain(effect, point[1], kind) > 0
-    told_apart = bool(_above(effect, point[1], kind)) or (lower and p is not None and p < SIGNIFICANT)
+    lower = _gain(effect, point.score, kind) > 0
+    told_apart = bool(_above(effect, point.score, kind)) or (lower and p is not None and p < SIGNIFICANT)
     moved = _gain(effect, base, kind) if base else 0.0
-    share = _gain(point[1], base, kind) / moved if base and moved > 0 else 0.0
-    return Rival(condition_of(condition), point[0], point[1], p, told_apart, share)
+    share = _gain(point.score, base, kind) / moved if base and moved > 0 else 0.0
+    return Rival(condition_of(condition), point.strength, point.score, p, told_apart, share)
 
 
 def _gain(score: Score, other: Score, kind: Metric) -> float:
@@ -172,19 +170,19 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
         text = f"No effect: {brings}; without steering it is {stays}"
         if kind.percent and verdict.base.value == (1.0 if kind.higher else 0.0):
             text += f" and cannot {'rise' if kind.higher else 'fall'}"
-        return f"{text}; {references}." if references else f"{text}."
+        return _ended(text, references)
     if verdict.status == "shared":
         same = [control for control in verdict.controls if not control.told_apart]
         shared = _reach(same, kind.percent)
         text = f"Not distinguishable from its controls: {effect} {does}, but {shared} as well"
-        return f"{text}; {references}." if references else f"{text}."
+        return _ended(text, references)
     if verdict.status == "unchecked":
         text = f"{effect[0].upper()}{effect[1:]} {does}, but no control was run, so the cause is open"
-        return f"{text}; {references}." if references else f"{text}."
+        return _ended(text, references)
     everything = _reach([*verdict.controls, *verdict.references], kind.percent)
     if verdict.status == "untested":
         text = f"With neither interval nor test, nothing can be told apart: {effect} {does}"
-        return f"{text}; {everything}." if everything else f"{text}."
+        return _ended(text, everything)
     if verdict.status == "partly":
         most = max(verdict.controls, key=lambda control: control.share)
         moved = "rise" if kind.higher else "fall"
@@ -192,6 +190,11 @@ def sentence(verdict: Verdict, pair: str = "") -> str:
         return f"Partly shared by a control: {effect} {does}; {everything}, {rest}."
     text = f"{effect[0].upper()}{effect[1:]} {does}; {everything}."
     return f"{text} {verdict.effect.caveat}" if verdict.effect.caveat else text
+
+
+def _ended(text: str, others: str) -> str:
+    """A sentence, with what others reach behind it."""
+    return f"{text}; {others}." if others else f"{text}."
 
 
 def _cost_sentence(verdict: Verdict, pair: str) -> str:
