@@ -26,11 +26,26 @@ def assess(
     others: Sequence[System] = (),
     replace: bool = False,
 ) -> MetricsFile:
-    """Do all that the settings of an evaluation ask for; returns the content of metrics.json.
+    """Do all that the settings of an evaluation ask for.
 
-    Only `settings.concepts` are steered; under `settings.search` each condition has the strength that was
-    chosen for it (`search.json`); examples and tokens are read under the condition and strength that the
-    evaluation is headed by. `others` and `replace` as in `evaluate`, whose errors it raises.
+    Examples and tokens are read under the condition and strength that the evaluation is headed by.
+
+    Args:
+        model: the target.
+        settings: with the places of files. Only their `concepts` are steered; under `search` each condition
+            has the strength that was chosen for it (`search.json`).
+        steering: what is added where.
+        out: the evaluation's folder; parts of an unfinished one that are there are kept.
+        cluster: where it runs.
+        others: conditions that are no vectors.
+        replace: begin anew in a folder that holds another evaluation.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        UserError: for data that are missing or wrong, and a folder that holds another evaluation.
+        RunError: when parts failed.
     """
     if settings.concepts is not None:
         steering = steering.about(settings.concepts)

@@ -44,7 +44,17 @@ def harvested_blocks(recipe: Recipe, side: str, n_blocks: int) -> str:
 
 
 def fit_chosen(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Location) -> MapSet:
-    """Fit the map of the recipe's pair of blocks, with cosines to the target's own vectors, and save it."""
+    """Fit the map of the recipe's pair of blocks, and save it with cosines to the target's own vectors.
+
+    Args:
+        recipe: with the places of its files; `map.blocks` says how the pair is chosen.
+        sides: the activation sets.
+        vectors: of both models, `source` and `target` -> concept -> vector.
+        out: the run's folder; the map goes to `maps/corpus.safetensors`, trials of pairs to `selection/`.
+
+    Raises:
+        UserError: for validation items that are scored too, and where there is no strength to try.
+    """
     spec, table, selection = recipe.blocks, None, None
     if spec == "best":
         table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
@@ -76,8 +86,19 @@ def reduce_sides(
 ) -> tuple[MapSet, Vectors]:
     """Vectors of every concept, the map, and the vectors through it, all saved under `out`.
 
-    `blocks: best` is the pair of highest validation R2, no `blocks` is matched depth. Raises UserError when
-    several pairs are asked for.
+    Args:
+        sides: the activation sets.
+        settings: of the map. `blocks: best` is the pair of highest validation R2, none is matched depth.
+        out: for `vectors/` and `maps/`.
+        method: of the concept vectors, `mean` or `pca`.
+        seed: of the draw of rows, where a concept stands against others.
+        address: of the Ray cluster, as `--address` has it.
+
+    Returns:
+        The map, and the source's vectors through it, by concept.
+
+    Raises:
+        UserError: for more than one pair of blocks.
     """
     vectors = refine_sides(sides, out, method, seed)
     maps = fit_sides(sides, settings, settings.blocks or "depth", address=address)
@@ -129,44 +150,34 @@ def _choose(
     strengths = few_strengths(settings.strengths)
     if not strengths:
         raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
-    steered = _candidate_steering(recipe, sides, vectors, candidates(table))
+    pairs = {f"{source}:{target}": (source, target) for source, target in candidates(table)}
+    steered = _candidate_steering(recipe, sides, vectors, pairs)
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)
     trials = try_out(
         recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
     )
     tried = [trial for trial in trials.candidates if trial.strength != 0]
-    best = _tried_pair(
-        max(
-            trials.within(tried) or tried,
-            key=lambda trial: (trials.gain(trial), table.at(_pair(trial)), -abs(trial.strength)),
-        )
+    best = max(
+        trials.within(tried) or tried,
+        key=lambda trial: (trials.gain(trial), table.at(pairs[trial.condition]), -abs(trial.strength)),
     )
+    source, target = pairs[best.condition]
     note(
-        f"blocks {best.source} -> {best.target} chosen on validation items: {trials.criterion} "
-        f"{best.score:.2f} at strength {best.strength:g}"
+        f"blocks {source} -> {target} chosen on validation items: {trials.criterion} {best.score:.2f} at "
+        f"strength {best.strength:g}"
     )
+
+    def of_pair(trial: Trial) -> TriedPair:
+        source, target = pairs[trial.condition]
+        outcome = trial.model_dump(exclude={"condition"})
+        return TriedPair(source=source, target=target, **outcome)
+
     return BlockSelection(
         criterion=trials.criterion,
-        candidates=[_tried_pair(trial) for trial in tried],
-        chosen=(best.source, best.target),
-        best=best,
-    )
-
-
-def _pair(trial: Trial) -> Pair:
-    source, _, target = trial.condition.partition(":")
-    return int(source), int(target)
-
-
-def _tried_pair(trial: Trial) -> TriedPair:
-    source, target = _pair(trial)
-    return TriedPair(
-        source=source,
-        target=target,
-        strength=trial.strength,
-        score=trial.score,
-        perplexity=trial.perplexity,
+        candidates=[of_pair(trial) for trial in tried],
+        chosen=(source, target),
+        best=of_pair(best),
     )
 
 
@@ -176,19 +187,19 @@ def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _candidate_steering(
-    recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], pairs: list[Pair]
+    recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], pairs: dict[str, Pair]
 ) -> Steering:
-    """The transplanted vectors of every candidate as conditions named `source:target`."""
+    """The transplanted vectors of every candidate as conditions, by the names of the pairs."""
     given: dict[str, Vectors] = {"vector": dict(vectors["target"])}
     options = recipe.map.options()
     aligned = join(sides.corpus_source, sides.corpus_target, options.protocol)
-    fitted = fit_one_by_one(aligned, pairs, options, shuffled=False, vectors_at=sides.contrast_source.blocks)
+    fitted = fit_one_by_one(
+        aligned, list(pairs.values()), options, shuffled=False, vectors_at=sides.contrast_source.blocks
+    )
     with Progress("fit maps", len(pairs), "pairs of blocks") as progress:
-        for maps in fitted:
-            source, target = maps.only_pair()
-            carried = {
+        for name, maps in zip(pairs, fitted, strict=True):
+            given[name] = {
                 concept: maps.carry(vector, recipe.map.norm) for concept, vector in vectors["source"].items()
             }
-            given[f"{source}:{target}"] = carried
             progress.advance(1)
-    return steering(given, [f"{source}:{target}" for source, target in pairs])
+    return steering(given, list(pairs))

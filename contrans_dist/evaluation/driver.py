@@ -42,11 +42,25 @@ def evaluate(
     title: str | None = None,
     others: Sequence[System] = (),
 ) -> MetricsFile:
-    """Score a model on a benchmark under every condition of `steering`; returns the content of metrics.json.
+    """Score a model on a benchmark under every condition of `steering`.
 
-    `others` are conditions that are no vectors, each scored by actors of its own. Parts that are there are
-    kept. A folder that holds another evaluation is refused (UserError, naming the fields), or begun anew with
-    `replace`. `title` heads the progress. Raises RunError when parts failed.
+    Args:
+        model: the target.
+        settings: what is scored, at which strengths.
+        steering: what is added where.
+        out: the evaluation's folder; parts of an unfinished one that are there are kept.
+        cluster: where it runs.
+        replace: begin anew in a folder that holds another evaluation.
+        title: heads the progress.
+        others: conditions that are no vectors, each scored by actors that load what it takes.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        UserError: for data that are missing or wrong; for a folder that holds another evaluation, naming the
+            fields, without `replace`.
+        RunError: when parts failed.
     """
     cluster = cluster or ClusterSettings()
     return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title)

@@ -99,11 +99,17 @@ def steering(
     block: int | None = None,
     seed: int = 0,
 ) -> Steering:
-    """Rows for every condition asked for.
+    """What is added for every condition.
 
-    `given`: condition -> concept -> vector in the target's space; `vector` among them, from which the
-    conditions are derived that need no run. Some controls get the norm of the condition under test
-    (`reference_of`). Raises UserError for a condition that can be neither found nor derived.
+    Args:
+        given: condition -> concept -> vector in the target's space; `vector` among them, from which the
+            conditions are derived that need no run.
+        conditions: by name. Some controls get the norm of the one under test (`reference_of`).
+        block: to be steered, from 0; None is the only one that a vector carries.
+        seed: of directions that are drawn.
+
+    Raises:
+        UserError: for a condition of which there are no vectors, and which cannot be derived either.
     """
     main = given.get("vector", {})
     reference = reference_of(conditions) or "vector"

@@ -56,11 +56,20 @@ def run_demo(out: Location) -> dict[str, Any]:
 
 
 def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) -> dict[str, Any]:
-    """Do all that a recipe asks for into one folder; what is already there is reused.
+    """Do all that a recipe says; what is already there is reused.
 
-    `shared`: a common folder of harvests, for this and other recipes; it must lie in a folder above `out`.
-    Returns a summary: `report` (its place), `evaluations` (name to verdict and metrics file), `seconds`.
-    Relative paths in the recipe start at the working directory.
+    Args:
+        recipe: relative paths in it start at the working directory.
+        out: the run's folder.
+        shared: a common folder of harvests, for this and other recipes, in a folder above `out`.
+
+    Returns:
+        A summary: `name`, `out`, `report` (where it is), `evaluations` (by name, `verdict` and the place of
+        `metrics`), `seconds`.
+
+    Raises:
+        UserError: for texts, models or data that are missing or wrong, or an artefact of other settings.
+        RunError: when a part failed.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -18,11 +18,19 @@ FIGURES_FOLDER = "figures"
 
 
 def write_report(run: Location) -> Location:
-    """Write `report.html` into a run folder, an evaluation or an activation set; returns where it is.
+    """Write `report.html` into a folder, from the artefacts in it; what is missing is left out of the page.
 
-    Reads artefacts only; what is missing is left out of the page. Each figure is also kept as SVG, with the
-    data behind it as CSV, in `figures/`; those of an earlier page that this one lacks are removed. Raises
-    UserError when nothing that can be reported is there.
+    Each figure is also kept as SVG, with the data behind it as CSV, in `figures/`; those of an earlier page
+    that this one lacks are removed.
+
+    Args:
+        run: the folder of a run, of an evaluation, or of an activation set.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: when nothing that can be reported is there.
     """
     studio = Studio()
     return _publish("page.html", build_page(read_run(run), studio), studio, run)
@@ -34,11 +42,19 @@ def runs_in(location: Location) -> list[Location]:
 
 
 def write_comparison(runs: Sequence[Location], target: Location) -> Location:
-    """Write `report.html` into `target`: runs side by side, evaluation by evaluation; returns where it is.
+    """Write a page with runs side by side, evaluation by evaluation.
 
-    Runs may be of one recipe or of several: evaluations are matched by name and benchmark. A `recipe.yaml`
-    in `target` names what the runs are runs of. Figures and their data go to `figures/`. Raises UserError
-    when no run has an evaluation.
+    Args:
+        runs: their folders. They may be of one recipe or of several: evaluations are matched by name and
+            benchmark.
+        target: the folder of `report.html` and `figures/`. A `recipe.yaml` in it names what the runs are runs
+            of.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: when no run has an evaluation.
     """
     studio = Studio()
     return _publish(

@@ -54,9 +54,13 @@ class Run:
 
 
 def read_run(location: Location) -> Run:
-    """Read a run folder, an evaluation folder or an activation set.
+    """What is there of a run; only headers and metrics are read.
 
-    Raises UserError when nothing that can be reported is there.
+    Args:
+        location: the folder of a run, of an evaluation, or of an activation set.
+
+    Raises:
+        UserError: when nothing that can be reported is there.
     """
     if (location / METRICS).exists():
         return Run(location, evaluations=[read_in_run(location)])

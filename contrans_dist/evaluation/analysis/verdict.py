@@ -72,9 +72,15 @@ class Verdict:
 
 
 def judge(evaluation: Evaluation, key: str, strength: float | None = None) -> Verdict | None:
-    """Judge one metric (`token_acc_negative`, `fear/token_acc_negative`), at a given or the best strength.
+    """Whether steering did something in one metric that its controls do not do as well.
 
-    Returns None when nothing was steered or the metric is not there.
+    Args:
+        evaluation: what was scored.
+        key: the metric, such as `token_acc_negative` or `fear/token_acc_negative`.
+        strength: at which the condition under test is read; None takes that of `best_point`.
+
+    Returns:
+        The verdict; None when nothing was steered or the metric is not there.
     """
     effect = main_condition(evaluation)
     if effect is None:
