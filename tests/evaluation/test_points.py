@@ -119,7 +119,7 @@ def test_a_cost_is_read_where_the_runs_main_evaluation_reports_each_condition(
         "inst-align": 1.0,
     }  # fmt: skip
     points = {name: some(best_point(cost, name, "perplexity")) for name in expected}
-    assert {name: at for name, (at, _) in points.items()} == expected
+    assert {name: point.strength for name, point in points.items()} == expected
     assert points["inst-align"][1].value == 11.0
     assert {name: points[name].way for name in ("vector", "sum", "averaged")} == {
         "vector": "reported", "sum": "reported", "averaged": "greatest",
