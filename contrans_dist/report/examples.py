@@ -7,14 +7,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contrans_dist.benchmarks import about
 from contrans_dist.evaluation.analysis import Evaluation, Verdict, number, strength_text
 from contrans_dist.evaluation.conditions import BASE, condition_of, condition_order
 from contrans_dist.store.tables import EXAMPLES, RESULTS, ContinuationRow, columns_of, read_columns, rows_of
 
 _MOST_LETTERS = 700
-_OPEN = 6
-"""Examples that are shown at once; the others are folded."""
 _PER_GROUP, _MOST = 2, 30
 
 
@@ -37,17 +34,7 @@ class Example:
     said: list[Said]
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Examples of an evaluation; offensive ones are all folded behind a warning."""
-
-    first: list[Example]
-    rest: list[Example]
-    offensive: bool
-    caption: str
-
-
-def examples_of(evaluation: Evaluation, verdict: Verdict) -> Examples | None:
+def examples_of(evaluation: Evaluation, verdict: Verdict) -> list[Example]:
     """Examples at the strengths of the verdict: unsteered, under the effect, and what it is compared with.
 
     The first prompts of every group: none is picked by its outcome. Raises UserError for a damaged file.
@@ -58,17 +45,7 @@ def examples_of(evaluation: Evaluation, verdict: Verdict) -> Examples | None:
         for rival in [*verdict.references, *verdict.controls]
         if rival.condition.role != "control" or rival.condition.drawn
     }
-    examples = _examples(_continuations(evaluation, points), points)
-    if not examples:
-        return None
-    offensive = about(evaluation.benchmark).offensive
-    first = 0 if offensive else _OPEN
-    return Examples(
-        examples[:first],
-        examples[first:],
-        offensive,
-        "The first prompts of each group, whatever came of them: none is picked by its outcome.",
-    )
+    return _examples(_continuations(evaluation, points), points)
 
 
 def _continuations(evaluation: Evaluation, points: Mapping[str, float]) -> list[ContinuationRow]:

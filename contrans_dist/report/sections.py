@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from contrans_dist.benchmarks import about
+from contrans_dist.benchmarks import Benchmark, about
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import (
     Evaluation,
@@ -18,7 +18,7 @@ from contrans_dist.evaluation.analysis import (
 )
 from contrans_dist.report.answers import answers_table, token_table
 from contrans_dist.report.costs import cost_table
-from contrans_dist.report.examples import Examples, examples_of
+from contrans_dist.report.examples import Example, examples_of
 from contrans_dist.report.groups import Groups, groups_of
 from contrans_dist.report.parts import Bar, Drawing, Studio, Table
 from contrans_dist.report.pictures import read_vectors
@@ -46,38 +46,37 @@ class Other:
 class Section:
     """What the page shows of one evaluation; empty parts are left out."""
 
-    name: str
+    evaluation: Evaluation
+    about: type[Benchmark]
+    """The benchmark's names."""
     anchor: str
-    benchmark: str
-    model: str
-    block: int | None
-    noun: str
-    """What was scored, in the plural."""
-    offensive: bool
-    """Whether its texts are, so that they are folded away."""
+    notes: list[str]
+    costs: Table | None
+    throughput: list[tuple[str, str]]
+    headline: Table | None = None
+    headline_title: str = ""
+    others: list[Other] = field(default_factory=list)
+    published: Table | None = None
     status: str = ""
     status_word: str = ""
     sentence: str = ""
+    """The verdict; empty where nothing was steered."""
     rule: str = ""
     """How the verdict is made."""
     bars: list[Bar] = field(default_factory=list)
-    headline: Table | None = None
-    headline_title: str = ""
-    published: Table | None = None
     strength: Drawing | None = None
     choice: Choice | None = None
-    others: list[Other] = field(default_factory=list)
     groups: Groups | None = None
     answers: Table | None = None
     tokens: Table | None = None
-    examples: Examples | None = None
+    examples: list[Example] = field(default_factory=list)
     planes: list[Drawing] = field(default_factory=list)
-    leak: LeakCheck | None = None
-    notes: list[str] = field(default_factory=list)
-    costs: Table | None = None
-    throughput: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Files that cannot be read, and so are not shown, one line each."""
+
+    @property
+    def leak(self) -> LeakCheck | None:
+        return self.evaluation.file.leak
 
     def part(self, make: Callable[[], T], otherwise: T) -> T:
         """What `make` reads; where its file is damaged `otherwise`, and the problem is told."""
@@ -91,51 +90,44 @@ class Section:
 
 def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes: bool = True) -> Section:
     """Everything the page shows of one evaluation; without planes where another one shows the same states."""
+    file, anchor = evaluation.file, studio.name(evaluation.name)
     section = Section(
-        evaluation.name,
-        studio.name(evaluation.name),
-        evaluation.benchmark,
-        evaluation.file.model,
-        evaluation.file.block,
-        about(evaluation.benchmark).noun,
-        about(evaluation.benchmark).offensive,
+        evaluation,
+        about(evaluation.benchmark),
+        anchor,
+        notes=[note for note in (*(file.notes or []), left_out(run, evaluation)) if note],
+        costs=cost_table(evaluation),
+        throughput=[(str(key).replace("_", " "), _plain(v)) for key, v in (file.throughput or {}).items()],
     )
-    section.leak = evaluation.file.leak
-    section.notes = [note for note in (*(evaluation.file.notes or []), left_out(run, evaluation)) if note]
-    section.costs = cost_table(evaluation)
-    section.throughput = [
-        (str(key).replace("_", " "), _plain(value))
-        for key, value in (evaluation.file.throughput or {}).items()
-    ]
     if not evaluation.metrics:
         return section
-    key = evaluation.metrics[0]
+    key, *others = evaluation.metrics
     companions: list[Evaluation] = section.part(lambda: companions_of(run, evaluation), [])
     section.headline_title = evaluation.metric(key).title
     section.headline = condition_table(evaluation, key, companions)
-    section.others = [_other(run, evaluation, k, section.anchor, studio) for k in evaluation.metrics[1:]]
+    section.others = [_other(run, evaluation, other, anchor, studio) for other in others]
     if run.published:
         section.published = published_table(run.published.figures(evaluation.name), evaluation, companions)
     verdict = judge(evaluation, key)
     if verdict is None:
         return section
     section.status, section.status_word = verdict.status, STATUS_WORDS[verdict.status]
-    if evaluation.file.leak and evaluation.file.leak.seen and verdict.status != "cost":
-        seen = f"{section.status_word}, but on {section.noun} seen before"
+    if file.leak and file.leak.seen and verdict.status != "cost":
+        seen = f"{section.status_word}, but on {section.about.noun} seen before"
         section.status, section.status_word = "leaked", seen
     section.sentence = sentence(verdict, _pair_text(run, evaluation))
     section.rule = rule(evaluation) if verdict.status != "cost" else ""
     section.bars = verdict_bars(verdict)
-    section.strength = strength_drawing(evaluation, key, companions, section.anchor, studio)
-    section.choice = section.part(lambda: choice_of(evaluation, section.anchor, studio), None)
+    section.strength = strength_drawing(evaluation, key, companions, anchor, studio)
+    section.choice = section.part(lambda: choice_of(evaluation, anchor, studio), None)
     section.tokens = section.part(lambda: token_table(evaluation, verdict), None)
-    section.examples = section.part(lambda: examples_of(evaluation, verdict), None)
+    section.examples = section.part(lambda: examples_of(evaluation, verdict), [])
     vectors: dict[str, ConceptVector] = section.part(lambda: _vectors(run, evaluation, verdict), {})
-    section.groups = groups_of(run, evaluation, verdict, vectors, section.anchor, studio)
+    section.groups = groups_of(run, evaluation, verdict, vectors, anchor, studio)
     section.answers = section.part(lambda: answers_table(evaluation, verdict), None)
     if with_planes and verdict.status != "cost":
         section.planes = section.part(
-            lambda: plane_drawings(run, section.block, verdict, vectors, section.anchor, studio), []
+            lambda: plane_drawings(run, file.block, verdict, vectors, anchor, studio), []
         )
     return section
 

@@ -439,7 +439,7 @@ def test_status_of_whole_and_unfinished_things(
     stages: tuple[Path, dict[str, dict[str, Any]]], run: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     assert json_of("status", stages[0] / "contrast-source") == {
-        str(stages[0] / "contrast-source"): "complete, 48 rows in 1 shards"
+        str(stages[0] / "contrast-source"): "complete, 48 rows in 1 shard"
     }
     whole = json_of("status", run[0])
     assert whole["evaluations/emotions"] == "complete"

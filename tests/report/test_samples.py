@@ -53,8 +53,7 @@ def test_examples_and_tokens_at_the_strength_of_the_verdict(tmp_path: Path) -> N
     def at(strength: float) -> Verdict:
         return some(judge(evaluation, KEY, strength))
 
-    shown = some(examples_of(evaluation, at(1.0)))
-    examples = [*shown.first, *shown.rest]
+    examples = examples_of(evaluation, at(1.0))
     assert [example.group for example in examples] == [f"{c} · negative" for c in CONCEPTS for _ in range(2)]
     assert examples[0].prompt == "Scenario 0 of anger."
     assert [(said.title, said.text) for said in examples[0].said] == [
