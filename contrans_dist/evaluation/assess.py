@@ -7,12 +7,13 @@ from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSetti
 from contrans_dist.distributed.actors import kept_actors
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.evaluation.analysis import Verdict, judge, read_in_run
+from contrans_dist.evaluation.analysis.names import COST, VALIDATION
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import prepared, scored
 from contrans_dist.evaluation.samples import probe
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.strength_search import search
-from contrans_dist.evaluation.trials import BUDGET, VALIDATION, check_tried
+from contrans_dist.evaluation.trials import check_tried
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import SEARCH, MetricsFile, SearchFile, write_file
 
@@ -65,7 +66,7 @@ def assess(
             write_file(out / SEARCH, search_file)
         else:  # of earlier settings
             (out / SEARCH).delete()
-            for sweep in (VALIDATION, BUDGET):
+            for sweep in (VALIDATION, COST):
                 (out / sweep).delete_folder()
         verdict = judged(out)
         if verdict is not None:

@@ -235,7 +235,7 @@ def systems_of(recipe: Recipe, settings: EvaluationSettings) -> list[System]:
 def systems(available: Available, names: Iterable[str] | None = None) -> list[System]:
     """Those of the conditions that are no vectors; without `names` all for which everything is there.
 
-    Raises UserError naming what one that was asked for lacks.
+    Raises UserError naming what one of `names` lacks.
     """
     answering = []
     for entry in CONDITIONS if names is None else map(condition_of, names):

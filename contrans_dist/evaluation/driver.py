@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -112,19 +113,22 @@ def scored(ready: Prepared, cluster: ClusterSettings, title: str | None = None) 
         note(f"{out}: complete; nothing to do")
         return ready.finished
     units: list[WorkUnit] = []
+    head = title or f"evaluate {benchmark.name}"
     with connected(cluster.address):
         for system in in_turn(target, ready.others):
             of_system = plan_units(items, steering.concepts, system.name)
-            head = title or f"evaluate {benchmark.name}"
-            _score_missing(
-                changed(spec, system=system),
-                of_system,
-                cluster,
-                head if system is target else f"{head}, {system.name}",
-            )
+            named = head if system is target else f"{head}, {system.name}"
+            on_system = partial(run_on, system, cluster, shared=changed(spec, system=system))
+            _make_missing(spec, PARTS, of_system, named, on_system)
             units += of_system
         if isinstance(benchmark, Judged):
-            _judge_missing(spec, benchmark.classifier, units, cluster)
+            judge = benchmark.classifier
+
+            def on_judges(tasks: list[Task], on_result: Callable[[Task, Any], None]) -> Outcome:
+                size = replicas(cluster.one_gpu_each())
+                return run_tasks(JudgeActor, (judge,), tasks, size, on_result, spec)
+
+            _make_missing(spec, JUDGED, units, f"judge by {judge}", on_judges)
     folder = out / (JUDGED if isinstance(benchmark, Judged) else PARTS)
     tables = {unit.name: read_table(folder / unit.name) for unit in units}
     table = joined(units, tables, steering.concepts)
@@ -172,47 +176,24 @@ def _model(model: ModelSettings, benchmark: Benchmark, items: Sequence[ScoredIte
     return {**model_identity(model, facts), **benchmark.model_identity(facts.reads, items, model.id)}
 
 
-def _missing(folder: Location, units: Sequence[WorkUnit], identity: dict[str, Any]) -> list[WorkUnit]:
-    names = missing(folder, [unit.name for unit in units], identity)
-    return [unit for unit in units if unit.name in names]
-
-
-def _score_missing(spec: EvaluationSpec, units: list[WorkUnit], cluster: ClusterSettings, title: str) -> None:
-    left = _missing(spec.out / PARTS, units, spec.identity)
-    if left:
-        with Progress(title, sum(len(unit.items) for unit in left), "items") as progress:
-            outcome = run_on(spec.system, cluster, _tasks(left), _advancing(progress), spec)
-        _check(outcome, spec.out, len(units))
-
-
-def _judge_missing(
-    spec: EvaluationSpec, classifier: str, units: list[WorkUnit], cluster: ClusterSettings
+def _make_missing(
+    spec: EvaluationSpec,
+    folder: str,
+    units: Sequence[WorkUnit],
+    title: str,
+    run: Callable[[list[Task], Callable[[Task, Any], None]], Outcome],
 ) -> None:
-    left = _missing(spec.out / JUDGED, units, spec.identity)
-    if left:
-        title = f"judge by {classifier}"
-        with Progress(title, sum(len(unit.items) for unit in left), "items") as progress:
-            outcome = run_tasks(
-                JudgeActor, (classifier,), _tasks(left), replicas(cluster.one_gpu_each()),
-                _advancing(progress), spec,
-            )  # fmt: skip
-        _check(outcome, spec.out, len(units))
-
-
-def _tasks(units: Sequence[WorkUnit]) -> list[Task]:
-    return [Task(unit.name, unit, len(unit.items)) for unit in units]
-
-
-def _advancing(progress: Progress) -> Callable[[Task, Any], None]:
-    return lambda task, _: progress.advance(len(task.payload.items))
-
-
-def _check(outcome: Outcome, out: Location, n_units: int) -> None:
-    """Raise RunError when a part failed."""
+    """Run every unit that has no part in a folder. Raises RunError when one failed."""
+    names = missing(spec.out / folder, [unit.name for unit in units], spec.identity)
+    tasks = [Task(unit.name, unit, len(unit.items)) for unit in units if unit.name in names]
+    if not tasks:
+        return
+    with Progress(title, sum(len(task.payload.items) for task in tasks), "items") as progress:
+        outcome = run(tasks, lambda task, _: progress.advance(len(task.payload.items)))
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(
-            f"{out}: {len(outcome.failures)} of {n_units} parts failed ({name}: {reason}); "
+            f"{spec.out}: {len(outcome.failures)} of {len(units)} parts failed ({name}: {reason}); "
             "run the same command again to try only these"
         )
 

@@ -48,7 +48,21 @@ def lcross_maps(sides: Sides, pair: Pair, rows: NDArray[np.int64]) -> MapSet:
 def refine_sides(
     sides: Sides, out: Location, method: str = "mean", seed: int = 0, limit: int | None = None
 ) -> dict[str, Vectors]:
-    """The concept vectors of both models, `source` and `target` -> concept -> vector, saved under `out`."""
+    """The concept vectors of both models, saved under `out`.
+
+    Args:
+        sides: the activation sets; those of the contrast texts are read.
+        out: for `vectors/source` and `vectors/target`.
+        method: `mean` or `pca`.
+        seed: of the draw of rows, where a concept stands against others.
+        limit: rows of each side of a concept at most.
+
+    Returns:
+        `source` and `target` -> concept -> vector.
+
+    Raises:
+        UserError: for a concept without rows of both kinds.
+    """
     vectors: dict[str, Vectors] = {}
     for side, rows in (("source", sides.contrast_source), ("target", sides.contrast_target)):
         groups = {concept: concept_rows(rows, concept, seed, limit) for concept in sides.concepts}

@@ -6,13 +6,11 @@ from contrans_dist.benchmarks import about, load_benchmark, metric_of
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, evaluation_class
 from contrans_dist.data.contamination import overlap, unit_hashes
 from contrans_dist.errors import UserError
+from contrans_dist.evaluation.analysis.names import COST, VALIDATION
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import MetricsFile, SearchFile, Trial
-
-VALIDATION, BUDGET = "validation", "perplexity"
-"""Folders of the two sweeps. That of the budget is named by the benchmark that it is measured on."""
 
 
 def validation_of(settings: EvaluationSettings, strengths: tuple[float, ...]) -> EvaluationSettings:
@@ -35,7 +33,7 @@ def budget_text(settings: EvaluationSettings, strengths: tuple[float, ...]) -> E
     if search is None or search.perplexity is None:
         return None
     content = {
-        "benchmark": BUDGET, "texts": search.perplexity, "limit": search.limit, "strengths": strengths,
+        "benchmark": COST, "texts": search.perplexity, "limit": search.limit, "strengths": strengths,
         "conditions": (),
     }  # fmt: skip
     return evaluation_class(content).model_validate(content)
@@ -65,8 +63,8 @@ def try_out(
     text, perplexities = budget_text(settings, strengths), {}
     if text is not None:
         perplexities = _scores(
-            evaluate(model, text, steering, out / BUDGET, cluster, replace, "perplexity of the strengths"),
-            about(BUDGET).headline(),
+            evaluate(model, text, steering, out / COST, cluster, replace, "perplexity of the strengths"),
+            about(COST).headline(),
         )
     return SearchFile(
         criterion=criterion,

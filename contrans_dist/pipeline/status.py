@@ -19,9 +19,16 @@ _LONG = ("identity", "shards", "conditions", "norms", "leak")
 
 
 def artefact_facts(location: Location) -> dict[str, Any]:
-    """Facts about an activation set, a shard, a vector, a map, an evaluation or a run, for printing.
+    """What an artefact says of itself, for printing; only headers and manifests are read.
 
-    Raises UserError when it is none of them.
+    Args:
+        location: an activation set, a shard, a vector, a map, an evaluation or a run.
+
+    Returns:
+        Its `kind`, and the facts by name.
+
+    Raises:
+        UserError: when it is none of them, or damaged.
     """
     if not location.exists():
         raise UserError(f"{location}: no such file or folder")
@@ -55,9 +62,16 @@ def _facts(kind: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def status_of(location: Location) -> dict[str, str]:
-    """How far each part of a run, or a single harvest or evaluation, has come: part to state.
+    """How far each part of a run, or a single harvest or evaluation, has come.
 
-    Raises UserError when there is nothing of the kind.
+    Args:
+        location: the folder of it.
+
+    Returns:
+        By part, its state in words.
+
+    Raises:
+        UserError: when there is nothing of the kind.
     """
     return _status(location, 0)
 

@@ -1,6 +1,7 @@
 """The page that compares several runs, as plain data for the template."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import quote
 
 from contrans_dist.evaluation.analysis import Evaluation, Run, judge, left_out, number
@@ -183,46 +184,35 @@ def _left_out(comparison: Comparison, matched: Matched) -> list[str]:
 def _drawings(
     comparison: Comparison, matched: Matched, key: str, anchor: str, studio: Studio
 ) -> list[Drawing]:
-    title = matched.metric(key).title
-    data = comparison_table(matched, key)
+    """Along an axis, by source and target, or run by run."""
+    kind, data, runs = matched.metric(key), comparison_table(matched, key), list(matched.by_run)
     if comparison.axis:
-        places = positions(list(matched.by_run))
-        return [
-            studio.draw(
-                (anchor, "runs"),
-                lambda: axis_figure(matched, key, comparison.axis, places),
-                data,
-                f"{title} over {comparison.axis}. {how(matched, key)} Bands: 95\u202f% intervals.",
-            )
-        ]
-    pairs = pairs_of({name: comparison.runs[name] for name in matched.by_run})
+        axis = partial(axis_figure, matched, key, comparison.axis, positions(runs))
+        caption = f"{kind.title} over {comparison.axis}. {how(matched, key)} Bands: 95\u202f% intervals."
+        return [studio.draw((anchor, "runs"), axis, data, caption)]
+    pairs = pairs_of({name: comparison.runs[name] for name in runs})
+    if pairs is None and len(runs) < 2:
+        return []
     if pairs is None:
-        if len(matched.by_run) < 2:
-            return []
-        return [
-            studio.draw(
-                (anchor, "runs"),
-                lambda: runs_figure(matched, key),
-                data,
-                f"{title}, run by run. {how(matched, key)} Bars: 95\u202f% intervals.",
-            )
-        ]
+        caption = f"{kind.title}, run by run. {how(matched, key)} Bars: 95\u202f% intervals."
+        return [studio.draw((anchor, "runs"), partial(runs_figure, matched, key), data, caption)]
     gains = improvements(matched, key)
+    table, figure = pair_table(pairs, gains), partial(pairs_figure, pairs, gains)
+    caption = f"What the vector gains in {kind.title} over no steering, by source and target."
     drawings = [
         studio.draw(
             (anchor, "improvement"),
-            lambda: pairs_figure(pairs, gains, relative=False, as_percent=matched.metric(key).percent),
-            pair_table(pairs, gains),
-            f"What the vector gains in {title} over no steering, by source and target."
-            + (" In percentage points." if matched.metric(key).percent else ""),
+            partial(figure, relative=False, as_percent=kind.percent),
+            table,
+            f"{caption} In percentage points." if kind.percent else caption,
         )
     ]
     if any(ratio is not None for _, ratio in gains.values()):
         drawings.append(
             studio.draw(
                 (anchor, "improvement-ratio"),
-                lambda: pairs_figure(pairs, gains, relative=True, as_percent=True),
-                pair_table(pairs, gains),
+                partial(figure, relative=True, as_percent=True),
+                table,
                 "The same as a part of the value without steering. Empty: that value is next to nothing, its "
                 "interval begins below half of it.",
             )

@@ -11,13 +11,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, Percent
 
 from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis import Evaluation, number, strength_text
+from contrans_dist.evaluation.analysis.names import COST
 from contrans_dist.evaluation.conditions import Condition, condition_of
 from contrans_dist.report.svg import label
 from contrans_dist.store.results import Score
 
 _GAP = 0.062
 """Between two names beside a panel, as a share of its height."""
-_PERPLEXITY = "perplexity"
 _STEEP = 20
 """From this factor between its ends a value axis is drawn as a logarithm."""
 _CONCEPT_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b04f8c", "#c27c00", "#56b4e9", "#6f6f6f", "#7a5195"]
@@ -87,7 +87,7 @@ def strength_figure(
     _curves(panels[0], evaluation, key, chosen or {})
     if perplexity:
         # Half as high as the panel above it.
-        _curves(panels[1], perplexity, _PERPLEXITY, chosen or {}, evaluation.conditions, 2 * _GAP)
+        _curves(panels[1], perplexity, COST, chosen or {}, evaluation.conditions, 2 * _GAP)
         if limit is not None:
             panels[1].axhline(limit, color="#a33b00", linewidth=1, linestyle=(0, (4, 3)), zorder=2)
             panels[1].annotate(

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-
 from contrans_dist.benchmarks import about
 from contrans_dist.evaluation.analysis import (
     Evaluation,
@@ -50,11 +48,10 @@ def groups_of(
     table, apart = _table(run, evaluation, verdict, vectors, head)
     curves = None
     if evaluation.is_sweep and len(groups) <= _MOST_PANELS:
-        scores = score_table(evaluation)
         curves = studio.draw(
             (anchor, "concepts"),
             lambda: concepts_figure(evaluation, key),
-            scores.filter(pc.and_(pc.not_equal(scores["concept"], ""), pc.equal(scores["metric"], key))),
+            score_table(evaluation, key, groups=True),
             f"{verdict.kind.title} over strength, by {head.lower()}. Colours as above.",
         )
     told_apart = f"{apart} of {len(table.rows)} {plural} stand apart on their own"
@@ -148,12 +145,7 @@ def _table(
         caption += " Cosine: between the transplanted and the target's own vector."
     if filled[6]:
         caption += " Length: of what is added, as a share of the median residual norm at the block."
-    table = Table(
-        [name for name, keep in zip(heads, filled, strict=True) if keep],
-        [[cell for cell, keep in zip(row, filled, strict=True) if keep] for row in rows],
-        caption,
-    )
-    return table, apart
+    return Table(heads, rows, caption).with_columns(filled), apart
 
 
 def _rival_cell(rival: Rival | None, percent: bool, named: bool = False) -> Cell:

@@ -3,7 +3,8 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import pyarrow as pa
 import pyarrow.csv
@@ -43,6 +44,11 @@ class Table:
     caption: str = ""
     numbers: bool = True
     compact: bool = False
+
+    def with_columns(self, wanted: Sequence[bool]) -> "Table":
+        """The same with those columns alone that are wanted."""
+        rows = [list(compress(row, wanted)) for row in self.rows]
+        return replace(self, head=list(compress(self.head, wanted)), rows=rows)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis import (
@@ -14,6 +13,7 @@ from contrans_dist.evaluation.analysis import (
     strength_text,
     sweep_of,
 )
+from contrans_dist.evaluation.analysis.names import COST, VALIDATION
 from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.figures import strength_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
@@ -70,14 +70,14 @@ def choice_of(evaluation: Evaluation, anchor: str, studio: Studio) -> Choice | N
 def _validation_drawing(
     evaluation: Evaluation, search: SearchFile, anchor: str, studio: Studio
 ) -> Drawing | None:
-    validation = sweep_of(evaluation, "validation")
+    validation = sweep_of(evaluation, VALIDATION)
     if validation is None or not validation.is_sweep:
         return None
     wanted = (f"validation_{search.criterion}", search.criterion)
     key = next((name for name in wanted if name in validation.metrics), None)
     if key is None:
         return None
-    costs = sweep_of(evaluation, "perplexity")
+    costs = sweep_of(evaluation, COST)
     return studio.draw(
         (anchor, "validation"),
         lambda: strength_figure(validation, key, costs, search.limit, search.chosen),
@@ -125,9 +125,5 @@ def _levels(evaluation: Evaluation) -> str:
 
 def _data(evaluation: Evaluation, key: str, companion: Evaluation | None) -> pa.Table:
     """The rows behind the panels, by metric."""
-    parts = [(evaluation, key), *([(companion, "perplexity")] if companion else [])]
-    tables = []
-    for shown, name in parts:
-        table = score_table(shown)
-        tables.append(table.filter(pc.and_(pc.equal(table["concept"], ""), pc.equal(table["metric"], name))))
-    return pa.concat_tables(tables)
+    tables = [score_table(evaluation, key, groups=False)]
+    return pa.concat_tables(tables + ([score_table(companion, COST, groups=False)] if companion else []))

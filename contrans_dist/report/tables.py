@@ -61,16 +61,12 @@ def _line_table(evaluation: Evaluation, key: str, companions: Sequence[Evaluatio
             ]
         )
     head = ["Condition", "Strength", kind.title, "p", "p, no steering", "Perplexity"]
-    shown = [True, True, True, *tested, bool(costs)]
     amount = f"n = {counts.pop()} {kind.items} in every row. " if len(counts) == 1 else ""
     chosen = " Strengths were chosen on validation items." if evaluation.search else ""
     test = f" p: paired test against {verdict.effect.phrase}, same items." if verdict and tested[0] else ""
     test += " p, no steering: the same against that." if tested[1] else ""
-    return Table(
-        [name for name, wanted in zip(head, shown, strict=True) if wanted],
-        [[cell for cell, wanted in zip(row, shown, strict=True) if wanted] for row in rows],
-        f"{amount}In brackets: 95\u202f% interval.{test}{chosen}",
-    )
+    caption = f"{amount}In brackets: 95\u202f% interval.{test}{chosen}"
+    return Table(head, rows, caption).with_columns([True, True, True, *tested, bool(costs)])
 
 
 def _counts(evaluation: Evaluation, key: str) -> set[int]:

@@ -1,7 +1,9 @@
 """Values and strengths as a report writes them."""
 
 COST = "perplexity"
-"""The metric that tells what steering costs, and the benchmark of it."""
+"""What tells the cost of steering: the metric, its benchmark, and the folder of a sweep that measures it."""
+VALIDATION = "validation"
+"""The folder of a sweep over validation items."""
 
 
 def number(value: float, as_percent: bool, digits: int | None = None) -> str:

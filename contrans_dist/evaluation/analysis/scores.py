@@ -131,16 +131,19 @@ def read_evaluation(folder: Location) -> Evaluation:
     return Evaluation(folder, read_metrics(folder), read_search(folder))
 
 
-def score_table(evaluation: Evaluation) -> pa.Table:
-    """Every score as one row: condition, strength, concept (empty: all), metric, value, low, high, n.
+def score_table(evaluation: Evaluation, metric: str | None = None, groups: bool | None = None) -> pa.Table:
+    """Scores as rows: condition, strength, concept (empty: all), metric, value, low, high, n.
 
-    `low` and `high` are null where there is no interval.
+    `low` and `high` are null where there is no interval. `metric`: this one alone; `groups`: only those of
+    single concepts, or only those over all.
     """
     rows = []
     for row in evaluation.rows:
         for key, score in row.metrics.items():
-            concept, _, metric = key.rpartition("/")
+            concept, _, name = key.rpartition("/")
+            if metric not in (None, name) or groups not in (None, bool(concept)):
+                continue
             low, high = score.interval or (None, None)
-            rows.append((row.condition, row.strength, concept, metric, score.value, low, high, score.n or 0))
+            rows.append((row.condition, row.strength, concept, name, score.value, low, high, score.n or 0))
     columns = zip(*rows, strict=True) if rows else [[] for _ in _TABLE]
     return pa.table(dict(zip(_TABLE.names, map(list, columns), strict=True)), schema=_TABLE)
