@@ -208,16 +208,12 @@ def _costs(units: Sequence[WorkUnit], tables: dict[str, pa.Table]) -> dict[str, 
     return costs
 
 
-def _steered(table: pa.Table) -> list[str]:
-    """The conditions under which something was changed, as they come."""
-    return pc.unique(table.filter(pc.field("strength") != 0).column("condition")).to_pylist()
-
-
 def _metrics(
     spec: EvaluationSpec, items: Sequence[ScoredItem], table: pa.Table, costs: dict[str, dict[str, float]]
 ) -> MetricsFile:
     blocks = spec.steering.blocks
     scenarios = [item.scenario for item in items]
+    steered = pc.unique(table.filter(pc.field("strength") != 0).column("condition")).to_pylist()
     content = {
         "benchmark": spec.benchmark.name,
         "model": spec.identity["model"],
@@ -225,7 +221,7 @@ def _metrics(
         "block": blocks[0] if len(blocks) == 1 else None,
         "blocks": blocks,
         "strengths": list(spec.strengths),
-        **spec.benchmark.summarise(table, reference_of(_steered(table)) or "vector"),
+        **spec.benchmark.summarise(table, reference_of(steered) or "vector"),
         "leak": leak_report(scenarios, spec.steering.vector_texts, spec.steering.map_texts),
         "costs": costs,
         "rows": dict(Counter(table.column("condition").to_pylist())),

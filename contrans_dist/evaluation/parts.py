@@ -1,6 +1,6 @@
 """The unfinished rows of an evaluation: a file a work unit, which a run that follows finds and keeps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -48,7 +48,8 @@ def finished(out: Location, identity: dict[str, Any], replace: bool) -> MetricsF
         content = read_metrics(out)
         there = content.identity
     else:
-        there = _first(_identity_in(parts / name) for name in parts.names())
+        identities = (_identity_in(parts / name) for name in parts.names())
+        there = next(filter(None, identities), None)
     if there is None or there == identity:
         return content
     if not replace:
@@ -64,10 +65,6 @@ def delete_parts(out: Location) -> None:
     """Take the parts away, once their rows stand in the results."""
     for folder in (PARTS, JUDGED):
         (out / folder).delete_folder()
-
-
-def _first(identities: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
-    return next(filter(None, identities), None)
 
 
 def _identity_in(location: Location) -> dict[str, Any] | None:

@@ -89,7 +89,11 @@ class RunDriver:
         """Every stage; returns a summary."""
         keep_recipe(self.recipe, self.out)
         sides, further = self._stage("harvest", self._harvest)
-        vectors = self._stage("refine", lambda: self._refine(sides))
+        concepts = self.recipe.concepts
+        vectors = self._stage(
+            "refine",
+            lambda: refine_sides(sides, self.out, concepts.method, concepts.seed, concepts.limit),
+        )
         maps = self._stage("fit", lambda: fit_chosen(self.texts.placed_recipe(), sides, vectors, self.out))
         self._stage("evaluate", lambda: self._evaluate(sides, further, vectors, maps))
         if self.recipe.analyses:
@@ -182,10 +186,6 @@ class RunDriver:
         folder = f"{name.partition('-')[0]}-{plain}-{identity}"
         self.activations[name] = f"{_way(self.out, self.shared)}/{folder}"
         return self.shared / folder
-
-    def _refine(self, sides: Sides) -> dict[str, Vectors]:
-        settings = self.recipe.concepts
-        return refine_sides(sides, self.out, settings.method, settings.seed, settings.limit)
 
     def _evaluate(
         self, sides: Sides, further: dict[str, Further], vectors: dict[str, Vectors], maps: MapSet

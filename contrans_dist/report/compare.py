@@ -10,12 +10,12 @@ import pyarrow as pa
 from contrans_dist.benchmarks import Metric
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.points import Point, best_point, main_condition
-from contrans_dist.evaluation.analysis.published import Figures, Published, read_published
+from contrans_dist.evaluation.analysis.published import Figures, Published, published_for
 from contrans_dist.evaluation.analysis.run import Run, read_scores
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import condition_order
 from contrans_dist.store.location import Location
-from contrans_dist.store.run_recipe import read_run_recipe
+from contrans_dist.store.run_recipe import RunRecipe, read_run_recipe
 
 _NOT_COMPARED = ("name", "description", "published", "runs", "axis", "small", "cluster", "batch_tokens")
 """Keys of a recipe that do not change a number."""
@@ -96,16 +96,16 @@ def compare(runs: Sequence[Location], target: Location) -> Comparison:
         raise UserError(f"{', '.join(map(str, runs[:3]))}: nothing to compare; no run has an evaluation")
     # Else it is somebody else's, by chance in the same folder.
     in_target = any(location.parent.parent == target for location in runs)
-    recipe = read_run_recipe(target) if in_target else {}
+    recipe = read_run_recipe(target) if in_target else RunRecipe()
     published = {
         label: figures
         for label, run in by_label.items()
-        if (figures := read_published(recipe, label) or run.published)
+        if (figures := published_for(recipe, label) or run.published)
     }
     return Comparison(
-        name=str(recipe.get("name") or f"{len(by_label)} runs compared"),
-        description=str(recipe.get("description") or ""),
-        axis=str(recipe.get("axis") or ""),
+        name=recipe.name or f"{len(by_label)} runs compared",
+        description=recipe.description or "",
+        axis=recipe.axis or "",
         runs=by_label,
         evaluations=match(by_label, published),
         published=published,
@@ -145,7 +145,7 @@ def match(runs: dict[str, Run], published: dict[str, Published]) -> list[Matched
 
 def differing_settings(runs: dict[str, Run]) -> dict[str, dict[str, str]]:
     """Settings of the recipes that differ: dotted key -> run -> value. Empty without two recipes."""
-    flat = {label: _flat(run.recipe) for label, run in runs.items() if run.recipe}
+    flat = {label: _flat(run.recipe.content) for label, run in runs.items() if run.recipe.content}
     keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
     if len(flat) < 2:
         return {}
@@ -197,7 +197,9 @@ def pairs_of(runs: dict[str, Run]) -> Pairs | None:
     if all(len(parts) == 2 for parts in named.values()):
         ends = {label: (parts[0].rsplit("/", 1)[-1], parts[1]) for label, parts in named.items()}
     else:
-        ends = {label: (run.model("source"), run.model("target")) for label, run in runs.items()}
+        ends = {
+            label: (run.recipe.model("source"), run.recipe.model("target")) for label, run in runs.items()
+        }
     sources = list(dict.fromkeys(source for source, _ in ends.values()))
     targets = list(dict.fromkeys(target for _, target in ends.values()))
     apart = len(set(ends.values())) == len(ends) and "" not in (*sources, *targets)

@@ -104,7 +104,7 @@ def _overview(comparison: Comparison, target: Location) -> Table:
     head = ["Run", "Models", *[matched.name for matched in comparison.evaluations]]
     rows = []
     for name, run in comparison.runs.items():
-        models = [run.model("source"), run.model("target")]
+        models = [run.recipe.model("source"), run.recipe.model("target")]
         cells = [_verdict_cell(matched.by_run.get(name)) for matched in comparison.evaluations]
         shown = " → ".join(models) if all(models) else next((e.file.model for e in run.evaluations), "")
         rows.append([Cell(name, link=_link(run.location, target)), Cell(shown), *cells])

@@ -51,9 +51,10 @@ def build_page(run: Run, studio: Studio) -> Page:
     warnings += [
         warning for name, harvest in run.harvests.items() for warning in harvest_warnings(name, harvest)
     ]
+    recipe = run.recipe.content
     return Page(
         title=run.name,
-        description=str(run.record.description or run.recipe.get("description") or ""),
+        description=run.record.description or run.recipe.description or "",
         models=_models(run),
         sections=sections,
         analyses=analyses,
@@ -68,14 +69,14 @@ def build_page(run: Run, studio: Studio) -> Page:
         facts=_facts(run),
         stages=_stages(run.record.stages or []),
         command=_command(run),
-        recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True) if run.recipe else "",
+        recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
         warnings=warnings,
     )
 
 
 def _model_id(run: Run, side: str) -> str:
     harvest = run.harvests.get(f"contrast-{side}") or run.harvests.get(f"corpus-{side}")
-    return run.model(side) or (harvest.facts.identity.model if harvest else "")
+    return run.recipe.model(side) or (harvest.facts.identity.model if harvest else "")
 
 
 def _models(run: Run) -> str:
@@ -101,7 +102,7 @@ def _stages(stages: list[StageEntry]) -> Table | None:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    recipe, record = run.recipe, run.record
+    recipe, record = run.recipe.content, run.record
     facts = [("Source", _describe(run, "source")), ("Target", _describe(run, "target"))]
     for key, title in (
         ("source_base", "Source before alignment training"),
@@ -109,7 +110,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("map_source", "Map fitted from"),
         ("map_target", "Map fitted to"),
     ):
-        facts.append((title, run.model(key)))
+        facts.append((title, run.recipe.model(key)))
     facts += [(f"Source {name}", _settings(value)) for name, value in (recipe.get("sources") or {}).items()]
     for key, title in (("corpus", "Corpus of the map"), ("concepts", "Contrast sets"), ("map", "Map")):
         facts.append((title, _settings(recipe.get(key))))

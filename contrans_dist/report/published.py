@@ -126,8 +126,8 @@ def _agreement(figure: Beside) -> Cell:
 def small_models(runs: Sequence[Run]) -> str:
     """Sentences that say so when bundled models stand in for a paper's; empty otherwise."""
     published = any(run.published for run in runs)
-    if not published and not any(str(run.recipe.get("name")).startswith(_PAPERS) for run in runs):
+    if not published and not any((run.recipe.name or "").startswith(_PAPERS) for run in runs):
         return ""
-    models = {run.model(side) for run in runs for side in ("source", "target")}
+    models = {run.recipe.model(side) for run in runs for side in ("source", "target")}
     bundled = sorted(model for model in models if model.startswith(_BUNDLED))
     return _SMALL.format(models=", ".join(bundled)) + (_BESIDE if published else _ALONE) if bundled else ""

@@ -28,8 +28,9 @@ from contrans_dist.evaluation.analysis import (
     sentence,
     sweep_of,
 )
-from contrans_dist.evaluation.analysis.published import read_published
+from contrans_dist.evaluation.analysis.published import Published, published_for
 from contrans_dist.store.location import Location
+from contrans_dist.store.run_recipe import RunRecipe
 from tests.runextras import (
     CHOSEN,
     write_perplexity,
@@ -308,6 +309,10 @@ def test_search_and_its_sweeps(tmp_path: Path) -> None:
         read_evaluation(Location.parse(tmp_path))
 
 
+def published_of(content: dict, run: str) -> Published | None:
+    return published_for(RunRecipe.model_validate({"published": content}), run)
+
+
 def test_published_beside_ours_at_the_best_strength_over_all_groups(tmp_path: Path) -> None:
     scores = {
         ("base", 0.0): {"mc1": 0.2, "g/mc1": 0.1},
@@ -316,7 +321,7 @@ def test_published_beside_ours_at_the_best_strength_over_all_groups(tmp_path: Pa
     }
     evaluation = read_evaluation(Location.parse(write_scores(tmp_path / "e", "truthfulqa", scores)))
     values = {"e": {"vector": {"mc1": 0.47, "g/mc1": 0.2}, "base": {"g/mc1": 0.12}, "sum": {"mc1": 1.0}}}
-    published = some(read_published({"published": {"source": "s", "values": {"run": values}}}, "run"))
+    published = some(published_of({"source": "s", "values": {"run": values}}, "run"))
     figures = some(published.figures("e"))
     rows = {(row.condition, row.metric): row for row in beside(figures, evaluation)}
     ours = {key: some(row.ours) for key, row in rows.items() if row.ours}
@@ -325,7 +330,7 @@ def test_published_beside_ours_at_the_best_strength_over_all_groups(tmp_path: Pa
     assert rows["vector", "g/mc1"].agrees is False
     assert (ours["base", "g/mc1"].strength, rows["base", "g/mc1"].agrees) == (0.0, True)
     assert (rows["sum", "mc1"].ours, rows["sum", "mc1"].agrees) == (None, None)
-    assert read_published({}, "run") is None
+    assert published_for(RunRecipe(), "run") is None
 
 
 def test_figures_of_another_run_stand_in_where_a_run_has_none_of_its_own() -> None:
@@ -335,7 +340,7 @@ def test_figures_of_another_run_stand_in_where_a_run_has_none_of_its_own() -> No
         "three": {"e": {"vector": {"mc1": 0.3}}, "f": {}},
     }
     found = {
-        run: some(read_published({"published": {"values": values}}, run)) for run in ("all", "one", "three")
+        run: some(published_of({"source": "s", "values": values}, run)) for run in ("all", "one", "three")
     }
     stand_in = some(found["all"].figures("e"))
     assert (stand_in.run, stand_in.of_this_run, stand_in.title) == ("two", False, "Paper (two)")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from contrans_dist.benchmarks import Metric, metric_of
 from contrans_dist.config.benchmarks import DEFAULT
@@ -11,6 +10,7 @@ from contrans_dist.evaluation.analysis.points import Point, best_point
 from contrans_dist.evaluation.analysis.scores import Evaluation
 from contrans_dist.evaluation.conditions import BASE
 from contrans_dist.store.results import Score
+from contrans_dist.store.run_recipe import RunRecipe
 
 Values = dict[str, dict[str, float]]
 """condition -> metric -> value"""
@@ -78,21 +78,19 @@ class Beside:
         return self.ours.score.holds(self.paper) if self.ours else None
 
 
-def read_published(recipe: dict[str, Any], run: str) -> Published | None:
-    """What is published of a recipe, for one of its runs, as plain data; None where nothing is."""
-    content = recipe.get("published")
-    if not isinstance(content, dict):
+def published_for(recipe: RunRecipe, run: str) -> Published | None:
+    """What is published of a recipe, for one of its runs; None where nothing is."""
+    published = recipe.published
+    if published is None:
         return None
-    settings = recipe.get("evaluations") or {}
-    benchmarks = {name: str((given or {}).get("benchmark") or DEFAULT) for name, given in settings.items()}
-    source = str(content.get("source") or "")
+    benchmarks = {name: given.benchmark or DEFAULT for name, given in (recipe.evaluations or {}).items()}
     every = [
-        (evaluation, Figures(of_run, source, benchmarks.get(evaluation, ""), of_run == run, values))
-        for of_run, evaluations in (content.get("values") or {}).items()
-        for evaluation, values in (evaluations or {}).items()
+        (evaluation, Figures(of_run, published.source, benchmarks.get(evaluation, ""), of_run == run, values))
+        for of_run, evaluations in published.values.items()
+        for evaluation, values in evaluations.items()
         if values
     ]
-    return Published(source, str(content.get("remarks") or ""), every)
+    return Published(published.source, published.remarks, every)
 
 
 def beside(figures: Figures, evaluation: Evaluation, companions: Sequence[Evaluation] = ()) -> list[Beside]:

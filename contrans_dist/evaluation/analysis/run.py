@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis.maps import MapSummary, read_map
 from contrans_dist.evaluation.analysis.names import COST
 from contrans_dist.evaluation.analysis.points import reported_strengths
-from contrans_dist.evaluation.analysis.published import Published, read_published
+from contrans_dist.evaluation.analysis.published import Published, published_for
 from contrans_dist.evaluation.analysis.scores import Evaluation, read_evaluation
 from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file
-from contrans_dist.store.run_recipe import read_run_recipe
+from contrans_dist.store.run_recipe import RunRecipe, read_run_recipe
 
 RUNS_FOLDER, EVALUATIONS_FOLDER = "runs", "evaluations"
 
@@ -25,7 +24,7 @@ class Run:
     """The artefacts of a run that are there; whatever is missing is empty."""
 
     location: Location
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: RunRecipe = field(default_factory=RunRecipe)
     record: RunFile = field(default_factory=RunFile)
     harvests: dict[str, ActivationSet] = field(default_factory=dict)
     maps: list[MapSummary] = field(default_factory=list)
@@ -39,18 +38,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        name = str(self.record.name or self.recipe.get("name") or self.location.name)
+        name = str(self.record.name or self.recipe.name or self.location.name)
         return f"{name}: {self.part}" if self.part else name
 
     @property
     def main_map(self) -> MapSummary | None:
         """The map of the generic corpus, else the first."""
         return next(iter(sorted(self.maps, key=lambda summary: summary.name != "corpus")), None)
-
-    def model(self, side: str) -> str:
-        """Id of the recipe's model on a side (`source`, `target`); empty where it is not said."""
-        setting = self.recipe.get(side)
-        return str((setting.get("id") if isinstance(setting, dict) else setting) or "")
 
 
 def read_run(location: Location) -> Run:
@@ -136,19 +130,14 @@ def read_scores(location: Location) -> Run:
             for evaluation in evaluations
         ],
         problems=problems,
-        published=read_published(whole or recipe, location.name if whole else "all"),
+        published=published_for(whole or recipe, location.name if whole else "all"),
         part=location.name if whole else "",
     )
 
 
-def _concepts(recipe: dict[str, Any], evaluation: Evaluation) -> Any:
-    """Those that a recipe steers in an evaluation; None where it steers all."""
-    settings = (recipe.get("evaluations") or {}).get(evaluation.name)
-    return settings.get("concepts") if isinstance(settings, dict) else None
-
-
-def _steers_others(recipe: dict[str, Any], one: Evaluation, other: Evaluation) -> bool:
-    return bool(_concepts(recipe, one) != _concepts(recipe, other))
+def _steers_others(recipe: RunRecipe, one: Evaluation, other: Evaluation) -> bool:
+    """Whether a recipe steers other concepts in two evaluations."""
+    return recipe.evaluation(one.name).concepts != recipe.evaluation(other.name).concepts
 
 
 def read_in_run(location: Location) -> Evaluation:
@@ -176,7 +165,7 @@ def companions_of(run: Run, evaluation: Evaluation) -> list[Evaluation]:
         if other.metrics[:1] == [COST]
         and other.metric(COST).cost
         and other is not evaluation
-        and _concepts(run.recipe, other) == _concepts(run.recipe, evaluation)
+        and not _steers_others(run.recipe, evaluation, other)
     ]
     return [*([sweep] if sweep else []), *others]
 
@@ -186,9 +175,7 @@ def left_out(run: Run, evaluation: Evaluation) -> str:
 
     What one of them needs, such as models of one width, is said with it.
     """
-    settings = (run.recipe.get("evaluations") or {}).get(evaluation.name)
-    listed = settings.get("conditions") if isinstance(settings, dict) else None
-    names = dict.fromkeys(map(str, listed if isinstance(listed, list) else []))
+    names = dict.fromkeys(run.recipe.evaluation(evaluation.name).conditions or [])
     missing = [name for name in names if name not in (BASE.name, *evaluation.conditions)]
     if not missing:
         return ""
@@ -205,20 +192,20 @@ def runs_of(location: Location) -> list[Location]:
 
     Each is a folder `runs/<name>` with a `run.json`.
     """
-    folder, order = location / RUNS_FOLDER, list(read_run_recipe(location).get("runs") or {})
+    folder, order = location / RUNS_FOLDER, list(read_run_recipe(location).runs or {})
     names = [name for name in folder.names() if (folder / name / RECORD).exists()]
     names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
     return [folder / name for name in names]
 
 
-def _recipe_of_all(location: Location) -> dict[str, Any]:
-    """The recipe of which a folder is one of several runs; empty for a run alone."""
+def _recipe_of_all(location: Location) -> RunRecipe | None:
+    """The recipe of which a folder is one of several runs; None for a run alone."""
     if location.parent.name != RUNS_FOLDER:
-        return {}
+        return None
     whole = read_run_recipe(location.parent.parent)
-    return whole if location.name in (whole.get("runs") or {}) else {}
+    return whole if location.name in (whole.runs or {}) else None
 
 
-def _in_recipe_order(names: list[str], recipe: dict[str, Any]) -> list[str]:
-    order = list(recipe.get("evaluations") or {})
+def _in_recipe_order(names: list[str], recipe: RunRecipe) -> list[str]:
+    order = list(recipe.evaluations or {})
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
