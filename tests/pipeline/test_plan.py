@@ -320,6 +320,25 @@ def test_items_that_were_seen_are_not_counted(tmp_path: Path, models: dict[str, 
         assert _stages(tmp_path, content | {"evaluations": evaluations})["evaluate both"].texts == count
 
 
+def test_labelled_contrast_texts_are_known_as_seen(tmp_path: Path, models: dict[str, str]) -> None:
+    content = _content(tmp_path, models)
+    scenes = [json.loads(line) for line in (tmp_path / "scenes.jsonl").open()]
+    happy = [scene["text"] for scene in scenes if scene["concept"] == "happy"]
+    labels = ["positive", "negative"] * (len(happy) // 2)
+    lines = [{"text": text, "label": label} for text, label in zip(happy, labels, strict=True)]
+    content["concepts"] = {"texts": {"happy": write_lines(tmp_path / "happy.jsonl", lines)}}
+    texts = str(tmp_path / "scenes.jsonl")
+    counts = [
+        _stages(tmp_path, content | {"evaluations": {"e": {"texts": texts, "only_unseen": only}}})[
+            "evaluate e"
+        ].texts
+        for only in (False, True)
+    ]
+    # Each concept's own scenes are asked about, and as many of the others.
+    assert counts[0] == 2 * len(happy)
+    assert 0 < counts[1] <= len(happy)
+
+
 def test_runs_share_harvests_that_hold_the_same(tmp_path: Path, models: dict[str, str]) -> None:
     runs = {"one": {}, "two": {"target": models["instruct"]}, "three": {"concepts.position": -2}}
     stages = _stages(tmp_path, _content(tmp_path, models, map={"blocks": "2:5"}, runs=runs))

@@ -21,7 +21,7 @@ from contrans_dist.evaluation.trials import budget_text, validation_of
 from contrans_dist.evaluation.work_units import plan_units, scored_items
 from contrans_dist.mapping.map_header import BlockTable
 from contrans_dist.models import cut_to, encode_many, matched_depth, resolve_blocks
-from contrans_dist.pipeline.inputs import captures
+from contrans_dist.pipeline.inputs import captures, harvested
 from contrans_dist.pipeline.plan.costs import Cost, Ids, generated, scored
 from contrans_dist.pipeline.plan.models import PlannedModel
 from contrans_dist.pipeline.plan.stages import PlannedRun, Stage
@@ -36,11 +36,11 @@ _BATCH_TOKENS = 4096
 def evaluation_stages(run: PlannedRun) -> Iterator[Stage]:
     """Every stage in which a model is steered, or answers in another way."""
     blocks = {}
-    for side in ("source", "target"):
-        recipe = run.recipe
-        model = getattr(recipe, f"map_{side}") or getattr(recipe, side)
-        n_blocks = run.model(model).n_blocks
-        blocks[side] = resolve_blocks(captures(recipe, side, n_blocks)[0].blocks, n_blocks)
+    for harvest in harvested(run.recipe):
+        if harvest.name == harvest.side and "corpus" in harvest.reads:
+            n_blocks = run.model(harvest.model).n_blocks
+            on_corpus, _ = captures(run.recipe, harvest.side, n_blocks)
+            blocks[harvest.side] = resolve_blocks(on_corpus.blocks, n_blocks)
     chosen_on = run.placed.chosen_on
     if run.recipe.blocks == "best" and chosen_on is not None:
         unknown = np.zeros((len(blocks["source"]), len(blocks["target"])))
