@@ -142,7 +142,7 @@ def test_a_cost_is_read_where_the_runs_main_evaluation_reports_each_condition(
 def test_a_cost_goes_with_the_evaluation_that_steers_the_same_concepts(tmp_path: Path) -> None:
     folder = write_costed(tmp_path)  # `main` reports 2, `later` 3
     (folder / "recipe.yaml").write_text(
-        "evaluations: {perplexity: {concepts: [kind]}, main: {concepts: [true]}, later: {concepts: [kind]}}"
+        "evaluations: {perplexity: {concepts: [kind]}, main: {concepts: [truth]}, later: {concepts: [kind]}}"
     )
     cost = read_run(Location.parse(folder)).evaluations[0]
     assert some(best_point(cost, "vector", "perplexity")).strength == 3.0
