@@ -154,10 +154,8 @@ class Described:
     parameters: int
     loaded: Any
     """The class that is loaded: `whole`, or the same without the blocks that are not wanted."""
-    highest: int | None = None
-    """The highest block that is loaded; None for all."""
-    quantised: bool = False
-    """Whether the checkpoint's own weights are."""
+    head: bool
+    """Whether the language-model head is."""
 
     def dtype(self, dtype: str | None = None) -> str:
         """The precision that it is run in: as asked, else the checkpoint's own (`own_dtype`). Raises
@@ -199,7 +197,6 @@ def describe(
     with hub_errors(name):
         full = read_config(name, source, revision, trust_remote_code)
         config: Any = full
-        quantised = getattr(config, "quantization_config", None) is not None
         n_blocks = text_config(config).num_hidden_layers
         if highest_block is not None and not 0 <= highest_block < n_blocks:
             raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
@@ -208,9 +205,7 @@ def describe(
             config = text_config(config)
         shallow = highest_block is not None and highest_block < n_blocks - 1
         loaded = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
-    described = Described(
-        name, source, revision, full, config, whole, parameters, loaded, highest_block, quantised
-    )
+    described = Described(name, source, revision, full, config, whole, parameters, loaded, head)
     described.check_files()
     return described
 

@@ -213,7 +213,7 @@ def open_streamed(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     described = describe(name, revision=revision, head=False, trust_remote_code=trust_remote_code)
     source, revision, config = described.source, described.revision, described.config
-    if described.quantised:
+    if getattr(described.full, "quantization_config", None) is not None:
         raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
     kind = kind or DTYPES[described.dtype()]
     with hub_errors(name):
