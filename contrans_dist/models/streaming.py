@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type
-from contrans_dist.models.checkpoint import Checkpoint, find_checkpoint
+from contrans_dist.models.checkpoint import Checkpoint
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, wrap_model
 from contrans_dist.models.loading import DTYPES, describe, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
 from contrans_dist.models.passing import replaced, unpacked
 from contrans_dist.models.pretrained import load_tokenizer
+from contrans_dist.models.weight_files import is_quantised, weight_files
 from contrans_dist.store.patience import patiently
 
 Form = Callable[[Tensor], object]
@@ -212,21 +213,27 @@ def open_streamed(
     kind = torch_dtype(dtype)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     described = describe(name, revision=revision, head=False, trust_remote_code=trust_remote_code)
-    source, revision, config = described.source, described.revision, described.config
-    if getattr(described.full, "quantization_config", None) is not None:
+    if is_quantised(described.full):
         raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
     kind = kind or DTYPES[described.dtype()]
     with hub_errors(name):
-        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
-        checkpoint = find_checkpoint(name, source, revision, described.full)
+        tokenizer = load_tokenizer(described.files)
+        weights = weight_files(described.files, described.full, download=True)
+        if not weights or weights[0].suffix != ".safetensors":
+            raise UserError(
+                f"--placement stream: {name} has no weights as safetensors, which streaming reads"
+            )
+        checkpoint = Checkpoint(weights)
         try:
-            model: PreTrainedModel = load_skeleton(described.whole, config, checkpoint, kind, place)
+            model = load_skeleton(described.whole, described.config, checkpoint, kind, place)
         except RunError as error:
             raise RunError(f"{name}: {error}") from error
         except AttributeError as error:
             if nn.Identity.__name__ not in str(error):  # which stands where a block would be
                 raise
-            raise UserError(_refusal(config.model_type, f"its blocks share parts ({error})")) from error
+            raise UserError(
+                _refusal(described.config.model_type, f"its blocks share parts ({error})")
+            ) from error
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
     with replaced(find_blocks(model)[1], {0: lambda *args, **named: _stream(args, named)}):
         lm = wrap_model(model, tokenizer, name)
