@@ -1,5 +1,6 @@
 """A loaded model with all that the engines need to know of it."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import signature
@@ -13,6 +14,8 @@ from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
 from contrans_dist.models.passing import states_after
 from contrans_dist.models.tokens import special_tokens
+
+_log = logging.getLogger(__name__)
 
 CPU_TOKENS = 512
 """Tokens in one forward pass on a CPU, at most: larger ones leave its caches, and gain nothing."""
@@ -67,6 +70,17 @@ class LanguageModel:
     def largest_batch(self, batch_tokens: int) -> int:
         """Tokens of a batch, at most: as asked, on a CPU no more than `CPU_TOKENS`."""
         return min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
+
+    def did_not_fit(self, tokens: int) -> None:
+        """A batch of so many tokens did not fit into a GPU's memory: from here on none is tried that is more
+        than half as large. Said once a model. To be called outside the handler of the exception: only then
+        has the failed batch let go of its memory."""
+        torch.cuda.empty_cache()
+        if self.fits is None:
+            _log.warning(
+                "%s: out of memory at %d tokens a batch; going on with smaller batches", self.name, tokens
+            )
+        self.fits = tokens // 2
 
     @property
     def dtype(self) -> torch.dtype:

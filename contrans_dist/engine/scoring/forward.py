@@ -23,7 +23,7 @@ from contrans_dist.engine.prefixes import (
     positions_per_pass,
 )
 from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache
-from contrans_dist.engine.scoring.interventions import by_lowest_block
+from contrans_dist.engine.scoring.interventions import Intervention, by_lowest_block, checked_offsets
 from contrans_dist.engine.steer import added
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.passing import first_of, handing, like, replaced, unpacked
@@ -36,7 +36,7 @@ def run_all(
     lm: LanguageModel,
     sequences: Sequence[Sequence[int]],
     wanted: Sequence[int],
-    offsets: Sequence[Offsets],
+    interventions: Sequence[Intervention],
     batch_tokens: int,
     share_prefixes: bool = True,
 ) -> Iterator[tuple[list[int], Packed, Tensor]]:
@@ -45,21 +45,26 @@ def run_all(
 
     Each batch runs once up to the steered blocks, then once more from there for as many interventions as fit
     `batch_tokens` together. The logits stay on the device. To be consumed in inference mode: entered here, a
-    consumer's exception would leave it on.
+    consumer's exception would leave it on. Raises as `checked_offsets`.
     """
     if lm.model.training:
         raise ValueError("the model is in training mode: call model.eval(), else dropout makes scores random")
+    offsets = checked_offsets(lm, interventions, sequences)
     batch_tokens = lm.largest_batch(batch_tokens)
+    places = [range(len(text) - n, len(text)) for text, n in zip(sequences, wanted, strict=True)]
+    own_from = [place.start for place in places]
+    share_prefixes = share_prefixes and all(can_share(guide, head=True) for guide in lm.guides or ())
     # A vector of each prompt's own leaves nothing to share above it.
     per_prompt = [i for i, rows in enumerate(offsets) if any(row.ndim == 2 for row in rows.values())]
     common = [i for i in range(len(offsets)) if i not in set(per_prompt)]
     for members, share in ((common, share_prefixes), (per_prompt, False)):
-        groups = _plan(lm, sequences, wanted, batch_tokens, share) if members and sequences else []
-        for group in groups:
+        if not members:
+            continue
+        for group in plan_for(lm, sequences, own_from, batch_tokens, head=True, share=share):
             runner = _Runner(lm, group, [offsets[i] for i in members], batch_tokens)
             guides = [_Runner(guide, group, [{}], batch_tokens) for guide in lm.guides or ()]
             for batch in group.batches:
-                packed = _packed(lm, group, batch, sequences, wanted)
+                packed = pack(batch, sequences, places, len(group.trunk))
                 shift = _difference(guides, packed)
                 for chunk, logits in runner.run(packed):
                     if shift is not None:
@@ -75,29 +80,6 @@ def _difference(guides: "Sequence[_Runner]", batch: Packed) -> Tensor | None:
     tuned, plain = (next(runner.run(batch))[1] for runner in guides)
     width = min(tuned.shape[-1], plain.shape[-1])  # a head may be padded beyond the vocabulary
     return tuned[..., :width] - plain[..., :width].to(tuned.device)
-
-
-def _plan(
-    lm: LanguageModel,
-    sequences: Sequence[Sequence[int]],
-    wanted: Sequence[int],
-    batch_tokens: int,
-    share: bool,
-) -> list[Group]:
-    share = share and all(can_share(guide, head=True) for guide in lm.guides or ())
-    own_from = [len(sequence) - n for sequence, n in zip(sequences, wanted, strict=True)]
-    return plan_for(lm, sequences, own_from, batch_tokens, head=True, share=share)
-
-
-def _packed(
-    lm: LanguageModel,
-    group: Group,
-    batch: Sequence[Row],
-    sequences: Sequence[Sequence[int]],
-    wanted: Sequence[int],
-) -> Packed:
-    places = {i: range(len(sequences[i]) - wanted[i], len(sequences[i])) for row in batch for i in row.texts}
-    return pack(batch, sequences, places, len(group.trunk))
 
 
 @dataclass
