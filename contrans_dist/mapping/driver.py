@@ -63,11 +63,11 @@ def fit(
             aligned, pairs, options, address=address, seed=seed, shuffled=shuffled, vectors_at=vectors_at
         )
     )
-    by_pair = {pair: mapping for one in fitted for pair, mapping in one.maps.items()}
+    by_pair = {pair: mapping for of_pair in fitted for pair, mapping in of_pair.maps.items()}
     maps = replace(
         fitted[0],
         maps={pair: by_pair[pair] for pair in pairs},
-        shuffled={pair: weight for one in fitted for pair, weight in one.shuffled.items()},
+        shuffled={pair: weight for of_pair in fitted for pair, weight in of_pair.shuffled.items()},
         r2_table=table,
     )
     for pair, mapping in maps.maps.items():
