@@ -1,4 +1,7 @@
-"""The typed, frozen description of what is to be run; YAML in, validated, fingerprint out."""
+"""The typed, frozen description of what is to be run; YAML in, validated, fingerprint out.
+
+Imports: nothing of ours.
+"""
 
 from contrans_dist.config.base import CHAT_DATE, FileModel, Settings, differing, fingerprint
 from contrans_dist.config.benchmarks import benchmark_names, find_benchmark

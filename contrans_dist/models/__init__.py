@@ -1,4 +1,7 @@
-"""Loading language models, finding their decoder blocks, and their tokens; the only layer arithmetic."""
+"""Loading language models, finding their decoder blocks, and their tokens; the only layer arithmetic.
+
+Imports: config, store.
+"""
 
 from contrans_dist.models.blocks import find_blocks, matched_depth, model_type, resolve_blocks, text_config
 from contrans_dist.models.facts import ModelFacts, model_facts
