@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from contrans_dist.data.texts import template_fields
+from contrans_dist.data.text_files import read_json, read_parquet
+from contrans_dist.data.texts import records, template_fields
 from contrans_dist.errors import UserError
+from contrans_dist.store.location import Location
 
 if TYPE_CHECKING:
     from contrans_dist.models import LanguageModel
@@ -15,16 +17,35 @@ if TYPE_CHECKING:
 Ids = list[int]
 
 
-def question_template(template: str) -> str:
-    """A template for questions, a two-character `\\n` turned into a line break.
+def question_template(template: str, *others: str) -> str:
+    """A template with `{text}` and perhaps other fields, a two-character `\\n` turned into a line break.
 
     Raises UserError for one that is malformed, lacks `{text}`, or names anything else.
     """
     template = template.replace("\\n", "\n")
-    unknown = set(template_fields(template)) - {"text"}
+    unknown = set(template_fields(template)) - {"text", *others}
     if unknown:
-        raise UserError(f"template {template!r}: questions have no column {min(unknown)!r}, only `text`")
+        known = " and ".join(("text", *others))
+        raise UserError(f"template {template!r}: no field {min(unknown)!r}; expected {known} alone")
     return template
+
+
+def read_questions(location: Location, fields: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON list, or the rows of a Parquet table, each with where it stands, for messages.
+
+    Raises UserError for a file that is none, and for a table that lacks one of the fields.
+    """
+    if location.name.endswith(".parquet"):
+        questions: Any = records(read_parquet(location, list(fields)), str(location), fields)
+    else:
+        questions = read_json(location)
+    if not isinstance(questions, list) or not questions:
+        raise UserError(f"{location}: expected a list of questions")
+    numbered = [(f"{location}, question {number}", question) for number, question in enumerate(questions, 1)]
+    for where, question in numbered:
+        if not isinstance(question, dict):
+            raise UserError(f"{where}: expected an object with {', '.join(fields)}")
+    return numbered
 
 
 def drawn(count: int, limit: int | None, seed: int | str) -> Sequence[int]:

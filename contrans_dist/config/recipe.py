@@ -119,12 +119,13 @@ def validated(settings: type[S], content: dict[str, Any], where: str) -> S:
 
 def _explain(settings: type[Settings], content: dict[str, Any], error: ValidationError) -> str:
     errors = error.errors(include_url=False)
-    placed = [(_real_path(content, one["loc"], one["type"] == "missing"), one) for one in errors]
+    places = (_real_path(content, failure["loc"], failure["type"] == "missing") for failure in errors)
+    placed = list(zip(places, errors, strict=True))
     top = placed[0][0]
     # A union fails once for each of its branches; the branch that got furthest is the one that was meant.
-    related = [(path, one) for path, one in placed if path[: len(top)] == top]
+    related = [(path, failure) for path, failure in placed if path[: len(top)] == top]
     deepest = max(len(path) for path, _ in related)
-    path, first = next((path, one) for path, one in related if len(path) == deepest)
+    path, first = next((path, failure) for path, failure in related if len(path) == deepest)
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         names = sorted(_known_keys(settings, path[:-1], content))
@@ -135,7 +136,7 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         return f"missing key {key!r}"
     if first["type"] == "benchmark":
         return f"{key}.benchmark: {first['msg']}"
-    wanted = dict.fromkeys(_expected(one) for other, one in related if other == path)
+    wanted = dict.fromkeys(_expected(failure) for other, failure in related if other == path)
     shown = repr(first["input"])
     shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
     return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")

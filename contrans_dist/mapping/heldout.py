@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FIT, VALIDATION, TEST = "fit", "validation", "test"
+PARTS = FIT, VALIDATION, TEST = "fit", "validation", "test"
 
 
 def split_of(text_ids: Sequence[str]) -> np.ndarray:

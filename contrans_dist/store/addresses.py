@@ -97,7 +97,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
     Most stay as they are. The file itself says the whole name.
     """
-    found: dict[str, str] = {}
+    safe_names: dict[str, str] = {}
     taken: set[str] = set()
     for name in names:
         safe = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", name)
@@ -105,8 +105,8 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
             short = safe.encode()[:_LONGEST_NAME].decode(errors="ignore")
             safe = f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
         taken.add(safe.casefold())
-        found[name] = safe
-    return found
+        safe_names[name] = safe
+    return safe_names
 
 
 def joined(path: str, name: str) -> str:

@@ -85,9 +85,9 @@ def rows_of(table: pa.Table, row: type[R]) -> list[R]:
 def table_of(rows: Sequence[Any], row: type) -> pa.Table:
     """Rows as a table; a column of which no row has a value is left out."""
     needed, others = columns_of(row)
-    content = [asdict(each) for each in rows]
+    content = [asdict(values) for values in rows]
     kinds = needed | {
-        name: kind for name, kind in others.items() if any(each[name] is not None for each in content)
+        name: kind for name, kind in others.items() if any(values[name] is not None for values in content)
     }
     layout = pa.schema([(name, _KINDS[kind]) for name, kind in kinds.items()])
     return pa.Table.from_pylist(content, schema=layout)

@@ -51,14 +51,14 @@ def work_folder(parent: Path, prefix: str, key: str) -> Iterator[Path]:
 def is_own(folder: Path) -> bool:
     """Whether it is a folder, no link to one, of this user, which no other may enter."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return False
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         return False
     if os.name == "nt":  # without owners and modes of this kind; the temporary folder is the user's own
         return True
-    return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+    return status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077
 
 
 def locked(folder: Path) -> FileLock | None:
