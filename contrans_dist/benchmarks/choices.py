@@ -18,9 +18,14 @@ Ids = list[int]
 
 
 def question_template(template: str, *others: str) -> str:
-    """A template with `{text}` and perhaps other fields, a two-character `\\n` turned into a line break.
+    """A template as a benchmark fills it, a two-character `\\n` turned into a line break.
 
-    Raises UserError for one that is malformed, lacks `{text}`, or names anything else.
+    Args:
+        template: has a place for `{text}`.
+        others: fields that it may name besides.
+
+    Raises:
+        UserError: for one that is malformed, lacks `{text}`, or names anything else.
     """
     template = template.replace("\\n", "\n")
     unknown = set(template_fields(template)) - {"text", *others}
@@ -31,9 +36,14 @@ def question_template(template: str, *others: str) -> str:
 
 
 def read_questions(location: Location, fields: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list, or the rows of a Parquet table, each with where it stands, for messages.
+    """The questions of a file, each with where it stands, for messages.
 
-    Raises UserError for a file that is none, and for a table that lacks one of the fields.
+    Args:
+        location: a JSON list of objects, or a Parquet table.
+        fields: the columns that such a table must have.
+
+    Raises:
+        UserError: for a file that is neither, or is empty.
     """
     if location.name.endswith(".parquet"):
         questions: Any = records(read_parquet(location, list(fields)), str(location), fields)
@@ -56,12 +66,20 @@ def drawn(count: int, limit: int | None, seed: int | str) -> Sequence[int]:
 
 
 def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[Ids, Ids]]:
-    """(context, answer) tokens of each prompt followed by its answer, with a space between them.
+    """Tokens of each prompt followed by its answer, with a space between them.
 
-    There is no second space after a prompt that ends on whitespace. Both are tokenised together, and the
-    answer begins with the first token that begins at the space or later: so the space is the answer's, and a
-    token that the prompt's last character shares with the space is the context's. Where the prompt alone has
-    the same tokens as in front of the answer, this is what lm-evaluation-harness does.
+    Both are tokenised together, and the answer begins with the first token that begins at the space or later:
+    so the space is the answer's, and a token that the prompt's last character shares with the space is the
+    context's. Where the prompt alone has the same tokens as in front of the answer, this is what
+    lm-evaluation-harness does.
+
+    Args:
+        lm: needs no weights.
+        prompts: there is no second space after one that ends on whitespace.
+        answers: one for each prompt.
+
+    Returns:
+        (context, answer) for each of them, as token ids.
     """
     from contrans_dist.models import encode_many, encode_with_starts
 

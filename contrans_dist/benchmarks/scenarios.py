@@ -53,10 +53,18 @@ def official_items(location: Location, per_concept: int | None = None) -> list[I
 
 
 def read_scenarios(source: Location | str) -> list[Record]:
-    """Scenarios with their concept: from a file with columns `text` and `concept`, or a folder.
+    """Scenarios with their concept.
 
-    A folder holds `<concept>.json`, each a list of texts, or the authors' `eval_<concept>.json`, of which the
-    positive scenarios are taken out of their prompts. Raises UserError when there is neither.
+    Args:
+        source: a file with columns `text` and `concept`; or a folder of `<concept>.json`, each a list of
+            texts, or of the authors' `eval_<concept>.json`, of which the positive scenarios are taken out of
+            their prompts.
+
+    Returns:
+        For each scenario `text`, `concept`, and what other columns the file has.
+
+    Raises:
+        UserError: for anything else.
     """
     location = Location.parse(source)
     names = location.names() if not location.name.endswith((".jsonl", ".parquet", ".json", ".txt")) else []

@@ -19,10 +19,15 @@ _MOST_LETTERS = 200
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = False) -> Recipe:
-    """Read a recipe, with `key.subkey=value` overrides (values in YAML).
+    """Read a recipe.
 
-    `small`: what stands under that key takes the place of the keys it names. Raises UserError that names the
-    file, the key and the nearest right key.
+    Args:
+        path: a YAML file.
+        overrides: `key.subkey=value`, the values in YAML.
+        small: what stands under that key takes the place of the keys it names.
+
+    Raises:
+        UserError: that names the file, the key and the nearest right key.
     """
     content = parse_yaml(_read(path), str(path))
     if not isinstance(content, dict):
@@ -54,7 +59,8 @@ def _read(path: Path) -> bytes:
 def runs_of(recipe: Recipe) -> dict[str, Recipe]:
     """The runs of a recipe, by name, each as a recipe of its own; `all` where there is only one.
 
-    Raises UserError for a setting that there is not.
+    Raises:
+        UserError: for a setting that there is not.
     """
     if not recipe.runs:
         return {"all": recipe}
@@ -81,9 +87,17 @@ def _parent_of(content: dict[str, Any], key: str, where: str) -> tuple[dict[str,
 
 
 def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
-    """Carry out a `--set key.subkey=value`, the value in YAML; returns key and value.
+    """Carry out a `--set`.
 
-    Raises UserError for anything else.
+    Args:
+        content: what is to be set, as plain data; it is changed in place.
+        change: `key.subkey=value`, the value in YAML.
+
+    Returns:
+        Key and value.
+
+    Raises:
+        UserError: for anything else.
     """
     check_whole(change, "--set")
     key, mark, value = change.partition("=")

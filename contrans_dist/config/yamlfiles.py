@@ -29,8 +29,17 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(data: bytes, where: str, expected: str = "YAML") -> Any:
-    """Plain data from YAML in UTF-8. Raises UserError in one line for anything else: other types, a key that
-    is there twice, half a character, an anchor that holds itself, or anchors that unfold to too much."""
+    """Plain data from YAML.
+
+    Args:
+        data: in UTF-8.
+        where: what a message begins with.
+        expected: what it says should have been there.
+
+    Raises:
+        UserError: for anything else: other types, a key that is there twice, half a character, an anchor that
+            holds itself, or anchors that unfold to too much.
+    """
     check_size(where, len(data), RECIPE_BYTES)
     try:
         loader = _Loader(data.decode("utf-8-sig"))

@@ -24,17 +24,26 @@ def r2_table(
     width: int,
     max_fit_rows: int = MAX_FIT_ROWS,
 ) -> np.ndarray:
-    """Validation R2 of the centred ridge map, at each pair's best ridge: float64 [n_source, n_target].
+    """Validation R2 of the centred ridge map of every pair, each at its best ridge.
 
     At its best ridge, not at the smaller one that a map is then fitted with (`solver.choose_ridge`): that one
     gives up as much of R2 as the grid's steps make it, up to `solver.SLACK`, by chance more for one pair than
     for another; pairs are ranked by what they can reach.
 
-    source_blocks, target_blocks: block number to rows [n, d]; each block is asked for once, in the mapping's
-    order, so a mapping that reads from disk holds one block in memory. split: str [n] of `split_of`. width:
-    of the wider model; where it is above `NARROW` and there are more than `max_fit_rows` fit rows, that many
-    are used, evenly spaced; memory is then (n_target + n_ridges) * max_fit_rows^2 / 2 numbers of 8 bytes.
-    ValueError for rows that do not match the split, NaN or infinity, or a part without rows.
+    Args:
+        source_blocks: block number to rows [n, d_s]. Each block is asked for once, in the mapping's order, so
+            one that reads from disk holds one block in memory.
+        target_blocks: the same of the other model, rows [n, d_t].
+        split: str [n] of `split_of`.
+        width: of the wider model. Above `NARROW` memory is (n_target + n_ridges) * max_fit_rows^2 / 2 numbers
+            of 8 bytes.
+        max_fit_rows: above `NARROW`, so many fit rows are used at most, evenly spaced.
+
+    Returns:
+        float64 [n_source, n_target].
+
+    Raises:
+        ValueError: for rows that do not match the split, NaN or infinity, or a part without rows.
     """
     parts = np.asarray(split)
     fit, validation = np.flatnonzero(parts == FIT), np.flatnonzero(parts == VALIDATION)

@@ -31,9 +31,16 @@ class Sums:
 
     @classmethod
     def of(cls, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK_ROWS, *, cross_only: bool = False) -> "Sums":
-        """The sums of x [n, d_s] and y [n, d_t] (any real dtype), `chunk` rows at a time.
+        """The sums of rows in memory.
 
-        ValueError when the row counts differ or a row holds NaN or infinity.
+        Args:
+            x: [n, d_s], any real dtype.
+            y: [n, d_t].
+            chunk: rows that are turned to float64 at a time.
+            cross_only: leave out sxx.
+
+        Raises:
+            ValueError: when the row counts differ or a row holds NaN or infinity.
         """
         x, y = as_rows(x, "source"), as_rows(y, "target")
         check_same_length(x, y)
@@ -43,9 +50,15 @@ class Sums:
         return sums.done()
 
     def add(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Add rows x [n, d_s] and y [n, d_t], or only those numbered in `rows` (int [m]).
+        """Add rows, in place.
 
-        ValueError for other widths or counts, NaN or infinity.
+        Args:
+            x: [n, d_s], any real dtype.
+            y: [n, d_t].
+            rows: only those of these numbers, int [m].
+
+        Raises:
+            ValueError: for other widths or counts, NaN or infinity.
         """
         x, y = check_finite(x, "source"), check_finite(y, "target")
         check_same_length(x, y)

@@ -14,10 +14,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from contrans_dist.errors import UserError
 from contrans_dist.models.facts import config_hash, tokenizer_hash, weights_identity
 from contrans_dist.models.hub import hub_errors
+from contrans_dist.models.language_model import tokenizer_limit
 from contrans_dist.models.loading import DTYPES, Described
 from contrans_dist.models.model_files import ModelFiles
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
-from contrans_dist.models.weight_files import check_weights, own_dtype
+from contrans_dist.models.weight_files import check_weights, missing_weights, own_dtype
 from contrans_dist.store.patience import patiently
 
 BATCH_SIZE = 64
@@ -55,8 +56,8 @@ class Classifier:
     @property
     def longest(self) -> int | None:
         """Most tokens of a text, special ones included; None where nothing limits it."""
-        limits = [getattr(self.tokenizer, "model_max_length", None), _positions(self.model)]
-        return min((int(x) for x in limits if isinstance(x, int) and 0 < x < 10**7), default=None)
+        limits = [tokenizer_limit(self.tokenizer), _positions(self.model)]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
@@ -137,7 +138,7 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told by name
         )
-    missing = sorted([*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])])
+    missing = missing_weights(report)
     if missing:
         raise UserError(
             f"classifier {name}: not a sequence-classification model; its checkpoint has no {missing[0]}"

@@ -22,7 +22,7 @@ from contrans_dist.models.hub import hub_errors, one_line
 from contrans_dist.models.language_model import LanguageModel, wrap_model
 from contrans_dist.models.model_files import ModelFiles
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
-from contrans_dist.models.weight_files import check_weights, own_dtype
+from contrans_dist.models.weight_files import check_weights, in_short, missing_weights, own_dtype
 from contrans_dist.store.patience import patiently
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -105,12 +105,13 @@ def _device_map(device: str | dict[str, Any] | None, quantized: bool) -> Any:
 
 def _check_complete(name: str, model: PreTrainedModel, info: dict[str, Any], head: bool) -> None:
     """RunError where a weight that is needed was not in the checkpoint, and so was made up at random."""
-    decoder = next((n for n, m in model.named_modules() if m is find_blocks(model)[0]), "")
-    missing = sorted(k for k in info.get("missing_keys", ()) if head or k.startswith(decoder))
-    missing += [str(entry[0]) for entry in info.get("mismatched_keys", ())]
-    if missing or info.get("error_msgs"):
-        what = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise RunError(f"{name}: weights missing or of another shape: {what or info['error_msgs']}")
+    if not head:
+        decoder, _ = find_blocks(model)
+        within = next(name for name, module in model.named_modules() if module is decoder)
+        info = {**info, "missing_keys": [key for key in info["missing_keys"] if key.startswith(within)]}
+    missing = missing_weights(info)
+    if missing:
+        raise RunError(f"{name}: weights missing or of another shape: {in_short(missing)}")
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type
+from contrans_dist.models.blocks import find_blocks, model_type
 from contrans_dist.models.checkpoint import Checkpoint
 from contrans_dist.models.hub import hub_errors
-from contrans_dist.models.language_model import LanguageModel, wrap_model
+from contrans_dist.models.language_model import LanguageModel, check_looks_back, wrap_model
 from contrans_dist.models.loading import DTYPES, describe, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
 from contrans_dist.models.passing import Stop, first_of, handing, replaced, stream_of, unpacked
@@ -133,10 +133,7 @@ class StreamedModel:
         if output.shape != state.shape or output.dtype != state.dtype:
             returned = f"{output.dtype} {list(output.shape)} for {state.dtype} {list(state.shape)}"
             raise UserError(self._refusal(f"a block returns {returned}"))
-        one, other = output[:, 1].float().cpu()
-        rounding = 1e-4 if output.dtype == torch.float32 else 1e-2
-        if (one - other).abs().max() > rounding * one.abs().max():
-            raise UserError(f"model type '{model_type(self.lm.model)}' attends to later tokens; {EXPECTED}")
+        check_looks_back(self.lm.model, output)
 
     def _forward(self, forwards: Mapping[int, Callable[..., object]], **inputs: Tensor) -> None:
         with torch.no_grad(), unpacked(), replaced(self._list, forwards), suppress(Stop):

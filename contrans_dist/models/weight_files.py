@@ -3,7 +3,7 @@ they are in. Looked at before anything is allocated."""
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
@@ -118,6 +118,18 @@ def check_weights(
             f"--model {files.name}: config.json describes {parameters:,} parameters, its weight files hold "
             f"{held:,} bytes"
         )
+
+
+def missing_weights(info: Mapping[str, Any]) -> list[str]:
+    """The weights that a checkpoint did not have for a model, or in another shape, by what transformers says
+    of loading it: they were made up at random."""
+    missing = [*sorted(info["missing_keys"]), *(str(entry[0]) for entry in info["mismatched_keys"])]
+    return missing + [str(message) for message in info.get("error_msgs") or ()]
+
+
+def in_short(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def is_quantised(config: PretrainedConfig) -> bool:

@@ -95,7 +95,11 @@ def whole_address(store: str, path: str) -> str:
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """Names of files for things that people named, none twice on a disk that does not tell case.
 
-    Most stay as they are. The file itself says the whole name.
+    Args:
+        names: most stay as they are; the file itself says the whole name.
+
+    Returns:
+        Name to the name of its file, without an ending.
     """
     safe_names: dict[str, str] = {}
     taken: set[str] = set()

@@ -129,10 +129,18 @@ def facts_of(table: pa.Table) -> dict[str, Any]:
 def read_columns(
     location: Location, needed: Mapping[str, Kind], others: Mapping[str, Kind] | None = None
 ) -> pa.Table | None:
-    """Columns of a Parquet file as strings, float64 and int64: `needed`, and those of `others` it has.
+    """Columns of a Parquet file, as strings, float64 and int64.
 
-    None where a needed column is missing. Raises UserError for a damaged file, columns of another kind, and
-    more than `limits.RESULT_BYTES`.
+    Args:
+        location: the file.
+        needed: columns and their kinds.
+        others: those that may be missing.
+
+    Returns:
+        What there is of them; None where a needed column is missing.
+
+    Raises:
+        UserError: for a damaged file, columns of another kind, and more than `limits.RESULT_BYTES`.
     """
     try:
         with location.open() as source:

@@ -82,7 +82,8 @@ class TensorFile:
     def read(self, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         """Tensors by name; those that are not there are left out.
 
-        Raises UserError for one with a number that is not finite.
+        Raises:
+            UserError: for one with a number that is not finite.
         """
         tensors: dict[str, NDArray[Any]] = {}
         with self.location.open() as source:
@@ -110,8 +111,13 @@ def save_tensors(location: Location, tensors: Mapping[str, NDArray[Any]], header
 def open_tensors(location: Location, kind: str | None = None) -> TensorFile:
     """Read the head of a file written by `save_tensors`; tensors lie one behind the other and fill the rest.
 
-    Raises UserError when the file is missing, is no safetensors, lacks our header, is not of `kind`, or when
-    types, shapes, places and the file's size do not agree.
+    Args:
+        location: the file.
+        kind: what it must say that it holds, such as `map`; None takes any.
+
+    Raises:
+        UserError: when the file is missing, is no safetensors, lacks our header, is not of `kind`, or when
+            types, shapes, places and the file's size do not agree.
     """
     foreign = f"{location}: expected a vector or map file written by contrans"
     try:

@@ -27,6 +27,11 @@ def work_folder(parent: Path, prefix: str, key: str) -> Iterator[Path]:
 
     Its name is known to all, so it is believed only if this user alone can have made and filled it. Where
     another run is at work in it, or it is someone else's, a fresh one is taken.
+
+    Args:
+        parent: is made where it is missing.
+        prefix: of all such folders; unused ones of a week ago are removed.
+        key: what tells this work from other work.
     """
     parent.mkdir(parents=True, exist_ok=True)
     remove_unused(parent, prefix, _STALE_SECONDS)

@@ -61,8 +61,7 @@ class Gatherer:
         self.rows = {}
         places = torch.stack([batch.rows, batch.columns])[:, batch.index]
         self.places = {torch.device("cpu"): pinned(places)}
-        arguments = as_arguments(self.lm, batch.positions, batch.mask(self.lm.dtype), trunk)
-        self._forward(batch.ids, arguments)
+        self._forward(batch.ids, as_arguments(self.lm, batch, trunk))
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
             raise RunError(f"block {idle[0]} of {self.lm.name} does not run on text alone; leave it out")

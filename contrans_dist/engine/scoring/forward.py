@@ -6,7 +6,7 @@ once below the steered block, and above it once for each intervention.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,8 +100,10 @@ class _Runner:
 
     def _run_trunk(self) -> None:
         """Keys and values of the trunk: below the steered blocks, and above each for its interventions."""
-        trunk, cache = _one_row(self.group.trunk), fresh_cache()
-        keeping = self.lm.keeping(cache)
+        # The logits of one position are computed, which nobody reads.
+        trunk = pack([Row((0,), len(self.group.trunk))], [self.group.trunk], [[0]])
+        cache = fresh_cache()
+        keeping = as_arguments(self.lm, trunk, keep=cache)
         if self.steered:
             states = _lower_states(self.lm, trunk, list(self.steered), keeping)
         else:
@@ -112,14 +114,14 @@ class _Runner:
             parts = []
             for start in range(0, len(members), fit):
                 cache, offsets = fresh_cache(), [self.offsets[i] for i in members[start : start + fit]]
-                keeping = self.lm.keeping(cache)
+                keeping = as_arguments(self.lm, trunk, keep=cache)
                 _upper_logits(self.lm, trunk, k, states[k], offsets, keeping)
                 parts.append(Trunk.of(cache))
             self.upper[k] = Trunk.of_all(parts)
 
     def run(self, batch: Packed) -> Iterator[tuple[list[int], Tensor]]:
         """(interventions, logits `[C, U, vocabulary]`) of one batch, as many interventions at once as fit."""
-        arguments = self._arguments(batch, self.lower)
+        arguments = as_arguments(self.lm, batch, self.lower)
         if not self.steered:
             logits = _logits(self.lm, batch, arguments)
             yield list(range(len(self.offsets))), logits.repeat(len(self.offsets), 1, 1)
@@ -133,22 +135,10 @@ class _Runner:
                 trunk = None
                 if self.lower is not None:
                     trunk = self.lower.above(self.upper[k], start, start + len(chunk))
-                times = len(chunk)
-                arguments = self._arguments(batch, trunk, times)
+                arguments = as_arguments(self.lm, batch, trunk, times=len(chunk))
                 offsets = [self.offsets[i] for i in chunk]
                 yield chunk, _upper_logits(self.lm, batch, k, states[k], offsets, arguments)
             del states[k]
-
-    def _arguments(self, batch: Packed, trunk: Trunk | None, times: int = 1) -> dict[str, Any]:
-        positions, mask = batch.positions, batch.mask(self.lm.dtype)
-        if times > 1 and positions is not None and mask is not None:
-            positions, mask = positions.repeat(times, 1), mask.repeat(times, 1, 1, 1)
-        return as_arguments(self.lm, positions, mask, trunk)
-
-
-def _one_row(ids: Sequence[int]) -> Packed:
-    """A trunk as a batch of its own; the logits of one position are computed, which nobody reads."""
-    return pack([Row((0,), len(ids))], [list(ids)], [[0]])
 
 
 def _lower_states(
@@ -171,9 +161,10 @@ def _lower_states(
     # Kept inside the forward, not in a hook: a caller's own hooks then act once, when the block is replayed.
     forwards = {k: keeping(k, lm.blocks[k].forward) for k in blocks}
     forwards |= {k: handing(lambda state: like(states[top], state)) for k in range(top + 1, len(lm.blocks))}
+    # The head is not wanted here; at one position it costs nothing.
+    one = replace(batch, rows=batch.rows[:1], columns=batch.columns[:1])
     with replaced(lm.blocks, forwards):
-        # The head is not wanted here; at one position it costs nothing.
-        _logits(lm, batch, arguments, first=True)
+        _logits(lm, one, arguments)
     return states
 
 
@@ -208,41 +199,34 @@ def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: T
     return torch.cat(rows).to(device=state.device, dtype=state.dtype)
 
 
-def _logits(
-    lm: LanguageModel,
-    batch: Packed,
-    arguments: dict[str, Any],
-    times: int = 1,
-    first: bool = False,
-) -> Tensor:
-    """Float32 logits `[times, U, vocabulary]` at the batch's wanted positions (or at its first alone), the
-    batch being there so many times over.
+def _logits(lm: LanguageModel, batch: Packed, arguments: dict[str, Any], times: int = 1) -> Tensor:
+    """Float32 logits `[times, U, vocabulary]` at the batch's wanted positions, the batch being there so many
+    times over.
 
     The head runs on those positions alone, inside the model's own forward, so that its soft-capping or scale
-    applies. Where `arguments` hold no mask, causal attention is
-    right: under right padding a real position never sees the padding.
+    applies. Where `arguments` hold no mask, causal attention is right: under right padding a real position
+    never sees the padding.
     """
     head = lm.model.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(lm.model).__name__} has no language-model head: load it with its head")
-    rows, columns = (batch.rows[:1], batch.columns[:1]) if first else (batch.rows, batch.columns)
-    wanted = torch.arange(times).repeat_interleave(len(rows)) * len(batch.ids) + rows.repeat(times)
-    columns, ids = columns.repeat(times), batch.ids.repeat(times, 1)
+    copies = torch.arange(times).repeat_interleave(len(batch.rows)) * len(batch.ids)
+    rows, columns = copies + batch.rows.repeat(times), batch.columns.repeat(times)
 
     def gather(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
-        places = wanted.to(hidden.device), columns.to(hidden.device)
+        places = rows.to(hidden.device), columns.to(hidden.device)
         return (hidden[places].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
         with unpacked():
-            output = lm.model(input_ids=ids.to(lm.device), **arguments)
+            output = lm.model(input_ids=batch.ids.repeat(times, 1).to(lm.device), **arguments)
     finally:
         handle.remove()
     logits: Tensor = output.logits
-    if logits.shape[:2] != (1, len(wanted)):
+    if logits.shape[:2] != (1, len(rows)):
         raise ValueError(
             f"{type(lm.model).__name__} computes its logits by another way than its output embeddings"
         )
-    return logits.float().reshape(times, len(rows), -1)
+    return logits.float().reshape(times, len(batch.rows), -1)
