@@ -93,14 +93,13 @@ def harvest(
         skip_bad,
     )
     manifest = result.manifest
-    summary = {
-        key: manifest[key] for key in ("rows", "d", "blocks", "tokens", "truncated", "fingerprint", "canary")
-    }
-    size = sum(shard["bytes"] for shard in manifest["shards"])
+    told = {"rows", "d", "blocks", "tokens", "truncated", "fingerprint", "canary"}
+    summary = manifest.model_dump(mode="json", include=told)
+    size = sum(shard.bytes or 0 for shard in manifest.shards)
     text = (
         f"{result.location}: {count_of(result.n_rows, 'row')}, {count_of(len(result.blocks), 'block')} of "
-        f"{result.d}, {count_of(manifest['tokens'], 'token')}, {size / 1e6:,.1f} MB in "
-        f"{count_of(len(manifest['shards']), 'shard')}"
+        f"{result.d}, {count_of(manifest.tokens, 'token')}, {size / 1e6:,.1f} MB in "
+        f"{count_of(len(manifest.shards), 'shard')}"
     )
     emit(as_json, {"out": str(result.location), **summary}, text)
 

@@ -26,5 +26,5 @@ def map_similarity(
     maps = {}
     for concept in sides.concepts:
         rows = np.sort(np.concatenate(concept_rows(sides.contrast_source, concept, seed, limit)))
-        maps[concept] = lcross_maps(sides, pair, rows).maps[pair].weight.ravel()
+        maps[concept] = lcross_maps(sides, pair, rows, shuffled=False).maps[pair].weight.ravel()
     return [SimilarityRow(a, b, cosine(maps[a], maps[b])) for a, b in product(maps, repeat=2)]

@@ -69,7 +69,7 @@ def _states(activations: ActivationSet, block: int) -> NDArray[np.float32]:
 def _points(
     activations: ActivationSet, side: str, block: int, labels: list[str], rows: NDArray[np.float32], seed: int
 ) -> list[PointRow]:
-    model = activations.facts.identity.model
+    model = activations.manifest.identity.model
     return [
         PointRow(model, block, concept, x, y, side)
         for concept, (x, y) in zip(labels, project(rows, seed).tolist(), strict=True)

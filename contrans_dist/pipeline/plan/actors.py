@@ -14,7 +14,7 @@ from contrans_dist.models import CPU_TOKENS, DTYPES
 from contrans_dist.models.classifier import BATCH_SIZE
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.needs import Needs, activation_bytes, cached_bytes
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 
 _BATCH_TOKENS = 4096
@@ -121,23 +121,24 @@ class Placing:
         self, models: tuple[PlannedModel, ...], highest: int | None, head: bool, batch: int
     ) -> tuple[float, Placement]:
         """(GPUs of an actor, placement) of the first model with the others beside it."""
-        cluster, nodes, settings = self.cluster, self.nodes, models[0].settings
+        cluster, nodes, (first, *beside) = self.cluster, self.nodes, [model.settings for model in models]
+        if head and cluster.placement == "stream":
+            cluster = cluster.model_copy(update={"placement": "auto"})
 
         def choose(gpus: float) -> Placement:
             memories: dict[Any, int] = dict.fromkeys(range(math.ceil(gpus)), nodes.gpu_memory)
             return choose_placement(
-                settings.id,
-                **settings.model_dump(exclude={"id"}),
+                first,
                 highest_block=highest,
                 head=head,
-                placement="auto" if head and cluster.placement == "stream" else cluster.placement,
+                placement=cluster.placement,
                 memories=memories | {"cpu": nodes.memory},
-                batch_tokens=batch,
                 share=self._size(gpus).share,
-                beside=[model.settings for model in models[1:]],
+                batch_tokens=batch,
+                beside=beside,
             )
 
-        return fewest_gpus(gpu_counts(cluster.gpus_per_actor, nodes.gpus), choose, settings.id, head)
+        return fewest_gpus(first.id, cluster, nodes.gpus, head, choose)
 
     def _size(self, gpus: float | None) -> Replicas:
         """How many actors with so many GPUs the nodes have room for."""

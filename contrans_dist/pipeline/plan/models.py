@@ -13,15 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import (
-    DTYPES,
-    LanguageModel,
-    find_blocks,
-    load_model,
-    split_name,
-    text_config,
-    wrap_model,
-)
+from contrans_dist.models import DTYPES, LanguageModel, find_blocks, load_model, text_config, wrap_model
 from contrans_dist.models.classifier import describe_classifier, load_classifier
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.loading import Described, describe
@@ -97,7 +89,7 @@ class PlannedModel:
         """Entries of the matrices of one block, on average."""
         self.head = int(self.config.vocab_size) * self.d / self.block_parameters
         """What the language-model head costs at a position, in blocks."""
-        self.here = any(Path(split_name(self.name)[0]).glob("*.safetensors"))
+        self.here = any(Path(described.files.place).glob("*.safetensors"))
         """Whether its weights are on this machine."""
 
     def _up_to(self, highest: int | None, head: bool) -> Described:
@@ -107,8 +99,7 @@ class PlannedModel:
 
     def _needs(self, highest: int | None, head: bool, batch_tokens: int) -> Needs:
         """Bytes that it takes, up to a block."""
-        described = self.up_to(highest, head)
-        return needs(described, self.dtype, self.settings.quantization, batch_tokens, head)
+        return needs(self.up_to(highest, head), self.settings, batch_tokens)
 
     def loaded(self) -> nn.Module:
         """It on this machine, without a head."""
@@ -122,14 +113,14 @@ class PlannedModel:
         return described.whole(config)
 
     def _tokenizer(self, described: Described) -> Any:
-        source, revision = split_name(self.name)
+        files = described.files
         stand_in = StandIn(text_config(described.config).vocab_size)
-        if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").exists():
+        if files.in_folder and not (Path(files.place) / "tokenizer_config.json").exists():
             return stand_in
         # A folder's own is there, or damaged; a hub need not answer for a plan.
-        silent = () if Path(source).is_dir() else (UserError, RunError)
+        silent = () if files.in_folder else (UserError, RunError)
         with suppress(*silent), hub_errors(self.name):
-            return load_tokenizer(self.name, source, revision, self.settings.trust_remote_code)
+            return load_tokenizer(files)
         return stand_in
 
 
@@ -141,12 +132,12 @@ class PlannedJudge:
     def __init__(self, name: str) -> None:
         self.name = name
         described = describe_classifier(name)
-        self.config, self.dtype = described.config, described.dtype
-        self.here = any(Path(described.source).glob("*.safetensors"))
+        self.config, self.dtype, empty = described.config, described.dtype(), described.empty()
+        self.here = any(Path(described.files.place).glob("*.safetensors"))
         self.n_blocks = int(self.config.num_hidden_layers)
-        parameters = sum(p.numel() for p in described.empty.parameters())
+        parameters = sum(p.numel() for p in empty.parameters())
         self.weights = DTYPES[self.dtype].itemsize * parameters
-        embedding = described.empty.get_input_embeddings().weight.numel()
+        embedding = empty.get_input_embeddings().weight.numel()
         self.block_parameters = (parameters - embedding) / self.n_blocks
 
     def loaded(self) -> nn.Module:
