@@ -92,7 +92,7 @@ def _from_columns(source: Blocks, target: Blocks, rows: _Centred) -> np.ndarray:
         ridge = Ridge(x.T @ x, x_held.T @ x_held)
         for j, (y, y_held) in enumerate(targets):
             total = float(np.sum(y_held**2))
-            errors = ridge.errors(x.T @ y, x_held.T @ y_held, total, RIDGES)
+            errors = ridge.errors(ridge.vectors.T @ (x.T @ y), x_held.T @ y_held, total, RIDGES)
             table[i, j] = 1.0 - errors.min() / total
     return table
 

@@ -248,7 +248,7 @@ def test_default_is_the_brute_force_over_ridges(n: int, d_s: int, noise: float) 
         missed = np.sum((target[validation] - mean_y - (source[validation] - mean_x) @ weight) ** 2)
         tried.append((1 - missed / spread_validation, ridge, weight))
     highest = max(r2 for r2, _, _ in tried)
-    _, best_ridge, best_weight = next(each for each in tried if each[0] >= highest - 0.02)
+    _, best_ridge, best_weight = next(ridge for ridge in tried if ridge[0] >= highest - 0.02)
     assert RIDGES[0] < best_ridge < RIDGES[-1]
     mapping = fit_rows(source, target)
     assert mapping.ridge == pytest.approx(best_ridge)
