@@ -162,14 +162,10 @@ def compute_shard(
 
     def pieces(texts: Runnable) -> Iterator[Piece]:
         for start in range(0, len(texts.ids), size):
-            part, first = texts.ids[start : start + size], shard.start + start
+            part = texts.ids[start : start + size]
             yield Piece(
                 start,
-                worked(
-                    partial(
-                        capture_ids, lm, part, spec.blocks, settings.position, settings.batch_tokens, first
-                    )
-                ),
+                worked(partial(capture_ids, lm, part, spec.blocks, settings.position, settings.batch_tokens)),
             )
 
     def published(texts: Runnable) -> ShardReport:

@@ -126,7 +126,7 @@ class _Planned:
 
     @classmethod
     def of(cls, model: StreamedModel, unit: Unit, place: int) -> "_Planned":
-        settings, first = unit.spec.capture, unit.shard.start
+        settings = unit.spec.capture
         runnable = Runnable.of(model.lm, unit.rows, settings)
         ids, rows = runnable.ids, len(runnable.ids)
         sample = canary_rows(rows) if ids else []
@@ -135,9 +135,9 @@ class _Planned:
             unit,
             place,
             runnable,
-            plan_capture(model.lm, ids, blocks, position, settings.batch_tokens, first, place),
+            plan_capture(model.lm, ids, blocks, position, settings.batch_tokens, place),
             sample,
-            plan_capture(model.lm, [ids[i] for i in sample], blocks, position, 1, first, place + rows),
+            plan_capture(model.lm, [ids[i] for i in sample], blocks, position, 1, place + rows),
         )
 
     @property

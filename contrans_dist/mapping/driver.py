@@ -96,8 +96,8 @@ def fit_one_by_one(
     reads = {pair: readable_blocks(pair[0], options, held) for pair in pairs}
     streamed = len(aligned.split) > ROWS_IN_MEMORY and aligned.rows is None
     about_both = MapSet(
-        source_model=source.manifest["identity"]["model"],
-        target_model=target.manifest["identity"]["model"],
+        source_model=source.manifest.identity.model,
+        target_model=target.manifest.identity.model,
         n_target_blocks=target.n_blocks,
         protocol=options.protocol,
         maps={},

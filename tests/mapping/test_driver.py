@@ -292,7 +292,7 @@ def test_pairs_fitted_one_by_one_are_each_pair_fitted_alone(
     read_block = ActivationSet.read_block
 
     def counted(self: ActivationSet, block: int, *rows: Any) -> Any:
-        read.append((self.manifest["identity"]["model"], block))
+        read.append((self.manifest.identity.model, block))
         return read_block(self, block, *rows)
 
     monkeypatch.setattr(ActivationSet, "read_block", counted)
