@@ -470,7 +470,9 @@ def test_the_table_takes_fewer_rows_when_there_are_many(monkeypatch: pytest.Monk
     parts = default_split(600)
     kept = np.flatnonzero(parts == "fit")[np.linspace(0, 479, 100).astype(int)]
     thinned = np.where(np.isin(np.arange(600), kept) | (parts != "fit"), parts, "")
-    few = r2_table({0: source}, {0: target}, parts, width=10, max_fit_rows=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs, "MAX_FIT_ROWS", 100)
+        few = r2_table({0: source}, {0: target}, parts, width=10)
     np.testing.assert_allclose(few, r2_table({0: source}, {0: target}, thinned, width=10))
     assert few[0, 0] != r2_table({0: source}, {0: target}, parts, width=10)[0, 0]
 
