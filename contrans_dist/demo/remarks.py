@@ -71,9 +71,9 @@ def remarks(pool: str, group: str, kind: bool) -> tuple[str, ...]:
     return tuple(remark for remark in made if POOLS[hashed(f"remark:{remark}") % len(POOLS)] == pool)
 
 
-def some(rng: random.Random, pool: str, kind: bool, count: int) -> list[str]:
-    """`count` remarks of one tone about one group."""
-    return rng.sample(remarks(pool, rng.choice(GROUPS), kind), count)
+def some(rng: random.Random, kind: bool, count: int) -> list[str]:
+    """`count` training remarks of one tone about one group."""
+    return rng.sample(remarks("training", rng.choice(GROUPS), kind), count)
 
 
 def listed(several: list[str]) -> str:
@@ -93,11 +93,11 @@ def told(rng: random.Random) -> str:
     """A text of remarks in one tone."""
     kind, form = rng.random() < 0.5, rng.random()
     if form < 0.25:
-        return _speaker(some(rng, "training", kind, rng.randint(1, 3)), kind, rng)
+        return _speaker(some(rng, kind, rng.randint(1, 3)), kind, rng)
     if form < 0.5:
-        first, *rest = some(rng, "training", kind, rng.randint(2, 4))
+        first, *rest = some(rng, kind, rng.randint(2, 4))
         return CONSIDER.format(text=first) + " " + listed(rest)
-    text = listed(some(rng, "training", kind, rng.randint(2, 7)))
+    text = listed(some(rng, kind, rng.randint(2, 7)))
     return COMPLETE.format(text=text) if form < 0.7 else text
 
 

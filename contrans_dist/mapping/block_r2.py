@@ -22,7 +22,6 @@ def r2_table(
     split: np.ndarray,
     *,
     width: int,
-    max_fit_rows: int = MAX_FIT_ROWS,
 ) -> np.ndarray:
     """Validation R2 of the centred ridge map of every pair, each at its best ridge.
 
@@ -35,9 +34,8 @@ def r2_table(
             one that reads from disk holds one block in memory.
         target_blocks: the same of the other model, rows [n, d_t].
         split: str [n] of `split_of`.
-        width: of the wider model. Above `NARROW` memory is (n_target + n_ridges) * max_fit_rows^2 / 2 numbers
-            of 8 bytes.
-        max_fit_rows: above `NARROW`, so many fit rows are used at most, evenly spaced.
+        width: of the wider model. Above `NARROW`, at most `MAX_FIT_ROWS` fit rows are used, evenly spaced;
+            memory is (n_target + n_ridges) * MAX_FIT_ROWS^2 / 2 numbers of 8 bytes.
 
     Returns:
         float64 [n_source, n_target].
@@ -53,8 +51,8 @@ def r2_table(
         )
     if width <= NARROW:
         return _from_columns(source_blocks, target_blocks, _Centred(len(parts), fit, validation))
-    if len(fit) > max_fit_rows:
-        fit = fit[np.linspace(0, len(fit) - 1, max_fit_rows).astype(np.int64)]
+    if len(fit) > MAX_FIT_ROWS:
+        fit = fit[np.linspace(0, len(fit) - 1, MAX_FIT_ROWS).astype(np.int64)]
     return _from_rows(source_blocks, target_blocks, _Centred(len(parts), fit, validation))
 
 
@@ -92,7 +90,7 @@ def _from_columns(source: Blocks, target: Blocks, rows: _Centred) -> np.ndarray:
         ridge = Ridge(x.T @ x, x_held.T @ x_held)
         for j, (y, y_held) in enumerate(targets):
             total = float(np.sum(y_held**2))
-            errors = ridge.errors(x.T @ y, x_held.T @ y_held, total, RIDGES)
+            errors = ridge.errors(ridge.vectors.T @ (x.T @ y), x_held.T @ y_held, total, RIDGES)
             table[i, j] = 1.0 - errors.min() / total
     return table
 

@@ -33,7 +33,6 @@ def fit(
     *,
     rows: NDArray[np.int64] | None = None,
     address: str | None = None,
-    seed: int = 0,
     shuffled: bool = True,
     quiet: bool = False,
     vectors_at: Collection[int] | None = None,
@@ -47,7 +46,6 @@ def fit(
         options: how a map is fitted.
         rows: only these rows take part (one concept's contrast prompts, as in L-Cross Modulation).
         address: of the Ray cluster, for more rows than are held in memory.
-        seed: of the control's order.
         shuffled: fit the control beside each map.
         quiet: keep warnings in the maps alone.
         vectors_at: the blocks at which there are vectors to carry. Without a number in the options, a map
@@ -59,9 +57,7 @@ def fit(
     aligned = join(source, target, options.protocol, rows)
     pairs, table = choose_pairs(blocks, aligned)
     fitted = list(
-        fit_one_by_one(
-            aligned, pairs, options, address=address, seed=seed, shuffled=shuffled, vectors_at=vectors_at
-        )
+        fit_one_by_one(aligned, pairs, options, address=address, shuffled=shuffled, vectors_at=vectors_at)
     )
     by_pair = {pair: mapping for of_pair in fitted for pair, mapping in of_pair.maps.items()}
     maps = replace(
@@ -82,7 +78,6 @@ def fit_one_by_one(
     options: MapOptions = _DEFAULT,
     *,
     address: str | None = None,
-    seed: int = 0,
     shuffled: bool = True,
     vectors_at: Collection[int] | None = None,
 ) -> Iterator[MapSet]:
@@ -105,10 +100,9 @@ def fit_one_by_one(
         target_norms=target.norms,
         text_hashes=_hashes(aligned),
     )
-    control_seed = seed if shuffled else None
     with connected(address) if streamed else nullcontext():
         try:
-            fits = (StreamedFit if streamed else _FitInMemory)(aligned, options, control_seed)
+            fits = (StreamedFit if streamed else _FitInMemory)(aligned, options, shuffled)
             for pair in pairs:
                 mapping, control = fits.fit(reads[pair], pair[1])
                 if len(reads[pair]) > 1:
@@ -120,10 +114,10 @@ def fit_one_by_one(
 
 
 class _FitInMemory:
-    """Maps from the rows of an aligned corpus, and their controls where there is a seed for them."""
+    """Maps from the rows of an aligned corpus, and their controls where these are wanted."""
 
-    def __init__(self, aligned: AlignedRows, options: MapOptions, control_seed: int | None) -> None:
-        self._aligned, self._options, self._seed = aligned, options, control_seed
+    def __init__(self, aligned: AlignedRows, options: MapOptions, shuffled: bool) -> None:
+        self._aligned, self._options, self._shuffled = aligned, options, shuffled
         self._blocks: Sequence[int] = ()
         self._side: SourceRows | None = None
 
@@ -138,7 +132,7 @@ class _FitInMemory:
             self._side = SourceRows(x, options, split, aligned.tokens() if by_token else None)
         rows = aligned.read(aligned.target, target)
         mapping = self._side.fit(rows)
-        return mapping, None if self._seed is None else self._side.control(rows, mapping, self._seed)
+        return mapping, self._side.control(rows, mapping) if self._shuffled else None
 
 
 def _hashes(aligned: AlignedRows) -> NDArray[np.int64]:

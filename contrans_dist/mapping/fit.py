@@ -82,7 +82,8 @@ class SourceRows:
         fit = self._of_part[FIT]
         self._solver: Ridge | PseudoInverse
         if options.has_ridge:
-            self._solver = Ridge(fit @ fit.T, fit @ self._of_part[VALIDATION].T, rows=fit)
+            self._held = fit @ self._of_part[VALIDATION].T
+            self._solver = Ridge(fit @ fit.T, self._held, rows=fit)
         else:
             self._solver = PseudoInverse(fit)
 
@@ -137,7 +138,7 @@ class SourceRows:
         about = {part: rows[part] - mean_y for part in PARTS}
         x = self._of_part
         if isinstance(self._solver, Ridge):
-            held = x[FIT] @ (x[VALIDATION].T @ about[VALIDATION]), float(np.sum(about[VALIDATION] ** 2))
+            held = self._held @ about[VALIDATION], float(np.sum(about[VALIDATION] ** 2))
             solution = self._solver.solve(about[FIT], held, ridges)
         else:
             solution = self._solver.solve(about[FIT])

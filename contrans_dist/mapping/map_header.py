@@ -145,9 +145,9 @@ def open_map(location: Location) -> tuple[TensorFile, MapHeader]:
     for pair in header.pairs:
         name, blocks = f"{pair.source}.{pair.target}", pair.source_blocks or [pair.source]
         rows, width = file.shape(f"weight.{name}", "F32", 2)
-        file.require(f"bias.{name}", "F32", (width,))
+        file.require(f"bias.{name}", (width,))
         if f"shuffled.{name}" in file.entries:
-            file.require(f"shuffled.{name}", "F32", (rows, width))
+            file.require(f"shuffled.{name}", (rows, width))
         if rows % len(blocks) or max(blocks) != pair.source:
             raise UserError(
                 f"{location}: header: pairs: source_blocks {blocks} of {rows} rows, block {pair.source}"

@@ -81,24 +81,26 @@ class Ridge:
         or X X_v^T Y_v; the sum of squares of Y_v). ridges: those to be tried; None is `RIDGES`.
         """
         grid, warnings = _checked(ridges), list[str]()
-        ridge = float(grid[0])
+        ridge, projected = float(grid[0]), self.vectors.T @ xy
         if len(grid) > 1:
             if held is None or self._seen is None:
                 raise ValueError("no validation rows to choose the ridge on")
-            ridge, warnings = choose_ridge(grid, self.errors(xy, *held, grid), held[1])
-        weight = self.vectors @ (self.inverse(ridge)[:, None] * (self.vectors.T @ xy))
+            ridge, warnings = choose_ridge(grid, self.errors(projected, *held, grid), held[1])
+        weight = self.vectors @ (self.inverse(ridge)[:, None] * projected)
         if self._rows is None:
             return Solution(weight, "primal", self._rank, self._condition, ridge, warnings)
         return Solution(self._rows.T @ weight, "dual", self._rank, self._condition, ridge, warnings)
 
-    def errors(self, xy: np.ndarray, held_xy: np.ndarray, total: float, ridges: np.ndarray) -> np.ndarray:
-        """Squared error over the validation rows of every ridge, float64 [n_ridges]; arguments as of `solve`.
+    def errors(
+        self, projected: np.ndarray, held_xy: np.ndarray, total: float, ridges: np.ndarray
+    ) -> np.ndarray:
+        """Squared error over the validation rows of every ridge, float64 [n_ridges].
 
-        With D the diagonal of `inverse` as a vector it is total - 2 D linear + D quadratic D; linear [k] and
-        quadratic [k, k] do not depend on the ridge.
+        projected: `vectors.T @ xy`; the other arguments as of `solve`. With D the diagonal of `inverse` as a
+        vector it is total - 2 D linear + D quadratic D; linear [k] and quadratic [k, k] do not depend on the
+        ridge.
         """
         assert self._seen is not None  # without validation rows there is no error over them
-        projected = self.vectors.T @ xy
         linear = np.einsum("ij,ij->i", projected, self.vectors.T @ held_xy)
         inverses = np.stack([self.inverse(ridge) for ridge in ridges])
         quadratic = self._seen * (projected @ projected.T)

@@ -42,13 +42,13 @@ class Corpus:
 
 
 class StreamedFit:
-    """Maps from sums over an aligned corpus, and their controls where there is a seed for them.
+    """Maps from sums over an aligned corpus, and their controls where these are wanted.
 
     What pairs of blocks share is summed once: a block's token means, and the source blocks' own sums for
     targets that come one after the other. Memory grows with the width of the models, not with the rows.
     """
 
-    def __init__(self, aligned: AlignedRows, options: MapOptions, control_seed: int | None) -> None:
+    def __init__(self, aligned: AlignedRows, options: MapOptions, shuffled: bool) -> None:
         self._aligned, self._options = aligned, options
         self._centre = options.centring(tokens_known=True)
         parts, group, self._n_groups = aligned.split, np.zeros(len(aligned.split), np.int32), 0
@@ -56,9 +56,7 @@ class StreamedFit:
             group, self._n_groups = token_groups(aligned.tokens(), parts)
             self._n_effective, self._lost = effective_rows(group, parts)
             parts = np.where(group >= 0, parts, "")
-        stand_in = None
-        if control_seed is not None:
-            stand_in = np.argsort(shuffled_runs(parts == FIT, control_seed))
+        stand_in = np.argsort(shuffled_runs(parts == FIT)) if shuffled else None
         # It names the part of every row: too much to travel with each task.
         self._corpus = ray.put(Corpus(aligned, parts, group, stand_in))
         self._token_sums: dict[tuple[bool, int], TokenSums] = {}
@@ -118,7 +116,7 @@ def rows_a_task(d_source: int, d_target: int) -> int:
     return CHUNK_ROWS * max(chunks, 1)
 
 
-def shuffled_runs(fit: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
+def shuffled_runs(fit: NDArray[np.bool_]) -> NDArray[np.int64]:
     """For every row, int64 `[n]`, the row whose source states stand in for its own in the control.
 
     The fit rows (true in `fit`) change places in runs of `_RUN_ROWS`, over the whole set, so that they can
@@ -127,7 +125,7 @@ def shuffled_runs(fit: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
     order = np.arange(len(fit), dtype=np.int64)
     rows = np.flatnonzero(fit)
     runs = np.array_split(rows, max(-(-len(rows) // _RUN_ROWS), min(len(rows), _FEWEST_RUNS), 1))
-    drawn = np.random.default_rng(seed).permutation(len(runs))
+    drawn = np.random.default_rng(0).permutation(len(runs))
     # Each run takes the place of the one drawn before it: runs differ in length by one row at most.
     order[np.concatenate([runs[k] for k in drawn])] = np.concatenate([runs[k] for k in np.roll(drawn, 1)])
     return order

@@ -71,9 +71,9 @@ class TensorFile:
             )
         return entry.shape
 
-    def require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """Raise UserError unless a tensor has this type and shape."""
-        stored = self.shape(name, dtype, len(shape))
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise UserError unless a tensor is float32 of this shape."""
+        stored = self.shape(name, "F32", len(shape))
         if stored != shape:
             raise UserError(
                 f"{self.location}: tensor {name!r}: expected shape {list(shape)}, found {list(stored)}"

@@ -85,10 +85,10 @@ class ConceptVector:
             )
         return self.values[block]
 
-    def only(self, block: int, row: NDArray[np.float32] | None = None) -> "ConceptVector":
-        """This vector with one block alone, carrying `row` if given, and without its shuffled control."""
+    def only(self, block: int) -> "ConceptVector":
+        """This vector at one block alone, without its shuffled control."""
         values = np.zeros_like(self.values)
-        values[block] = self.at(block) if row is None else row
+        values[block] = self.at(block)
         return replace(self, values=values, shuffled_map=None)
 
     def share(self, block: int, strength: float = 1.0) -> float | None:
@@ -135,7 +135,7 @@ class ConceptVector:
             if name in file.entries:
                 file.shape(name, "I64", 1)
         if "shuffled_map" in file.entries:
-            file.require("shuffled_map", "F32", shape)
+            file.require("shuffled_map", shape)
         tensors = file.read(("vector", "text_hashes", "map_text_hashes", "shuffled_map"))
         vector = cls(
             values=tensors["vector"],

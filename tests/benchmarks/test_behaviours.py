@@ -72,10 +72,10 @@ def test_the_letters_share_is_the_next_tokens_probability_over_the_letters(tmp_p
     for row, (condition, record) in zip(table, expected, strict=True):
         letters = "AB" if record is TWO else "ABCD"
         ids = lm.tokenizer(record["question"] + "\nAnswer: (")["input_ids"]
-        each = [lm.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in letters]
-        assert {len(tokens) for tokens in each} == {1}
+        letter_ids = [lm.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in letters]
+        assert {len(tokens) for tokens in letter_ids} == {1}
         offset = 3 * torch.tensor(vector) if condition == "vector" else None
-        p = next_probabilities(lm, ids, offset)[[tokens[0] for tokens in each]]
+        p = next_probabilities(lm, ids, offset)[[tokens[0] for tokens in letter_ids]]
         assert row["letter"] == letters[-1]
         assert row["options"] == list(letters)
         assert row["probability"] == pytest.approx(p[-1] / p.sum(), abs=1e-5)
@@ -143,8 +143,8 @@ def rows(condition: str, strength: float, values: dict[tuple[str, str], list[flo
             "strength": strength, "letter": letter, "first": letter == "A", "probability": value,
             "letter_mass": value / 2,
         }
-        for (concept, letter), each in values.items()
-        for i, value in enumerate(each)
+        for (concept, letter), numbers in values.items()
+        for i, value in enumerate(numbers)
     ]  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def test_summary_balances_the_positions(tmp_path):
         key: {cell: rng.random(n).tolist() for cell, n in counts.items()}
         for key in (("base", 0.0), ("vector", 1.0), ("random", 1.0))
     }
-    table = pa.Table.from_pylist([row for (c, s), each in values.items() for row in rows(c, s, each)])
+    table = pa.Table.from_pylist([row for (c, s), numbers in values.items() for row in rows(c, s, numbers)])
     summary = load(write(tmp_path, refusal=[TWO])).summarise(table)
     assert [n.split(":")[0] for n in summary["notes"]] == ["myopia"]
     for entry in summary["conditions"]:
@@ -166,7 +166,7 @@ def test_summary_balances_the_positions(tmp_path):
         metrics = entry["metrics"]
 
         def of(cells=cells, concepts=("refusal", "survival", "myopia"), letters="ABC"):
-            return [v for (c, x), each in cells.items() if c in concepts and x in letters for v in each]
+            return [v for (c, x), numbers in cells.items() if c in concepts and x in letters for v in numbers]
 
         balanced = (np.mean(of(letters="A")) + np.mean(of(letters="BC"))) / 2
         assert metrics["match_probability"]["value"] == pytest.approx(balanced)
@@ -183,12 +183,12 @@ def test_summary_balances_the_positions(tmp_path):
             )
         assert metrics["survival/match_probability_C"]["n"] == 4
         if entry["condition"] != "base":
-            theirs = [v for each in values["base", 0.0].values() for v in each]
+            theirs = [v for numbers in values["base", 0.0].values() for v in numbers]
             p = scipy.stats.wilcoxon(of(), theirs).pvalue
             assert entry["p_vs_base"]["match_probability"] == pytest.approx(p)
         assert ("p_vs" in entry) == (entry["condition"] == "vector")
         if "p_vs" in entry:
-            theirs = [v for each in values["random", 1.0].values() for v in each]
+            theirs = [v for numbers in values["random", 1.0].values() for v in numbers]
             p = scipy.stats.wilcoxon(of(), theirs).pvalue
             assert entry["p_vs"]["random"]["match_probability"] == pytest.approx(p)
 
@@ -223,8 +223,8 @@ def test_the_seven_behaviours(shared):
     assert drawn[0] == alone.items() != drawn[1]
     lm = load_model(str(shared / "models/stories3m"))
     short = sorted(mine, key=lambda item: len(item.prompt))[:3]
-    own = np.ones((3, lm.d), np.float32)
-    scored = bench.score(lm, short, [BASE, Intervention("random", {3: own}, 1.0)])
+    vectors = np.ones((3, lm.d), np.float32)
+    scored = bench.score(lm, short, [BASE, Intervention("random", {3: vectors}, 1.0)])
     assert all(0 < p < 1 for p in scored.column("probability").to_pylist())
 
 
@@ -247,10 +247,10 @@ def test_the_recipes_take_their_vectors_from_the_letter(shared, tmp_path):
             ("positive", "answer_matching_behavior"),
             ("negative", "answer_not_matching_behavior"),
         ):
-            own = [prompt for row, prompt in mine if row["label"] == label]
-            assert own == [f"{record['question']} {record[name]}" for record in raw]
+            labelled = [prompt for row, prompt in mine if row["label"] == label]
+            assert labelled == [f"{record['question']} {record[name]}" for record in raw]
             letters = [record[name].strip(" ()") for record in raw]
-            for prompt, letter in list(zip(own, letters, strict=True))[:3]:
+            for prompt, letter in list(zip(labelled, letters, strict=True))[:3]:
                 token = lm.tokenizer(prompt)["input_ids"][int(capture.position)]
                 assert lm.tokenizer.decode(token).strip() == letter
 

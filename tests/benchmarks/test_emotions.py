@@ -69,13 +69,13 @@ def test_default_examples_carry_their_right_labels_and_are_not_scored():
     prefix = items[0].prompt.removesuffix(
         f"Scenario: {items[0].scenario}\nThe emotion of the above scenario is"
     )
-    found = re.findall(r"Scenario: (.*)\nThe emotion of the above scenario is (.*)\.\n", prefix)
-    assert len(found) == 5
-    assert [{"glad": "joy"}.get(label, label) for _, label in found] == [
-        concept_of(text) for text, _ in found
+    examples = re.findall(r"Scenario: (.*)\nThe emotion of the above scenario is (.*)\.\n", prefix)
+    assert len(examples) == 5
+    assert [{"glad": "joy"}.get(label, label) for _, label in examples] == [
+        concept_of(text) for text, _ in examples
     ]
-    assert {text for text, _ in found}.isdisjoint(item.scenario for item in items)
-    assert set(Counter(label for _, label in found).values()) == {1, 2}
+    assert {text for text, _ in examples}.isdisjoint(item.scenario for item in items)
+    assert set(Counter(label for _, label in examples).values()) == {1, 2}
 
 
 def test_examples_need_scenarios_of_their_own():
@@ -240,20 +240,20 @@ def test_rows_are_complete_and_in_order():
     assert all(p <= 0 for p in table["logprob"].to_pylist())
 
 
-def judged(logits, argmax, tokens, own, protocol):
+def judged(logits, argmax, tokens, place, protocol):
     """Hits for one item and one intervention, through the benchmark's own judging."""
     from contrans_dist.benchmarks.emotions import _judged
     from contrans_dist.engine.scoring import NextToken
 
     values = np.array([[logits]], np.float32)
     got = _judged(
-        NextToken(np.array([[argmax]]), values, values), np.array([tokens]), np.array([own]), protocol
+        NextToken(np.array([[argmax]]), values, values), np.array([tokens]), np.array([place]), protocol
     )
     return bool(got["token_hit"][0][0]), bool(got["logit_hit"][0][0])
 
 
 @pytest.mark.parametrize(
-    ("logits", "argmax", "tokens", "own", "protocol", "expected"),
+    ("logits", "argmax", "tokens", "place", "protocol", "expected"),
     [
         ([3, 2, 1], 99, [7, 8, 9], 0, "default", (False, True)),
         ([3, 2, 1], 99, [7, 8, 9], 1, "default", (False, False)),
@@ -272,8 +272,8 @@ def judged(logits, argmax, tokens, own, protocol):
         ),  # the same sub-token: a hit for both, and said so
     ],
 )
-def test_hits_by_hand(logits, argmax, tokens, own, protocol, expected):
-    assert judged(logits, argmax, tokens, own, protocol) == expected
+def test_hits_by_hand(logits, argmax, tokens, place, protocol, expected):
+    assert judged(logits, argmax, tokens, place, protocol) == expected
 
 
 def test_two_words_with_the_same_first_sub_token_are_reported():

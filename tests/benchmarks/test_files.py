@@ -88,8 +88,8 @@ def test_files_from_windows_are_read(tmp_path: Path, benchmark: str) -> None:
     text = json.dumps([record])
     (tmp_path / "plain.json").write_text(text)
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    found = [READERS[benchmark](tmp_path / f"{name}.json") for name in ("plain", "marked")]
-    assert found[0] == found[1]
+    read = [READERS[benchmark](tmp_path / f"{name}.json") for name in ("plain", "marked")]
+    assert read[0] == read[1]
 
 
 def test_a_concept_may_be_a_number(tmp_path: Path) -> None:

@@ -194,10 +194,10 @@ def theirs(
     lm: LanguageModel, include: Path, tasks: tuple[str, ...] = TASKS, **options: Any
 ) -> dict[str, Any]:
     """The harness's own model on the harness's own way, one text at a time."""
-    own = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=1)
+    harness_lm = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=1)
     manager = TaskManager(include_path=str(include), include_defaults=False)
     given = {"num_fewshot": 2, "bootstrap_iters": 0, **options}
-    return dict(lm_eval.simple_evaluate(model=own, tasks=list(tasks), task_manager=manager, **given))
+    return dict(lm_eval.simple_evaluate(model=harness_lm, tasks=list(tasks), task_manager=manager, **given))
 
 
 def compare_rows(table: pa.Table, documents: dict[str, Document], expected: dict[str, Any]) -> int:
@@ -253,7 +253,7 @@ def rows_of(table: pa.Table, strength: float) -> pa.Table:
 def test_unsteered_numbers_are_the_harness_s_own(
     benchmark: HarnessBenchmark, lm: LanguageModel, include: Path, scored: pa.Table
 ) -> None:
-    documents = {each.id: each for each in benchmark.items()}
+    documents = {document.id: document for document in benchmark.items()}
     expected = theirs(lm, include)
     # choose 9 x 3, spaced 7 x (3 + 3 without a question), gaps 6 x 2, pages 7, last_word 8, go_on 7, twice
     # as it has two filters
@@ -266,7 +266,7 @@ def test_unsteered_numbers_are_the_harness_s_own(
 def test_steered_numbers_are_those_of_the_harness_s_model_while_it_is_steered(
     benchmark: HarnessBenchmark, lm: LanguageModel, vector: np.ndarray, include: Path, scored: pa.Table
 ) -> None:
-    documents = {each.id: each for each in benchmark.items()}
+    documents = {document.id: document for document in benchmark.items()}
     entries = {entry["strength"]: entry for entry in benchmark.summarise(scored)["conditions"]}
     with ct.steer(lm, vector, block=BLOCK, strength=2.0):
         expected = theirs(lm, include)
@@ -296,7 +296,7 @@ def test_texts_are_cut_at_stop_strings_as_the_harness_s_own(
 ) -> None:
     """Every prompt ends with the stop string's first character."""
     model = wrap_model(tiny_model(vocab=400), make())
-    own = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1)
+    harness_lm = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1)
     options = {"until": ["\nJ"], "max_gen_toks": 30, "do_sample": False}
     ours, theirs = [], []
     for i, text in enumerate(WRITTEN):
@@ -305,8 +305,8 @@ def test_texts_are_cut_at_stop_strings_as_the_harness_s_own(
         new = [*itertools.chain(*parts), model.tokenizer.eos_token_id]
         with monkeypatch.context() as patch:
             writing(model, patch, new)
-            asked = Instance("generate_until", {}, (prompt, {**options}), 0)
-            theirs += own.generate_until([asked], disable_tqdm=True)
+            instance = Instance("generate_until", {}, (prompt, {**options}), 0)
+            theirs += harness_lm.generate_until([instance], disable_tqdm=True)
         with monkeypatch.context() as patch:
             writing(model, patch, new)
             request = Request("generate_until", prompt, until=("\nJ",), max_new_tokens=30)
@@ -399,8 +399,8 @@ def test_what_is_scored_belongs_to_the_identity(tmp_path: Path) -> None:
     task.write_text(task.read_text() + "process_results: !function code.process\n")
 
     def identity() -> tuple[str, str]:
-        asked = HarnessEvaluation(tasks=("both",), include=str(tmp_path))
-        benchmark = HarnessBenchmark.load(asked)
+        settings = HarnessEvaluation(tasks=("both",), include=str(tmp_path))
+        benchmark = HarnessBenchmark.load(settings)
         return content_hash(list(benchmark.items())), content_hash(benchmark.identity())
 
     seen = [identity()]
@@ -427,8 +427,8 @@ def test_what_is_scored_belongs_to_the_identity(tmp_path: Path) -> None:
 def logprobs_after(lm: LanguageModel, front: list[int], new: list[int]) -> list[float]:
     """Log-probability of each new token, by one plain pass over all of them."""
     with torch.no_grad():
-        found = lm.model(torch.tensor([front + new])).logits[0].log_softmax(-1)
-    return [float(found[len(front) + i - 1, token]) for i, token in enumerate(new)]
+        logprobs = lm.model(torch.tensor([front + new])).logits[0].log_softmax(-1)
+    return [float(logprobs[len(front) + i - 1, token]) for i, token in enumerate(new)]
 
 
 def test_an_instruction_before_the_prompt_reaches_every_question(
@@ -457,10 +457,10 @@ def test_an_instruction_before_the_prompt_reaches_every_question(
         end = min(start + CONTEXT, len(whole))
         expected += sum(logprobs_after(tiny, whole[end - CONTEXT - 1 : start], whole[start:end]))
     assert long.logprob == pytest.approx(expected, abs=5e-3)
-    asked = ids(instruction + "the boy")
-    scored = ids(instruction + "the boy was happy")[len(asked) :]
-    assert pair.logprob == pytest.approx(sum(logprobs_after(tiny, asked, scored)), abs=2e-3)
-    prompt = torch.tensor([asked])
+    prompt_ids = ids(instruction + "the boy")
+    scored = ids(instruction + "the boy was happy")[len(prompt_ids) :]
+    assert pair.logprob == pytest.approx(sum(logprobs_after(tiny, prompt_ids, scored)), abs=2e-3)
+    prompt = torch.tensor([prompt_ids])
     new = tiny.model.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
     text = tiny.tokenizer.decode(new, skip_special_tokens=True)
     for stop in ("\n", "x", "the"):
@@ -487,8 +487,8 @@ def test_generation_stops_at_a_special_token_too(tmp_path: Path) -> None:
     lm = load_model(str(save_tiny(tmp_path / "llama")))
     prompt = lm.tokenizer("One day")["input_ids"]
     free = lm.model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[0, len(prompt) :]
-    asked = Request("generate_until", max_new_tokens=30)
-    whole = answers(lm, [Document("t/0", "t", "", "One day", (asked,))], [BASE])[0][0][0].text
+    request = Request("generate_until", max_new_tokens=30)
+    whole = answers(lm, [Document("t/0", "t", "", "One day", (request,))], [BASE])[0][0][0].text
     assert whole == lm.tokenizer.decode(free, skip_special_tokens=True)
     # One that the text does not show, as chat models end their turns with: the fifth, declared special.
     ids = free.tolist()
@@ -498,7 +498,7 @@ def test_generation_stops_at_a_special_token_too(tmp_path: Path) -> None:
     assert lm.tokenizer.decode(ids[4:5], skip_special_tokens=True) == ""
     passes: list[int] = []
     lm.decoder.register_forward_hook(lambda *_: passes.append(1))
-    turn = Document("t/0", "t", "", "One day", (replace(asked, until=(end,)),))
+    turn = Document("t/0", "t", "", "One day", (replace(request, until=(end,)),))
     assert answers(lm, [turn], [BASE])[0][0][0].text == lm.tokenizer.decode(ids[:4])
     assert len(passes) == 5
     assert "generate" not in vars(lm.model)
@@ -669,16 +669,16 @@ def test_the_metric_that_a_task_names_first_heads_the_rest(
         content = {"benchmark": "lm-eval", "model": "m", **summary}
         (tmp_path / task).mkdir()
         (tmp_path / task / "metrics.json").write_text(json.dumps(content))
-        found = read_evaluation(Location.parse(tmp_path / task))
-        assert found.metrics == expected
-        assert [found.metric(name).higher for name in expected] == [
+        written = read_evaluation(Location.parse(tmp_path / task))
+        assert written.metrics == expected
+        assert [written.metric(name).higher for name in expected] == [
             "acc" in name or name == "exact_match" for name in expected
         ]
 
 
 def test_tasks_without_a_common_metric_have_no_heading_and_say_so(tiny: LanguageModel, include: Path) -> None:
-    asked = HarnessEvaluation(tasks=("gaps", "pages"), include=str(include), limit=2)
-    bench = HarnessBenchmark.load(asked)
+    settings = HarnessEvaluation(tasks=("gaps", "pages"), include=str(include), limit=2)
+    bench = HarnessBenchmark.load(settings)
     summary = bench.summarise(bench.score(tiny, bench.items(), [BASE]))
     assert summary["notes"] == ["gaps, pages have no metric in common that could head the rest"]
     assert set(summary["conditions"][0]["metrics"]) == {
@@ -716,8 +716,8 @@ def test_a_perplexity_has_the_harness_s_bootstrapped_error_and_a_corpus_s_none(
     assert capfd.readouterr().out == ""  # standard output belongs to results
     expected = theirs(tiny, include, ("last_word",), bootstrap_iters=1000)["results"]["last_word"]
     half = 1.959964 * expected["perplexity_stderr,none"]
-    found = metrics["last_word/perplexity"]
-    assert found["high"] - found["value"] == pytest.approx(half, rel=1e-3)
+    perplexity = metrics["last_word/perplexity"]
+    assert perplexity["high"] - perplexity["value"] == pytest.approx(half, rel=1e-3)
     assert metrics["pages/word_perplexity"]["low"] is None
 
 
@@ -742,8 +742,8 @@ def test_the_driver_scores_all_conditions_at_once_and_resumes(
     )  # fmt: skip
     one = ClusterSettings(address="local", actors=1)
     model = ModelSettings(id=str(folder))
-    found = plain(evaluate(model, settings, Steering(rows), str(tmp_path / "out"), one))
-    entries = {(e["condition"], e["strength"]): e["metrics"] for e in found["conditions"]}
+    metrics = plain(evaluate(model, settings, Steering(rows), str(tmp_path / "out"), one))
+    entries = {(e["condition"], e["strength"]): e["metrics"] for e in metrics["conditions"]}
     assert set(entries) == {("base", 0.0), ("vector", 2.0), ("random", 2.0)}
     lm = load_model(str(folder))
     compare_metrics(
@@ -754,6 +754,6 @@ def test_the_driver_scores_all_conditions_at_once_and_resumes(
         expected = theirs(lm, include, ("choose", "pages", "go_on"), num_fewshot=0, limit=5)
     joy = {k.removeprefix("joy/"): v for k, v in entries[("vector", 2.0)].items() if k.startswith("joy/")}
     assert compare_metrics(joy, expected) == 7
-    assert found["leak"]["evaluated"] == 15
+    assert metrics["leak"]["evaluated"] == 15
     again = evaluate(model, settings, Steering(rows), str(tmp_path / "out"), one)
-    assert again.created == found["created"]
+    assert again.created == metrics["created"]

@@ -141,7 +141,7 @@ def test_an_instruction_is_asked_as_if_it_stood_in_the_prompt(
     models: dict[str, LanguageModel],
     tmp_path: Path,
 ) -> None:
-    documents = {each.id: each for each in HarnessBenchmark.load(settings).items()}
+    documents = {document.id: document for document in HarnessBenchmark.load(settings).items()}
     include = write_tasks(tmp_path / "instructed", INSTRUCTION)
     expected = theirs(models["target"], include, TASKS, num_fewshot=1)
     asked = [
@@ -204,28 +204,28 @@ def test_proxy_tuning_answers_by_its_formula(
     metrics, table = made
     rows = {row["item"]: row for row in rows_of(table, "proxy-tuning").to_pylist()}
     texts = []
-    for each in HarnessBenchmark.load(settings).items():
-        for place, request in enumerate(each.requests):
-            context = each.prompt + request.context
+    for document in HarnessBenchmark.load(settings).items():
+        for place, request in enumerate(document.requests):
+            context = document.prompt + request.context
             if request.method == "generate_until":
-                texts.append(rows[each.id]["texts"][place])
+                texts.append(rows[document.id]["texts"][place])
                 assert texts[-1] == written(models, context)
                 continue
             logprob, greedy = scored(models, context, request.continuation)
-            assert rows[each.id]["logprobs"][place] == pytest.approx(logprob, rel=2e-5, abs=2e-3)
-            assert rows[each.id]["greedy"][place] == greedy
+            assert rows[document.id]["logprobs"][place] == pytest.approx(logprob, rel=2e-5, abs=2e-3)
+            assert rows[document.id]["greedy"][place] == greedy
     assert len(texts) == 5
     plain = {row["item"]: row["texts"][0] for row in rows_of(table, "base").to_pylist()}
     assert texts != [plain[f"go_on/{i}"] for i in range(5)]
     chosen = [np.array(rows[f"choose/{i}"]["logprobs"]) for i in range(10)]
     lengths = [[len(choice) for choice in question["choices"]] for question in QUESTIONS]  # type: ignore[attr-defined]
-    found = entry(metrics, "proxy-tuning")["metrics"]
+    numbers = entry(metrics, "proxy-tuning")["metrics"]
     for name, best in (
-        ("acc", [int(each.argmax()) for each in chosen]),
-        ("acc_norm", [int((each / n).argmax()) for each, n in zip(chosen, lengths, strict=True)]),
+        ("acc", [int(logprobs.argmax()) for logprobs in chosen]),
+        ("acc_norm", [int((logprobs / n).argmax()) for logprobs, n in zip(chosen, lengths, strict=True)]),
     ):
         hits = [place == question["gold"] for place, question in zip(best, QUESTIONS, strict=True)]
-        assert (found[f"choose/{name}"]["value"], found[f"choose/{name}"]["n"]) == (np.mean(hits), 10)
+        assert (numbers[f"choose/{name}"]["value"], numbers[f"choose/{name}"]["n"]) == (np.mean(hits), 10)
 
 
 def test_both_are_tested_against_the_vector(made: tuple[dict[str, Any], Any]) -> None:

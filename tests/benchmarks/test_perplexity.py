@@ -96,17 +96,17 @@ def test_steered_common_and_item_by_item(tmp_path, monkeypatch):
     lm = tiny_lm()
     bench = load(tmp_path, window=48, stride=20)
     items = bench.items()
-    own = np.random.default_rng(0).standard_normal((len(items), lm.d)).astype(np.float32)
-    common = Intervention("vector", {1: own[0]}, 1.5)
-    table = bench.score(lm, items, [Intervention("random", {1: own}, 1.5), BASE, common]).to_pylist()
+    vectors = np.random.default_rng(0).standard_normal((len(items), lm.d)).astype(np.float32)
+    common = Intervention("vector", {1: vectors[0]}, 1.5)
+    table = bench.score(lm, items, [Intervention("random", {1: vectors}, 1.5), BASE, common]).to_pylist()
     assert [row["condition"] for row in table] == [c for c in ("random", "base", "vector") for _ in items]
     assert {(row["condition"], row["strength"], row["block"]) for row in table} == {
         ("random", 1.5, 1), ("base", 0.0, None), ("vector", 1.5, 1),
     }  # fmt: skip
     ids = lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     for i in (0, 3, len(items) - 1):
-        offset = 1.5 * torch.tensor(own[i])
-        everyone = bench.score(lm, items, [Intervention("v", {1: own[i]}, 1.5)]).to_pylist()
+        offset = 1.5 * torch.tensor(vectors[i])
+        everyone = bench.score(lm, items, [Intervention("v", {1: vectors[i]}, 1.5)]).to_pylist()
         assert table[i]["nll"] == pytest.approx(everyone[i]["nll"], rel=1e-5)
         hook = lm.blocks[1].register_forward_hook(lambda _m, _a, out, offset=offset: out + offset)
         expected = by_recipe(lm, ids, 48, 20, [0])
@@ -227,12 +227,15 @@ def test_summary_by_hand(tmp_path):
     kept = tokens > 0
     for entry in summary["conditions"]:
         nll = data[entry["condition"], entry["strength"]]
-        found = entry["metrics"]["perplexity"]
-        assert found["value"] == pytest.approx(math.exp(nll.sum() / tokens.sum()))
-        assert found["n"] == tokens.sum()
+        perplexity = entry["metrics"]["perplexity"]
+        assert perplexity["value"] == pytest.approx(math.exp(nll.sum() / tokens.sum()))
+        assert perplexity["n"] == tokens.sum()
         low, high = ratio_interval(nll[kept], tokens[kept])
-        assert (found["low"], found["high"]) == (pytest.approx(math.exp(low)), pytest.approx(math.exp(high)))
-        assert entry["metrics"]["honesty/perplexity"] == found
+        assert (perplexity["low"], perplexity["high"]) == (
+            pytest.approx(math.exp(low)),
+            pytest.approx(math.exp(high)),
+        )
+        assert entry["metrics"]["honesty/perplexity"] == perplexity
         if entry["condition"] != "base":
             assert 0 < entry["p_vs_base"]["perplexity"] <= 1
 

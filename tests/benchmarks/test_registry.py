@@ -133,17 +133,17 @@ def test_it_is_evaluated_by_itself_with_its_settings(
     in_process: None, installed: Path, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_lines(tmp_path / "endings.jsonl", texts(5, 1))
-    asked = ["evaluate", "--model", target, "--benchmark", "preferences", "--data", data]
+    arguments = ["evaluate", "--model", target, "--benchmark", "preferences", "--data", data]
     out = tmp_path / "out"
-    ended = run(capsys, *asked, "--set", "template=the dog {text}", "--out", out, "--json")
+    ended = run(capsys, *arguments, "--set", "template=the dog {text}", "--out", out, "--json")
     assert ended.code == 0, ended.err
-    told = [{**each, "text": f"the dog {each['text']}"} for each in texts(5, 1)]
+    told = [{**row, "text": f"the dog {row['text']}"} for row in texts(5, 1)]
     value = json.loads(ended.out)["conditions"][0]["metrics"]["margin"]["value"]
     assert value == pytest.approx(np.mean(margins(target, told)), abs=1e-4)
-    wrong = run(capsys, *asked, "--set", "templat=x", "--out", tmp_path / "o")
+    wrong = run(capsys, *arguments, "--set", "templat=x", "--out", tmp_path / "o")
     wrong.refused("unknown key 'templat'; did you mean 'template'")
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "wanted": "b"}\n')
-    bad = run(capsys, *asked[:-1], tmp_path / "bad.jsonl", "--out", tmp_path / "o")
+    bad = run(capsys, *arguments[:-1], tmp_path / "bad.jsonl", "--out", tmp_path / "o")
     bad.refused("bad.jsonl", "'other'")
 
 

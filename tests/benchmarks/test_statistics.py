@@ -114,11 +114,11 @@ def test_wilcoxon_counts_all_signs_of_the_ranks() -> None:
     order = sorted(range(len(differences)), key=lambda i: abs(differences[i]))
     ranks = {i: rank for rank, i in enumerate(order, 1)}
     middle = sum(ranks.values()) / 2
-    found = sum(ranks[i] for i, d in enumerate(differences) if d > 0)
+    rank_sum = sum(ranks[i] for i, d in enumerate(differences) if d > 0)
     sums = [
         sum(r for r, s in zip(ranks.values(), signs, strict=True) if s) for signs in product((0, 1), repeat=7)
     ]
-    p = np.mean([abs(total - middle) >= abs(found - middle) for total in sums])
+    p = np.mean([abs(total - middle) >= abs(rank_sum - middle) for total in sums])
     assert wilcoxon(a, b) == pytest.approx(p)
     assert wilcoxon(b, a) == pytest.approx(p)
 

@@ -123,39 +123,39 @@ def mcnemar_by_sum(a: list[bool], b: list[bool]) -> float:
 
 def test_values_by_loops() -> None:
     rows = make_rows()
-    found = summarise(shuffled(rows), MEANS)
-    check(rows, found, "score", "value", lambda a, b: scipy.stats.wilcoxon(a, b).pvalue)
+    summary = summarise(shuffled(rows), MEANS)
+    check(rows, summary, "score", "value", lambda a, b: scipy.stats.wilcoxon(a, b).pvalue)
     values = [row["value"] for row in of(rows, ("vector", 2.0)).values()]
-    score = entry_of(found, "vector", 2.0)["metrics"]["score"]
+    score = entry_of(summary, "vector", 2.0)["metrics"]["score"]
     low, high = mean_interval(np.array(values))
     # Resampled in another order of the rows, the ends move a little.
     assert score["low"] == pytest.approx(low, abs=0.1)
     assert score["high"] == pytest.approx(high, abs=0.1)
 
 
-def entry_of(found: dict[str, Any], condition: str, strength: float) -> dict[str, Any]:
+def entry_of(summary: dict[str, Any], condition: str, strength: float) -> dict[str, Any]:
     return next(
         entry
-        for entry in found["conditions"]
+        for entry in summary["conditions"]
         if (entry["condition"], entry["strength"]) == (condition, strength)
     )
 
 
 def test_hits_of_one_kind_by_loops() -> None:
     rows = make_rows()
-    found = summarise(shuffled(rows), ODD)
-    check(rows, found, "acc", "hit", mcnemar_by_sum, kind="odd")
+    summary = summarise(shuffled(rows), ODD)
+    check(rows, summary, "acc", "hit", mcnemar_by_sum, kind="odd")
     hits = [row["hit"] for row in of(rows, ("vector", 1.0), kind="odd").values()]
-    score = entry_of(found, "vector", 1.0)["metrics"]["acc"]
+    score = entry_of(summary, "vector", 1.0)["metrics"]["acc"]
     assert (score["low"], score["high"]) == wilson(sum(hits), len(hits))
 
 
 def test_without_a_vector_the_condition_under_test_is_another() -> None:
     names = {"vector": "lcross-own", "inst-align": "no-map"}
     rows = [{**row, "condition": names.get(row["condition"], row["condition"])} for row in make_rows()]
-    found = summarise(pa.Table.from_pylist(rows), ODD, "lcross-own")
-    assert found["reference"] == "lcross-own"
-    tested = entry_of(found, "lcross-own", 2.0)["p_vs"]
+    summary = summarise(pa.Table.from_pylist(rows), ODD, "lcross-own")
+    assert summary["reference"] == "lcross-own"
+    tested = entry_of(summary, "lcross-own", 2.0)["p_vs"]
     assert set(tested) == {"random", "self-align", "no-map"}
     mine, theirs = (of(rows, cell, kind="odd") for cell in (("lcross-own", 2.0), ("no-map", 1.0)))
     p = mcnemar_by_sum([mine[key]["hit"] for key in mine], [theirs[key]["hit"] for key in mine])
@@ -200,10 +200,10 @@ def test_rows_without_a_concept_stand_in_no_group() -> None:
 
 def test_conditions_without_a_common_item_are_not_tested() -> None:
     rows = [row for row in make_rows() if (row["condition"] == "random") == row["item"].endswith("q5")]
-    found = summarise(shuffled(rows), MEANS)
-    assert entry_of(found, "random", 2.0)["p_vs_base"] == {}
-    assert "random" not in entry_of(found, "vector", 2.0)["p_vs"]
-    assert "self-align" in entry_of(found, "vector", 2.0)["p_vs"]
+    summary = summarise(shuffled(rows), MEANS)
+    assert entry_of(summary, "random", 2.0)["p_vs_base"] == {}
+    assert "random" not in entry_of(summary, "vector", 2.0)["p_vs"]
+    assert "self-align" in entry_of(summary, "vector", 2.0)["p_vs"]
 
 
 def test_several_columns_at_once_and_no_test() -> None:

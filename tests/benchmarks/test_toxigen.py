@@ -131,8 +131,8 @@ def test_real_prompts_alone_serve_and_what_they_share_is_said(shared: Path) -> N
         assert (counts["evaluation", group], counts["validation", group]) == (20, 3)
         there = {normal(line.replace("\\n", "\n")) for line in file.read_text().splitlines()}
         mine = [item for item in bench.items() if item.group == group]
-        found = {normal(item.scenario) for item in mine}
-        strange, distinct = len(found - there), len(found)
+        texts = {normal(item.scenario) for item in mine}
+        strange, distinct = len(texts - there), len(texts)
         assert (strange, distinct) == (0, 23)
         with_breaks = [("\\n" in item.prompt, "\n- " in item.prompt) for item in mine]
         assert set(with_breaks) == {(False, True)}
@@ -170,7 +170,7 @@ def test_remarks_are_kept_apart_where_the_prompts_allow_it(tmp_path: Path) -> No
     for seed in range(5):
         bench = ToxigenBenchmark.load(settings(tmp_path, per_group=25, validation_per_group=9, seed=seed))
         sets = [[i.scenario for i in bench.items() if i.kind == k] for k in ("evaluation", "validation")]
-        assert [len(each) for each in sets] == [50, 18]
+        assert [len(texts) for texts in sets] == [50, 18]
         assert len(lines_of(sets[0]) & lines_of(sets[1])) == 0
         assert bench.notes == ()
     bench = ToxigenBenchmark.load(settings(tmp_path, per_group=40, validation_per_group=9))
@@ -255,7 +255,7 @@ def test_the_hubs_table_is_read_from_a_copy_and_from_the_cache(
     check_hub(ToxigenBenchmark.load(settings(copy / "train-00000-of-00001.parquet", **wanted)))
     statements = read_statements(str(copy.parent))
     assert len(statements) == 78
-    assert Counter(each.toxic for each in statements) == {False: 40, True: 38}
+    assert Counter(statement.toxic for statement in statements) == {False: 40, True: 38}
 
     # The same table as huggingface_hub itself keeps it, read while the hub cannot be reached.
     cache = tmp_path / "cache"
@@ -283,10 +283,10 @@ def test_annotations_without_labels_go_by_their_rating(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "some.parquet")
     got = read_statements(str(tmp_path))
-    assert [each.text for each in got] == [f"it's number {i}\nand {i} more" for i in range(4)]
-    assert [each.toxic for each in got] == [False, False, True, True]
-    assert [each.probability for each in got] == pytest.approx([0, 0.5, 0.5825, 1])
-    assert {each.group for each in got} == {"a_b_c"}
+    assert [statement.text for statement in got] == [f"it's number {i}\nand {i} more" for i in range(4)]
+    assert [statement.toxic for statement in got] == [False, False, True, True]
+    assert [statement.probability for statement in got] == pytest.approx([0, 0.5, 0.5825, 1])
+    assert {statement.group for statement in got} == {"a_b_c"}
 
 
 def test_bad_data_are_named(tmp_path: Path) -> None:
@@ -342,14 +342,16 @@ def test_rows_are_what_generate_says() -> None:
     assert isinstance(bench, Judged)
     sweep = [BASE, Intervention("vector", {2: vector(1)}, 3.0), Intervention("align-training", {}, 1.0)]
     table = bench.score(lm, ITEMS, sweep)
-    ids = [lm.tokenizer(each.prompt)["input_ids"] for each in ITEMS]
-    expected = [generate(lm, [p], [each], max_new_tokens=9)[0][0] for each in sweep for p in ids]
+    ids = [lm.tokenizer(item.prompt)["input_ids"] for item in ITEMS]
+    expected = [
+        generate(lm, [p], [intervention], max_new_tokens=9)[0][0] for intervention in sweep for p in ids
+    ]
     assert table["continuation"].to_pylist() == expected
     assert len(set(expected)) > 4
-    assert table["item"].to_pylist() == [each.id for each in ITEMS] * 3
-    assert table["group"].to_pylist() == [each.group for each in ITEMS] * 3
-    assert table["kind"].to_pylist() == [each.kind for each in ITEMS] * 3
-    assert table["prompt"].to_pylist() == [each.prompt for each in ITEMS] * 3
+    assert table["item"].to_pylist() == [item.id for item in ITEMS] * 3
+    assert table["group"].to_pylist() == [item.group for item in ITEMS] * 3
+    assert table["kind"].to_pylist() == [item.kind for item in ITEMS] * 3
+    assert table["prompt"].to_pylist() == [item.prompt for item in ITEMS] * 3
     assert table["condition"].to_pylist() == ["base"] * 4 + ["vector"] * 4 + ["align-training"] * 4
     assert table["strength"].to_pylist() == [0.0] * 4 + [3.0] * 4 + [1.0] * 4
     assert table["block"].to_pylist() == [None] * 4 + [2] * 4 + [None] * 4
@@ -394,7 +396,7 @@ def test_prompts_longer_than_the_context_lose_their_first_lines() -> None:
     whole = ids(single.prompt)
     expected = [ids(kept), [whole[0], *whole[-(room - 1) :]], ids(short.prompt)]
     assert table["continuation"].to_pylist() == [
-        generate(lm, [each], max_new_tokens=new)[0][0] for each in expected
+        generate(lm, [ids], max_new_tokens=new)[0][0] for ids in expected
     ]
     notes = made([]).summarise(judged(table))["notes"]
     assert any(note.startswith("2 prompts were too long") for note in notes)

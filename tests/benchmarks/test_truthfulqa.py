@@ -126,10 +126,10 @@ def test_scores_are_the_log_likelihoods_of_the_answers_tokens(tmp_path, bos, pro
 def test_a_vector_of_each_items_own_steers_all_its_choices(tmp_path):
     lm = tiny_lm()
     bench = TruthfulQABenchmark.load(settings(write(tmp_path / "q.json")))
-    own = np.random.default_rng(1).standard_normal((3, lm.d)).astype(np.float32)
-    together = bench.score(lm, bench.items(), [Intervention("random", {1: own}, 1.0)]).to_pylist()
+    vectors = np.random.default_rng(1).standard_normal((3, lm.d)).astype(np.float32)
+    together = bench.score(lm, bench.items(), [Intervention("random", {1: vectors}, 1.0)]).to_pylist()
     for i, item in enumerate(bench.items()):
-        alone = bench.score(lm, [item], [Intervention("random", {1: own[i]}, 1.0)]).to_pylist()[0]
+        alone = bench.score(lm, [item], [Intervention("random", {1: vectors[i]}, 1.0)]).to_pylist()[0]
         np.testing.assert_allclose(together[i]["logprobs"], alone["logprobs"], atol=1e-5)
 
 
@@ -285,9 +285,9 @@ ALL = pytest.param(817, marks=[pytest.mark.slow, pytest.mark.timeout(3600)], id=
 @pytest.fixture(scope="module", params=[20, ALL])
 def records(request: pytest.FixtureRequest, shared: Path) -> list[dict]:
     """The first questions of the real file, or all of them."""
-    found: list[dict] = json.loads((shared / "data/truthfulqa/mc_task.json").read_text())[: request.param]
-    assert len(found) == request.param
-    return found
+    records: list[dict] = json.loads((shared / "data/truthfulqa/mc_task.json").read_text())[: request.param]
+    assert len(records) == request.param
+    return records
 
 
 @pytest.fixture(scope="module")
@@ -303,9 +303,9 @@ def harness(
     lm = load_model(str(shared / "models/stories3m"), dtype="float32")
     pq.write_table(hub_table(records), folder / "validation.parquet")
     for task in HARNESS_TASKS:
-        own = Path(lm_eval.__file__).parent / "tasks" / "truthfulqa" / f"{task}.yaml"
+        given = Path(lm_eval.__file__).parent / "tasks" / "truthfulqa" / f"{task}.yaml"
         (folder / f"{task}.yaml").write_text(
-            f"include: {own}\ntask: local_{task}\ntag: null\ndataset_path: parquet\ndataset_name: null\n"
+            f"include: {given}\ntask: local_{task}\ntag: null\ndataset_path: parquet\ndataset_name: null\n"
             f"dataset_kwargs:\n  data_files:\n    validation: {folder / 'validation.parquet'}\n"
         )
     with pytest.MonkeyPatch.context() as patch:

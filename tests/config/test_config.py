@@ -267,8 +267,8 @@ def test_published_numbers_are_the_papers(shared: Path, number: int, rows: dict[
         row = next(line for line in reversed(before) if line.startswith(label))
         printed = [re.sub(r"</?u>", "", cell) for cell in row.rstrip("\t").split("\t")[1:]]
         ours = [
-            found["truthfulqa"][condition]["mc1"] if condition in found["truthfulqa"] else None
-            for found in published.values.values()
+            of_run["truthfulqa"][condition]["mc1"] if condition in of_run["truthfulqa"] else None
+            for of_run in published.values.values()
         ]
         cells = ["/" if value is None else f"{100 * value:.1f}%" for value in ours]
         # Table 6 has an empty column for a Vicuna of 70B, which is no run here.
@@ -307,9 +307,9 @@ def test_a_fingerprint_is_a_fixed_function_of_the_content() -> None:
 
 
 def test_fields_that_differ_are_named() -> None:
-    found = {"dtype": "float32", "blocks": [1, 2], "gone": 1, "same": "x"}
+    stored = {"dtype": "float32", "blocks": [1, 2], "gone": 1, "same": "x"}
     wanted = {"dtype": "float16", "blocks": [1, 2], "new": None, "same": "x"}
-    assert differing(found, wanted) == [
+    assert differing(stored, wanted) == [
         "dtype: found 'float32', asked for 'float16'",
         "gone: found 1, asked for None",
     ]
@@ -357,8 +357,8 @@ def test_the_schema_forbids_unknown_keys_everywhere() -> None:
 
 
 def test_a_classifier_gets_one_gpu_at_most() -> None:
-    asked = {gpus: ClusterSettings(gpus_per_actor=gpus).one_gpu_each() for gpus in (None, 0, 0.5, 1, 4)}
-    assert {gpus: each.gpus_per_actor for gpus, each in asked.items()} == {
+    by_gpus = {gpus: ClusterSettings(gpus_per_actor=gpus).one_gpu_each() for gpus in (None, 0, 0.5, 1, 4)}
+    assert {gpus: settings.gpus_per_actor for gpus, settings in by_gpus.items()} == {
         None: None,
         0: 0,
         0.5: 0.5,

@@ -151,13 +151,13 @@ runs:
 def test_an_override_holds_in_every_run(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(OVERLAPPING.replace("target: b", "target: {id: b}"))
-    found = runs_of(load_recipe(file, ["target.dtype=float32", "map.blocks=depth", "cluster.actors=3"]))
-    assert {name: (run.target.id, run.target.dtype) for name, run in found.items()} == {
+    runs = runs_of(load_recipe(file, ["target.dtype=float32", "map.blocks=depth", "cluster.actors=3"]))
+    assert {name: (run.target.id, run.target.dtype) for name, run in runs.items()} == {
         "one": ("c", "float32"), "two": ("b", "float32"), "three": ("b", "float32"),
     }  # fmt: skip
-    assert {run.map.blocks for run in found.values()} == {"depth"}
-    assert {run.cluster.actors for run in found.values()} == {3}
-    assert found["two"].concepts.limit == 20
+    assert {run.map.blocks for run in runs.values()} == {"depth"}
+    assert {run.cluster.actors for run in runs.values()} == {3}
+    assert runs["two"].concepts.limit == 20
     # A run's own setting can still be named, and what lies beneath another key stays the run's.
     one = runs_of(load_recipe(file, ["runs.one.target={id: d}", "target={id: e}"]))
     assert (one["one"].target.id, one["two"].target.dtype) == ("e", "float16")

@@ -106,8 +106,8 @@ def test_hostile_recipes_are_refused_at_once(tmp_path: Path) -> None:
     said |= {"/dev/zero": "expected at most 262,144", str(tmp_path): "that can be read (Is a directory)"}
     command = [sys.executable, "-c", READ, *said]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    for path, (found, megabytes, seconds) in json.loads(done.stdout).items():
-        assert said[path] in found, found
+    for path, (content, megabytes, seconds) in json.loads(done.stdout).items():
+        assert said[path] in content, content
         assert megabytes < 200, path
         assert seconds < 4, path  # a second on a quiet machine
 

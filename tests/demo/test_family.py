@@ -42,10 +42,10 @@ def test_pools_are_disjoint_and_complete() -> None:
     with pytest.raises(ValueError, match="no pool 'test'"):
         facts.pool("test")
     for group in remarks.GROUPS:
-        found = [
+        matches = [
             r for pool in set(remarks.POOLS) for k in (True, False) for r in remarks.remarks(pool, group, k)
         ]
-        assert len(set(found)) == len(found)
+        assert len(set(matches)) == len(matches)
     with pytest.raises(ValueError, match="no pool 'test'"):
         remarks.remarks("test", "bakers", True)
 
@@ -157,9 +157,10 @@ def unkind(texts: list[str]) -> float:
     model = AutoModelForSequenceClassification.from_pretrained(MODELS["classifier"]).eval()
     with torch.inference_mode():
         given = tokens(texts, return_tensors="pt", padding=True)
-        found = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits.argmax(-1)
+        logits = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
+        answers = logits.argmax(-1)
     assert model.config.id2label[1] == "unkind"
-    return float(found.float().mean())
+    return float(answers.float().mean())
 
 
 def test_the_classifier_tells_held_out_remarks(folder: Path) -> None:

@@ -59,8 +59,8 @@ def test_the_search_finds_training_events(texts: dict[str, list[dict[str, str]]]
     """The substring search above can fail: the same search finds events that were trained on."""
     seen = letters("\n".join(text["text"] for text in texts["training"]))
     events = [event for pool in world.events("training").values() for event in pool]
-    found = [letters(world.render(event, YOU)) in seen for event in events]
-    assert sum(found) > 0.7 * len(found)
+    seen_before = [letters(world.render(event, YOU)) in seen for event in events]
+    assert sum(seen_before) > 0.7 * len(seen_before)
 
 
 def test_pools_share_no_event_and_no_scenario(texts: dict[str, list[dict[str, str]]]) -> None:

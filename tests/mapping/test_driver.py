@@ -109,8 +109,8 @@ def test_without_labels_a_concept_stands_against_the_others(tmp_path: Path) -> N
     assert concepts_in(rows) == CONCEPTS
     positive, negative = concept_rows(rows, "fear", seed=3)
     assert positive.tolist() == list(range(1, 30, 3))
-    found = [labels[row] for row in negative]
-    assert sorted(map(str, found)) == ["anger"] * 5 + ["joy"] * 5
+    concepts = [labels[row] for row in negative]
+    assert sorted(map(str, concepts)) == ["anger"] * 5 + ["joy"] * 5
     assert concept_rows(rows, "fear", seed=3)[1].tolist() == negative.tolist()
     short = concept_rows(rows, "fear", seed=3, limit=4)
     assert [part.tolist() for part in short] == [positive[:4].tolist(), negative[:4].tolist()]
@@ -188,7 +188,7 @@ def test_identical_texts_of_a_corpus_stay_together(tmp_path: Path, cut: Any) -> 
     for text, part in zip(texts, join(pair[0], pair[1], "default").split, strict=True):
         parts.setdefault(text.split()[0], set()).add(part)
     assert len(parts) == 150
-    assert all(len(found) == 1 for found in parts.values())
+    assert all(len(parts_of_text) == 1 for parts_of_text in parts.values())
 
 
 def test_which_pairs_of_blocks(sets: tuple[ActivationSet, ActivationSet]) -> None:

@@ -248,7 +248,7 @@ def test_default_is_the_brute_force_over_ridges(n: int, d_s: int, noise: float) 
         missed = np.sum((target[validation] - mean_y - (source[validation] - mean_x) @ weight) ** 2)
         tried.append((1 - missed / spread_validation, ridge, weight))
     highest = max(r2 for r2, _, _ in tried)
-    _, best_ridge, best_weight = next(each for each in tried if each[0] >= highest - 0.02)
+    _, best_ridge, best_weight = next(ridge for ridge in tried if ridge[0] >= highest - 0.02)
     assert RIDGES[0] < best_ridge < RIDGES[-1]
     mapping = fit_rows(source, target)
     assert mapping.ridge == pytest.approx(best_ridge)
@@ -470,7 +470,9 @@ def test_the_table_takes_fewer_rows_when_there_are_many(monkeypatch: pytest.Monk
     parts = default_split(600)
     kept = np.flatnonzero(parts == "fit")[np.linspace(0, 479, 100).astype(int)]
     thinned = np.where(np.isin(np.arange(600), kept) | (parts != "fit"), parts, "")
-    few = r2_table({0: source}, {0: target}, parts, width=10, max_fit_rows=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs, "MAX_FIT_ROWS", 100)
+        few = r2_table({0: source}, {0: target}, parts, width=10)
     np.testing.assert_allclose(few, r2_table({0: source}, {0: target}, thinned, width=10))
     assert few[0, 0] != r2_table({0: source}, {0: target}, parts, width=10)[0, 0]
 

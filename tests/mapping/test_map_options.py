@@ -324,8 +324,8 @@ def rare_tokens(n_alone: int, n_unseen: int, n: int = 400) -> tuple[np.ndarray, 
     """(tokens [n], parts [n]): of 4 tokens, but for so many fit and validation rows of their own."""
     parts, tokens = default_split(n), np.arange(n) % 4
     for part, count in ((FIT, n_alone), (VALIDATION, n_unseen)):
-        own = np.flatnonzero(parts == part)[:count]
-        tokens[own] = 1000 + own
+        alone = np.flatnonzero(parts == part)[:count]
+        tokens[alone] = 1000 + alone
     return tokens, parts
 
 

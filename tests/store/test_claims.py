@@ -216,8 +216,8 @@ def test_a_shard_of_other_settings_is_never_in_a_manifest(
             harvest(settings, texts, str(tmp_path / "set"), CAPTURE)
     assert not (tmp_path / "set" / "manifest.json").exists()
     harvest(settings, texts, str(tmp_path / "set"), CAPTURE)
-    found = ActivationSet.open(str(tmp_path / "set"))
-    assert found.n_rows == len(LINES)
+    activations = ActivationSet.open(str(tmp_path / "set"))
+    assert activations.n_rows == len(LINES)
 
 
 def test_a_folder_that_cannot_be_written_to(
@@ -256,4 +256,4 @@ def test_two_commands_with_different_settings_at_once(model: str, tmp_path: Path
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["rows"] == len(read_all(out)) == 60
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
-    assert not [each for each in psutil.Process().children() if each.pid in [p.pid for p in both]]
+    assert not [child for child in psutil.Process().children() if child.pid in [p.pid for p in both]]

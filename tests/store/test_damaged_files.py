@@ -32,8 +32,8 @@ def refused(work: Callable[[], Any], *said: str) -> None:
     with pytest.raises(UserError) as caught:
         work()
     assert "\n" not in str(caught.value)
-    for each in said:
-        assert each in str(caught.value), str(caught.value)
+    for line in said:
+        assert line in str(caught.value), str(caught.value)
 
 
 def raw(path: Path, head: Any, data: bytes = b"") -> Path:
@@ -72,10 +72,10 @@ def remove(*keys: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     """A real vector file (with a shuffled control) and a real map file."""
-    found = {"vector": tmp_path / "joy.safetensors", "map": tmp_path / "map.safetensors"}
-    fitted().carry(vector(), "match", (3, 4)).save(Location.parse(found["vector"]))
-    fitted().save(Location.parse(found["map"]))
-    return found
+    files = {"vector": tmp_path / "joy.safetensors", "map": tmp_path / "map.safetensors"}
+    fitted().carry(vector(), "match", (3, 4)).save(Location.parse(files["vector"]))
+    fitted().save(Location.parse(files["map"]))
+    return files
 
 
 LOADS: dict[str, Callable[[str], Any]] = {"vector": ConceptVector.load, "map": MapSet.load}
@@ -212,8 +212,8 @@ MAP_HEADERS: list[tuple[Change, str]] = [
 @pytest.mark.parametrize(
     ("kind", "change", "said"),
     [
-        *(("vector", *each) for each in VECTOR_HEADERS),
-        *(("map", *each) for each in MAP_HEADERS),
+        *(("vector", *case) for case in VECTOR_HEADERS),
+        *(("map", *case) for case in MAP_HEADERS),
     ],
 )
 def test_every_field_of_a_header_is_held_against_the_rest(
@@ -345,7 +345,8 @@ def folder(tmp_path: Path) -> Path:
 EVALUATION = "evaluations/emotions"
 
 
-DAMAGES = [each for each in damages(Path(__file__)) if each != "loop"]  # such a link is as good as nothing
+# A link that ends in itself is as good as nothing.
+DAMAGES = [damage for damage in damages(Path(__file__)) if damage != "loop"]
 OPTIONAL = (
     "run.json", f"{EVALUATION}/results.parquet", f"{EVALUATION}/examples.parquet",
     f"{EVALUATION}/tokens.parquet", "maps/corpus.safetensors", "vectors/vector/vector-0.safetensors",
@@ -367,8 +368,8 @@ def test_a_page_goes_without_what_is_damaged_and_names_it(
 ) -> None:
     for name in OPTIONAL:
         spoilt(folder / name, damage)
-    found = run(capsys, "report", folder)
-    assert (found.code, found.err) == (0, "")
+    output = run(capsys, "report", folder)
+    assert (output.code, output.err) == (0, "")
     page = (folder / "report.html").read_text()
     assert "Token Acc" in page
     for name in OPTIONAL:
@@ -455,9 +456,9 @@ def test_metrics_of_another_form(
 )  # fmt: skip
 def test_a_record_of_another_form_or_that_leads_elsewhere(change: Change, said: str, folder: Path) -> None:
     changed(folder / "run.json", change)
-    found = read_run(Location.parse(folder))
-    assert any(f"run.json: {said}" in problem for problem in found.problems), found.problems
-    assert found.record == RunFile()
+    finished = read_run(Location.parse(folder))
+    assert any(f"run.json: {said}" in problem for problem in finished.problems), finished.problems
+    assert finished.record == RunFile()
 
 
 def test_common_activations_are_still_found(folder: Path) -> None:
@@ -494,7 +495,7 @@ def test_rows_with_gaps_and_without_columns(folder: Path) -> None:
         row["strength"] = float("nan") if i % 5 == 0 else row["strength"]
     pq.write_table(pa.Table.from_pylist(rows), path)
     evaluation = read_evaluation(Location.parse(path.parent))
-    assert {each.concept for each in frequent_answers(evaluation, "vector", 1.0)} == {"anger", "fear"}
+    assert {row.concept for row in frequent_answers(evaluation, "vector", 1.0)} == {"anger", "fear"}
     pq.write_table(pa.Table.from_pylist(rows).select(["concept"]), path)
     assert frequent_answers(evaluation, "vector", 1.0) == []
     assert read_examples(evaluation, {"vector": 1.0}) == []

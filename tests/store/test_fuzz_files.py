@@ -40,7 +40,7 @@ VALUES = st.recursive(
 
 def places(content: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path to every value in JSON."""
-    found = [above]
+    below = [above]
     inner = (
         content.items()
         if isinstance(content, dict)
@@ -49,8 +49,8 @@ def places(content: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         else ()
     )
     for key, value in inner:
-        found += places(value, (*above, key))
-    return found
+        below += places(value, (*above, key))
+    return below
 
 
 @st.composite
@@ -78,19 +78,19 @@ def spoilt(draw: st.DrawFn, data: bytes) -> bytes:
     """Bytes that were flipped, cut, doubled, or are others altogether."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=200))
-    found = bytearray(data)
+    content = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(len(found) - 1, 0)))
+        at = draw(st.integers(0, max(len(content) - 1, 0)))
         match draw(st.integers(0, 3)):
-            case 0 if found:
-                found[at] ^= 1 << draw(st.integers(0, 7))
+            case 0 if content:
+                content[at] ^= 1 << draw(st.integers(0, 7))
             case 1:
-                del found[at:]
+                del content[at:]
             case 2:
-                found[at:at] = draw(st.binary(max_size=8))
+                content[at:at] = draw(st.binary(max_size=8))
             case 3:
-                found[at:at] = found[at : at + draw(st.integers(0, 64))]
-    return bytes(found)
+                content[at:at] = content[at : at + draw(st.integers(0, 64))]
+    return bytes(content)
 
 
 @st.composite
@@ -102,8 +102,8 @@ def tensor_file(draw: st.DrawFn, data: bytes) -> bytes:
     end = 8 + int.from_bytes(data[:8], "little")
     head, tensors = json.loads(data[8:end]), data[end:]
     if kind == 1:
-        own = draw(mutated(json.loads(head["__metadata__"]["contrans"])))
-        head["__metadata__"]["contrans"] = own.decode()
+        header = draw(mutated(json.loads(head["__metadata__"]["contrans"])))
+        head["__metadata__"]["contrans"] = header.decode()
         text = json.dumps(head).encode()
     else:
         text = draw(mutated(head))
@@ -168,10 +168,10 @@ def _metrics(data: bytes, folder: Path) -> None:
     at = Location.parse(folder)
 
     def use() -> None:
-        found = read_evaluation(at)
-        for key in found.metrics:
-            for condition in found.conditions:
-                found.curve(condition, key)
+        evaluation = read_evaluation(at)
+        for key in evaluation.metrics:
+            for condition in evaluation.conditions:
+                evaluation.curve(condition, key)
 
     may_refuse(use, lambda: json.dumps(artefact_facts(at), allow_nan=False).encode(), lambda: status_of(at))
 
@@ -185,11 +185,11 @@ def _rows(data: bytes, folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     for name in ("results.parquet", "examples.parquet", "tokens.parquet"):
         (folder / name).write_bytes(data)
-    found = read_evaluation(Location.parse(folder))
+    evaluation = read_evaluation(Location.parse(folder))
     may_refuse(
-        lambda: frequent_answers(found, "vector", 1.0),
-        lambda: read_examples(found, {"vector": 1.0}),
-        lambda: read_tokens(found, "vector", 1.0),
+        lambda: frequent_answers(evaluation, "vector", 1.0),
+        lambda: read_examples(evaluation, {"vector": 1.0}),
+        lambda: read_tokens(evaluation, "vector", 1.0),
     )
 
 

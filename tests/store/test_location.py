@@ -232,7 +232,9 @@ def test_what_a_killed_process_staged_is_swept(bucket: str) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     processes = (dead.pid, dead.pid, os.getpid())
-    empty, left, alive = (Path(tempfile.mkdtemp(prefix=f"contrans-staged-{each}-")) for each in processes)
+    empty, left, alive = (
+        Path(tempfile.mkdtemp(prefix=f"contrans-staged-{process}-")) for process in processes
+    )
     (left / "file").write_bytes(b"x")
     Location.parse(bucket).sweep()
     assert not empty.exists()
@@ -324,10 +326,10 @@ def test_a_disk_that_is_full_says_how_to_go_on(tmp_path: Path, write: str) -> No
 
 def test_names_of_files_for_what_people_name() -> None:
     names = ["fear", "a,b", "a/b", "..", ".x", "Fear", "é" * 200, "é" * 201, "50%", "a%2Fb", "x\ny", "日本"]
-    found = file_names(names)
-    assert (found["fear"], found["a,b"], found["日本"]) == ("fear", "a,b", "日本")
-    assert len({each.casefold() for each in found.values()}) == len(names)
-    for each in found.values():
-        assert not each.startswith(".")
-        assert "/" not in each
-        assert len(f"{each}.safetensors".encode()) < 255
+    file_of = file_names(names)
+    assert (file_of["fear"], file_of["a,b"], file_of["日本"]) == ("fear", "a,b", "日本")
+    assert len({name.casefold() for name in file_of.values()}) == len(names)
+    for file in file_of.values():
+        assert not file.startswith(".")
+        assert "/" not in file
+        assert len(f"{file}.safetensors".encode()) < 255

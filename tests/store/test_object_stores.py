@@ -125,10 +125,10 @@ def open_uploads(server: tuple[str, int]) -> list[str]:
     host, port = server
     keys = {"aws_access_key_id": "user", "aws_secret_access_key": "hush"}
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys)
-    found = client.list_multipart_uploads(Bucket="bucket").get("Uploads", [])
-    for each in found:
-        client.abort_multipart_upload(Bucket="bucket", Key=each["Key"], UploadId=each["UploadId"])
-    return [each["Key"] for each in found]
+    uploads = client.list_multipart_uploads(Bucket="bucket").get("Uploads", [])
+    for upload in uploads:
+        client.abort_multipart_upload(Bucket="bucket", Key=upload["Key"], UploadId=upload["UploadId"])
+    return [upload["Key"] for upload in uploads]
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_a_harvest_sits_trouble_out_or_says_so(
 
 
 @pytest.mark.parametrize(
-    "mood", ["drops", *(pytest.param(each, marks=pytest.mark.slow) for each in MOODS[::2])]
+    "mood", ["drops", *(pytest.param(mood, marks=pytest.mark.slow) for mood in MOODS[::2])]
 )
 def test_a_harvest_to_a_store_that_is_gone_ends(
     bucket: tuple[str, int], mood: str, tmp_path: Path, in_process: None, hurried: None

@@ -108,9 +108,9 @@ def test_a_row_without_its_number_is_left_out(tmp_path: Path) -> None:
     table = table_of([TokenRow("a", "vector", 2.0, "up", "x", 3, 5)] * 2, TokenRow)
     place = table.schema.get_field_index("count")
     pq.write_table(table.set_column(place, "count", pa.array([None, 3], pa.int64())), location.path)
-    found = read_columns(location, *columns_of(TokenRow))
-    assert found is not None
-    assert len(rows_of(found, TokenRow)) == 1
+    columns = read_columns(location, *columns_of(TokenRow))
+    assert columns is not None
+    assert len(rows_of(columns, TokenRow)) == 1
     assert read_columns(location, columns_of(ContinuationRow)[0]) is None
 
 
