@@ -21,8 +21,11 @@ class _Altered(Exception):
     """A block was not given what the one below returned."""
 
 
-def refusal(kind: str, why: str) -> str:
-    return f"--placement stream: model type '{kind}' cannot be streamed: {' '.join(why.split())[:200]}"
+def refusal(kind: str, why: str) -> UserError:
+    """For a model of this type, which cannot be streamed."""
+    return UserError(
+        f"--placement stream: model type '{kind}' cannot be streamed: {' '.join(why.split())[:200]}"
+    )
 
 
 def block_form(lm: LanguageModel) -> Form:
@@ -44,9 +47,9 @@ def block_form(lm: LanguageModel) -> Form:
             reasons.append(f"it does not run on embeddings alone ({error})")
             continue
         if not all(_same(looks[0], other) for other in looks[1:]):
-            raise UserError(refusal(kind, "its blocks are given more of the text than the residual stream"))
+            raise refusal(kind, "its blocks are given more of the text than the residual stream")
         return form
-    raise UserError(refusal(kind, reasons[0]))
+    raise refusal(kind, reasons[0])
 
 
 def _look(decoder: nn.Module, blocks: nn.ModuleList, form: Form, inputs: dict[str, Tensor]) -> list[Any]:

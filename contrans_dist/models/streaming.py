@@ -94,12 +94,8 @@ class StreamedModel:
                 forward(state, *args[1:], **named) if args else forward(**{**named, "hidden_states": state})
             )
             if any(shared):
-                raise UserError(
-                    refusal(
-                        model_type(self.lm.model),
-                        f"block {k} hands more than the residual stream to later ones",
-                    )
-                )
+                why = f"block {k} hands more than the residual stream to later ones"
+                raise refusal(model_type(self.lm.model), why)
             outputs.append(first_of(output))
             raise Stop
 
@@ -130,7 +126,7 @@ class StreamedModel:
         output = run(state)
         if output.shape != state.shape or output.dtype != state.dtype:
             returned = f"{output.dtype} {list(output.shape)} for {state.dtype} {list(state.shape)}"
-            raise UserError(refusal(model_type(self.lm.model), f"a block returns {returned}"))
+            raise refusal(model_type(self.lm.model), f"a block returns {returned}")
         check_looks_back(self.lm.model, output)
 
 
@@ -179,7 +175,7 @@ def open_streamed(
             if nn.Identity.__name__ not in str(error):  # which stands where a block would be
                 raise
             why = f"its blocks share parts ({error})"
-            raise UserError(refusal(described.config.model_type, why)) from error
+            raise refusal(described.config.model_type, why) from error
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
     with replaced(find_blocks(model)[1], {0: handing(lambda stream: stream)}):
         lm = wrap_model(model, tokenizer, name)
