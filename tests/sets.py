@@ -9,6 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.manifest import seal_of
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's content with the digest of it."""
+    return {**content, "seal": seal_of(content)}
 
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> str:

@@ -24,13 +24,14 @@ with other_system():
     from contrans_dist.harvest.shard_files import HarvestSpec, Unit
     from contrans_dist.harvest.compute import plan_shards
     from contrans_dist.store.location import Location
+    from contrans_dist.store.manifest import Identity
     from contrans_dist.harvest.sweep import SweepTask
     from contrans_dist.data.texts import read_texts
 
     assert choose_placement(ModelSettings(id=MODEL)).kind == "resident"
     assert host_memory() > 100 << 20 and 50 << 20 < actor_memory() < 8 << 30
     texts = read_texts(OUT + ".txt")
-    spec = HarvestSpec({}, CaptureSettings(), [0, 1], 16, Location.parse(OUT))
+    spec = HarvestSpec(Identity(model=MODEL), CaptureSettings(), [0, 1], 16, Location.parse(OUT))
     (shard,) = plan_shards(texts.num_rows, 9)
     actor = SweepActor(ModelSettings(id=MODEL))
     report = actor.run(SweepTask("key", [Unit(spec, shard, texts)]))

@@ -89,13 +89,12 @@ def harvest(
         skip_bad,
     )
     manifest = result.manifest
-    summary = {
-        key: manifest[key] for key in ("rows", "d", "blocks", "tokens", "truncated", "fingerprint", "canary")
-    }
-    size = sum(shard["bytes"] for shard in manifest["shards"])
+    told = {"rows", "d", "blocks", "tokens", "truncated", "fingerprint", "canary"}
+    summary = manifest.model_dump(mode="json", include=told)
+    size = sum(shard.bytes or 0 for shard in manifest.shards)
     text = (
         f"{result.location}: {result.n_rows:,} rows, {len(result.blocks)} blocks of {result.d}, "
-        f"{manifest['tokens']:,} tokens, {size / 1e6:,.1f} MB in {len(manifest['shards'])} shards"
+        f"{manifest.tokens:,} tokens, {size / 1e6:,.1f} MB in {len(manifest.shards)} shards"
     )
     emit(as_json, {"out": str(result.location), **summary}, text)
 

@@ -37,7 +37,7 @@ class Notes(logging.Handler):
 def _check_dtype(lm: LanguageModel, unit: Unit) -> None:
     """RunError where the model here does not run in the precision that the manifest will name."""
     dtype = str(lm.dtype).removeprefix("torch.")
-    said = unit.spec.identity.get("dtype", dtype)
+    said = unit.spec.identity.dtype or dtype
     if dtype != said:
         raise RunError(
             f"{lm.name}: it runs in {dtype} here, and in {said} by the files of the machine that started the "

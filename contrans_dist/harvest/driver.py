@@ -25,6 +25,8 @@ from contrans_dist.models.placement import Placement
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
+from contrans_dist.store.manifest import QuantizationCheck, Throughput
+from contrans_dist.store.results import plain
 
 __all__ = ["HarvestJob", "harvest", "harvest_sets"]
 
@@ -62,7 +64,7 @@ def harvest_sets(
             underway.check_existing()
         unfinished = [underway for underway in sets if not underway.complete]
         for underway in unfinished:
-            underway.hold(claims.enter_context(claimed(underway.spec.out, underway.spec.identity)))
+            underway.hold(claims.enter_context(claimed(underway.spec.out, plain(underway.spec.identity))))
         if any(underway.missing for underway in unfinished):
             _compute_missing(model, unfinished, cluster)
         if model.quantization is not None:
@@ -80,12 +82,13 @@ def harvest_sets(
         return made
 
 
-def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) -> dict[str, Any]:
+def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) -> QuantizationCheck:
     """What was measured of the quantised model; why not, where the unquantised one could not be run."""
     try:
-        return dict(on_a_node(quantization_check, replicas(cluster), model, spec))
+        check: QuantizationCheck = on_a_node(quantization_check, replicas(cluster), model, spec)
+        return check
     except (RunError, UserError, MemoryError, torch.OutOfMemoryError) as error:
-        return {"texts": 0, "reason": f"not measured: {first_line(error)}"}
+        return QuantizationCheck(texts=0, reason=f"not measured: {first_line(error)}")
 
 
 def _compute_missing(model: ModelSettings, sets: list[Underway], cluster: ClusterSettings) -> None:
@@ -140,7 +143,7 @@ def _compute_missing(model: ModelSettings, sets: list[Underway], cluster: Cluste
     for underway in sets:
         clean(underway.spec.out)
         tokens = sum(report.tokens for name, report in fresh.items() if owner[name] is underway)
-        underway.throughput = {"tokens": tokens, **throughput}
+        underway.throughput = Throughput(tokens=tokens, **throughput)
 
 
 def _sweeps(sets: list[Underway], units: dict[str, Unit], actors: int) -> list[Task]:

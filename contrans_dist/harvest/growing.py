@@ -6,10 +6,9 @@ which is that of the set as it was then; the identity of the whole lists in `ear
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
-from pydantic import Field, ValidationError
 
 from contrans_dist.config import CaptureSettings, differing
 from contrans_dist.data.table_hash import python_values, table_hash
@@ -20,7 +19,8 @@ from contrans_dist.harvest.left_out import place_of
 from contrans_dist.harvest.shard_files import HarvestSpec, Shard
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Facts
+from contrans_dist.store.manifest import Identity, Part
+from contrans_dist.store.results import plain
 from contrans_dist.store.shard_reader import opened
 
 _SHOWN = 60
@@ -28,23 +28,11 @@ _OTHERWISE = {"rows", "texts", "prompts", "earlier"}
 """Fields of identities whose difference is told by the rows themselves."""
 
 
-class Part(Facts):
-    """The fields in which the identity of a set changes when texts are appended."""
-
-    rows: Annotated[int, Field(ge=1)]
-    """Of the input, up to the part's end."""
-    texts: str
-    prompts: str
-    """Both are hashes over the rows up to the part's end."""
-    shard_size: Annotated[int, Field(ge=1)]
-    """Of this part alone."""
-
-
 @dataclass(frozen=True)
 class Asked:
     """What a harvest is asked for, before it is known what is there."""
 
-    identity: dict[str, Any]
+    identity: Identity
     """As if nothing were there."""
     texts: pa.Table
     prompts: Sequence[str]
@@ -52,50 +40,42 @@ class Asked:
     capture: CaptureSettings
     d: int
 
-    def held(self, held: dict[str, Any]) -> dict[str, Any] | None:
+    def held(self, held: Identity) -> Identity | None:
         """The identity of what is asked for where a set of the identity `held` is; None where they differ.
 
         That set may hold more blocks, be cut into shards otherwise if no size was asked for, have grown
         before, and have fewer rows: then it grows.
         """
-        wanted, parts = self.at(held), _parts(held)
-        if wanted == held or parts is None:
-            return wanted if wanted == held else None
-        last = parts[-1]
-        if last.rows >= self.texts.num_rows:
+        wanted = self.at(held)
+        if wanted.fingerprint == held.fingerprint:
+            return wanted
+        if not 0 < held.rows < self.texts.num_rows or _settings(held) != _settings(wanted):
             return None
-        settings = set(held) | set(wanted)
-        if any(
-            held.get(name) != wanted.get(name) for name in settings - set(Part.model_fields) - {"earlier"}
-        ):
+        if texts_hash(self.prompts[: held.rows]) != held.prompts:
             return None
-        if texts_hash(self.prompts[: last.rows]) != last.prompts:
+        if table_hash(self.texts.slice(0, held.rows)) != held.texts:
             return None
-        if table_hash(self.texts.slice(0, last.rows)) != last.texts:
-            return None
-        rows = self.texts.num_rows - last.rows
-        size = rows_per_shard(rows, len(wanted["blocks"]), self.d, self.capture.shard_size)
-        return {**wanted, "earlier": [part.model_dump() for part in parts], "shard_size": size}
+        rows = self.texts.num_rows - held.rows
+        size = rows_per_shard(rows, len(wanted.blocks), self.d, self.capture.shard_size)
+        return wanted.model_copy(update={"earlier": held.parts, "shard_size": size})
 
-    def at(self, held: dict[str, Any]) -> dict[str, Any]:
+    def at(self, held: Identity) -> Identity:
         """The identity that is asked for, with the blocks, the parts and the size of shards that a set has
         which is there, where these serve."""
-        blocks, size, wanted = held.get("blocks"), held.get("shard_size"), self.identity
-        if not isinstance(blocks, list) or not set(wanted["blocks"]) <= set(blocks):
-            return wanted
-        wanted = {**wanted, "blocks": blocks}
-        if "earlier" in held and _parts(held) is not None:
-            wanted["earlier"] = held["earlier"]
-        any_size = self.capture.shard_size is None and isinstance(size, int) and size > 0
-        return {**wanted, "shard_size": size} if any_size else wanted
+        if not set(self.identity.blocks) <= set(held.blocks):
+            return self.identity
+        kept: dict[str, Any] = {"blocks": held.blocks}
+        if held.earlier:
+            kept["earlier"] = held.earlier
+        if self.capture.shard_size is None and held.shard_size:
+            kept["shard_size"] = held.shard_size
+        return self.identity.model_copy(update=kept)
 
-    def refusal(self, out: Location, held: dict[str, Any], source: Location | None) -> UserError:
+    def refusal(self, out: Location, held: Identity, source: Location | None) -> UserError:
         """Why rows of the identity `held` cannot stay in the folder."""
-        wanted = self.at(held)
-        other = {name for name in _OTHERWISE if held.get(name) != wanted.get(name)}
-        lines = differing(
-            *({k: v for k, v in identity.items() if k not in _OTHERWISE} for identity in (held, wanted))
-        )
+        found, wanted = plain(held), plain(self.at(held))
+        other = [name for name in _OTHERWISE if found.pop(name, None) != wanted.pop(name, None)]
+        lines = differing(found, wanted)
         if other:
             lines.append(self._otherwise(out, held, source))
         told = (
@@ -107,17 +87,17 @@ class Asked:
             f"{out}: holds a harvest under other settings ({'; '.join(lines)}); choose another --out{told}"
         )
 
-    def _otherwise(self, out: Location, held: dict[str, Any], source: Location | None) -> str:
+    def _otherwise(self, out: Location, held: Identity, source: Location | None) -> str:
         """How the texts differ from those that are there, or their prompts."""
         told = self._first_difference(out, source)
         if told is not None:
             return f"texts: {told}"
-        there, rows = held.get("rows"), self.texts.num_rows
-        if isinstance(there, int) and there > rows:
-            return f"texts: found {there:,} rows, asked for the first {rows:,} of them"
-        if isinstance(there, int) and table_hash(self.texts.slice(0, there)) == held.get("texts"):
-            return f"prompts: those of the same {there:,} texts were others"
-        return f"texts: found {held.get('texts')!r}, asked for {self.identity['texts']!r}"
+        rows = self.texts.num_rows
+        if held.rows > rows:
+            return f"texts: found {held.rows:,} rows, asked for the first {rows:,} of them"
+        if table_hash(self.texts.slice(0, held.rows)) == held.texts:
+            return f"prompts: those of the same {held.rows:,} texts were others"
+        return f"texts: found {held.texts!r}, asked for {self.identity.texts!r}"
 
     def _first_difference(self, out: Location, source: Location | None) -> str | None:
         """The first row, of those that are there, which another text or another value is in."""
@@ -168,31 +148,23 @@ def shards_in(out: Location) -> list[str]:
     )
 
 
-def _parts(identity: dict[str, Any]) -> list[Part] | None:
-    """The parts that a set of this identity was harvested in, in order; None where it does not say."""
-    earlier = identity.get("earlier", [])
-    try:
-        parts = [Part.model_validate(record) for record in (*earlier, identity)]
-    except (ValidationError, TypeError):
-        return None
-    ends = [part.rows for part in parts]
-    return parts if ends == sorted(set(ends)) else None
+def _settings(identity: Identity) -> dict[str, Any]:
+    """What does not change when texts are appended."""
+    changing = {*Part.model_fields, "earlier"}
+    settings = plain(identity).items()
+    return {name: value for name, value in settings if name not in changing and value is not None}
 
 
 def planned(spec: HarvestSpec) -> list[tuple[HarvestSpec, list[Shard]]]:
     """The parts of a set, in order: as what each is harvested, and its shards."""
-    parts, made = _parts(spec.identity), list[tuple[HarvestSpec, list[Shard]]]()
-    assert parts is not None, "the identity has no rows"
+    parts, made = spec.identity.parts, list[tuple[HarvestSpec, list[Shard]]]()
     rows = shards = 0
     for number, part in enumerate(parts):
-        identity = {
-            **spec.identity,
-            **part.model_dump(),
-            "earlier": spec.identity.get("earlier", [])[:number],
-        }
-        if not number:
-            del identity["earlier"]
+        content = {**plain(spec.identity), **plain(part)}
+        content.pop("earlier", None)
+        if number:
+            content["earlier"] = [plain(earlier) for earlier in parts[:number]]
         planned_shards = plan_shards(part.rows - rows, part.shard_size, rows, shards)
-        made.append((replace(spec, identity=identity), planned_shards))
+        made.append((replace(spec, identity=Identity.model_validate(content)), planned_shards))
         rows, shards = part.rows, shards + len(planned_shards)
     return made

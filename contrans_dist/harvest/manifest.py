@@ -12,7 +12,7 @@ from contrans_dist.harvest.shard_files import HarvestSpec, ShardReport
 from contrans_dist.models import ModelFacts, around
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import sealed
+from contrans_dist.store.manifest import Canary, Identity, Manifest, QuantizationCheck, ShardEntry, Throughput
 from contrans_dist.store.provenance import made_by, versions
 
 CANARY_WARNING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
@@ -45,22 +45,21 @@ def identity_of(
     shard_rows: int,
     texts: pa.Table,
     prompts: str = "",
-) -> dict[str, Any]:
-    """What the bytes depend on. A field that differs refuses a resume, so nothing else belongs here."""
-    return {
+) -> Identity:
+    return Identity(
         **model_identity(model, facts),
-        "template": capture.template,
-        "chat": capture.chat,
-        "chat_date": capture.chat_date.isoformat() if capture.chat else None,
-        "prompts": prompts,
-        "max_tokens": capture.max_tokens,
-        "position": capture.position,
-        "blocks": blocks,
-        "batch_tokens": capture.batch_tokens,
-        "shard_size": shard_rows,
-        "rows": texts.num_rows,
-        "texts": table_hash(texts),
-    }
+        template=capture.template,
+        chat=capture.chat,
+        chat_date=capture.chat_date.isoformat() if capture.chat else None,
+        prompts=prompts,
+        max_tokens=capture.max_tokens,
+        position=capture.position,
+        blocks=blocks,
+        batch_tokens=capture.batch_tokens,
+        shard_size=shard_rows,
+        rows=texts.num_rows,
+        texts=table_hash(texts),
+    )
 
 
 def manifest_of(
@@ -68,64 +67,64 @@ def manifest_of(
     facts: ModelFacts,
     texts: pa.Table,
     reports: list[ShardReport],
-    throughput: dict[str, Any],
-    quantization: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    skipped = [skipped.model_dump() for report in reports for skipped in report.skipped]
+    throughput: Throughput,
+    quantization: QuantizationCheck | None = None,
+) -> Manifest:
     norms = [report.norms for report in reports if report.norms is not None]
     medians = np.median(np.concatenate(norms), axis=0)
-    content = {
-        "format": schema.FORMAT_VERSION,
-        "kind": "activations",
-        "fingerprint": spec.fingerprint,
-        "identity": spec.identity,
-        "rows": sum(report.rows for report in reports),
-        "d": spec.d,
-        "n_blocks": facts.n_blocks,
-        "blocks": spec.blocks,
-        "columns": [
+    skipped = [text for report in reports for text in report.skipped]
+    further: dict[str, Any] = {**made_by()}
+    if skipped:
+        further["skipped"] = skipped
+    if quantization is not None:
+        further["quantization_check"] = quantization
+    return Manifest(
+        format=schema.FORMAT_VERSION,
+        kind="activations",
+        fingerprint=spec.fingerprint,
+        identity=spec.identity,
+        rows=sum(report.rows for report in reports),
+        d=spec.d,
+        n_blocks=facts.n_blocks,
+        blocks=spec.blocks,
+        columns=[
             *schema.KEY_COLUMNS,
             *(name for name in texts.column_names if name not in schema.KEY_COLUMNS),
         ],
-        "norms": {str(block): float(norm) for block, norm in zip(spec.blocks, medians, strict=True)},
-        "tokens": sum(report.tokens for report in reports),
-        "truncated": sum(report.truncated for report in reports),
-        "context": facts.context,
-        "tokenizer_limit": facts.tokenizer_limit,
-        "special_tokens": around(facts.reads, spec.capture.chat, spec.capture.chat_date),
-        "canary": {"worst_deviation": max(report.canary for report in reports)},
-        "shards": [
-            {
-                "name": schema.shard_name(report.index),
-                "start": report.start,
-                "rows": report.rows,
-                "footer": report.footer,
-                "bytes": report.bytes,
-                **({} if report.fingerprint == spec.fingerprint else {"fingerprint": report.fingerprint}),
-            }
-            for report in reports
-        ],
-        **({"skipped": skipped} if skipped else {}),
-        "throughput": throughput,
-        **({} if quantization is None else {"quantization_check": quantization}),
-        "devices": sorted({report.device for report in reports if report.device}),
-        "versions": versions(),
-        **made_by(),
-    }
-    return sealed(content)
+        norms={str(block): float(norm) for block, norm in zip(spec.blocks, medians, strict=True)},
+        tokens=sum(report.tokens for report in reports),
+        truncated=sum(report.truncated for report in reports),
+        context=facts.context,
+        tokenizer_limit=facts.tokenizer_limit,
+        special_tokens=around(facts.reads, spec.capture.chat, spec.capture.chat_date),
+        canary=Canary(worst_deviation=max(report.canary for report in reports)),
+        shards=[_entry(report, spec.fingerprint) for report in reports],
+        throughput=throughput,
+        devices=sorted({report.device for report in reports if report.device}),
+        versions=versions(),
+        **further,
+    ).sealed()
 
 
-def warn(manifest: dict[str, Any], out: Location) -> None:
-    if manifest["truncated"]:
-        limit, context = manifest["identity"]["max_tokens"], manifest["context"]
+def _entry(report: ShardReport, fingerprint: str) -> ShardEntry:
+    earlier = {} if report.fingerprint == fingerprint else {"fingerprint": report.fingerprint}
+    return ShardEntry(
+        name=schema.shard_name(report.index), start=report.start, rows=report.rows, footer=report.footer,
+        bytes=report.bytes, **earlier,
+    )  # fmt: skip
+
+
+def warn(manifest: Manifest, out: Location) -> None:
+    if manifest.truncated:
+        limit, context = manifest.identity.max_tokens, manifest.context
         by = f"--max-tokens {limit}" if limit and limit < (context or limit + 1) else "the model's context"
-        note(f"{out}: {manifest['truncated']} texts are longer than {by}; their start was cut")
-    limit = manifest["tokenizer_limit"]
-    if limit and limit < (manifest["context"] or limit + 1):
+        note(f"{out}: {manifest.truncated} texts are longer than {by}; their start was cut")
+    limit = manifest.tokenizer_limit
+    if limit and limit < (manifest.context or limit + 1):
         note(
             f"{out}: the tokenizer's own limit, {limit} tokens, is below the model's; texts are cut at the "
             f"model's (--max-tokens {limit} would cut them there)"
         )
-    worst = manifest["canary"]["worst_deviation"]
-    if worst > CANARY_WARNING[manifest["identity"]["dtype"]]:
+    worst, dtype = manifest.canary.worst_deviation, manifest.identity.dtype
+    if worst is not None and dtype is not None and worst > CANARY_WARNING[dtype]:
         note(f"{out}: a text in a batch and alone differ by {worst:.1e}; look at the model's padding")

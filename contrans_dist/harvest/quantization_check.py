@@ -1,7 +1,5 @@
 """How far a quantised model's rows are from the same model's unquantised ones: measured, not assumed."""
 
-from typing import Any
-
 import numpy as np
 
 from contrans_dist.config import ModelSettings
@@ -10,12 +8,13 @@ from contrans_dist.harvest.compute import token_ids
 from contrans_dist.harvest.shard_files import HarvestSpec
 from contrans_dist.models.placement import choose_placement, load_placed
 from contrans_dist.store import schema
+from contrans_dist.store.manifest import QuantizationCheck
 from contrans_dist.store.shard_reader import block_values, opened
 
 SAMPLE_TEXTS = 32
 
 
-def quantization_check(model: ModelSettings, spec: HarvestSpec) -> dict[str, Any]:
+def quantization_check(model: ModelSettings, spec: HarvestSpec) -> QuantizationCheck:
     """Cosine of the harvested rows to those of the unquantised model, on the first texts of the harvest.
 
     Runs the unquantised model here; `texts` is 0, with the reason, where it does not fit.
@@ -25,11 +24,11 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> dict[str, Any
         plain, highest_block=highest, head=False, batch_tokens=spec.capture.batch_tokens
     )
     if placement.kind == "stream":
-        return {"texts": 0, "reason": f"not measured: {placement.reason}"}
+        return QuantizationCheck(texts=0, reason=f"not measured: {placement.reason}")
     with opened(spec.out / schema.shard_name(0)) as shard:
         stored = shard.file.read_row_group(0).slice(0, SAMPLE_TEXTS)
     if not stored.num_rows:
-        return {"texts": 0, "reason": "not measured: no text of the first shard can be run"}
+        return QuantizationCheck(texts=0, reason="not measured: no text of the first shard can be run")
     lm = load_placed(plain, placement, highest_block=highest, head=False)
     settings = spec.capture
     ids, _ = token_ids(lm, stored, settings)
@@ -38,11 +37,11 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> dict[str, Any
         block: _cosines(block_values(stored, schema.block_column(block)), exact[block])
         for block in spec.blocks
     }
-    return {
-        "texts": stored.num_rows,
-        "worst_cosine": round(float(min(values.min() for values in cosines.values())), 6),
-        "mean_cosine": {str(block): round(float(values.mean()), 6) for block, values in cosines.items()},
-    }
+    return QuantizationCheck(
+        texts=stored.num_rows,
+        worst_cosine=round(float(min(values.min() for values in cosines.values())), 6),
+        mean_cosine={str(block): round(float(values.mean()), 6) for block, values in cosines.items()},
+    )
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

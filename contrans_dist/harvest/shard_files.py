@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from contrans_dist.config import CaptureSettings, fingerprint
+from contrans_dist.config import CaptureSettings
 from contrans_dist.engine.capture import Activations
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store import schema
 from contrans_dist.store.footers import page_facts
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import ShardEntry, Skipped
+from contrans_dist.store.manifest import Identity, ShardEntry, Skipped
 from contrans_dist.store.provenance import version
+from contrans_dist.store.results import plain
 from contrans_dist.store.shard_reader import DamagedError, ShardFile, opened, row_norms
 
 ROW_GROUP = 128
@@ -41,7 +42,7 @@ class Shard:
 class HarvestSpec:
     """Everything a shard's bytes depend on, and where they go."""
 
-    identity: dict[str, Any]
+    identity: Identity
     capture: CaptureSettings
     blocks: list[int]
     d: int
@@ -49,7 +50,7 @@ class HarvestSpec:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.identity)
+        return self.identity.fingerprint
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def publish_shard(
         "format": schema.FORMAT_VERSION,
         "contrans_dist": version(),
         "fingerprint": spec.fingerprint,
-        "identity": spec.identity,
+        "identity": plain(spec.identity),
         "start": shard.start,
         **asdict(counts),
         "skipped": [text.model_dump() for text in counts.skipped],
@@ -226,7 +227,7 @@ def read_norms(spec: HarvestSpec, shard: Shard) -> NDArray[np.float32]:
         return file.norms(spec.blocks)
 
 
-def shard_identity(location: Location) -> dict[str, Any] | None:
+def shard_identity(location: Location) -> Identity | None:
     """The identity a shard was harvested under, from its footer alone; None when the file cannot be read."""
     try:
         with opened(location) as shard:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
 from contrans_dist.config import CaptureSettings, ModelSettings
-from contrans_dist.config.limits import CHUNKS, MANIFEST_BYTES, SHARDS, check_size
+from contrans_dist.config.limits import CHUNKS, SHARDS, check_size
 from contrans_dist.console import note
 from contrans_dist.data.texts import prompts, template_fields, texts_hash
 from contrans_dist.distributed.actors import of_each
@@ -32,7 +31,15 @@ from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.claims import Claim
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Manifest, OtherFormatError
+from contrans_dist.store.manifest import (
+    AGAIN,
+    Identity,
+    Manifest,
+    OtherFormatError,
+    QuantizationCheck,
+    Throughput,
+)
+from contrans_dist.store.results import plain
 
 
 @dataclass(frozen=True)
@@ -58,15 +65,15 @@ class Underway:
     request: Asked
     parts: list[tuple[HarvestSpec, list[Shard]]]
     """As what, and in which shards, its rows are harvested: see `growing`."""
-    there: dict[str, Any] | None
+    there: Manifest | None
     """The manifest that was found: that of this set, or of the set as it was before texts were appended."""
-    held_identity: dict[str, Any] | None
+    held_identity: Identity | None
     """The identity that was found."""
     chosen: tuple[int, ...]
     """The blocks that were asked for: the folder's set may hold more."""
     reports: dict[int, ShardReport] = field(default_factory=dict)
-    throughput: dict[str, Any] = field(default_factory=dict)
-    quantization: dict[str, Any] | None = None
+    throughput: Throughput = field(default_factory=Throughput)
+    quantization: QuantizationCheck | None = None
     """What was measured of the quantised model."""
     claim: Claim | None = None
     """On the folder; None where nothing is left to do."""
@@ -78,8 +85,8 @@ class Underway:
         _refuse_folders(job.out)
         there = _manifest_there(job.out)
         held_identity, identity = _held(request, job, there)
-        spec = HarvestSpec(identity, job.capture, list(identity["blocks"]), facts.d, job.out)
-        parts, chosen = planned(spec), tuple(request.identity["blocks"])
+        spec = HarvestSpec(identity, job.capture, identity.blocks, facts.d, job.out)
+        parts, chosen = planned(spec), tuple(request.identity.blocks)
         check_size("--shard-size", sum(len(shards) for _, shards in parts), SHARDS, "shards")
         return cls(spec, job, request, parts, there, held_identity, chosen)
 
@@ -92,9 +99,9 @@ class Underway:
         return [shard for _, shards in self.parts for shard in shards]
 
     @property
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> Manifest | None:
         """Of this set, if it is there."""
-        written = self.there is not None and self.there.get("identity") == self.spec.identity
+        written = self.there is not None and self.there.identity.fingerprint == self.spec.fingerprint
         return self.there if written else None
 
     @property
@@ -121,7 +128,7 @@ class Underway:
         names = set(out.names())
         entries = {}
         if self.there is not None:
-            entries = {entry.name: entry for entry in Manifest.of(self.there, out / schema.MANIFEST).shards}
+            entries = {entry.name: entry for entry in self.there.shards}
         there = [
             (spec, s, entries.get(s.name)) for spec, shards in self.parts for s in shards if s.name in names
         ]
@@ -133,7 +140,7 @@ class Underway:
         if self.complete:
             note(f"{out}: complete, {self.texts.num_rows:,} rows; nothing to do")
             return
-        appended = self.texts.num_rows - (self.held_identity or self.spec.identity)["rows"]
+        appended = self.texts.num_rows - (self.held_identity or self.spec.identity).rows
         if appended:
             note(
                 f"{out}: {appended:,} texts were appended to the {self.texts.num_rows - appended:,} it is of"
@@ -145,7 +152,7 @@ class Underway:
         """Work under a claim on the folder. Raises as `of`, and RunError when rows were added meanwhile."""
         self.claim = claim
         _, identity = _held(self.request, self.job, _manifest_there(self.spec.out))
-        if identity != self.spec.identity:
+        if identity.fingerprint != self.spec.fingerprint:
             raise RunError(
                 f"{self.spec.out}: another run has appended to it meanwhile; run the same command again"
             )
@@ -155,7 +162,7 @@ class Underway:
 
         Raises as `check_left_out`, when all that can be done is done.
         """
-        written = self.complete and not self.throughput
+        written = self.complete and self.throughput.seconds is None
         if not written:
             self._confirm()
         skipped = [text for shard in self.shards for text in self.reports[shard.index].skipped]
@@ -164,7 +171,7 @@ class Underway:
         if manifest is None or not written:
             reports = [self._with_norms(shard) for shard in self.shards]
             manifest = manifest_of(self.spec, facts, self.texts, reports, self.throughput, self.quantization)
-            (self.spec.out / schema.MANIFEST).write_json(manifest)
+            (self.spec.out / schema.MANIFEST).write_json(plain(manifest))
             self._remove_others()
             warn(manifest, self.spec.out)
         return ActivationSet(self.spec.out, manifest, self.chosen)
@@ -229,37 +236,33 @@ def _refuse_folders(out: Location) -> None:
             raise UserError(f"{out / name}: expected a place for a file, there is a folder")
 
 
-def _manifest_there(out: Location) -> dict[str, Any] | None:
+def _manifest_there(out: Location) -> Manifest | None:
     """The folder's manifest; None where there is none, or one that does not add up: it is written anew."""
     location = out / schema.MANIFEST
     if not location.exists():
         return None
     try:
-        content: dict[str, Any] = location.read_json(MANIFEST_BYTES)
-        Manifest.of(content, location)
+        return Manifest.read(location)
     except OtherFormatError:
         raise
     except UserError as error:
-        note(f"{error}, which this is")
+        note(f"{str(error).removesuffix(f'; {AGAIN}')}; it is written anew")
         return None
-    return content
 
 
-def _held(
-    request: Asked, job: HarvestJob, manifest: dict[str, Any] | None
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def _held(request: Asked, job: HarvestJob, manifest: Manifest | None) -> tuple[Identity | None, Identity]:
     """The identity of the rows in the folder that can stay, if there are any, and that of the set with them.
 
     Raises UserError when those that are there cannot stay.
     """
-    listed = {entry["name"] for entry in manifest["shards"]} if manifest is not None else set()
+    listed = {entry.name for entry in manifest.shards} if manifest is not None else set()
     names = [name for name in shards_in(job.out) if name not in listed]
 
-    def first(names: Iterable[str]) -> dict[str, Any] | None:
+    def first(names: Iterable[str]) -> Identity | None:
         return next(filter(None, (shard_identity(job.out / name) for name in names)), None)
 
     # Where texts were appended and the run was ended, the last shard says more than what was there before.
-    there = [first(reversed(names)), first(names) if manifest is None else manifest["identity"]]
+    there = [first(reversed(names)), first(names) if manifest is None else manifest.identity]
     identities = [identity for identity in there if identity]
     for held in identities:
         if (identity := request.held(held)) is not None:

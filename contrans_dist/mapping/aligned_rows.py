@@ -45,11 +45,17 @@ class AlignedRows:
 def join(
     source: ActivationSet, target: ActivationSet, protocol: Protocol, rows: NDArray[np.int64] | None = None
 ) -> AlignedRows:
-    """Join on `row`; the text ids must agree. Raises UserError naming the first row that differs.
+    """Join two activation sets on `row`; rows that one of them was harvested without are left out.
 
-    Rows that one of them was harvested without are left out. `rows`: only these of the source's take part.
+    Args:
+        source: of the source model.
+        target: of the target model.
+        protocol: the default one holds rows out by a hash of the text, or of the text that a prefix was cut
+            from.
+        rows: only these of the source's take part.
 
-    The default protocol holds rows out by a hash of the text, or of the text that a prefix was cut from.
+    Raises:
+        UserError: naming the first row whose texts differ.
     """
     _check_dates(source, target)
     source, target, rows = _in_both(source, target, rows)
@@ -72,7 +78,7 @@ def join(
 
 def _check_dates(source: ActivationSet, target: ActivationSet) -> None:
     """Raise UserError where two chat templates were told different days: their prompts may differ by it."""
-    days = [side.manifest.get("identity", {}).get("chat_date") for side in (source, target)]
+    days = [side.manifest.identity.chat_date for side in (source, target)]
     if None not in days and days[0] != days[1]:
         raise UserError(
             f"{source.location} has chat date {days[0]}, {target.location} {days[1]}: harvest both with the "
@@ -85,7 +91,7 @@ def _in_both(
 ) -> tuple[ActivationSet, ActivationSet, NDArray[np.int64] | None]:
     """The sets without the rows of the input that the other was harvested without, and `rows` among them."""
     numbers = source.row_numbers(), target.row_numbers()
-    left_out = [{text.row for text in side.facts.skipped} for side in (source, target)]
+    left_out = [{text.row for text in side.manifest.skipped} for side in (source, target)]
     if left_out[0] == left_out[1]:
         return source, target, rows
     both = np.setdiff1d(np.concatenate(numbers), list(left_out[0] | left_out[1]))

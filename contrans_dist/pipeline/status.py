@@ -3,13 +3,12 @@
 from contextlib import suppress
 from typing import Any
 
-from contrans_dist.config.limits import MANIFEST_BYTES
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.map_header import open_map
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
-from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file, read_metrics
+from contrans_dist.store.results import METRICS, RECORD, RunFile, plain, read_file, read_metrics
 from contrans_dist.store.shard_reader import opened
 from contrans_dist.store.tensors import open_tensors
 from contrans_dist.vectors.concept_vector import VectorHeader
@@ -34,10 +33,9 @@ def artefact_facts(location: Location) -> dict[str, Any]:
         return file.header
     if name.endswith(".parquet"):
         with opened(location) as shard:
-            return {"kind": "shard", **shard.facts.identity}
+            return {"kind": "shard", **(plain(shard.facts.identity) if shard.facts.identity else {})}
     if (location / schema.MANIFEST).exists():
-        ActivationSet.open(location)
-        return _facts("activations", dict((location / schema.MANIFEST).read_json(MANIFEST_BYTES)))
+        return _facts("activations", plain(ActivationSet.open(location).manifest))
     if (location / METRICS).exists():
         read_metrics(location)
         return _facts("evaluation", dict((location / METRICS).read_json()))
@@ -97,7 +95,7 @@ def _told(location: Location) -> str | None:
 def _state(location: Location) -> str | None:
     if (location / schema.MANIFEST).exists():
         rows = ActivationSet.open(location)
-        return f"complete, {rows.n_rows:,} rows in {len(rows.manifest['shards'])} shards"
+        return f"complete, {rows.n_rows:,} rows in {len(rows.manifest.shards)} shards"
     if (location / METRICS).exists():
         read_metrics(location)
         return "complete"

@@ -21,21 +21,21 @@ def harvest_table(harvests: dict[str, ActivationSet]) -> Table:
             "Truncated", "Canary"]  # fmt: skip
     rows = []
     for name, harvest in harvests.items():
-        facts = harvest.facts
-        identity, pace, canary = facts.identity, facts.throughput, facts.canary.worst_deviation
+        manifest = harvest.manifest
+        identity, pace, canary = manifest.identity, manifest.throughput, manifest.canary.worst_deviation
         kept = [identity.dtype, identity.quantization, f"position {identity.position}"]
         rows.append(
             [
                 Cell(name, f"{identity.model} · " + ", ".join(filter(None, kept))),
                 Cell(count_text(harvest.n_rows)),
                 Cell(f"{len(harvest.blocks)} × {harvest.d}"),
-                Cell(count_text(facts.tokens)),
+                Cell(count_text(manifest.tokens)),
                 Cell(count_text(pace.tokens_per_second) if pace.tokens_per_second else "–"),
                 Cell("–" if pace.seconds is None else seconds_text(pace.seconds)),
                 Cell("–" if pace.actors is None else str(pace.actors)),
-                Cell(size_text(sum(shard.bytes or 0 for shard in facts.shards))),
-                Cell(count_text(facts.truncated), kind="warn" if facts.truncated else ""),
-                Cell("–" if canary is None else f"{canary:.1e}", kind=_canary_kind(facts)),
+                Cell(size_text(sum(shard.bytes or 0 for shard in manifest.shards))),
+                Cell(count_text(manifest.truncated), kind="warn" if manifest.truncated else ""),
+                Cell("–" if canary is None else f"{canary:.1e}", kind=_canary_kind(manifest)),
             ]
         )
     caption = "Canary: the worst relative deviation of a batched row from the same text run alone."
@@ -45,9 +45,9 @@ def harvest_table(harvests: dict[str, ActivationSet]) -> Table:
 def harvest_warnings(name: str, harvest: ActivationSet) -> list[str]:
     """What a reader must know about an activation set before trusting it, one line each."""
     warnings = []
-    if harvest.facts.truncated:
-        warnings.append(f"activations {name}: {harvest.facts.truncated} texts were truncated")
-    if _canary_kind(harvest.facts):
+    if harvest.manifest.truncated:
+        warnings.append(f"activations {name}: {harvest.manifest.truncated} texts were truncated")
+    if _canary_kind(harvest.manifest):
         warnings.append(f"activations {name}: batched rows differ from the same texts run alone")
     return warnings
 
@@ -74,8 +74,8 @@ def norms_drawing(run: Run, studio: Studio) -> Drawing | None:
     )
 
 
-def _canary_kind(facts: Manifest) -> str:
-    worst, exact = facts.canary.worst_deviation, facts.identity.dtype == "float32"
+def _canary_kind(manifest: Manifest) -> str:
+    worst, exact = manifest.canary.worst_deviation, manifest.identity.dtype == "float32"
     return "warn" if worst is not None and exact and worst > _WORST_CANARY else ""
 
 

@@ -13,7 +13,7 @@ from contrans_dist.report.parts import Cell, Drawing, Studio, Table, seconds_tex
 from contrans_dist.report.projections import analysis_drawings
 from contrans_dist.report.published import paper_table, small_models, stands_beside
 from contrans_dist.report.sections import Section, build_section
-from contrans_dist.store.results import StageEntry
+from contrans_dist.store.results import StageEntry, plain
 
 
 @dataclass
@@ -75,7 +75,7 @@ def build_page(run: Run, studio: Studio) -> Page:
 
 def _model_id(run: Run, side: str) -> str:
     harvest = run.harvests.get(f"contrast-{side}") or run.harvests.get(f"corpus-{side}")
-    return run.model(side) or (harvest.facts.identity.model if harvest else "")
+    return run.model(side) or (harvest.manifest.identity.model if harvest else "")
 
 
 def _models(run: Run) -> str:
@@ -84,12 +84,12 @@ def _models(run: Run) -> str:
         return f"{source} → {target}"
     if run.evaluations:
         return run.evaluations[0].file.model
-    return ", ".join(harvest.facts.identity.model for harvest in run.harvests.values())
+    return ", ".join(harvest.manifest.identity.model for harvest in run.harvests.values())
 
 
 def _command(run: Run) -> str:
     commands = [run.record.command, *(evaluation.file.command for evaluation in run.evaluations)]
-    commands += [harvest.facts.command for harvest in run.harvests.values()]
+    commands += [harvest.manifest.command for harvest in run.harvests.values()]
     return next(filter(None, commands), "")
 
 
@@ -133,7 +133,7 @@ def _own_facts(run: Run) -> list[tuple[str, str]]:
         content = evaluation.file.model_dump(include=set(kept))
         facts.append((f"Evaluation {evaluation.name}", _settings({key: content[key] for key in kept})))
     for name, harvest in run.harvests.items():
-        facts.append((f"Activations {name}", _settings(harvest.manifest.get("identity"))))
+        facts.append((f"Activations {name}", _settings(plain(harvest.manifest.identity))))
     return facts
 
 
@@ -142,7 +142,7 @@ def _describe(run: Run, side: str) -> str:
     name = _model_id(run, side)
     if not harvest:
         return name
-    identity = harvest.facts.identity
+    identity = harvest.manifest.identity
     parts = [f"{harvest.n_blocks} blocks of width {harvest.d}", identity.dtype, identity.quantization]
     return f"{name}: {', '.join(filter(None, parts))}"
 

@@ -63,7 +63,7 @@ def _table(
     activations: ActivationSet, side: str, block: int, labels: list[str], points: NDArray[np.float32]
 ) -> pa.Table:
     n = len(labels)
-    model = activations.facts.identity.model
+    model = activations.manifest.identity.model
     return pa.table(
         {
             "side": [side] * n,

@@ -5,13 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from contrans_dist.config.limits import MANIFEST_BYTES
 from contrans_dist.errors import UserError
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
@@ -27,8 +25,7 @@ class ActivationSet:
     """A complete activation set: rows of a model's residual stream, in the order of the input texts."""
 
     location: Location
-    manifest: dict[str, Any]
-    """As it stands in its file."""
+    manifest: Manifest
     chosen: tuple[int, ...] | None = None
     """Only these of its blocks; None is all of them."""
     kept: NDArray[np.int64] | None = field(default=None, compare=False)
@@ -44,85 +41,80 @@ class ActivationSet:
             started = any(name.endswith(".parquet") for name in location.names())
             state = "unfinished: run the same harvest again" if started else "no activation set"
             raise UserError(f"{location}: {state} (there is no {schema.MANIFEST})")
-        made = cls(location, manifest.read_json(MANIFEST_BYTES))
-        wrong = made.wrong_shards()
+        opened_set = cls(location, Manifest.read(manifest))
+        wrong = opened_set.wrong_shards()
         if wrong:
             name, reason = next(iter(wrong.items()))
             count = "1 shard is" if len(wrong) == 1 else f"{len(wrong)} shards are"
             raise UserError(f"{location / name}: {reason}; {AGAIN}: {count} computed anew")
-        return made
-
-    @cached_property
-    def facts(self) -> Manifest:
-        """The model of the manifest. Raises UserError when it is none."""
-        return Manifest.of(self.manifest, self.location / schema.MANIFEST)
+        return opened_set
 
     def wrong_shards(self) -> dict[str, str]:
         """What is wrong with each shard whose size or footer is not as the manifest says, by name."""
-        entries, sizes = self.facts.shards, files_in(self.location)
-        found = {entry.name: "it is missing" for entry in entries if entry.name not in sizes}
-        if found:
-            return found
+        entries, sizes = self.manifest.shards, files_in(self.location)
+        missing = {entry.name: "it is missing" for entry in entries if entry.name not in sizes}
+        if missing:
+            return missing
 
         def wrong(entry: ShardEntry) -> str | None:
             if entry.bytes not in (None, sizes[entry.name]):
                 return f"it has {sizes[entry.name]:,} bytes, expected {entry.bytes:,}"
             try:
                 with opened(self.location.inside(entry.name)) as shard:
-                    return shard.not_of(self.facts, entry)
+                    return shard.not_of(self.manifest, entry)
             except DamagedError as error:
                 return error.reason
 
         # Each footer is a request to an object store.
         with ThreadPoolExecutor(1 if self.location.is_local else _REQUESTS) as threads:
             results = threads.map(wrong, entries)
-            return {entry.name: each for entry, each in zip(entries, results, strict=True) if each}
+            return {entry.name: reason for entry, reason in zip(entries, results, strict=True) if reason}
 
     @property
     def n_rows(self) -> int:
-        return self.facts.rows if self.kept is None else len(self.kept)
+        return self.manifest.rows if self.kept is None else len(self.kept)
 
     def row_numbers(self) -> NDArray[np.int64]:
         """The rows of the input that are here, int64 `[rows]`."""
-        left_out = [each.row for each in self.facts.skipped]
-        found = np.setdiff1d(np.arange(self.facts.rows + len(left_out)), left_out, assume_unique=True)
-        return found if self.kept is None else found[self.kept]
+        left_out = [text.row for text in self.manifest.skipped]
+        numbers = np.setdiff1d(np.arange(self.manifest.rows + len(left_out)), left_out, assume_unique=True)
+        return numbers if self.kept is None else numbers[self.kept]
 
     def keeping(self, numbers: NDArray[np.int64]) -> "ActivationSet":
         """The same set with these rows of the input alone."""
-        found = np.flatnonzero(np.isin(self.row_numbers(), numbers))
-        return replace(self, kept=found if self.kept is None else self.kept[found])
+        places = np.flatnonzero(np.isin(self.row_numbers(), numbers))
+        return replace(self, kept=places if self.kept is None else self.kept[places])
 
     @property
     def blocks(self) -> list[int]:
         """The decoder blocks (from 0) whose activations are here."""
-        return list(self.facts.blocks if self.chosen is None else self.chosen)
+        return list(self.manifest.blocks if self.chosen is None else self.chosen)
 
     @property
     def n_blocks(self) -> int:
         """Number of decoder blocks of the whole model, harvested or not."""
-        return self.facts.n_blocks
+        return self.manifest.n_blocks
 
     @property
     def d(self) -> int:
         """Width of the residual stream."""
-        return self.facts.d
+        return self.manifest.d
 
     @property
     def norms(self) -> dict[int, float]:
         """Median Euclidean norm of the rows at each harvested block."""
-        return {block: self.facts.norms[str(block)] for block in self.blocks}
+        return {block: self.manifest.norms[str(block)] for block in self.blocks}
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns that are not activations."""
-        return list(self.facts.columns)
+        return list(self.manifest.columns)
 
     @cached_property
     def _shards(self) -> list[tuple[int, int, ShardEntry]]:
         """(first row, one past the last, entry) of each shard, counting the rows that are there."""
-        ends = list(accumulate(entry.rows for entry in self.facts.shards))
-        return [(end - entry.rows, end, entry) for end, entry in zip(ends, self.facts.shards, strict=True)]
+        ends = list(accumulate(entry.rows for entry in self.manifest.shards))
+        return [(end - entry.rows, end, entry) for end, entry in zip(ends, self.manifest.shards, strict=True)]
 
     def _tables(self, columns: list[str], start: int, stop: int) -> Iterator[pa.Table]:
         if self.kept is None:
@@ -140,7 +132,7 @@ class ActivationSet:
             if first >= stop or last <= start:
                 continue
             with opened(self.location.inside(entry.name)) as shard:
-                wrong = shard.not_of(self.facts, entry)
+                wrong = shard.not_of(self.manifest, entry)
                 if wrong:
                     raise UserError(f"{shard.location}: {wrong}; {AGAIN}: it is computed anew")
                 table = shard.read(columns, max(start - first, 0), min(stop, last) - first)

@@ -8,7 +8,7 @@ stands before the footer, the rows' norms, and a seal over all of this).
 import base64
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from contrans_dist.store import schema
-from contrans_dist.store.manifest import Count, Facts, Finite, Skipped
+from contrans_dist.store.manifest import Count, Facts, Identity, Skipped
 
 _HASH_BYTES = 8 << 20
 _MOST_NORMS = 2 << 20
@@ -28,13 +28,19 @@ class ShardFacts(Facts):
     """What a shard says of itself before its rows."""
 
     format: int
+    contrans_dist: str | None = None
+    """The version of this program that made it."""
     fingerprint: str
-    identity: Annotated[dict[str, Any], Field(default_factory=dict)]
+    identity: Identity | None = None
     start: Count
+    """First row of the input that it was to hold."""
     tokens: Count = 0
     truncated: Count = 0
-    canary: Finite = 0.0
-    skipped: Annotated[list[Skipped], Field(default_factory=list)]
+    """Texts of which the start was cut."""
+    canary: float = 0.0
+    """Worst deviation of a row in a batch from the same text alone."""
+    skipped: list[Skipped] = Field(default_factory=list)
+    """Rows of the input that are left out, since they cannot be run."""
 
 
 class PageFacts(Facts):
@@ -49,10 +55,10 @@ class PageFacts(Facts):
 
 def seal_of(metadata: pq.FileMetaData, facts: bytes, content: str, norms: str | None) -> str:
     """Digest of a shard's columns, as a reader finds them, and of what it says of itself."""
-    found = (metadata.schema.column(index) for index in range(metadata.num_columns))
+    leaves = (metadata.schema.column(index) for index in range(metadata.num_columns))
     columns = [
-        [each.path, each.physical_type, each.length, each.max_definition_level, each.max_repetition_level]
-        for each in found
+        [leaf.path, leaf.physical_type, leaf.length, leaf.max_definition_level, leaf.max_repetition_level]
+        for leaf in leaves
     ]
     parts = [columns, metadata.metadata[b"ARROW:schema"].decode(), facts.decode(), content, norms]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -68,9 +74,9 @@ def page_facts(
     # Sealed as it will be found: Parquet knows less than Arrow, and some names change on the way.
     sink = pa.BufferOutputStream()
     pq.write_table(layout.empty_table(), sink, **options)
-    found = pq.read_metadata(pa.BufferReader(sink.getvalue()))
+    metadata = pq.read_metadata(pa.BufferReader(sink.getvalue()))
     kept = base64.b64encode(norms.astype("<f4").tobytes()).decode() if norms.nbytes <= _MOST_NORMS else None
-    seal = seal_of(found, layout.metadata[schema.METADATA_KEY], content, kept)
+    seal = seal_of(metadata, layout.metadata[schema.METADATA_KEY], content, kept)
     return {schema.PAGES_KEY.decode(): json.dumps({"content": content, "norms": kept, "seal": seal})}
 
 

@@ -5,30 +5,31 @@ import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
 
-from contrans_dist.config import Settings
-from contrans_dist.config.limits import BLOCKS, SHARDS, WIDTH, check_size
+from contrans_dist.config import FileModel, fingerprint
+from contrans_dist.config.limits import BLOCKS, MANIFEST_BYTES, SHARDS, WIDTH, check_size
 from contrans_dist.config.recipe import validated
 from contrans_dist.errors import UserError
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import plain
 
 AGAIN = "run the same harvest again"
 """What makes a set whole: it keeps what is sound and computes the rest anew."""
 
 Count = Annotated[int, Field(ge=0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class OtherFormatError(UserError):
     """A manifest of a version of the format that this program does not know."""
 
 
-class Facts(Settings):
+class Facts(FileModel):
     """What a file of ours says of itself: keys that a later version adds are left alone."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
+    model_config = ConfigDict(strict=True)
 
 
 class ShardEntry(Facts):
@@ -39,9 +40,9 @@ class ShardEntry(Facts):
     """First row of the input that it was to hold."""
     rows: Count
     """Rows that are there."""
-    bytes: Count | None = None
     footer: str | None = None
     """SHA-256 of the file's footer, which holds that of the pages before it."""
+    bytes: Count | None = None
     sha256: str | None = None
     """Of the whole file: in sets of earlier versions."""
     fingerprint: str | None = None
@@ -55,24 +56,103 @@ class Skipped(Facts):
     reason: str = ""
 
 
+class Part(Facts):
+    """The fields in which the identity of a set changes when texts are appended."""
+
+    rows: PositiveInt
+    """Of the input, up to the part's end."""
+    texts: str
+    prompts: str
+    """Both are hashes over the rows up to the part's end."""
+    shard_size: PositiveInt
+    """Of this part alone."""
+
+
 class Identity(Facts):
-    """What the report and the vectors need of what was harvested."""
+    """What the bytes of a set depend on. A field that differs refuses a resume, so nothing else belongs here.
+
+    Only the model is always there: what else older sets and those of others say is kept as it is.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     model: str
+    weights: str | None = None
+    config: str | None = None
     dtype: str | None = None
     quantization: str | None = None
+    tokenizer: str | None = None
+    torch: str | None = None
+    transformers: str | None = None
+    bitsandbytes: str | None = None
+    template: str | None = None
+    chat: bool | None = None
+    chat_date: str | None = None
+    prompts: str = ""
+    max_tokens: int | None = None
     position: str | int | None = None
+    blocks: list[Count] = Field(default_factory=list)
+    batch_tokens: int | None = None
+    shard_size: Count = 0
+    rows: Count = 0
+    texts: str = ""
+    earlier: list[Part] = Field(default_factory=list)
+    """The parts that the set was harvested in before texts were appended the last time."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> "Identity":
+        ends = [part.rows for part in self.earlier] + [self.rows]
+        if self.earlier and ends != sorted(set(ends)):
+            raise PydanticCustomError("parts", "parts that each end behind the one before")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(plain(self))
+
+    @property
+    def parts(self) -> list[Part]:
+        """What the set is harvested in, in order. Of a set whose identity says its rows."""
+        last = self.model_dump(include=set(Part.model_fields))
+        return [*self.earlier, Part.model_validate(last)]
 
 
 class Throughput(Facts):
+    """How fast the shards were made that were missing; of all sets that were harvested together."""
+
     tokens: Count | None = None
-    seconds: Finite | None = None
-    tokens_per_second: Finite | None = None
+    """Of this set alone."""
+    seconds: float | None = None
+    """From when the first actor was up."""
+    seconds_starting: float | None = None
+    tokens_per_second: float | None = None
+    seconds_capturing: float | None = None
+    """Summed over the actors; not capturing, an actor waits for a write or for its next shard."""
+    seconds_waiting_for_writes: float | None = None
     actors: Count | None = None
+    cpus_per_actor: float | None = None
+    gpus_per_actor: float | None = None
+    lost_actors: Count | None = None
+    placement: str | None = None
+    placement_reason: str | None = None
 
 
 class Canary(Facts):
-    worst_deviation: Finite | None = None
+    """How far rows of a batch are from the same texts alone."""
+
+    worst_deviation: float | None = None
+
+
+class QuantizationCheck(Facts):
+    """Cosines of a quantised model's rows to those of the same model, unquantised."""
+
+    texts: Count
+    """Behind the cosines; 0 where they could not be measured."""
+    reason: str | None = None
+    """Why not."""
+    worst_cosine: float | None = None
+    mean_cosine: dict[str, float] | None = None
+    """By block."""
 
 
 class Manifest(Facts):
@@ -83,46 +163,64 @@ class Manifest(Facts):
     fingerprint: str
     identity: Identity
     rows: Count
-    d: Annotated[int, Field(ge=1)]
-    n_blocks: Annotated[int, Field(ge=1)]
+    d: PositiveInt
+    n_blocks: PositiveInt
+    """Of the whole model, harvested or not."""
     blocks: list[Count]
     columns: list[str]
-    norms: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    """That are not activations."""
+    norms: dict[str, Annotated[float, Field(ge=0)]]
+    """Median Euclidean norm of the rows at each block."""
     tokens: Count = 0
     truncated: Count = 0
+    """Texts of which the start was cut."""
+    context: int | None = None
+    """Tokens that the model takes."""
+    tokenizer_limit: int | None = None
+    special_tokens: dict[str, str] | None = None
+    """What stands before and after every text."""
     canary: Canary = Canary()
-    throughput: Throughput = Throughput()
     shards: Annotated[list[ShardEntry], Field(fail_fast=True)]
-    skipped: Annotated[list[Skipped], Field(fail_fast=True, default_factory=list)]
-    versions: Annotated[dict[str, str], Field(default_factory=dict)]
+    skipped: list[Skipped] = Field(default_factory=list, fail_fast=True)
+    throughput: Throughput = Throughput()
+    quantization_check: QuantizationCheck | None = None
+    devices: list[str] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
     contrans_dist: str | None = None
     """The version of this program that made it."""
     command: str | None = None
+    git_commit: str | None = None
+    created: str | None = None
     seal: str | None = None
 
     @classmethod
-    def of(cls, content: Any, where: Location) -> "Manifest":
-        """The model of a manifest's content. Raises UserError, one line that names file and field, when it
-        is none, is not what was sealed, or does not agree with itself; nothing but it is looked at."""
+    def read(cls, location: Location) -> "Manifest":
+        """Raises UserError, one line that names file and field, for what is no manifest, is not what was
+        sealed, or does not agree with itself; no other file is looked at."""
+        content = location.read_json(MANIFEST_BYTES)
         if not isinstance(content, dict):
-            raise UserError(f"{where}: expected a JSON object; {AGAIN}")
+            raise UserError(f"{location}: expected a JSON object; {AGAIN}")
         if content.get("format") != schema.FORMAT_VERSION:
-            found = repr(content.get("format"))[:50]
-            raise OtherFormatError(f"{where}: expected format {schema.FORMAT_VERSION}, found {found}")
+            version = repr(content.get("format"))[:50]
+            raise OtherFormatError(f"{location}: expected format {schema.FORMAT_VERSION}, found {version}")
         for key in ("shards", "skipped"):
             if isinstance(content.get(key), list):
-                check_size(f"{where}: {key}", len(content[key]), SHARDS, "entries")
-        made = validated(cls, content, str(where))
-        check_size(f"{where}: n_blocks", made.n_blocks, BLOCKS, "blocks")
-        check_size(f"{where}: d", made.d, WIDTH, "numbers a row")
-        if made.seal is not None and made.seal != seal_of(content):
-            raise UserError(f"{where}: its content was changed after it was written; {AGAIN}")
-        wrong = made._contradiction() or made._gap()
+                check_size(f"{location}: {key}", len(content[key]), SHARDS, "entries")
+        manifest = validated(cls, content, str(location))
+        check_size(f"{location}: n_blocks", manifest.n_blocks, BLOCKS, "blocks")
+        check_size(f"{location}: d", manifest.d, WIDTH, "numbers a row")
+        if manifest.seal is not None and manifest.seal != seal_of(content):
+            raise UserError(f"{location}: its content was changed after it was written; {AGAIN}")
+        wrong = manifest._contradiction() or manifest._gap()
         if wrong:
-            raise UserError(f"{where}: {wrong}; {AGAIN}")
-        for entry in made.shards:
-            where.parent.inside(entry.name)
-        return made
+            raise UserError(f"{location}: {wrong}; {AGAIN}")
+        for entry in manifest.shards:
+            location.parent.inside(entry.name)
+        return manifest
+
+    def sealed(self) -> "Manifest":
+        """The same with the digest of its content."""
+        return self.model_copy(update={"seal": seal_of(plain(self))})
 
     def _contradiction(self) -> str | None:
         """What in it does not agree with something else in it."""
@@ -143,7 +241,7 @@ class Manifest(Facts):
 
     def _gap(self) -> str | None:
         """Where the shards' ranges leave a row out, or hold one twice, that was not skipped."""
-        skipped = sorted({each.row for each in self.skipped})
+        skipped = sorted({text.row for text in self.skipped})
         total = self.rows + len(skipped)
         starts = [*(entry.start for entry in self.shards), total]
         if starts[0] != 0:
@@ -163,8 +261,3 @@ def seal_of(content: dict[str, Any]) -> str:
     """Digest of a manifest's content but for its seal."""
     rest = {key: value for key, value in content.items() if key != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a manifest with its seal. Expects plain JSON, keys and all."""
-    return {**content, "seal": seal_of(content)}

@@ -1,8 +1,10 @@
 """Column names and Arrow schemas of what is written to disk: one place, so that no room guesses."""
 
+from typing import Final
+
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 MANIFEST = "manifest.json"
 METADATA_KEY = b"contrans"
 """Key of the JSON that every Parquet and safetensors file of ours carries about its own origin."""

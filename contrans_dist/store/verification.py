@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 
-from contrans_dist.config.limits import MANIFEST_BYTES
 from contrans_dist.console import Progress
 from contrans_dist.errors import UserError
 from contrans_dist.store import schema
-from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import ShardEntry
+from contrans_dist.store.manifest import Manifest, ShardEntry
 from contrans_dist.store.shard_reader import DamagedError, content_hash, opened
 
 
@@ -21,11 +19,11 @@ def verify(location: Location) -> list[str]:
     if not sets:
         raise UserError(f"{location}: expected a harvest or a run")
     problems: list[str] = []
-    planned = [(found, *shard) for found in sets for shard in _shards(found, problems)]
+    planned = [(folder, *shard) for folder in sets for shard in _shards(folder, problems)]
     with Progress("verify", len(planned), "shards") as progress:
-        for folder, name, entry, whole in planned:
+        for folder, name, manifest, entry in planned:
             try:
-                _verify(folder / name, entry, whole)
+                _verify(folder / name, manifest, entry)
             except UserError as error:
                 problems.append(str(error))
             progress.advance(1)
@@ -34,35 +32,39 @@ def verify(location: Location) -> list[str]:
 
 def _sets(location: Location) -> Iterator[Location]:
     """Folders with a manifest or with shards: this one, or those of a run, or of a recipe's runs."""
-    if any(name == schema.MANIFEST or name.endswith(".parquet") for name in location.names()):
+    if _is_set(location):
         yield location
         return
     runs = [location, *(location / "runs" / name for name in (location / "runs").names())]
     for folder in (run / "activations" for run in runs):
         for name in folder.names():
-            if any(each == schema.MANIFEST or each.endswith(".parquet") for each in (folder / name).names()):
+            if _is_set(folder / name):
                 yield folder / name
+
+
+def _is_set(folder: Location) -> bool:
+    return any(name == schema.MANIFEST or name.endswith(".parquet") for name in folder.names())
 
 
 def _shards(
     folder: Location, problems: list[str]
-) -> Iterator[tuple[str, ShardEntry | None, ActivationSet | None]]:
-    """Name of each shard, with its manifest's entry and the set where there is a manifest that adds up."""
-    manifest = folder / schema.MANIFEST
-    if manifest.exists():
+) -> Iterator[tuple[str, Manifest | None, ShardEntry | None]]:
+    """Name of each shard, with the manifest and its entry there, where there is one that adds up."""
+    location = folder / schema.MANIFEST
+    if location.exists():
         try:
-            whole = ActivationSet(folder, manifest.read_json(MANIFEST_BYTES))
-            yield from ((entry.name, entry, whole) for entry in whole.facts.shards)
+            manifest = Manifest.read(location)
+            yield from ((entry.name, manifest, entry) for entry in manifest.shards)
             return
         except UserError as error:
             problems.append(str(error))
     yield from ((name, None, None) for name in folder.names() if name.startswith("shard-"))
 
 
-def _verify(location: Location, entry: ShardEntry | None, whole: ActivationSet | None) -> None:
+def _verify(location: Location, manifest: Manifest | None, entry: ShardEntry | None) -> None:
     with opened(location) as shard:
-        if entry is not None and whole is not None:
-            wrong = shard.not_of(whole.facts, entry)
+        if manifest is not None and entry is not None:
+            wrong = shard.not_of(manifest, entry)
             if wrong:
                 raise DamagedError(location, wrong)
             if entry.sha256 not in (None, content_hash(shard.source, shard.size)):

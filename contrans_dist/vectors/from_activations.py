@@ -96,7 +96,7 @@ def _having(column: pa.ChunkedArray, value: str, where: str) -> NDArray[np.bool_
     held = python_values(codes.dictionary)
     if short:  # the number that was written, 0.1, and not what is nearest to it
         held = [float(str(np.float32(number))) for number in held]
-    equal = [_equal(one, value) for one in held]
+    equal = [_equal(distinct, value) for distinct in held]
     return np.array([*equal, False])[codes.indices.fill_null(len(equal)).to_numpy(zero_copy_only=False)]
 
 
@@ -159,11 +159,11 @@ def refine(
         except ValueError as error:
             raise UserError(f"{activations.location}, concept {concept}: {error}") from error
     texts = np.array(activations.read_columns(["text"]).column("text").to_pylist(), dtype=object)
-    fingerprint = activations.manifest["fingerprint"]
+    fingerprint = activations.manifest.fingerprint
     return ConceptVector(
         values=values,
         concept=concept,
-        model=activations.manifest["identity"]["model"],
+        model=activations.manifest.identity.model,
         method=method,
         n_positive=len(positive),
         n_negative=len(negative),
@@ -200,7 +200,7 @@ def concept_rows(
         return positive[:limit], negative[:limit]
     positive = rows_where(activations, [("concept", concept), ("label", "positive")])
     negative = rows_where(activations, [("concept", concept), ("label", "negative")])
-    if activations.facts.skipped and "pair_id" in activations.columns:
+    if activations.manifest.skipped and "pair_id" in activations.columns:
         # Pairs are taken by their order: one that has lost a text would shift all behind it.
         pairs = np.array(activations.read_columns(["pair_id"]).column("pair_id").to_pylist(), dtype=object)
         whole = np.isin(pairs[positive], pairs[negative]), np.isin(pairs[negative], pairs[positive])

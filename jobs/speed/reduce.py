@@ -127,7 +127,7 @@ def _pairs(bench: Bench) -> Row:
     found: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        found["table"] = r2_table(source, target, split)
+        found["table"] = r2_table(source, target, split, width=max(d_source, d_target))
 
     def theirs() -> None:
         for i, j in chosen:
@@ -296,8 +296,8 @@ def _fit_seconds(bench: Bench, workers: int, sets: list[ActivationSet]) -> tuple
 
 def _third(rows: ActivationSet) -> ActivationSet:
     """The first shard of a set that has three."""
-    shard = rows.manifest["shards"][0]
-    return replace(rows, manifest={**rows.manifest, "rows": shard["rows"], "shards": [shard]})
+    shard = rows.manifest.shards[0]
+    return replace(rows, manifest=rows.manifest.model_copy(update={"rows": shard.rows, "shards": [shard]}))
 
 
 def _write_set(folder: Path, n: int, d: int, seed: int) -> ActivationSet:

@@ -17,6 +17,7 @@ from contrans_dist.data.texts import text_table
 from contrans_dist.engine.capture import Activations
 from contrans_dist.harvest.shard_files import Counts, HarvestSpec, Piece, Shard, check_shard, publish_shard
 from contrans_dist.store.location import Location
+from contrans_dist.store.manifest import Identity
 from contrans_dist.store.verification import verify
 
 _BLOCKS, _D, _ROWS = 8, 4096, 1024
@@ -27,7 +28,7 @@ _STORED = 1.38
 def main() -> None:
     folder, size = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
     spec = HarvestSpec(
-        {"model": "random"}, CaptureSettings(), list(range(_BLOCKS)), _D, Location.parse(folder)
+        Identity(model="random"), CaptureSettings(), list(range(_BLOCKS)), _D, Location.parse(folder)
     )
     count = round(size * 1e9 / (_BLOCKS * _D * _ROWS * _STORED))
     shards = [Shard(index, index * _ROWS, _ROWS) for index in range(count)]

@@ -74,10 +74,10 @@ def _harvested(bench: Bench) -> dict[str, Any]:
                 made: ActivationSet = harvest(
                     ModelSettings(id=str(folder)), text_table({"text": texts}), str(out), None, cluster
                 )
-            throughput = made.manifest["throughput"]
-            rates.append(throughput["tokens_per_second"])
-            waiting.append(throughput["seconds_waiting_for_writes"])
-            capturing.append(throughput["seconds_capturing"])
+            throughput = made.manifest.throughput
+            rates.append(throughput.tokens_per_second or 0.0)
+            waiting.append(throughput.seconds_waiting_for_writes or 0.0)
+            capturing.append(throughput.seconds_capturing or 0.0)
             peak, bare = max(peak, seen["peak"]), seen["bare"]
         wanted = capture_ids(lm, ids)
         error = max_error([made.read_block(k, 0, len(ids)) for k in wanted], [wanted[k] for k in wanted])

@@ -329,7 +329,7 @@ def test_shards_of_appended_texts_are_as_large_as_theirs_ask_for(
     for n in (8, len(lines)):
         texts.write_text("".join(line + "\n" for line in lines[:n]))
         made = harvest(ModelSettings(id=model), read_texts(str(texts)), str(out))
-    assert [entry.rows for entry in made.facts.shards] == [8, *[95] * 8]
+    assert [entry.rows for entry in made.manifest.shards] == [8, *[95] * 8]
     again = harvest(ModelSettings(id=model), read_texts(str(texts)), str(out), CaptureSettings(blocks="1"))
     assert again.manifest == made.manifest
 
@@ -418,7 +418,7 @@ def test_a_run_harvests_what_was_appended_to_its_corpus(
         sides, _ = RunDriver(recipe, Location.parse(out), RecipeTexts(recipe, tmp_path))._harvest()
     assert "4 texts were appended to the 5 it is of" in capsys.readouterr().err
     for side in (sides.corpus_source, sides.corpus_target):
-        assert [entry.rows for entry in side.facts.shards] == [OLD, NEW - OLD]
+        assert [entry.rows for entry in side.manifest.shards] == [OLD, NEW - OLD]
         cut = side.read_columns(["text"]).column("text").to_pylist()
         assert all(line.startswith(text) for line, text in zip(whole[:NEW], cut, strict=True))
     found = np.stack([sides.corpus_target.read_block(1)], axis=1)
@@ -426,16 +426,25 @@ def test_a_run_harvests_what_was_appended_to_its_corpus(
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_an_earlier_part_that_does_not_add_up_is_refused(model: str, out: Path, tmp_path: Path) -> None:
-    """A manifest from elsewhere: its identity says of itself what cannot be."""
+def test_an_earlier_part_that_does_not_add_up_is_mended(
+    model: str, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A manifest from elsewhere: its identity says of itself what cannot be. Readers refuse it, and a harvest
+    goes by the shards."""
     texts = read_texts(str(write(tmp_path / "texts.jsonl", NEW)))
-    for earlier in (3, [3], [{"rows": -1}], [{**manifest_of(out)["identity"], "rows": 10**15}], {"rows": 1}):
-        content = manifest_of(out)
+    behind = {**manifest_of(old)["identity"], "rows": 10**15}
+    for index, earlier in enumerate((3, [3], [{"rows": -1}], [behind], {"rows": 1})):
+        out = Path(shutil.copytree(old, tmp_path / f"set-{index}"))
+        content, before = manifest_of(out), stamps(out)
         content["identity"]["earlier"] = earlier
         content.pop("seal", None)
         (out / "manifest.json").write_text(json.dumps(content))
-        with pytest.raises(UserError, match="choose another --out"):
-            harvest(ModelSettings(id=model), texts, str(out), CaptureSettings(shard_size=2))
+        with pytest.raises(UserError, match=r"manifest.json: identity(.earlier.*)?: expected"):
+            ActivationSet.open(str(out))
+        harvest(ModelSettings(id=model), texts, str(out), CaptureSettings(shard_size=2))
+        assert "it is written anew" in capsys.readouterr().err
+        assert {name: stamps(out)[name] for name in before} == before
+        assert_whole(model, out, LINES[:NEW])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_a_shard_of_other_settings_or_rows_is_not_taken(
 ) -> None:
     spec, planned, _, data = shard
     put(spec, planned, data)
-    other = HarvestSpec({**spec.identity, "dtype": "float16"}, spec.capture, spec.blocks, spec.d, spec.out)
+    other = replace(spec, identity=spec.identity.model_copy(update={"dtype": "float16"}))
     assert check_shard(other, planned, None) == "it was harvested with other settings"
     moved = Shard(planned.index, planned.start + 1, planned.rows)
     assert check_shard(spec, moved, None) == "its rows are not the planned ones"

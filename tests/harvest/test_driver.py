@@ -147,7 +147,7 @@ def test_rows_and_manifest(made: Path, model: str, texts: str) -> None:
 def test_an_actor_gives_what_a_plain_call_gives(made: Path, model: str, texts: str, tmp_path: Path) -> None:
     """The engine inside an actor, and the same class in this process, write the same bytes."""
     actor = HarvestActor(ModelSettings(id=model), highest_block=N_BLOCKS - 1)
-    identity = manifest_of(made)["identity"]
+    identity = ActivationSet.open(str(made)).manifest.identity
     spec = HarvestSpec(identity, CAPTURE, [0, 1, 2], D, Location.parse(tmp_path))
     table = read_texts(texts)
     for shard in (plan_shards(N_TEXTS, SHARD)[index] for index in (5, 0, N_SHARDS - 1)):
@@ -485,8 +485,8 @@ def test_two_harvests_on_one_folder_at_once(made: Path, model: str, texts: str, 
             assert time.monotonic() < end
             time.sleep(0.05)
         mine = harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
-        assert mine.manifest["throughput"]["tokens"] > 0
-        assert json.loads(other.communicate(timeout=200)[0])["fingerprint"] == mine.manifest["fingerprint"]
+        assert (mine.manifest.throughput.tokens or 0) > 0
+        assert json.loads(other.communicate(timeout=200)[0])["fingerprint"] == mine.manifest.fingerprint
     assert other.returncode == 0
     assert_same_set(out, made)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -529,8 +529,8 @@ def test_quantising_that_cannot_be_measured_leaves_the_set_whole(
     with ray_here():
         made = harvest(ModelSettings(id=folder, quantization="int8"), table, str(tmp_path / "set"))
     reason = "not measured: its weights cannot be loaded: no room"
-    assert made.manifest["quantization_check"] == {"texts": 0, "reason": reason}
-    assert made.manifest["rows"] == 8
+    assert manifest_of(tmp_path / "set")["quantization_check"] == {"texts": 0, "reason": reason}
+    assert made.manifest.rows == 8
 
 
 def test_what_quantising_costs_is_measured(local: None, texts: str, tmp_path: Path) -> None:
@@ -541,8 +541,8 @@ def test_what_quantising_costs_is_measured(local: None, texts: str, tmp_path: Pa
         for kind in (None, "int8"):
             out = str(tmp_path / str(kind))
             sets[kind] = harvest(ModelSettings(id=folder, quantization=kind), table, out)
-    assert "quantization_check" not in sets[None].manifest
-    check = sets["int8"].manifest["quantization_check"]
+    assert "quantization_check" not in manifest_of(tmp_path / "None")
+    check = manifest_of(tmp_path / "int8")["quantization_check"]
     assert check["texts"] == 32
     for block in (0, 1):
         a, b = (sets[kind].read_block(block, 0, 32).astype(np.float64) for kind in (None, "int8"))

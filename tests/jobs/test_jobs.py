@@ -266,7 +266,7 @@ def test_harvest_job_writes_what_transformers_computes(head: Head, world: World,
     expected = np.stack([states[0, -1].numpy() for states in wanted])
     found = rows.read_block(1)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
-    assert rows.manifest["command"].startswith("python jobs/harvest.py --model")
+    assert (rows.manifest.command or "").startswith("python jobs/harvest.py --model")
     assert head.token.read_text() not in (out / "manifest.json").read_text()
 
 

@@ -143,7 +143,7 @@ def test_a_precision_that_is_not_run_is_asked_for(options: Any, found: str, tmp_
 def test_a_manifest_names_the_precision_of_its_rows(in_process: None, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model", torch.float16, end="bin")
     made = harvest(ModelSettings(id=str(folder)), HARVESTED, str(tmp_path / "set"))
-    assert made.manifest["identity"]["dtype"] == "float16"
+    assert made.manifest.identity.dtype == "float16"
 
 
 def test_a_model_that_runs_otherwise_on_a_node_is_refused(

@@ -164,7 +164,7 @@ def test_a_manifest_says_what_was_put_around_the_texts(in_process: None, tmp_pat
         if chat
         else {"front": "<s>", "back": "", "left_out": "</s>"}
     )
-    assert made.manifest["special_tokens"] == expected
+    assert made.manifest.special_tokens == expected
     lm = wrap_model(tiny_model(n_blocks=2, d=16), tiny_tokenizer(chat=True))
     rows = capture(lm, TEXTS, chat=chat)
     table = read_all(tmp_path / "set")
@@ -235,12 +235,12 @@ def test_prompts_and_their_day_belong_to_a_harvest(in_process: None, tmp_path: P
         return harvest(model, texts, str(tmp_path / out), CaptureSettings(chat=True, **capture), ONE)
 
     usual = made("usual")
-    assert usual.manifest["identity"]["chat_date"] == "2024-07-26"
-    assert "July 26, 2024" in usual.manifest["special_tokens"]["front"]
+    assert usual.manifest.identity.chat_date == "2024-07-26"
+    assert "July 26, 2024" in (usual.manifest.special_tokens or {})["front"]
     with pytest.raises(UserError, match=r"chat_date: found '2024-07-26', asked for '2025-03-05'; prompts: "):
         made("usual", chat_date="2025-03-05")
     later = made("later", chat_date="2025-03-05")
-    assert later.manifest["identity"]["prompts"] != usual.manifest["identity"]["prompts"]
+    assert later.manifest.identity.prompts != usual.manifest.identity.prompts
     assert not np.allclose(rows_of(tmp_path / "usual", 1), rows_of(tmp_path / "later", 1))
     with pytest.raises(UserError, match=r"usual has chat date 2024-07-26, \S*later 2025-03-05: .*-date"):
         join(usual, later, "default")

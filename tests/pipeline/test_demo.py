@@ -57,8 +57,9 @@ def test_the_folder_of_the_run(run: Path) -> None:
         assert (run / "vectors/vector" / f"{emotion}.safetensors").is_file()
     for name in ("corpus-source", "corpus-target", "contrast-source", "contrast-target"):
         rows = ActivationSet.open(str(run / "activations" / name))
-        assert rows.manifest["canary"]["worst_deviation"] < 1e-4
-        assert rows.manifest["truncated"] == 0
+        assert rows.manifest.canary.worst_deviation is not None
+        assert rows.manifest.canary.worst_deviation < 1e-4
+        assert rows.manifest.truncated == 0
     page = (run / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert len(page) < 5_000_000

@@ -33,8 +33,8 @@ from contrans_dist.harvest.shard_files import (
 )
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import sealed
-from tests.sets import make_set
+from contrans_dist.store.manifest import Identity
+from tests.sets import make_set, sealed
 
 N, D, SHARD = 120, 4, 30
 
@@ -97,7 +97,7 @@ def column_types() -> dict[str, pa.Array]:
 
 
 def spec_of(out: Path) -> HarvestSpec:
-    return HarvestSpec({"model": "m"}, CaptureSettings(), [0, 2], D, Location.parse(out))
+    return HarvestSpec(Identity(model="m"), CaptureSettings(), [0, 2], D, Location.parse(out))
 
 
 def publish(out: Path, columns: dict[str, Any], rows: int = 2) -> tuple[HarvestSpec, Shard, ShardReport]:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from contrans_dist.errors import UserError
 from contrans_dist.store.activation_set import ActivationSet
-from contrans_dist.store.manifest import sealed
-from tests.sets import make_set
+from tests.sets import make_set, sealed
 
 FEW = settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=6000)
