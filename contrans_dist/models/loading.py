@@ -119,9 +119,9 @@ class Described:
     """A model as its configuration describes it: what would be loaded, before anything is."""
 
     files: ModelFiles
-    full: Any
+    full: PretrainedConfig
     """The configuration as the checkpoint has it."""
-    config: Any
+    config: PretrainedConfig
     """That of what is loaded: the same, or its part for text."""
     whole: type[PreTrainedModel]
     parameters: int

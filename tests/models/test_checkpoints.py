@@ -53,8 +53,8 @@ def checkpoint(
     save_tiny(folder, n_blocks=2, d=16)
     (folder / "model.safetensors").unlink()
     tensors = {
-        name: each.to(kind if each.ndim > 1 or shards == 1 else torch.float32).clone()
-        for name, each in tiny_model(n_blocks=2, d=16).state_dict().items()
+        name: tensor.to(kind if tensor.ndim > 1 or shards == 1 else torch.float32).clone()
+        for name, tensor in tiny_model(n_blocks=2, d=16).state_dict().items()
     }
     stem = "pytorch_model" if end == "bin" else "model"
     names = [f"{stem}.{end}"] if shards == 1 else [f"{stem}-{i}.{end}" for i in range(shards)]
