@@ -16,7 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets, row_for
+from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets
 from contrans_dist.engine.steer import added
 from contrans_dist.models import After, LanguageModel
 from contrans_dist.models.tokens import Alone
@@ -84,7 +84,7 @@ def generate(
                 _continue,
                 lm,
                 [prompts[p] for _, p in chunk],
-                [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
+                [{k: row[p] if row.ndim == 2 else row for k, row in offsets[c].items()} for c, p in chunk],
                 [stop for stop in until if stop],
                 pad,
                 alone,
