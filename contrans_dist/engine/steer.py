@@ -42,8 +42,11 @@ def steer(
         >>> with steer(model, vector, block=6, strength=2.0):
         ...     model.model.generate(**inputs)
     """
-    blocks = _blocks_of(model)
-    rows = select_rows(vector, block=block, n_blocks=len(blocks), d=_width_of(model))
+    if isinstance(model, LanguageModel):
+        blocks, d = model.blocks, model.d
+    else:
+        blocks, d = list(find_blocks(model)[1]), int(text_config(model.config).hidden_size)
+    rows = _rows_by_block(vector, block, len(blocks), d)
     offsets = {k: strength * row for k, row in rows.items()} if strength != 0 else {}
     with added(blocks, offsets):
         yield
@@ -63,8 +66,8 @@ def added(blocks: Sequence[nn.Module], offsets: Mapping[int, Tensor]) -> Iterato
             handle.remove()
 
 
-def select_rows(
-    vector: Vector, *, block: int | Sequence[int] | None, n_blocks: int, d: int
+def _rows_by_block(
+    vector: Vector, block: int | Sequence[int] | None, n_blocks: int, d: int
 ) -> dict[int, Tensor]:
     """The float32 `[d]` row of each block that the vector is to be added to; see `steer`."""
     if isinstance(vector, Mapping):
@@ -129,11 +132,3 @@ def _check_block(k: int, n_blocks: int) -> None:
 
 def _tensor(values: Tensor | np.ndarray) -> Tensor:
     return torch.as_tensor(values).detach().to(torch.float32)
-
-
-def _blocks_of(model: LanguageModel | nn.Module) -> Sequence[nn.Module]:
-    return model.blocks if isinstance(model, LanguageModel) else list(find_blocks(model)[1])
-
-
-def _width_of(model: LanguageModel | nn.Module) -> int:
-    return model.d if isinstance(model, LanguageModel) else int(text_config(model.config).hidden_size)

@@ -115,10 +115,16 @@ def _resolve_part(part: str, n_blocks: int) -> list[int]:
 
 
 def resolve_blocks(spec: str | float, n_blocks: int, flag: str = "--blocks") -> list[int]:
-    """Block numbers, from 0, sorted and each once.
+    """The block numbers, from 0, that a specification means, sorted and each once.
 
-    `spec`: `all`; a block `24` (`-1` is the last); a range `8:16`, half-open as in Python: 8 to 15; a share
-    of the depth `0.75`; or several of them, `3,5,8:16`. Raises UserError naming `flag` and the valid blocks.
+    Args:
+        spec: `all`; a block `24` (`-1` is the last); a range `8:16`, half-open as in Python: 8 to 15; a share
+            of the depth `0.75`; or several of them, `3,5,8:16`.
+        n_blocks: Blocks of the model.
+        flag: What messages call the specification.
+
+    Raises:
+        UserError: For anything else, naming the valid blocks.
     """
     text = str(spec).strip()
     if text == "all":

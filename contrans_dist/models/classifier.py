@@ -61,9 +61,11 @@ class Classifier:
 
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Probability of each class for each text, float32 `[n, labels]`; they depend on the text alone.
+        """Probability of each class for each text, float32 `[n_texts, labels]`; it depends on the text alone.
 
-        Of a text longer than the model takes, the beginning is judged.
+        Args:
+            texts: Of one longer than the model takes, the beginning is judged.
+            batch_size: Texts that are judged in one pass, at most.
         """
         probabilities = np.zeros((len(texts), len(self.labels)), np.float32)
         # A decoder that knows no padding token takes one text at a time.
@@ -120,10 +122,16 @@ def describe_classifier(name: str, download: bool = False) -> Described:
 
 @patiently
 def load_classifier(name: str, device: torch.device | str | None = None) -> Classifier:
-    """Load a judge from the hub (`@revision` if wanted), a folder, or by `demo:` name; on a GPU if it can.
+    """A classifier of texts from its files.
 
-    Raises UserError for something that is no classifier, such as a language model, whose head would be drawn
-    at random; RunError where the hub does not answer.
+    Args:
+        name: A hub model (`org/name@revision`), a local folder, or `demo:classifier`.
+        device: None takes a GPU where there is one.
+
+    Raises:
+        UserError: For something that is no classifier, such as a language model, whose head would be drawn at
+            random.
+        RunError: Where the hub does not answer.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     described = describe_classifier(name, download=True)

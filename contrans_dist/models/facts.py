@@ -59,7 +59,17 @@ class ModelFacts:
 
 @patiently
 def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
-    """Facts from the configuration, the tokenizer and the weight files. Raises as `load_model`."""
+    """Shape and identity of a model, from its configuration, its tokenizer and its weight files.
+
+    Args:
+        name: A hub model, a local folder, or a bundled model.
+        dtype: The precision that it is to be run in; None for the checkpoint's own.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        UserError: As `load_model`.
+        RunError: As `load_model`.
+    """
     described = describe(name, head=False, trust_remote_code=trust_remote_code)
     files, config = described.files, described.full
     with hub_errors(name):

@@ -98,9 +98,16 @@ class LanguageModel:
 
 
 def guided(lm: LanguageModel, tuned: LanguageModel, plain: LanguageModel) -> LanguageModel:
-    """Proxy-tuning (arXiv 2401.08565; EFT, 2310.12962): logits of `lm` + (tuned - plain), token by token.
+    """A model guided by two others, by proxy-tuning (arXiv 2401.08565; EFT, 2310.12962): token by token, its
+    logits are those of `lm` + (tuned - plain).
 
-    Raises UserError unless all three agree on every token that all of them have.
+    Args:
+        lm: The model that answers.
+        tuned: A small model after tuning.
+        plain: The same before it.
+
+    Raises:
+        UserError: Unless all three agree on every token that all of them have.
     """
     vocabularies = [
         {i: token for token, i in model.tokenizer.get_vocab().items()} for model in (lm, tuned, plain)
@@ -172,9 +179,15 @@ def _probe(model: PreTrainedModel, decoder: nn.Module, block: nn.Module, d: int)
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: Any, name: str = "") -> LanguageModel:
-    """A model that is already in memory as a LanguageModel; puts it into evaluation mode.
+    """A model that is already in memory as a `LanguageModel`; puts it into evaluation mode.
 
-    Raises UserError where it is no decoder-only language model (see `find_blocks`).
+    Args:
+        model: A Hugging Face model, with or without its head.
+        tokenizer: Its tokenizer.
+        name: What messages call it; by default its `name_or_path`.
+
+    Raises:
+        UserError: Where it is no decoder-only language model.
     """
     decoder, blocks = find_blocks(model)
     config = text_config(model.config)

@@ -119,9 +119,9 @@ class Described:
     """A model as its configuration describes it: what would be loaded, before anything is."""
 
     files: ModelFiles
-    full: Any
+    full: PretrainedConfig
     """The configuration as the checkpoint has it."""
-    config: Any
+    config: PretrainedConfig
     """That of what is loaded: the same, or its part for text."""
     whole: type[PreTrainedModel]
     parameters: int
@@ -160,7 +160,10 @@ def describe(
     highest_block: int | None = None,
     trust_remote_code: bool = False,
 ) -> Described:
-    """What `load_model` with these options loads, from the configuration alone. Raises as `load_model`."""
+    """What `load_model` with these options loads, from the configuration alone.
+
+    Its weight files are looked at as far as they are on this machine. Raises as `load_model`.
+    """
     files = ModelFiles.of(name, revision, trust_remote_code)
     with hub_errors(name):
         full = read_config(files)
@@ -187,7 +190,7 @@ def load_model(
     head: bool = True,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """A decoder-only language model, in evaluation mode, without gradients.
+    """A decoder-only language model from its files, in evaluation mode, without gradients.
 
     Args:
         name: A hub model (`org/name`, `org/name@revision`), a local folder, or `demo:source`.
@@ -195,13 +198,13 @@ def load_model(
         dtype: `float32`, `bfloat16`, `float16`, or None for the checkpoint's own.
         quantization: `int8` or `nf4` (bitsandbytes).
         device: None takes a GPU where there is one; `auto` or a dict is an accelerate device map.
-        highest_block: Blocks above it are not loaded.
+        highest_block: Blocks above it, counted from 0, are not loaded.
         head: Whether the language-model head is.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         UserError: For what is not a decoder-only language model, or not there.
-        RunError: For missing weights.
+        RunError: For missing weights, and for a hub that does not answer.
 
     Example:
         >>> model = load_model("demo:source", dtype="float32")

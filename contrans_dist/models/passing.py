@@ -86,6 +86,17 @@ def states_after(block: nn.Module, run: Callable[[], object]) -> Tensor:
     return states[0]
 
 
+def run_replaced(
+    decoder: nn.Module,
+    blocks: Sequence[nn.Module] | nn.ModuleList,
+    forwards: Mapping[int, Callable[..., object]],
+    **inputs: Tensor,
+) -> None:
+    """The decoder's own forward with some blocks `replaced`, until one of these raises `Stop`."""
+    with torch.no_grad(), unpacked(), replaced(blocks, forwards), suppress(Stop):
+        decoder(**inputs, use_cache=False)
+
+
 @contextmanager
 def unpacked() -> Iterator[None]:
     """Spare transformers its look, on the host, for several texts in one row: it would wait for the device at

@@ -68,23 +68,29 @@ def choose_placement(
     load = f"{_gb(need.weights)} of weights and {_gb(need.activations)} of activations"
     if others:
         load += f", and {_gb(sum(other.total for other in others))} for {len(others)} models beside,"
-    if placement == "device-map":
-        return _mapped(described, model, need, others, over, load)
-
-    seated = _seated(others, over, need.total)
+    seated = _seated(others, over, need.total) if placement == "auto" else None
     first = next(iter(over))
     if seated is not None:
         idle = len(set(over) - {first, *seated[0]})
         rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
         reason = f"{load} fit into {_free({first: over[first]})}{_also(seated[0], over)}{rest}"
         return Placement("resident", reason, beside=seated[0])
-    seated = _seated(others, gpus) if len(gpus) > 1 else None
-    device_map = seated and spread_blocks(described, model, need, seated[1])
+    mapped = placement == "device-map"
+    seated = _seated(others, over) if mapped or len(gpus) > 1 else None
+    # On a machine without a GPU it is only spread, over memory and disk, where that was asked for.
+    device_map = seated and spread_blocks(described, model, need, seated[1], spill=not gpus)
     if seated and device_map:
-        reason = (
-            f"{load} are more than {_free({first: gpus[first]})}: the blocks are spread over {len(gpus)} GPUs"
+        reason = f"spread over {', '.join(sorted({str(place) for place in device_map.values()}))}, as asked"
+        if not mapped:
+            reason = f"{load} are more than {_free({first: gpus[first]})}: the blocks are spread over "
+            reason += f"{len(gpus)} GPUs{_also(seated[0], gpus)}"
+        return Placement("device-map", reason, device_map, seated[0])
+    if mapped:
+        room = f"{len(gpus)} GPUs with {_gb(sum(gpus.values()))}" if gpus else f"{_gb(free['cpu'])} of memory"
+        raise UserError(
+            f"--placement device-map: {load} and no block cut in two: that does not fit on {room}; "
+            "--placement stream needs the least"
         )
-        return Placement("device-map", reason + _also(seated[0], gpus), device_map, seated[0])
     too_large = f"{load} are more than {_free(over)}"
     if model.quantization is not None:
         more = "give --gpus-per-actor more GPUs" if gpus else "use a node with more memory"
@@ -92,30 +98,6 @@ def choose_placement(
             f"--quantization {model.quantization}: {too_large}, and only plain weights stream; {more}"
         )
     return Placement("stream", f"{too_large}: the blocks are streamed from the checkpoint, one at a time")
-
-
-def _mapped(
-    described: Described,
-    model: ModelSettings,
-    need: Needs,
-    others: Sequence[Needs],
-    over: Mapping[Device, int],
-    load: str,
-) -> Placement:
-    """As asked: over all GPUs, or, on a machine without, over memory and disk."""
-    seated = _seated(others, over)
-    spill = "cpu" in over
-    device_map = seated and spread_blocks(described, model, need, seated[1], spill)
-    if not seated or not device_map:
-        room = (
-            f"{_gb(over['cpu'])} of memory" if spill else f"{len(over)} GPUs with {_gb(sum(over.values()))}"
-        )
-        raise UserError(
-            f"--placement device-map: {load} and no block cut in two: that does not fit on {room}; "
-            "--placement stream needs the least"
-        )
-    devices = sorted({str(device) for device in device_map.values()})
-    return Placement("device-map", f"spread over {', '.join(devices)}, as asked", device_map, seated[0])
 
 
 def load_placed(

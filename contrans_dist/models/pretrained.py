@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from contrans_dist.config.limits import BLOCKS, LABELS, TOKENIZER_BYTES, TOKENS, check_size
@@ -47,7 +47,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tok
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 
 
-def read_config(files: ModelFiles) -> Any:
+def read_config(files: ModelFiles) -> PretrainedConfig:
     """The configuration of a model.
 
     Raises UserError, with file and field, for absurd sizes and for what is no configuration, and what

@@ -5,8 +5,8 @@ a pass, in which the model's own forward runs with the blocks below it passed ov
 states. So masks, positions and rotary tables stay the model's own.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,18 +20,11 @@ from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, check_looks_back, wrap_model
 from contrans_dist.models.loading import DTYPES, describe, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
-from contrans_dist.models.passing import Stop, first_of, handing, replaced, stream_of, unpacked
+from contrans_dist.models.passing import Stop, first_of, handing, replaced, run_replaced
 from contrans_dist.models.pretrained import load_tokenizer
+from contrans_dist.models.streamable import block_form, refusal
 from contrans_dist.models.weight_files import is_quantised, weight_files
 from contrans_dist.store.patience import patiently
-
-Form = Callable[[Tensor], object]
-"""The residual stream as a block returns it: alone, or first in a tuple."""
-_FORMS: tuple[Form, ...] = (lambda state: state, lambda state: (state,), lambda state: (state, None))
-
-
-class _Altered(Exception):
-    """A block was not given what the one below returned."""
 
 
 class StreamedModel:
@@ -48,7 +41,7 @@ class StreamedModel:
         self._whole = whole  # the model itself is of a class that was cut down
         self._list = find_blocks(lm.model)[1]
         self._width = int(self._embedding.weight.shape[1])
-        self._form = self._check()
+        self._form = block_form(lm)
         self.blocks_read: list[int] = []
 
     @property
@@ -76,7 +69,7 @@ class StreamedModel:
             embedded.append(stream)
             raise Stop
 
-        self._forward({0: handing(first)}, input_ids=ids.to(self.device))
+        run_replaced(self.lm.decoder, self._list, {0: handing(first)}, input_ids=ids.to(self.device))
         return embedded[0]
 
     def forget_embedding(self) -> None:
@@ -101,7 +94,8 @@ class StreamedModel:
                 forward(state, *args[1:], **named) if args else forward(**{**named, "hidden_states": state})
             )
             if any(shared):
-                raise UserError(self._refusal(f"block {k} hands more than the residual stream to later ones"))
+                why = f"block {k} hands more than the residual stream to later ones"
+                raise refusal(model_type(self.lm.model), why)
             outputs.append(first_of(output))
             raise Stop
 
@@ -110,7 +104,7 @@ class StreamedModel:
             state = entering.to(self.device, non_blocking=True)
             # Only its shape is used: the blocks that would see it are passed over.
             empty = state.new_zeros(1).expand(*state.shape[:2], self._width)
-            self._forward({}, inputs_embeds=empty)
+            run_replaced(self.lm.decoder, self._list, {}, inputs_embeds=empty)
             return outputs.pop()
 
         bare = self._list[k]
@@ -132,59 +126,8 @@ class StreamedModel:
         output = run(state)
         if output.shape != state.shape or output.dtype != state.dtype:
             returned = f"{output.dtype} {list(output.shape)} for {state.dtype} {list(state.shape)}"
-            raise UserError(self._refusal(f"a block returns {returned}"))
+            raise refusal(model_type(self.lm.model), f"a block returns {returned}")
         check_looks_back(self.lm.model, output)
-
-    def _forward(self, forwards: Mapping[int, Callable[..., object]], **inputs: Tensor) -> None:
-        with torch.no_grad(), unpacked(), replaced(self._list, forwards), suppress(Stop):
-            self.lm.decoder(**inputs, use_cache=False)
-
-    # -- whether it can be done --------------------------------------------------------------------
-
-    def _refusal(self, why: str) -> str:
-        return _refusal(model_type(self.lm.model), why)
-
-    def _check(self) -> Form:
-        """The form in which blocks return the residual stream. Raises UserError for a model whose blocks take
-        more from the tokens or from each other than the residual stream: passed over, that would be lost."""
-        tokens = [torch.tensor(rows) for rows in ([[3, 4, 5], [3, 4, 6]], [[5, 6, 3], [6, 3, 4]])]
-        inputs = [{"input_ids": rows.to(self.device)} for rows in tokens]
-        inputs += [{"inputs_embeds": torch.zeros(2, 3, self._width, dtype=self.lm.dtype, device=self.device)}]
-        reasons: list[str] = []
-        for form in _FORMS:
-            try:
-                looks = [self._look(form, arguments) for arguments in inputs]
-            except _Altered:
-                reasons.append("the residual stream changes on its way from block to block")
-                continue
-            except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-                reasons.append(f"it does not run on embeddings alone ({error})")
-                continue
-            if not all(_same(looks[0], other) for other in looks[1:]):
-                raise UserError(
-                    self._refusal("its blocks are given more of the text than the residual stream")
-                )
-            return form
-        raise UserError(self._refusal(reasons[0]))
-
-    def _look(self, form: Form, inputs: dict[str, Tensor]) -> list[Any]:
-        """All that each block is given besides the residual stream, when those below return marked states."""
-        seen: list[Any] = []
-
-        def looking(k: int) -> Callable[..., object]:
-            def forward(*args: Any, **named: Any) -> object:
-                stream = stream_of(args, named)
-                if k and not (stream.ndim == 3 and torch.equal(stream, _marked(k - 1, stream))):
-                    raise _Altered
-                seen.append((args[1:], {name: x for name, x in named.items() if name != "hidden_states"}))
-                if k == len(self._list) - 1:
-                    raise Stop
-                return form(_marked(k, stream))
-
-            return forward
-
-        self._forward({k: looking(k) for k in range(len(self._list))}, **inputs)
-        return seen
 
 
 @patiently
@@ -196,10 +139,19 @@ def open_streamed(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> StreamedModel:
-    """A hub model or a local folder, of which nothing is read yet but what is no decoder block.
+    """A model of which nothing is read yet but what is no decoder block.
 
-    `dtype` as in `load_model`; `device`: None takes a GPU where there is one. Raises as `load_model`, and
-    UserError for a checkpoint without safetensors, a quantised one, and a model that cannot be streamed.
+    Args:
+        name: As in `load_model`.
+        revision: As in `load_model`.
+        dtype: As in `load_model`.
+        device: None takes a GPU where there is one.
+        trust_remote_code: As in `load_model`.
+
+    Raises:
+        UserError: As `load_model`; and for a checkpoint without safetensors, a quantised one, and a model
+            that cannot be streamed.
+        RunError: As `load_model`.
     """
     kind = torch_dtype(dtype)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -222,34 +174,12 @@ def open_streamed(
         except AttributeError as error:
             if nn.Identity.__name__ not in str(error):  # which stands where a block would be
                 raise
-            raise UserError(
-                _refusal(described.config.model_type, f"its blocks share parts ({error})")
-            ) from error
+            why = f"its blocks share parts ({error})"
+            raise refusal(described.config.model_type, why) from error
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
     with replaced(find_blocks(model)[1], {0: handing(lambda stream: stream)}):
         lm = wrap_model(model, tokenizer, name)
     return StreamedModel(lm, described.whole, checkpoint, place)
-
-
-def _refusal(kind: str, why: str) -> str:
-    return f"--placement stream: model type '{kind}' cannot be streamed: {' '.join(why.split())[:200]}"
-
-
-def _marked(k: int, like: Tensor) -> Tensor:
-    """A state by which block k's output is known, and any two tokens of it."""
-    numbers = torch.arange(like.numel(), device=like.device).remainder(50).view(like.shape)
-    return (numbers + k % 100).to(like.dtype)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two nested collections hold the same tensors; other things in them are not looked at."""
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, Mapping):
-        return isinstance(other, Mapping) and all(_same(x, other.get(name)) for name, x in one.items())
-    if isinstance(one, list | tuple):
-        return isinstance(other, list | tuple) and all(map(_same, one, other))
-    return not isinstance(other, Tensor)
 
 
 def _to_device(block: nn.Module, device: torch.device) -> nn.Module:

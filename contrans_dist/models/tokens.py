@@ -39,9 +39,17 @@ def encode_many(
     """Token ids of each text, not truncated, behind what the tokenizer puts before every text (`lm.front`).
 
     They end with the text's own last token: what a tokenizer adds behind a text (EOS) says that it is over,
-    and is left out. `chat`: each text is the user's turn in the tokenizer's chat template, up to where the
-    answer begins; the template writes its own BOS, so none is added. Raises UserError where the tokenizer has
-    no template.
+    and is left out.
+
+    Args:
+        lm: The model.
+        texts: Any number.
+        chat: Whether each is the user's turn in the tokenizer's chat template, up to where the answer begins;
+            the template writes its own BOS, so none is added.
+        chat_date: The day that the template is told.
+
+    Raises:
+        UserError: Where the tokenizer has no chat template, or one that does not serve.
     """
     if not texts:
         return []
@@ -97,9 +105,18 @@ def chat_prompts(tokenizer: Any, texts: Sequence[str], chat_date: date, name: st
 def rendered(
     tokenizer: Any, conversations: list[Turns], chat_date: date, name: str = "", **options: bool
 ) -> list[str]:
-    """Conversations as the tokenizer's chat template writes them on `chat_date`, at midnight: the same ones
-    on every day. `options` as in transformers' `apply_chat_template`. Raises UserError, naming the model,
-    where there is no template, or one that does not serve."""
+    """Conversations as the tokenizer's chat template writes them.
+
+    Args:
+        tokenizer: With a chat template.
+        conversations: The turns of each.
+        chat_date: The day that the template is told, at midnight: they read the same on every day.
+        name: The model's, for messages.
+        options: As in transformers' `apply_chat_template`.
+
+    Raises:
+        UserError: Where there is no template, or one that does not serve.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(f"--chat: the tokenizer of {name or 'this model'} has no chat template")
     given: dict[str, Any] = {"date_string": chat_date.strftime("%d %b %Y"), **options}
@@ -182,9 +199,16 @@ class Alone:
 
 
 def cut_to(lm: "LanguageModel", ids: list[int], new_tokens: int) -> list[int]:
-    """A prompt without as many of its first tokens as the context has no room for, beside `new_tokens`.
+    """A prompt that the context has room for, beside the tokens that are to follow it.
 
-    What the tokenizer puts before every text stays. Raises UserError where no prompt has room.
+    Args:
+        lm: The model.
+        ids: Token ids of the prompt, which loses its first ones; what the tokenizer puts before every text
+            stays.
+        new_tokens: How many tokens are to follow.
+
+    Raises:
+        UserError: Where no prompt has room.
     """
     if lm.context is None:
         return ids

@@ -27,7 +27,7 @@ def test_changes_are_those_of_single_runs(
     monkeypatch.setattr(changes, "_TOGETHER", together)
     row = np.random.default_rng(1).standard_normal(lm.d).astype(np.float32)
     prompts = [lm.tokenizer(text)["input_ids"] for text in TEXTS]
-    found = token_changes(lm, prompts, Intervention("v", {1: row}, 2.0), k=5)
+    changed = token_changes(lm, prompts, Intervention("v", {1: row}, 2.0), k=5)
     for p, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
         with torch.no_grad():
@@ -36,7 +36,7 @@ def test_changes_are_those_of_single_runs(
                 after = lm.model(ids).logits[0, -1].softmax(dim=0)
         change = (after - before).numpy()
         order = np.argsort(change)
-        np.testing.assert_allclose(found.up_by[p], change[order[::-1][:5]], atol=1e-5)
-        np.testing.assert_allclose(found.down_by[p], change[order[:5]], atol=1e-5)
-        np.testing.assert_allclose(change[found.up[p]], found.up_by[p], atol=1e-5)
-        np.testing.assert_allclose(change[found.down[p]], found.down_by[p], atol=1e-5)
+        np.testing.assert_allclose(changed.up_by[p], change[order[::-1][:5]], atol=1e-5)
+        np.testing.assert_allclose(changed.down_by[p], change[order[:5]], atol=1e-5)
+        np.testing.assert_allclose(change[changed.up[p]], changed.up_by[p], atol=1e-5)
+        np.testing.assert_allclose(change[changed.down[p]], changed.down_by[p], atol=1e-5)

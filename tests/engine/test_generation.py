@@ -62,8 +62,8 @@ def new_ids(lm: LanguageModel, prompt: list[int], intervention: Intervention, en
 
 def alone(lm: LanguageModel, ends: list[int]) -> list[list[str]]:
     return [
-        [continued(lm.tokenizer, prompt, new_ids(lm, prompt, each, ends)) for prompt in PROMPTS]
-        for each in INTERVENTIONS
+        [continued(lm.tokenizer, prompt, new_ids(lm, prompt, intervention, ends)) for prompt in PROMPTS]
+        for intervention in INTERVENTIONS
     ]
 
 
@@ -79,7 +79,7 @@ def test_interventions_as_rows_of_a_batch_equal_each_alone(architecture: str) ->
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_rows_that_end_early_leave_the_others_alone(batch_size: int) -> None:
     lm = language_model("llama")
-    rows = [new_ids(lm, prompt, each, []) for each in INTERVENTIONS for prompt in PROMPTS]
+    rows = [new_ids(lm, prompt, intervention, []) for intervention in INTERVENTIONS for prompt in PROMPTS]
     # A token that ends some texts at once, some later, and some not at all.
     counts = {token: sum(token in row for row in rows) for row in rows for token in row}
     end = min(counts, key=lambda token: abs(counts[token] - len(rows) // 2))

@@ -45,11 +45,11 @@ def language_model(architecture: str = "llama") -> LanguageModel:
 
 
 def kinds(plan: Sequence[Group]) -> set[str]:
-    found = set()
+    used = set()
     for group in plan:
         for row in (row for batch in group.batches for row in batch):
-            found.add(("trunk " if group.trunk else "") + ("row" if len(row.texts) > 1 else "alone"))
-    return found
+            used.add(("trunk " if group.trunk else "") + ("row" if len(row.texts) > 1 else "alone"))
+    return used
 
 
 # ---------------------------------------------------------------- the plan
@@ -93,10 +93,10 @@ def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> N
         """By hand: a prefix is shared by all texts that have it, or its continuations are looked at."""
         having = [tuple(text) for text in ids if tuple(text[: len(prefix)]) == prefix]
         tokens, distinct = sum(map(len, having)), {text[:end] for text in having for end in range(1, 10)}
-        shared = tokens - len({each for each in distinct if each})
-        own = saved(len(prefix), len(having), tokens, shared) if prefix and len(having) > 1 else 0.0
+        shared = tokens - len(distinct - {()})
+        here = saved(len(prefix), len(having), tokens, shared) if prefix and len(having) > 1 else 0.0
         following = {tuple(text[: len(prefix) + 1]) for text in having if len(text) > len(prefix)}
-        return max(own, 0.0, sum(best(longer) for longer in following))
+        return max(here, 0.0, sum(best(longer) for longer in following))
 
     chosen = _antichain([tuple(text) for text in ids], [len(text) for text in ids], saved)
     total = 0.0
@@ -104,7 +104,7 @@ def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> N
         same = [groups.common(ids[a], ids[b]) for a, b in pairwise(members_of)]
         total += saved(depth, len(members_of), sum(len(ids[i]) for i in members_of), sum(same))
     assert total == pytest.approx(best(()))
-    members = [i for _, each in chosen for i in each]
+    members = [i for _, members_of in chosen for i in members_of]
     assert len(members) == len(set(members))
 
 
@@ -146,7 +146,7 @@ def test_each_token_sees_its_text_up_to_itself(ids: list[list[int]], trunk: int)
     mask = plan.mask(torch.float32)
     assert mask is not None
     assert plan.ids.shape == (1, length)
-    ends = np.cumsum([len(each) for each in wanted])[:-1]
+    ends = np.cumsum([len(places) for places in wanted])[:-1]
     for text, index in zip(ids, np.split(plan.index.numpy(), ends), strict=True):
         columns = plan.columns.numpy()[index]
         for place, column in enumerate(columns, trunk):

@@ -114,16 +114,16 @@ def test_a_greedy_continuation_is_known_as_such():
 def test_watch_may_differ_by_prompt():
     lm = language_model()
     both = next_token(lm, PROMPTS[:2], INTERVENTIONS[:2], watch=[4, 9])
-    each = next_token(lm, PROMPTS[:2], INTERVENTIONS[:2], watch=[[4], [9]])
-    np.testing.assert_array_equal(each.logits[:, 0, 0], both.logits[:, 0, 0])
-    np.testing.assert_array_equal(each.logits[:, 1, 0], both.logits[:, 1, 1])
+    apart = next_token(lm, PROMPTS[:2], INTERVENTIONS[:2], watch=[[4], [9]])
+    np.testing.assert_array_equal(apart.logits[:, 0, 0], both.logits[:, 0, 0])
+    np.testing.assert_array_equal(apart.logits[:, 1, 0], both.logits[:, 1, 1])
 
 
 def test_a_vector_with_a_row_for_each_prompt_equals_the_prompts_one_by_one():
     lm = language_model()
     rows = {k: np.stack([vec(10 * k + p) for p in range(len(PROMPTS))]) for k in (1, 3)}
-    own = Intervention("own", rows, 1.5)
-    together = [*INTERVENTIONS[:3], own, INTERVENTIONS[4]]
+    per_prompt = Intervention("own", rows, 1.5)
+    together = [*INTERVENTIONS[:3], per_prompt, INTERVENTIONS[4]]
     continuations = [[8], [9, 10, 11], [12, 13], [14, 15, 16, 17, 18], [20], [21, 22], [23, 24, 25]]
     got = next_token(lm, PROMPTS, together, watch=WATCH, batch_tokens=60)
     said = continuation_logprobs(lm, PROMPTS, continuations, together, batch_tokens=60)
@@ -157,12 +157,12 @@ def test_the_blocks_below_run_once_however_many_interventions():
 def test_models_are_left_as_they_were():
     lm = language_model()
     mark = object()
-    lm.blocks[1].__dict__["forward"] = own = lambda *a, **k: (
+    lm.blocks[1].__dict__["forward"] = forward = lambda *a, **k: (
         mark,
         type(lm.blocks[1]).forward(lm.blocks[1], *a, **k),
     )[1]
     next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
-    assert lm.blocks[1].__dict__["forward"] is own
+    assert lm.blocks[1].__dict__["forward"] is forward
     assert all("forward" not in lm.blocks[k].__dict__ for k in (0, 2, 3))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
 
@@ -171,7 +171,7 @@ def test_models_are_left_as_they_were():
 
     with pytest.raises(RuntimeError, match="inside"), replaced(lm.blocks, {0: fail, 1: fail}):
         lm.model(torch.tensor([PROMPTS[0]]))
-    assert lm.blocks[1].__dict__["forward"] is own
+    assert lm.blocks[1].__dict__["forward"] is forward
     assert "forward" not in lm.blocks[0].__dict__
     assert not torch.is_inference_mode_enabled()
 
@@ -245,10 +245,10 @@ def test_prompts_that_begin_alike_score_as_each_alone(architecture, monkeypatch)
     monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
     monkeypatch.setattr(groups, "ROW_TOKENS", 64)
     lm, prompts = language_model(architecture), alike()
-    own = Intervention("own", {2: np.stack([vec(100 + p) for p in range(len(prompts))])}, 1.5)
-    got = next_token(lm, prompts, [*INTERVENTIONS, own], watch=WATCH, batch_tokens=250)
+    per_prompt = Intervention("own", {2: np.stack([vec(100 + p) for p in range(len(prompts))])}, 1.5)
+    got = next_token(lm, prompts, [*INTERVENTIONS, per_prompt], watch=WATCH, batch_tokens=250)
     for p, prompt in enumerate(prompts):
-        alone = [*INTERVENTIONS, Intervention("own", {2: own.vectors[2][p]}, 1.5)]
+        alone = [*INTERVENTIONS, Intervention("own", {2: per_prompt.vectors[2][p]}, 1.5)]
         for c, intervention in enumerate(alone):
             expected = plain_logits(lm, prompt, intervention)[-1]
             scale = max(1.0, float(expected.abs().max()))
@@ -306,7 +306,8 @@ def test_generation_in_batches_equals_one_at_a_time_without_cache(architecture):
     lm = language_model(architecture)
     chosen = [INTERVENTIONS[0], Intervention("strong", {2: vec(1)}, 20.0), INTERVENTIONS[4]]
     got = generate(lm, PROMPTS[:4], chosen, max_new_tokens=6, batch_size=5)
-    expected = [[greedy_by_hand(lm, prompt, each, 6) for prompt in PROMPTS[:4]] for each in chosen]
+    prompts = PROMPTS[:4]
+    expected = [[greedy_by_hand(lm, prompt, change, 6) for prompt in prompts] for change in chosen]
     assert got == expected
     assert got[0] != got[1]
 
@@ -459,7 +460,7 @@ def test_an_offloaded_model_scores_the_same():
     lm = language_model()
     expected = next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
     accelerate.cpu_offload(lm.model, execution_device=torch.device("cpu"))
-    own = [block.forward for block in lm.blocks]
+    before = [block.forward for block in lm.blocks]
     got = next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
     np.testing.assert_allclose(got.logits, expected.logits, rtol=0, atol=1e-5)
-    assert [block.forward for block in lm.blocks] == own
+    assert [block.forward for block in lm.blocks] == before

@@ -22,10 +22,11 @@ from contrans_dist.data.texts import text_table
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import actors as harvesters
 from contrans_dist.harvest.driver import harvest
-from contrans_dist.models import load_model, model_facts, weights_identity
+from contrans_dist.models import LanguageModel, load_model, model_facts, weights_identity
 from contrans_dist.models.classifier import Classifier, classifier_identity, load_classifier
 from contrans_dist.models.loading import describe
 from contrans_dist.models.model_files import ModelFiles
+from contrans_dist.models.placement import load_placed
 from contrans_dist.models.pretrained import read_config
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.models.tokens import chat_prompts
@@ -53,8 +54,8 @@ def checkpoint(
     save_tiny(folder, n_blocks=2, d=16)
     (folder / "model.safetensors").unlink()
     tensors = {
-        name: each.to(kind if each.ndim > 1 or shards == 1 else torch.float32).clone()
-        for name, each in tiny_model(n_blocks=2, d=16).state_dict().items()
+        name: tensor.to(kind if tensor.ndim > 1 or shards == 1 else torch.float32).clone()
+        for name, tensor in tiny_model(n_blocks=2, d=16).state_dict().items()
     }
     stem = "pytorch_model" if end == "bin" else "model"
     names = [f"{stem}.{end}"] if shards == 1 else [f"{stem}-{i}.{end}" for i in range(shards)]
@@ -150,8 +151,11 @@ def test_a_model_that_runs_otherwise_on_a_node_is_refused(
     in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_tiny(tmp_path / "model", n_blocks=2, d=16)
-    halved = lambda *args, **options: load_model(*args, **options | {"dtype": "float16"})  # noqa: E731
-    monkeypatch.setattr(harvesters, "load_model", halved)
+
+    def halved(model: ModelSettings, *args: Any, **options: Any) -> LanguageModel:
+        return load_placed(model.model_copy(update={"dtype": "float16"}), *args, **options)
+
+    monkeypatch.setattr(harvesters, "load_placed", halved)
     with pytest.raises(RunError, match="runs in float16 here, and in float32"):
         harvest(ModelSettings(id=str(folder)), HARVESTED, str(tmp_path / "set"))
 

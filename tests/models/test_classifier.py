@@ -55,7 +55,7 @@ def by_pipeline(model: PreTrainedModel, tokenizer: Any, texts: list[str]) -> np.
     pipe = TextClassificationPipeline(model=model, tokenizer=tokenizer, top_k=None, device="cpu")
     rows = []
     for text in texts:
-        scores = {each["label"]: each["score"] for each in pipe([text])[0]}
+        scores = {score["label"]: score["score"] for score in pipe([text])[0]}
         rows.append([scores[model.config.id2label[i]] for i in range(model.config.num_labels)])
     return np.array(rows)
 

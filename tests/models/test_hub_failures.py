@@ -75,10 +75,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that are made; none is waited for, neither ours nor those of the hub's client."""
     made: list[float] = []
     monkeypatch.setattr("time.sleep", lambda _: None)
-    own = patience.pause
+    pause = patience.pause
 
     def told(tries: int) -> float:
-        made.append(own(tries))
+        made.append(pause(tries))
         return made[-1]
 
     monkeypatch.setattr(patience, "pause", told)

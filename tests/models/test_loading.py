@@ -283,15 +283,15 @@ def test_weights_identity_of_a_folder(tmp_path):
 
 def test_weights_identity_of_a_hub_model(monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
-    asked = []
+    requests = []
 
     def cached(name, file, revision):
-        asked.append((name, revision))
+        requests.append((name, revision))
         return f"/cache/models--org--model/snapshots/{commit}/{file}"
 
     monkeypatch.setattr(model_files, "cached_file", cached)
     assert weights_identity("org/model@v1") == f"commit:{commit}"
-    assert asked == [("org/model", "v1")]
+    assert requests == [("org/model", "v1")]
 
 
 @pytest.mark.gpu

@@ -162,10 +162,10 @@ def test_a_model_cut_over_memory_and_disk_gives_the_same_rows_and_logits(tmp_pat
     assert placement.device_map is not None
     assert set(placement.device_map.values()) == {"cpu", "disk"}
     cut = load_model(folder, device=placement.device_map)
-    wanted, found = capture_ids(whole, ids), capture_ids(cut, ids)
+    wanted, rows = capture_ids(whole, ids), capture_ids(cut, ids)
     for block in wanted:
         np.testing.assert_allclose(
-            found[block], wanted[block], rtol=0, atol=1e-5 * np.abs(wanted[block]).max()
+            rows[block], wanted[block], rtol=0, atol=1e-5 * np.abs(wanted[block]).max()
         )
     vectors = {2: rng.normal(size=32).astype(np.float32)}
     steered = [Intervention("vector", vectors, strength) for strength in (0.0, 0.5, 1.0)]
@@ -296,8 +296,11 @@ def test_a_system_is_loaded_as_it_was_placed(tmp_path: Path) -> None:
     assert tight.device_map is not None
     assert (set(tight.device_map.values()), roomy.kind) == ({"cpu", "disk"}, "resident")
     ids = [[3, 4, 5, 6], [7, 8]]
-    found = [next_token(system.load(each), ids, [Intervention("x")], watch=[5]) for each in (tight, roomy)]
-    np.testing.assert_allclose(found[0].logits, found[1].logits, atol=1e-4)
+    cut, whole = (
+        next_token(system.load(placement), ids, [Intervention("x")], watch=[5])
+        for placement in (tight, roomy)
+    )
+    np.testing.assert_allclose(cut.logits, whole.logits, atol=1e-4)
     for guide in system.load(tight).guides or ():
         assert guide.device.type == "cpu"
 

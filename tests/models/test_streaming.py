@@ -76,13 +76,13 @@ def test_positions_and_blocks(position: str | int, tmp_path: Path) -> None:
     assert rows.token_ids.tolist() == whole.token_ids.tolist()
 
 
-@pytest.mark.parametrize(("stored", "asked"), [("bfloat16", None), ("float32", "bfloat16")])
-def test_precision(stored: str, asked: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stored", "dtype"), [("bfloat16", None), ("float32", "bfloat16")])
+def test_precision(stored: str, dtype: str | None, tmp_path: Path) -> None:
     model = tiny_model("qwen3").to(getattr(torch, stored))
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    whole = capture_ids(load_model(str(tmp_path), dtype=asked, device="cpu"), _ids(), share_prefixes=False)
-    streamed = open_streamed(str(tmp_path), dtype=asked, device="cpu")
+    whole = capture_ids(load_model(str(tmp_path), dtype=dtype, device="cpu"), _ids(), share_prefixes=False)
+    streamed = open_streamed(str(tmp_path), dtype=dtype, device="cpu")
     assert streamed.lm.dtype == torch.bfloat16
     rows = capture_streamed(streamed, _ids())
     for k in whole:
@@ -103,8 +103,8 @@ def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _block_of(name: str) -> int | None:
-    found = re.search(r"\.(\d+)\.", f".{name}")
-    return int(found[1]) if found and "vision" not in name else None
+    number = re.search(r"\.(\d+)\.", f".{name}")
+    return int(number[1]) if number and "vision" not in name else None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral", "gpt2", "gemma3"])
@@ -122,9 +122,9 @@ def test_each_weight_is_read_once_and_none_above(
     assert max(Counter(names).values()) == 1
     stored = streamed.checkpoint.tensors
     for k in range(4):
-        own = {name for name in stored if _block_of(name) == k}
-        assert own
-        assert own & set(names) == (own if k < 3 else set())
+        of_block = {name for name in stored if _block_of(name) == k}
+        assert of_block
+        assert of_block & set(names) == (of_block if k < 3 else set())
     assert not [name for name in names if "vision" in name or "lm_head" in name]
     assert streamed.checkpoint.bytes_read == sum(stored[name].nbytes for name in names)
     assert streamed.blocks_read == [0, 1, 2]

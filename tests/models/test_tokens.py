@@ -347,7 +347,7 @@ def test_a_pad_token_beyond_the_embeddings_is_never_used(recwarn: pytest.Warning
     prompts = encode_many(other, TEXTS)
     assert encode_many(lm, TEXTS) == prompts
     assert generate(lm, prompts, max_new_tokens=5) == generate(other, prompts, max_new_tokens=5)
-    got, expected = (next_token(each, prompts, [BASE], watch=[5, 6]) for each in (lm, other))
+    got, expected = (next_token(model, prompts, [BASE], watch=[5, 6]) for model in (lm, other))
     np.testing.assert_allclose(got.logits, expected.logits, atol=1e-5)
 
 

@@ -98,8 +98,19 @@ def prepare(lm: LanguageModel, ids: list[list[int]], position: Position) -> Prep
 def truncate(
     lm: LanguageModel, ids: list[list[int]], max_tokens: int | None = None
 ) -> tuple[list[list[int]], list[int]]:
-    """Texts cut to the model's context and to `max_tokens`, and which were. The front tokens and the END of a
-    text are kept. Raises UserError where `max_tokens` leaves no room for a text."""
+    """Texts cut to the model's context: of one that is longer, the front tokens and its END are kept.
+
+    Args:
+        lm: The model.
+        ids: Token ids of each text.
+        max_tokens: Tokens of a text at most, if fewer than the context holds.
+
+    Returns:
+        The token ids that are left of each text, and the indices of those that were cut.
+
+    Raises:
+        UserError: Where `max_tokens` leaves no room for a text.
+    """
     most = min((n for n in (lm.context, max_tokens) if n is not None), default=None)
     if max_tokens is not None and max_tokens <= len(lm.front):
         raise UserError(

@@ -12,24 +12,17 @@ import torch
 from contrans_dist.config import CHAT_DATE
 from contrans_dist.data.texts import text_id
 from contrans_dist.engine.capture.activations import Activations
-from contrans_dist.engine.capture.batches import Position, chosen_blocks, prepare, truncate
+from contrans_dist.engine.capture.batches import Position, Prepared, chosen_blocks, prepare, truncate
 from contrans_dist.engine.capture.gather import Gatherer, Landing
 from contrans_dist.engine.prefixes import Group, Row, Trunk, pack, plan_for
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel, encode_many
 
 
-def _run(
-    lm: LanguageModel,
-    groups: Sequence[Group],
-    ids: list[list[int]],
-    tokens: list[int],
-    mean: bool,
-    landing: Landing,
-) -> None:
+def _run(lm: LanguageModel, groups: Sequence[Group], texts: Prepared, landing: Landing) -> None:
     """Runs the batches in order; once one has not fitted into memory, those as large are cut first."""
-    wanted = [[token] for token in tokens]
-    with Gatherer(lm, list(landing.arrays), mean) as gatherer:
+    ids, wanted = texts.ids, [[token] for token in texts.tokens]
+    with Gatherer(lm, list(landing.arrays), texts.mean) as gatherer:
         for group in groups:
             group, trunk = _with_trunk(gatherer, group, ids)
             queue = deque(group.batches)
@@ -83,13 +76,25 @@ def capture_ids(
     batch_tokens: int = 4096,
     share_prefixes: bool = True,
 ) -> Activations:
-    """Rows of texts given as token ids; NaN and infinity are left for the caller to find (`bad_rows`).
+    """The residual stream of texts given as token ids, one row a text.
 
-    Out of memory on a GPU halves the batches from there on; on the CPU they are at most `CPU_TOKENS` large.
-    `share_prefixes`: what texts begin with in
-    common is run once, where the model can (see `prefixes`). Raises UserError naming the row for a text
-    without tokens, too short for `position` or longer than the context, RunError where a single text does
-    not fit into memory.
+    Args:
+        lm: The model.
+        ids: Token ids of each text.
+        blocks: As in `capture`.
+        position: As in `capture`.
+        batch_tokens: Tokens of a batch, padding included; on a CPU at most `CPU_TOKENS`. On a GPU, batches
+            are halved from where one does not fit into memory.
+        share_prefixes: Whether what texts begin with in common is run once, where the model can (see
+            `prefixes`).
+
+    Returns:
+        `{block: float32 [n_texts, d]}`; NaN and infinity are left for the caller to find (`bad_rows`).
+
+    Raises:
+        UserError: For a block that is not loaded, and for a text without tokens, too short for `position` or
+            longer than the context.
+        RunError: Where a single text does not fit into memory.
     """
     chosen = chosen_blocks(lm, blocks)
     texts = prepare(lm, ids, position)
@@ -97,7 +102,7 @@ def capture_ids(
     sharing = share_prefixes and not texts.mean
     largest = lm.largest_batch(batch_tokens)
     groups = plan_for(lm, texts.ids, texts.tokens, largest, head=False, share=sharing)
-    _run(lm, groups, texts.ids, texts.tokens, texts.mean, landing)
+    _run(lm, groups, texts, landing)
     captured = texts.activations(landing.arrays)
     # A NaN reaches what is in the same row through the mask (0 times NaN): each of those again by itself.
     spoilt = captured.bad_rows() if sharing else []
@@ -126,7 +131,8 @@ def capture(
         blocks: Numbers, a specification as in `resolve_blocks`, or None for all that are loaded.
         position: The token of the row: `last`, `mean`, or an offset such as -2.
         batch_tokens: At most so many tokens, padding included, run at once.
-        chat: Whether each text is a user's turn in the tokenizer's chat template, on `chat_date`.
+        chat: Whether each text is a user's turn in the tokenizer's chat template.
+        chat_date: The day that the template is told.
 
     Returns:
         `{block: float32 [n_texts, d]}`, with what is known of the texts.
@@ -157,8 +163,14 @@ def canary(
     reference: Mapping[int, np.ndarray],
     position: Position = "last",
 ) -> float:
-    """Worst deviation, max|a - b| / max|a| over the entries of a row, between the rows `reference`
-    (`{block: [n_texts, d]}`) and the same texts run again, each alone."""
+    """Worst `deviation` between captured rows and those of the same texts run again, each alone.
+
+    Args:
+        lm: The model.
+        ids: Token ids of each text.
+        reference: The captured rows, `{block: float32 [n_texts, d]}`.
+        position: The position that they were taken from.
+    """
     blocks = sorted(reference)
     alone = capture_ids(lm, ids, blocks, position, batch_tokens=1, share_prefixes=False)
     return deviation(alone, reference)

@@ -20,9 +20,9 @@ _WRITES_AHEAD = 2
 class States:
     """What enters the next block, a tensor `[texts, tokens, d]` for each batch.
 
-    A pass takes every state in order (`each`) and puts what becomes of it (`put`). Beyond `memory` bytes they
-    lie in one raw file per pass, read ahead and written behind; the file of a pass is never written again, so
-    that one that was kept (`save`) is whole whatever happens later.
+    A pass takes every state in order (`in_order`) and puts what becomes of it (`put`). Beyond `memory` bytes
+    they lie in one raw file per pass, read ahead and written behind; the file of a pass is never written
+    again, so that one that was kept (`save`) is whole whatever happens later.
     """
 
     def __init__(

@@ -69,9 +69,18 @@ def plan_capture(
     batch_tokens: int = 4096,
     place: int = 0,
 ) -> Plan:
-    """The batches of texts given as token ids, whose rows go to `place` and on.
+    """The batches in which texts go through a model's blocks one after the other.
 
-    Raises UserError naming the text that has no tokens or is too short.
+    Args:
+        lm: The model, whose blocks need no weights.
+        ids: Token ids of each text.
+        blocks: Where rows are wanted, from 0.
+        position: The token of each row, as in `capture`.
+        batch_tokens: Tokens of a batch, padding included.
+        place: Where the row of the first text goes; the others follow.
+
+    Raises:
+        UserError: For a text that has no tokens, too few or too many.
     """
     texts, wanted = prepare(lm, ids, position), frozenset(blocks)
     batches = [
@@ -133,10 +142,18 @@ def sweep(
     after: int | None = None,
     finished: Callable[[int], None] = lambda _k: None,
 ) -> None:
-    """Every batch through block after block, up to the highest of `rows`, which take the batches' rows.
+    """Every batch through block after block; the next block is read while one computes.
 
-    `after`: go on after this block, with states that were saved. `finished(k)` is called when all texts are
-    through block k. The next block is read while one computes.
+    Args:
+        model: The model, of which one pass may run at a time.
+        batches: As `plan_capture` gives them.
+        rows: Takes the rows `[n, d]` of each wanted block; nothing above the highest of these runs.
+        states: What enters the next block, as `states_of` gives room for it.
+        after: Go on after this block, with states that were saved; None begins at the embeddings.
+        finished: Called with k when all texts are through block k.
+
+    Raises:
+        RunError: For missing weights, a damaged file, or a text that alone does not fit into memory.
     """
     highest = max(rows)
     first = 0 if after is None else after + 1

@@ -27,14 +27,9 @@ class Packed:
     trunk: int = 0
     """P"""
     positions: Tensor | None = None
-    """int64 [B, T]: each token's place in its text; None where that is its place in the row."""
+    """int64 [B, T]: each token's place in its text; None, as `ends`, where that is its place in the row."""
     ends: Tensor | None = None
     """int64 [B, T]: a token is seen by itself and those after it, up to this place in the row."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether its rows need a mask of their own."""
-        return self.ends is not None
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """[B, 1, T, P + T] to add to the attention scores: 0 for what a token sees, else the least number.

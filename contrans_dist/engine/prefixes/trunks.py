@@ -107,9 +107,10 @@ def as_arguments(
     over. `trunk`: what comes before it; `keep`: where its own keys and values are kept."""
     cache = keep if trunk is None else trunk.cache()
     named: dict[str, Any] = {"use_cache": False} if cache is None else lm.keeping(cache)
-    mask = batch.mask(lm.dtype)
-    if batch.positions is not None:
-        named["position_ids"] = pinned(batch.positions.repeat(times, 1)).to(lm.device, non_blocking=True)
-    if mask is not None:
-        named["attention_mask"] = pinned(mask.repeat(times, 1, 1, 1)).to(lm.device, non_blocking=True)
+    positions, mask = batch.positions, batch.mask(lm.dtype)
+    if positions is not None and mask is not None:
+        if times > 1:
+            positions, mask = positions.repeat(times, 1), mask.repeat(times, 1, 1, 1)
+        named["position_ids"] = pinned(positions).to(lm.device, non_blocking=True)
+        named["attention_mask"] = pinned(mask).to(lm.device, non_blocking=True)
     return named

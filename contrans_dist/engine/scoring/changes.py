@@ -33,10 +33,20 @@ def token_changes(
     k: int = 10,
     batch_tokens: int = 4096,
 ) -> Changes:
-    """The `k` tokens that an intervention raises most after each prompt (token ids), and that it lowers most.
+    """The tokens that an intervention raises most after each prompt, and those that it lowers most.
 
-    By the difference of probabilities over the whole vocabulary. Raises UserError for an empty or too long
-    prompt, or a vector that does not fit.
+    Args:
+        lm: The model, with its head.
+        prompts: Token ids of each of P prompts.
+        intervention: What is done to the model.
+        k: How many tokens each way.
+        batch_tokens: Tokens of a batch, padding and interventions included.
+
+    Returns:
+        Tokens, int64 `[P, k]`, and the differences of their probabilities, float32 `[P, k]`.
+
+    Raises:
+        UserError: For an empty or too long prompt, or a vector that does not fit.
     """
     interventions = [BASE, intervention]
     checked_offsets(lm, interventions, prompts)

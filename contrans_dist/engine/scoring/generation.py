@@ -16,7 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets, row_for
+from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets
 from contrans_dist.engine.steer import added
 from contrans_dist.models import After, LanguageModel
 from contrans_dist.models.tokens import Alone
@@ -37,15 +37,33 @@ def generate(
     until: Sequence[str] = (),
     alone: bool = False,
 ) -> list[list[str]]:
-    """Continue each prompt (token ids) under each intervention: `[C][P]` texts without the prompt.
+    """The texts that continue each prompt under each intervention.
 
-    Temperature 0 is greedy and does not depend on the batch; above 0, tokens are drawn from the whole softmax
-    with `seed` (and then which rows share a batch does matter). The model's own sampling defaults are not
-    used. A batch that does not fit into memory is halved. A text ends once it holds one of the strings
-    `until`, which stays in it; what of it stands in the prompt does not count. `alone`: as
-    lm-evaluation-harness reads its own models' texts, without the prompt and with the token that ends them,
-    where that is shown. Raises UserError for an empty prompt, one that leaves no room in the context, or a
-    vector that does not fit.
+    The model's own sampling defaults are not used. A batch that does not fit into memory is halved.
+
+    Args:
+        lm: The model, with its head.
+        prompts: Token ids of each of P prompts.
+        interventions: What is done to the model, C times over.
+        max_new_tokens: Tokens of a continuation at most.
+        batch_size: Texts that are continued together.
+        temperature: 0 is greedy and does not depend on the batch; above 0, tokens are drawn from the whole
+            softmax, and which texts share a batch does matter.
+        seed: Of what is drawn.
+        until: A text ends once it holds one of these strings, which stays in it; what of it stands in the
+            prompt does not count.
+        alone: Whether texts are decoded as lm-evaluation-harness reads its own models' texts: without the
+            prompt, and with the token that ends them, where that is shown.
+
+    Returns:
+        `[C][P]` texts without their prompts.
+
+    Raises:
+        UserError: For an empty prompt, one that leaves no room in the context, or a vector that does not fit.
+
+    Example:
+        >>> lm = load_model("demo:source")
+        >>> generate(lm, [[5, 6, 7]], max_new_tokens=8)
     """
     offsets = checked_offsets(lm, interventions, prompts, max_new_tokens)
     if lm.split_at and max(map(len, prompts), default=0) + max_new_tokens > lm.split_at:
@@ -66,7 +84,7 @@ def generate(
                 _continue,
                 lm,
                 [prompts[p] for _, p in chunk],
-                [{k: row_for(offset, p) for k, offset in offsets[c].items()} for c, p in chunk],
+                [{k: row[p] if row.ndim == 2 else row for k, row in offsets[c].items()} for c, p in chunk],
                 [stop for stop in until if stop],
                 pad,
                 alone,

@@ -79,11 +79,6 @@ def checked_offsets(
     return offsets
 
 
-def row_for(offset: Tensor, prompt: int) -> Tensor:
-    """What an offset, `[d]` or `[P, d]`, adds to one prompt: `[d]`."""
-    return offset[prompt] if offset.ndim == 2 else offset
-
-
 def by_lowest_block(offsets: Sequence[Mapping[int, Tensor]]) -> dict[int, list[int]]:
     """Interventions (by index) grouped by the block below which their runs are the same.
 

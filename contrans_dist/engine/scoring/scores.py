@@ -41,11 +41,23 @@ def next_token(
     batch_tokens: int = 4096,
     share_prefixes: bool = True,
 ) -> NextToken:
-    """The arg-max after each prompt (token ids), and the watched tokens' logits and log-probabilities.
+    """The next token after each prompt, and the logits and log-probabilities of watched tokens.
 
-    `watch`: token ids `[W]`, the same for every prompt, or `[P, W]`. Interventions share the blocks below the
-    lowest one that they steer; with `share_prefixes`, prompts share how they begin. Raises UserError for an
-    empty or too long prompt, or a vector that does not fit.
+    Interventions share the blocks below the lowest one that they steer.
+
+    Args:
+        lm: The model, with its head.
+        prompts: Token ids of each of P prompts.
+        interventions: What is done to the model, C times over.
+        watch: The token ids that are watched, `[W]`, the same for every prompt, or `[P, W]`.
+        batch_tokens: Tokens of a batch, padding and interventions included.
+        share_prefixes: Whether what prompts begin with in common is run once.
+
+    Returns:
+        `argmax` int64 `[C, P]`, `logits` and `logprobs` (natural logarithm) float32 `[C, P, W]`.
+
+    Raises:
+        UserError: For an empty or too long prompt, or a vector that does not fit.
     """
     wanted = np.asarray(watch, dtype=np.int64)
     ids = torch.as_tensor(np.broadcast_to(wanted, (len(prompts), wanted.shape[-1])).copy())
@@ -76,10 +88,24 @@ def continuation_logprobs(
     batch_tokens: int = 4096,
     share_prefixes: bool = True,
 ) -> TokenScores:
-    """Log-probability of `continuations[p]` (token ids) after `prompts[p]`, token by token and summed.
+    """Log-probability of a continuation after each prompt, token by token and summed.
 
-    Work is shared as in `next_token`: several continuations of one prompt run it once. Raises UserError for
-    an empty prompt or continuation, or a pair longer than the model's context.
+    Work is shared as in `next_token`: several continuations of one prompt run it once.
+
+    Args:
+        lm: The model, with its head.
+        prompts: Token ids of each of P prompts.
+        continuations: Token ids of what follows each of them.
+        interventions: What is done to the model, C times over.
+        batch_tokens: Tokens of a batch, padding and interventions included.
+        share_prefixes: Whether what prompts begin with in common is run once.
+
+    Returns:
+        `sums` float64 `[C, P]` (natural logarithm), and the same of each token of the continuations.
+
+    Raises:
+        UserError: For an empty prompt or continuation, a pair longer than the model's context, or a vector
+            that does not fit.
     """
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")

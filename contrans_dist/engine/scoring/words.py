@@ -27,7 +27,15 @@ def cues(lm: LanguageModel, prompts: Sequence[str], words: Sequence[str]) -> lis
 
     Prompt and word are tokenised together, since a tokenizer may give the space to the word, to the prompt's
     last word, or keep it alone. The word's token is the first that begins at the space or later; the context
-    what precedes. Raises UserError when two words do not follow the same context.
+    what precedes.
+
+    Args:
+        lm: The model.
+        prompts: Texts; a space is put behind each that does not end on one.
+        words: The candidate words, the same for every prompt.
+
+    Raises:
+        UserError: When two words do not follow the same context, and for an empty word.
     """
     if not words or not all(words):
         raise UserError("label words must not be empty")
