@@ -4,8 +4,8 @@ import numpy as np
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import capture_ids
-from contrans_dist.harvest.compute import token_ids
-from contrans_dist.harvest.shard_files import HarvestSpec
+from contrans_dist.harvest.runnable import token_ids
+from contrans_dist.harvest.shards import HarvestSpec
 from contrans_dist.models import load_model
 from contrans_dist.models.placement import choose_placement
 from contrans_dist.store import schema

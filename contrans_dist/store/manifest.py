@@ -110,11 +110,15 @@ class Identity(Facts):
     def fingerprint(self) -> str:
         return fingerprint(plain(self))
 
-    @property
-    def parts(self) -> list[Part]:
-        """What the set is harvested in, in order. Of a set whose identity says its rows."""
-        last = self.model_dump(include=set(Part.model_fields))
-        return [*self.earlier, Part.model_validate(last)]
+    def stages(self) -> list["Identity"]:
+        """The identities that the set had, from one time that texts were appended to the next, and this."""
+        content, stages = plain(self), []
+        for number, part in enumerate(self.earlier):
+            stage = {**content, **plain(part), "earlier": content["earlier"][:number]}
+            if not number:
+                del stage["earlier"]
+            stages.append(Identity.model_validate(stage))
+        return [*stages, self]
 
 
 class Throughput(Facts):

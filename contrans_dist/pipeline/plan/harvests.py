@@ -6,7 +6,9 @@ from contrans_dist.config import CaptureSettings
 from contrans_dist.data.templates import prompts
 from contrans_dist.engine.capture.batches import prepare, truncate
 from contrans_dist.harvest.actors import SLOTS
-from contrans_dist.harvest.compute import canary_rows, piece_rows, plan_shards, rows_per_shard
+from contrans_dist.harvest.compute import piece_rows
+from contrans_dist.harvest.runnable import canary_rows
+from contrans_dist.harvest.shards import row_ranges, rows_per_shard
 from contrans_dist.models import encode_many, resolve_blocks
 from contrans_dist.pipeline.inputs import READS, Harvested, captures, harvest_key, harvested
 from contrans_dist.pipeline.plan.costs import Captured, Ids
@@ -58,7 +60,7 @@ def _stage(
     """Piece by piece of each shard, and the rows of each shard that are run once more alone."""
     prepared = prepare(model.lm, ids, capture.position)
     most = actors.batch(capture.batch_tokens)
-    shards = plan_shards(len(ids), rows_per_shard(len(ids), len(blocks), model.d, None))
+    shards = row_ranges(0, len(ids), rows_per_shard(len(ids), len(blocks), model.d, None))
     size = piece_rows(len(blocks), model.d)
 
     def cost(rows: range | list[int], share: bool, most: int) -> Captured:
@@ -67,10 +69,9 @@ def _stage(
 
     costs = []
     for shard in shards:
-        end, alone = shard.start + shard.rows, canary_rows(min(size, shard.rows))
-        for start in range(shard.start, end, size):
-            costs.append(cost(range(start, min(start + size, end)), not prepared.mean, most))
-        costs.append(cost([shard.start + row for row in alone], False, 1))
+        for piece in row_ranges(shard.start, shard.stop, size):
+            costs.append(cost(piece, not prepared.mean, most))
+        costs.append(cost([shard[row] for row in canary_rows(min(size, len(shard)))], False, 1))
     values = len(ids) * len(blocks) * model.d * 4
     return Stage(
         name=name,
