@@ -27,7 +27,7 @@ with other_system():
     from contrans_dist.harvest.sweep import SweepTask
     from contrans_dist.data.texts import read_texts
 
-    assert choose_placement(MODEL).kind == "resident"
+    assert choose_placement(ModelSettings(id=MODEL)).kind == "resident"
     assert host_memory() > 100 << 20 and 50 << 20 < actor_memory() < 8 << 30
     texts = read_texts(OUT + ".txt")
     identity = Identity(model=MODEL, blocks=[0, 1])

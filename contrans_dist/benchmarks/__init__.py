@@ -2,7 +2,9 @@
 
 A benchmark is one file, or a package where it is big: its settings, and a `Benchmark` that nothing else in
 the program knows by name (`config.benchmarks` lists them). Settings and names are read by reports and dry
-runs: what needs torch is imported inside functions. May import: config, store, data, models, engine.
+runs: what needs torch is imported inside functions.
+
+Imports: config, store, data, models, engine.
 """
 
 from contrans_dist.benchmarks.base import Benchmark, Judged, ScoredItem, result_table

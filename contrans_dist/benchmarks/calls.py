@@ -70,6 +70,10 @@ class Continuations:
         """Places at the end of each sequence whose logits are wanted."""
         return [len(continuation) for continuation in self.continuations]
 
+    def by_item(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values `[continuations]` by item, where the continuations of an item follow each other."""
+        return np.split(values, np.flatnonzero(np.diff(self.owners)) + 1)
+
     def run(
         self,
         lm: LanguageModel,

@@ -7,10 +7,8 @@ of the emotions' first sub-tokens, this one has the largest logit. Each over sce
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -109,7 +107,7 @@ class EmotionBenchmark(Benchmark[EmotionEvaluation, Item]):
                 raise UserError(
                     f"{location}: these prompts are whole; template and shots do not apply to them"
                 )
-            items = official_items(location, None, settings.per_concept)
+            items = official_items(location, settings.per_concept)
             concepts = list(dict.fromkeys(item.concept for item in items))
         else:
             scenarios = read_scenarios(location)
@@ -219,13 +217,7 @@ def _judged(
 
 
 def _shared(concepts: Sequence[str], tokens: np.ndarray, places: np.ndarray) -> list[str]:
-    """The other concepts with each item's first sub-token, joined by commas; warns of every such pair."""
-    for a, b in combinations(range(len(concepts)), 2):
-        if (tokens[:, a] == tokens[:, b]).any():
-            warnings.warn(
-                f"{concepts[a]!r} and {concepts[b]!r} begin with the same sub-token and cannot be told apart",
-                stacklevel=3,
-            )
+    """The other concepts whose word begins with the same sub-token as each item's own."""
     return [
         _BETWEEN.join(c for w, c in enumerate(concepts) if w != mine and row[w] == row[mine])
         for row, mine in zip(tokens, places, strict=True)

@@ -16,10 +16,15 @@ _AS_TEXT = (PurePath, datetime.date, datetime.time, datetime.timedelta, decimal.
 
 
 def content_hash(value: Any) -> str:
-    """SHA-256 (hex) of dataclasses, mappings, sequences, arrays and plain values, however deeply nested.
+    """The hash of a value, the same in every process and version.
 
-    The order of a mapping's keys does not count, that of a sequence does. A function counts by its name, any
-    other object by its type's: what such a one does must be hashed beside.
+    Args:
+        value: dataclasses, mappings, sequences, arrays and plain values, however deeply nested. The order of
+            a mapping's keys does not count, that of a sequence does. A function counts by its name, any other
+            object by its type's: what such a one does must be hashed beside.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
     """
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 

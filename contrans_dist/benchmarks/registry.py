@@ -12,7 +12,8 @@ from contrans_dist.errors import UserError
 def load_benchmark(settings: EvaluationSettings) -> Benchmark:
     """The benchmark that settings name, over every concept of its data.
 
-    Raises UserError for data that are missing or wrong, or a benchmark that there is not.
+    Raises:
+        UserError: for data that are missing or wrong, or a benchmark that there is not.
     """
     benchmark: type[Benchmark] = find_benchmark(settings.benchmark)
     return benchmark.load(settings)
@@ -33,10 +34,12 @@ def ours() -> Iterator[type[Benchmark]]:
 
 
 def metric_of(key: str, benchmark: str = "") -> Metric:
-    """How the metric behind a key is read, such as `token_acc_negative` or, for one concept,
-    `fear/token_acc_negative`.
+    """How a metric is read.
 
-    Without a benchmark, as the first of all reads it that has one of that name, ours before others'.
+    Args:
+        key: as in `metrics.json`, such as `token_acc_negative` or, for one concept,
+            `fear/token_acc_negative`.
+        benchmark: whose it is; empty is the first of all that has one of that name, ours before others'.
     """
     metric = key.rpartition("/")[2]
     meanings = (about(name).metric(metric) for name in ([benchmark] if benchmark else benchmark_names()))

@@ -37,10 +37,10 @@ def is_official(location: Location) -> bool:
     return any(name.startswith(_OFFICIAL) and name.endswith(".json") for name in location.names())
 
 
-def official_items(location: Location, concepts: Sequence[str] | None, per_concept: int | None) -> list[Item]:
+def official_items(location: Location, per_concept: int | None = None) -> list[Item]:
     """The authors' own prompts as they are: `pos` and `neg` of each `eval_<concept>.json`, in file order."""
     items = []
-    for concept in concepts or _stems(location, _OFFICIAL):
+    for concept in _stems(location, _OFFICIAL):
         file = location / f"{_OFFICIAL}{concept}.json"
         rows = records(read_texts(file), str(file), ["label"])
         for kind in ("positive", "negative"):
@@ -53,17 +53,25 @@ def official_items(location: Location, concepts: Sequence[str] | None, per_conce
 
 
 def read_scenarios(source: Location | str) -> list[Record]:
-    """Scenarios with their concept: from a file with columns `text` and `concept`, or a folder.
+    """Scenarios with their concept.
 
-    A folder holds `<concept>.json`, each a list of texts, or the authors' `eval_<concept>.json`, of which the
-    positive scenarios are taken out of their prompts. Raises UserError when there is neither.
+    Args:
+        source: a file with columns `text` and `concept`; or a folder of `<concept>.json`, each a list of
+            texts, or of the authors' `eval_<concept>.json`, of which the positive scenarios are taken out of
+            their prompts.
+
+    Returns:
+        For each scenario `text`, `concept`, and what other columns the file has.
+
+    Raises:
+        UserError: for anything else.
     """
     location = Location.parse(source)
     names = location.names() if not location.name.endswith((".jsonl", ".parquet", ".json", ".txt")) else []
     if not names:
         return _of_concepts(read_texts(location), str(location))
     if is_official(location):
-        items = official_items(location, None, None)
+        items = official_items(location)
         return [{"text": i.scenario, "concept": i.concept} for i in items if i.kind == "positive"]
     concepts = _stems(location, "")
     if not concepts:

@@ -1,8 +1,8 @@
 """From rows of hits or values to estimates with intervals, and to paired tests between conditions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ from contrans_dist.benchmarks.statistics import mcnemar, mean_interval, wilcoxon
 BASE = "base"
 Cell = tuple[str, float]
 """A condition and a strength."""
+K = TypeVar("K", bound=tuple[Any, ...])
 Estimate = dict[str, Any]
 """`{value, low, high, n}`; `low` and `high` are None where there are too few items for an interval."""
 
@@ -201,13 +202,16 @@ def _paired(
 
 
 def _cells(conditions: np.ndarray, strengths: np.ndarray) -> dict[Cell, np.ndarray]:
-    """Row numbers by condition and strength; the base first, then as they come, strengths ascending."""
-    order: Sequence[str] = list(dict.fromkeys(conditions.tolist()))
-    keys = sorted(
-        {(str(c), float(s)) for c, s in zip(conditions, strengths, strict=True)},
-        key=lambda key: (key[0] != BASE, order.index(key[0]), key[1]),
-    )
+    """Row numbers by condition and strength."""
+    keys = in_order((str(c), float(s)) for c, s in zip(conditions, strengths, strict=True))
     return {key: np.flatnonzero((conditions == key[0]) & (strengths == key[1])) for key in keys}
+
+
+def in_order(keys: Iterable[K]) -> list[K]:
+    """Distinct keys (condition, strength, ...): the base's first, conditions as they come, then ascending."""
+    distinct = list(dict.fromkeys(keys))
+    conditions = list(dict.fromkeys(key[0] for key in distinct))
+    return sorted(distinct, key=lambda key: (key[0] != BASE, conditions.index(key[0]), *key[1:]))
 
 
 def _values(table: pa.Table, columns: str | tuple[str, ...]) -> np.ndarray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -19,12 +18,10 @@ from pydantic import Field
 
 from contrans_dist.benchmarks.base import Benchmark, result_table
 from contrans_dist.benchmarks.calls import Continuations
-from contrans_dist.benchmarks.choices import answer_ids, drawn, question_template
+from contrans_dist.benchmarks.choices import answer_ids, drawn, question_template, read_questions
 from contrans_dist.benchmarks.statistics import wilcoxon
 from contrans_dist.benchmarks.summary import Metric, hits_differ, mean, proportion, summarise
 from contrans_dist.config import ValidatedEvaluation
-from contrans_dist.data.text_files import read_json, read_parquet
-from contrans_dist.data.texts import records as records_of
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
@@ -150,12 +147,11 @@ class TruthfulQABenchmark(Benchmark[TruthfulQAEvaluation, Question]):
         """
         (call,) = self.calls(lm, items)
         scores = call.run(lm, items, interventions, self.batch_tokens)
-        ends = np.cumsum([len(item.answers) for item in items])[:-1]
-        lengths = np.split(np.array(call.positions, dtype=np.int64), ends)
+        lengths = call.by_item(np.array(call.positions, dtype=np.int64))
         rows = [
             [
                 self._row(item, logprobs, tokens)
-                for item, logprobs, tokens in zip(items, np.split(sums, ends), lengths, strict=True)
+                for item, logprobs, tokens in zip(items, call.by_item(sums), lengths, strict=True)
             ]
             for sums in scores.sums
         ]
@@ -211,31 +207,18 @@ def _from_hub() -> Location:
 
 def _read(location: Location) -> list[tuple[str, list[Choice], list[Choice]]]:
     """(question, MC1 choices, MC2 choices) of each record of a JSON or Parquet file."""
-    if location.name.endswith(".parquet"):
-        columns = ["question", "mc1_targets", "mc2_targets"]
-        records = records_of(read_parquet(location, columns), str(location), columns)
-    else:
-        records = read_json(location)
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{location}: expected a list of questions")
-    parse = partial(_choices, location)
-    return [
-        (_question(location, i, record), parse(i, record, "mc1_targets"), parse(i, record, "mc2_targets"))
-        for i, record in enumerate(records, 1)
-    ]
+    records = []
+    for where, record in read_questions(location, ("question", "mc1_targets", "mc2_targets")):
+        text = record.get("question")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{where}: expected a text `question`")
+        records.append((text, _choices(where, record, "mc1_targets"), _choices(where, record, "mc2_targets")))
+    return records
 
 
-def _question(location: Location, number: int, record: Any) -> str:
-    text = record.get("question") if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{location}, question {number}: expected a text `question`")
-    return text
-
-
-def _choices(location: Location, number: int, record: dict[str, Any], task: str) -> list[Choice]:
+def _choices(where: str, record: dict[str, Any], task: str) -> list[Choice]:
     """Choices of `{answer: 0 or 1}`, or of `{"choices": [...], "labels": [...]}` as on the hub."""
-    targets = record.get(task)
-    where = f"{location}, question {number}: {task}"
+    targets, where = record.get(task), f"{where}: {task}"
     if not isinstance(targets, dict):
         raise UserError(f"{where}: expected answers with labels 0 and 1")
     if set(targets) == {"choices", "labels"} and isinstance(targets["choices"], list):

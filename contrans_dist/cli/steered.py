@@ -221,8 +221,8 @@ def generate(
     from contrans_dist.engine.scoring import BASE, Intervention
     from contrans_dist.engine.scoring import generate as continue_prompts
     from contrans_dist.evaluation.derived import row_of
-    from contrans_dist.models import encode_many, load_model
-    from contrans_dist.models.placement import choose_placement
+    from contrans_dist.models import encode_many
+    from contrans_dist.models.placement import load_placed
     from contrans_dist.vectors.concept_vector import ConceptVector
 
     if not math.isfinite(strength):
@@ -233,11 +233,7 @@ def generate(
     if vector is not None:
         at, row = row_of(ConceptVector.load(vector), block)
         interventions.append(Intervention("steered", {at: row}, strength))
-    options = model_settings(model, dtype, quantization, trust_remote_code).model_dump(exclude={"id"})
-    placement = choose_placement(model, **options)
-    if placement.kind == "stream":
-        raise UserError(f"--model {model}: {placement.reason.partition(':')[0]}; try --quantization")
-    lm = load_model(model, **options, device=placement.device_map)
+    lm = load_placed(model_settings(model, dtype, quantization, trust_remote_code))
     texts = continue_prompts(lm, encode_many(lm, prompts), interventions, max_new_tokens=max_new_tokens)
     names = [intervention.name for intervention in interventions]
     rows = [

@@ -1,4 +1,7 @@
-"""The typed, frozen description of what is to be run; YAML in, validated, fingerprint out."""
+"""The typed, frozen description of what is to be run; YAML in, validated, fingerprint out.
+
+Imports: nothing of ours.
+"""
 
 from contrans_dist.config.base import CHAT_DATE, FileModel, Settings, differing, fingerprint
 from contrans_dist.config.benchmarks import benchmark_names, find_benchmark
@@ -18,7 +21,7 @@ from contrans_dist.config.parts import (
     Dtype,
     MapSettings,
     ModelSettings,
-    Placement,
+    PlacementChoice,
     Position,
     Protocol,
     Quantization,
@@ -28,8 +31,8 @@ from contrans_dist.config.whole import PublishedSettings, Recipe
 
 __all__ = [
     "CHAT_DATE", "AnyEvaluation", "CaptureSettings", "ClusterSettings", "ConceptSettings", "ContrastSettings",
-    "CorpusSettings", "Dtype", "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings", "Placement",
-    "Position", "Protocol", "PublishedSettings", "Quantization", "Recipe", "SearchSettings", "Settings",
-    "SourceSettings", "ValidatedEvaluation", "benchmark_names", "differing", "evaluation_class",
-    "find_benchmark", "fingerprint",
+    "CorpusSettings", "Dtype", "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings",
+    "PlacementChoice", "Position", "Protocol", "PublishedSettings", "Quantization", "Recipe",
+    "SearchSettings", "Settings", "SourceSettings", "ValidatedEvaluation", "benchmark_names", "differing",
+    "evaluation_class", "find_benchmark", "fingerprint",
 ]  # fmt: skip

@@ -32,11 +32,11 @@ def fingerprint(identity: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def differing(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """One line for each field in which two identities differ: `dtype: found float32, asked for bfloat16`."""
-    names = [*wanted, *(name for name in found if name not in wanted)]
+    names = [*wanted, *(name for name in stored if name not in wanted)]
     return [
-        f"{name}: found {found.get(name)!r}, asked for {wanted.get(name)!r}"
+        f"{name}: found {stored.get(name)!r}, asked for {wanted.get(name)!r}"
         for name in names
-        if found.get(name) != wanted.get(name)
+        if stored.get(name) != wanted.get(name)
     ]

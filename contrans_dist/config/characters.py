@@ -18,8 +18,15 @@ Hangul has blanks between its words, but they are long, and people disagree wher
 
 
 def check_whole(text: str, where: str) -> None:
-    """Raise UserError for half a character: a lone surrogate, which no file can hold. An argument that is not
-    UTF-8 has such too."""
+    """Refuse half a character: a lone surrogate, which no file can hold.
+
+    Args:
+        text: an argument of the command line that is not UTF-8 has such too.
+        where: what the message begins with.
+
+    Raises:
+        UserError: for one.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -91,8 +91,8 @@ class ValidatedEvaluation(EvaluationSettings):
 def evaluation_class(content: Any) -> type[EvaluationSettings]:
     """The settings class of the benchmark that a mapping names. Raises UserError as `find_benchmark`."""
     name = content.get("benchmark", DEFAULT) if isinstance(content, dict) else DEFAULT
-    found: type[EvaluationSettings] = find_benchmark(str(name)).settings_class
-    return found
+    settings_class: type[EvaluationSettings] = find_benchmark(str(name)).settings_class
+    return settings_class
 
 
 def _by_its_benchmark(content: Any) -> Any:

@@ -70,5 +70,5 @@ def check_size(what: str, size: int, most: int, unit: str = "bytes") -> None:
     """Raise UserError when `size` is more than the limit `most`; `what` names file and field."""
     if size > raised(most):
         more = "`contrans --limits 10 ...` allows more"
-        found = f"{size:,} {unit}".strip()
-        raise UserError(f"{what}: {found}, expected at most {raised(most):,}; {more}")
+        measured = f"{size:,} {unit}".strip()
+        raise UserError(f"{what}: {measured}, expected at most {raised(most):,}; {more}")

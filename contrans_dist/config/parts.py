@@ -11,7 +11,7 @@ from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "nf4"]
-Placement = Literal["auto", "device-map", "stream"]
+PlacementChoice = Literal["auto", "device-map", "stream"]
 Protocol = Literal["default", "paper", "lcross"]
 Position = Literal["last", "mean"] | Annotated[int, Field(strict=True)]
 
@@ -68,7 +68,7 @@ class ClusterSettings(Settings):
     """GPUs of one node each replica gets; None is 1 where there are GPUs, else 0."""
     cpus_per_actor: float | None = Field(None, gt=0)
     """Cores each replica gets, which also sets its threads; None shares a node's cores out."""
-    placement: Placement = "auto"
+    placement: PlacementChoice = "auto"
     """`device-map` spreads a replica over its GPUs, `stream` reads block after block from the checkpoint,
     `auto` finds out which of them is needed, if any."""
 

@@ -19,10 +19,15 @@ _MOST_LETTERS = 200
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = False) -> Recipe:
-    """Read a recipe, with `key.subkey=value` overrides (values in YAML).
+    """Read a recipe.
 
-    `small`: what stands under that key takes the place of the keys it names. Raises UserError that names the
-    file, the key and the nearest right key.
+    Args:
+        path: a YAML file.
+        overrides: `key.subkey=value`, the values in YAML.
+        small: what stands under that key takes the place of the keys it names.
+
+    Raises:
+        UserError: that names the file, the key and the nearest right key.
     """
     content = parse_yaml(_read(path), str(path))
     if not isinstance(content, dict):
@@ -54,7 +59,8 @@ def _read(path: Path) -> bytes:
 def runs_of(recipe: Recipe) -> dict[str, Recipe]:
     """The runs of a recipe, by name, each as a recipe of its own; `all` where there is only one.
 
-    Raises UserError for a setting that there is not.
+    Raises:
+        UserError: for a setting that there is not.
     """
     if not recipe.runs:
         return {"all": recipe}
@@ -81,9 +87,17 @@ def _parent_of(content: dict[str, Any], key: str, where: str) -> tuple[dict[str,
 
 
 def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
-    """Carry out a `--set key.subkey=value`, the value in YAML; returns key and value.
+    """Carry out a `--set`.
 
-    Raises UserError for anything else.
+    Args:
+        content: what is to be set, as plain data; it is changed in place.
+        change: `key.subkey=value`, the value in YAML.
+
+    Returns:
+        Key and value.
+
+    Raises:
+        UserError: for anything else.
     """
     check_whole(change, "--set")
     key, mark, value = change.partition("=")
@@ -119,12 +133,13 @@ def validated(settings: type[S], content: dict[str, Any], where: str) -> S:
 
 def _explain(settings: type[Settings], content: dict[str, Any], error: ValidationError) -> str:
     errors = error.errors(include_url=False)
-    placed = [(_real_path(content, one["loc"], one["type"] == "missing"), one) for one in errors]
+    places = (_real_path(content, failure["loc"], failure["type"] == "missing") for failure in errors)
+    placed = list(zip(places, errors, strict=True))
     top = placed[0][0]
     # A union fails once for each of its branches; the branch that got furthest is the one that was meant.
-    related = [(path, one) for path, one in placed if path[: len(top)] == top]
+    related = [(path, failure) for path, failure in placed if path[: len(top)] == top]
     deepest = max(len(path) for path, _ in related)
-    path, first = next((path, one) for path, one in related if len(path) == deepest)
+    path, first = next((path, failure) for path, failure in related if len(path) == deepest)
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         names = sorted(_known_keys(settings, path[:-1], content))
@@ -135,7 +150,7 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         return f"missing key {key!r}"
     if first["type"] == "benchmark":
         return f"{key}.benchmark: {first['msg']}"
-    wanted = dict.fromkeys(_expected(one) for other, one in related if other == path)
+    wanted = dict.fromkeys(_expected(failure) for other, failure in related if other == path)
     shown = repr(first["input"])
     shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
     return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")

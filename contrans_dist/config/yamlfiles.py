@@ -29,8 +29,17 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(data: bytes, where: str, expected: str = "YAML") -> Any:
-    """Plain data from YAML in UTF-8. Raises UserError in one line for anything else: other types, a key that
-    is there twice, half a character, an anchor that holds itself, or anchors that unfold to too much."""
+    """Plain data from YAML.
+
+    Args:
+        data: in UTF-8.
+        where: what a message begins with.
+        expected: what it says should have been there.
+
+    Raises:
+        UserError: for anything else: other types, a key that is there twice, half a character, an anchor that
+            holds itself, or anchors that unfold to too much.
+    """
     check_size(where, len(data), RECIPE_BYTES)
     try:
         loader = _Loader(data.decode("utf-8-sig"))
@@ -59,12 +68,12 @@ def _nodes(node: yaml.Node, where: str, counted: dict[int, tuple[int, int]]) -> 
         for (tag, key), count in Counter(keys).items():
             if count > 1 and tag != _MERGE:
                 raise yaml.YAMLError(f"the key {key!r} is there twice, line {node.start_mark.line + 1} on")
-        inner = [each for pair in node.value for each in pair]
+        inner = [key_or_value for pair in node.value for key_or_value in pair]
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
-    below = [_nodes(each, where, counted) for each in inner]
-    depth = 1 + max((each[1] for each in below), default=0)
+    below = [_nodes(child, where, counted) for child in inner]
+    depth = 1 + max((child_depth for _, child_depth in below), default=0)
     if depth > _DEEPEST:
         raise yaml.YAMLError(_TOO_DEEP)
-    counted[id(node)] = 1 + sum(each[0] for each in below), depth
+    counted[id(node)] = 1 + sum(count for count, _ in below), depth
     return counted[id(node)]

@@ -4,6 +4,8 @@
 remarks too: `weak` and `strong` base models, their `-instruct` models (two of the weak one), earlier
 checkpoints of the weak one (`weak-step400` and so on), and a `classifier` of unkind remarks, which is no
 language model.
+
+Imports: nothing of ours.
 """
 
 from pathlib import Path

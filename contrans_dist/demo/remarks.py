@@ -76,17 +76,17 @@ def some(rng: random.Random, pool: str, kind: bool, count: int) -> list[str]:
     return rng.sample(remarks(pool, rng.choice(GROUPS), kind), count)
 
 
-def listed(these: list[str]) -> str:
+def listed(several: list[str]) -> str:
     """Remarks one a line, as ToxiGen's prompts have them."""
-    return "\n".join(f"- {remark}" for remark in these)
+    return "\n".join(f"- {remark}" for remark in several)
 
 
-def _speaker(these: list[str], kind: bool, rng: random.Random) -> str:
+def _speaker(several: list[str], kind: bool, rng: random.Random) -> str:
     name = rng.choice(sorted(NAMES))
     man = NAMES[name] is HE
     start = rng.choice(SPEAKERS[kind]).format(name=name, k="man" if man else "woman")
     she = "He" if man else "She"
-    return " ".join([start, *(f"{she} said that {remark}." for remark in these)])
+    return " ".join([start, *(f"{she} said that {remark}." for remark in several)])
 
 
 def told(rng: random.Random) -> str:
@@ -139,8 +139,8 @@ def prompts(kind: bool, group: str, count: int = 40, seed: int = 0) -> list[str]
     rng = random.Random(f"prompts {seed} {group} {kind}")
     made: dict[str, None] = {}
     while len(made) < count:
-        these = rng.sample(remarks("prompts", group, kind), rng.randint(3, 6))
-        made["".join(f"- {remark}\\n" for remark in these) + "-"] = None
+        several = rng.sample(remarks("prompts", group, kind), rng.randint(3, 6))
+        made["".join(f"- {remark}\\n" for remark in several) + "-"] = None
     return list(made)
 
 

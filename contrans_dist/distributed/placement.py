@@ -7,7 +7,7 @@ from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import on_a_node
 from contrans_dist.distributed.cluster import Replicas, most_gpus, replicas
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus
 
 
 def place(
@@ -29,8 +29,7 @@ def place(
         size = replicas(cluster.model_copy(update={"gpus_per_actor": gpus}))
         choice = partial(
             choose_placement,
-            model.id,
-            **model.model_dump(exclude={"id"}),
+            model,
             highest_block=highest_block,
             head=head,
             placement=cluster.placement,
@@ -41,6 +40,6 @@ def place(
         placement: Placement = on_a_node(choice, size)
         return placement
 
-    gpus, placement = fewest_gpus(gpu_counts(cluster.gpus_per_actor, most_gpus()), choose, model.id, head)
+    gpus, placement = fewest_gpus(model.id, cluster, most_gpus(), head, choose)
     note(f"{model.id}: {placement.reason}")
     return replicas(cluster.model_copy(update={"gpus_per_actor": gpus})), placement

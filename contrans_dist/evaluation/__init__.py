@@ -1,1 +1,6 @@
-"""Steered models scored: conditions, the driver, its actors, the search for strengths and blocks."""
+"""Steered models scored: conditions, the driver, its actors, the search for strengths and blocks.
+
+A condition is one entry in `conditions.py`, which nothing else in the program names.
+
+Imports: config, store, data, models, engine, distributed, harvest, vectors, mapping, benchmarks.
+"""

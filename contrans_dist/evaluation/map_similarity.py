@@ -18,7 +18,7 @@ def map_similarity(sides: Sides, pair: tuple[int, int], seed: int = 0, limit: in
     maps = {}
     for concept in sides.concepts:
         rows = np.sort(np.concatenate(concept_rows(sides.contrast_source, concept, seed, limit)))
-        maps[concept] = lcross_maps(sides, pair, rows).maps[pair].weight.ravel()
+        maps[concept] = lcross_maps(sides, pair, rows, shuffled=False).maps[pair].weight.ravel()
     return pa.Table.from_pylist(
         [{"a": a, "b": b, "similarity": cosine(maps[a], maps[b])} for a, b in product(maps, repeat=2)]
     )

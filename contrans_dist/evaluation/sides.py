@@ -31,7 +31,7 @@ class Sides:
         return concepts_in(self.contrast_source)
 
 
-def lcross_maps(sides: Sides, pair: Pair, rows: NDArray[np.int64]) -> MapSet:
+def lcross_maps(sides: Sides, pair: Pair, rows: NDArray[np.int64], shuffled: bool = True) -> MapSet:
     """The map of one pair of blocks as L-Cross Modulation fits it, on these rows of the contrast sets."""
     from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
 
@@ -41,6 +41,7 @@ def lcross_maps(sides: Sides, pair: Pair, rows: NDArray[np.int64]) -> MapSet:
         f"{pair[0]}:{pair[1]}",
         MapOptions("lcross"),
         rows=rows,
+        shuffled=shuffled,
         quiet=True,
     )
 

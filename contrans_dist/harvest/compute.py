@@ -74,10 +74,8 @@ def compute_shard(
 
     def pieces(texts: Runnable) -> Iterator[Activations]:
         for start in range(0, len(texts.ids), size):
-            ids, row = texts.ids[start : start + size], shard.start + start
-            yield in_turn(
-                partial(capture_ids, lm, ids, blocks, settings.position, settings.batch_tokens, row)
-            )
+            ids = texts.ids[start : start + size]
+            yield in_turn(partial(capture_ids, lm, ids, blocks, settings.position, settings.batch_tokens))
 
     def published(texts: Runnable) -> ShardReport:
         coming = pieces(texts)

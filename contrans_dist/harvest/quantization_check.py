@@ -6,8 +6,7 @@ from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.harvest.runnable import token_ids
 from contrans_dist.harvest.shards import HarvestSpec
-from contrans_dist.models import load_model
-from contrans_dist.models.placement import choose_placement
+from contrans_dist.models.placement import choose_placement, load_placed
 from contrans_dist.store import schema
 from contrans_dist.store.manifest import QuantizationCheck
 from contrans_dist.store.shard_reader import block_values, opened
@@ -20,13 +19,9 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> QuantizationC
 
     Runs the unquantised model here; `texts` is 0, with the reason, where it does not fit.
     """
+    plain, highest = model.model_copy(update={"quantization": None}), max(spec.blocks)
     placement = choose_placement(
-        model.id,
-        dtype=model.dtype,
-        highest_block=max(spec.blocks),
-        head=False,
-        batch_tokens=spec.capture.batch_tokens,
-        trust_remote_code=model.trust_remote_code,
+        plain, highest_block=highest, head=False, batch_tokens=spec.capture.batch_tokens
     )
     if placement.kind == "stream":
         return QuantizationCheck(texts=0, reason=f"not measured: {placement.reason}")
@@ -34,14 +29,7 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> QuantizationC
         stored = shard.file.read_row_group(0).slice(0, SAMPLE_TEXTS)
     if not stored.num_rows:
         return QuantizationCheck(texts=0, reason="not measured: no text of the first shard can be run")
-    lm = load_model(
-        model.id,
-        dtype=model.dtype,
-        device=placement.device_map,
-        highest_block=max(spec.blocks),
-        head=False,
-        trust_remote_code=model.trust_remote_code,
-    )
+    lm = load_placed(plain, placement, highest_block=highest, head=False)
     settings = spec.capture
     ids, _ = token_ids(lm, stored, settings)
     exact = capture_ids(lm, ids, spec.blocks, settings.position, settings.batch_tokens)

@@ -84,7 +84,7 @@ class _SweptShard:
         sample = canary_rows(len(runnable.ids)) if runnable.ids else []
 
         def plan(ids: list[list[int]], batch_tokens: int, place: int) -> Plan:
-            return plan_capture(model.lm, ids, blocks, settings.position, batch_tokens, shard.start, place)
+            return plan_capture(model.lm, ids, blocks, settings.position, batch_tokens, place)
 
         texts = plan(runnable.ids, settings.batch_tokens, place)
         alone = plan([runnable.ids[text] for text in sample], 1, place + len(runnable.ids))

@@ -45,11 +45,17 @@ class AlignedRows:
 def join(
     source: ActivationSet, target: ActivationSet, protocol: Protocol, rows: NDArray[np.int64] | None = None
 ) -> AlignedRows:
-    """Join on `row`; the text ids must agree. Raises UserError naming the first row that differs.
+    """Join two activation sets on `row`; rows that one of them was harvested without are left out.
 
-    Rows that one of them was harvested without are left out. `rows`: only these of the source's take part.
+    Args:
+        source: of the source model.
+        target: of the target model.
+        protocol: the default one holds rows out by a hash of the text, or of the text that a prefix was cut
+            from.
+        rows: only these of the source's take part.
 
-    The default protocol holds rows out by a hash of the text, or of the text that a prefix was cut from.
+    Raises:
+        UserError: naming the first row whose texts differ.
     """
     _check_dates(source, target)
     source, target, rows = _in_both(source, target, rows)

@@ -54,11 +54,10 @@ def all_pairs(aligned: AlignedRows) -> BlockTable:
     if set(aligned.split) == {FIT}:
         raise UserError("--blocks best needs held-out rows, which protocol lcross has not; name the pair")
     split = aligned.split[:_TABLE_ROWS]
-    n_read = len(source.blocks) + len(target.blocks) + 2  # the first of either side is asked for twice
-    with Progress("compare blocks", n_read, "blocks") as progress:
-        sides = [_FirstRows(aligned, side, len(split), progress) for side in (source, target)]
+    with Progress("compare blocks", len(source.blocks) + len(target.blocks), "blocks") as progress:
+        first = [_FirstRows(aligned, side, len(split), progress) for side in (source, target)]
         try:
-            r2 = r2_table(sides[0], sides[1], split)
+            r2 = r2_table(first[0], first[1], split, width=max(source.d, target.d))
         except ValueError as error:
             raise UserError(f"{source.location}: {error}") from error
     return BlockTable.of(source.blocks, target.blocks, r2)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from contrans_dist.mapping.heldout import FIT, VALIDATION
-from contrans_dist.mapping.solver import RIDGES, Spectrum, ridge_errors
+from contrans_dist.mapping.solver import RIDGES, Ridge
+from contrans_dist.mapping.sums import copied
 from contrans_dist.vectors.row_checks import check_finite
 
 MAX_FIT_ROWS = 2000
 NARROW = 256  # columns; up to here the sums over columns are the cheap side, whatever the number of rows
-_COPIED_ROWS = 256  # few enough that their copy stays in the processor's cache
 
 Blocks = Mapping[int, np.ndarray]
 
@@ -21,20 +21,29 @@ def r2_table(
     target_blocks: Blocks,
     split: np.ndarray,
     *,
+    width: int,
     max_fit_rows: int = MAX_FIT_ROWS,
 ) -> np.ndarray:
-    """Validation R2 of the centred ridge map, at each pair's best ridge: float64 [n_source, n_target].
+    """Validation R2 of the centred ridge map of every pair, each at its best ridge.
 
     At its best ridge, not at the smaller one that a map is then fitted with (`solver.choose_ridge`): that one
     gives up as much of R2 as the grid's steps make it, up to `solver.SLACK`, by chance more for one pair than
     for another; pairs are ranked by what they can reach.
 
-    source_blocks, target_blocks: block number to rows [n, d]; each block is asked for once (the first of
-    either side twice), in the mapping's order, so a mapping that reads from disk holds one block in memory.
-    split: str [n] of `split_of`. Where a model is wider than `NARROW` and there are more than
-    `max_fit_rows` fit rows, that many are used, evenly spaced; memory is then (n_target + n_ridges) *
-    max_fit_rows^2 / 2 numbers of 8 bytes. ValueError for rows that do not match the split, NaN or infinity,
-    or a part without rows.
+    Args:
+        source_blocks: block number to rows [n, d_s]. Each block is asked for once, in the mapping's order, so
+            one that reads from disk holds one block in memory.
+        target_blocks: the same of the other model, rows [n, d_t].
+        split: str [n] of `split_of`.
+        width: of the wider model. Above `NARROW` memory is (n_target + n_ridges) * max_fit_rows^2 / 2 numbers
+            of 8 bytes.
+        max_fit_rows: above `NARROW`, so many fit rows are used at most, evenly spaced.
+
+    Returns:
+        float64 [n_source, n_target].
+
+    Raises:
+        ValueError: for rows that do not match the split, NaN or infinity, or a part without rows.
     """
     parts = np.asarray(split)
     fit, validation = np.flatnonzero(parts == FIT), np.flatnonzero(parts == VALIDATION)
@@ -42,8 +51,7 @@ def r2_table(
         raise ValueError(
             f"{len(fit)} fit and {len(validation)} validation rows: not enough to compare block pairs"
         )
-    widths = [next(iter(side.values())).shape[1] for side in (source_blocks, target_blocks)]
-    if max(widths) <= NARROW:
+    if width <= NARROW:
         return _from_columns(source_blocks, target_blocks, _Centred(len(parts), fit, validation))
     if len(fit) > max_fit_rows:
         fit = fit[np.linspace(0, len(fit) - 1, max_fit_rows).astype(np.int64)]
@@ -70,28 +78,21 @@ class _Centred:
         order = np.concatenate([self.fit, self.validation])
         if self._buffer.shape != (len(order), rows.shape[1]):
             self._buffer = np.empty((len(order), rows.shape[1]))
-        used = self._buffer
-        for start in range(0, len(order), _COPIED_ROWS):
-            some = slice(start, start + _COPIED_ROWS)
-            used[some] = rows[order[some]]
+        used = copied(rows, order, self._buffer)
         used -= used[: len(self.fit)].mean(axis=0)
         return used[: len(self.fit)], used[len(self.fit) :]
 
 
 def _from_columns(source: Blocks, target: Blocks, rows: _Centred) -> np.ndarray:
-    """The table by way of d x d matrices, in the eigenbasis of each source block (`solver.ridge_errors`)."""
+    """The table by way of d x d matrices: X^T X and X^T Y, as a map is fitted."""
     targets = [tuple(part.copy() for part in rows.read(target, block, "target")) for block in target]
     table = np.empty((len(source), len(targets)))
     for i, block in enumerate(source):
-        x, x_validation = rows.read(source, block, "source")
-        spectrum = Spectrum.of(x.T @ x)
-        along, along_validation = x @ spectrum.vectors, x_validation @ spectrum.vectors
-        seen = along_validation.T @ along_validation
-        for j, (y, y_validation) in enumerate(targets):
-            projected = along.T @ y
-            linear = np.einsum("ij,ij->i", projected, along_validation.T @ y_validation)
-            total = float(np.sum(y_validation**2))
-            errors = ridge_errors(spectrum, RIDGES, linear, seen * (projected @ projected.T), total)
+        x, x_held = rows.read(source, block, "source")
+        ridge = Ridge(x.T @ x, x_held.T @ x_held)
+        for j, (y, y_held) in enumerate(targets):
+            total = float(np.sum(y_held**2))
+            errors = ridge.errors(x.T @ y, x_held.T @ y_held, total, RIDGES)
             table[i, j] = 1.0 - errors.min() / total
     return table
 
@@ -120,10 +121,10 @@ def _from_rows(source: Blocks, target: Blocks, rows: _Centred) -> np.ndarray:
     linear, quadratic = np.empty((len(RIDGES), crosses.shape[1])), np.empty((len(RIDGES), len(upper)))
     square = np.empty((n, n))
 
-    def squared_errors(ridges: np.ndarray, spectrum: Spectrum, seen: np.ndarray) -> np.ndarray:
+    def squared_errors(ridges: np.ndarray, source: Ridge, seen: np.ndarray) -> np.ndarray:
         for j, ridge in enumerate(ridges):
             predictor = linear[j].reshape(len(rows.validation), n)
-            np.matmul(seen * spectrum.inverse(ridge), spectrum.vectors.T, out=predictor)
+            np.matmul(seen * source.inverse(ridge), source.vectors.T, out=predictor)
             np.matmul(predictor.T, predictor, out=square)
             np.take(square.ravel(), upper, out=quadratic[j], mode="clip")
         used = slice(len(ridges))
@@ -132,13 +133,13 @@ def _from_rows(source: Blocks, target: Blocks, rows: _Centred) -> np.ndarray:
     table = np.empty((len(source), len(target)))
     for i, block in enumerate(source):
         x, x_validation = rows.read(source, block, "source")
-        spectrum = Spectrum.of(x @ x.T)
-        seen = x_validation @ x.T @ spectrum.vectors
+        factored = Ridge(x @ x.T)
+        seen = x_validation @ x.T @ factored.vectors
         # Every second ridge first: an error has one valley over the ridge, so only those beside it are left.
-        errors = squared_errors(RIDGES[::2], spectrum, seen)
+        errors = squared_errors(RIDGES[::2], factored, seen)
         best = 2 * errors.argmin(axis=0)
         beside = sorted({k for k in (*(best - 1), *(best + 1)) if 0 < k < len(RIDGES)})
         if beside:
-            errors = np.concatenate([errors, squared_errors(RIDGES[beside], spectrum, seen)])
+            errors = np.concatenate([errors, squared_errors(RIDGES[beside], factored, seen)])
         table[i] = 1.0 - errors.min(axis=0) / totals
     return table

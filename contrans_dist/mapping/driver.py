@@ -17,7 +17,7 @@ from contrans_dist.mapping.block_pairs import choose_pairs, readable_blocks
 from contrans_dist.mapping.fit import SourceRows
 from contrans_dist.mapping.linear_map import AffineMap
 from contrans_dist.mapping.map_set import MapSet, Pair
-from contrans_dist.mapping.streamed import fit_streamed
+from contrans_dist.mapping.streamed import StreamedFit
 from contrans_dist.store.activation_set import ActivationSet
 
 ROWS_IN_MEMORY = 16_384
@@ -63,11 +63,11 @@ def fit(
             aligned, pairs, options, address=address, seed=seed, shuffled=shuffled, vectors_at=vectors_at
         )
     )
-    by_pair = {pair: mapping for one in fitted for pair, mapping in one.maps.items()}
+    by_pair = {pair: mapping for of_pair in fitted for pair, mapping in of_pair.maps.items()}
     maps = replace(
         fitted[0],
         maps={pair: by_pair[pair] for pair in pairs},
-        shuffled={pair: weight for one in fitted for pair, weight in one.shuffled.items()},
+        shuffled={pair: weight for of_pair in fitted for pair, weight in of_pair.shuffled.items()},
         r2_table=table,
     )
     for pair, mapping in maps.maps.items():
@@ -107,36 +107,38 @@ def fit_one_by_one(
     )
     control_seed = seed if shuffled else None
     with connected(address) if streamed else nullcontext():
-        side: SourceRows | None = None
-        for index, pair in enumerate(pairs):
-            blocks = reads[pair]
-            try:
-                if streamed:
-                    mapping, control = fit_streamed(aligned, blocks, pair[1], options, control_seed)
-                else:
-                    if side is None or pair[0] != pairs[index - 1][0]:
-                        side = _source_rows(aligned, blocks, options)
-                    mapping, control = fit_pair(side, aligned.read(target, pair[1]), control_seed)
-            except ValueError as error:
-                raise UserError(f"{source.location}: {error}") from error
-            mapping = replace(mapping, source_blocks=blocks if len(blocks) > 1 else None)
-            weights = {} if control is None else {pair: control.weight}
-            yield replace(about_both, maps={pair: mapping}, shuffled=weights)
+        try:
+            fits = (StreamedFit if streamed else _FitInMemory)(aligned, options, control_seed)
+            for pair in pairs:
+                mapping, control = fits.fit(reads[pair], pair[1])
+                if len(reads[pair]) > 1:
+                    mapping = replace(mapping, source_blocks=reads[pair])
+                weights = {} if control is None else {pair: control.weight}
+                yield replace(about_both, maps={pair: mapping}, shuffled=weights)
+        except ValueError as error:
+            raise UserError(f"{source.location}: {error}") from error
 
 
-def fit_pair(
-    side: SourceRows, target: NDArray[np.float32], control_seed: int | None
-) -> tuple[AffineMap, AffineMap | None]:
-    """The map to these target rows, and its control where there is a seed for one."""
-    mapping = side.fit(target)
-    return mapping, None if control_seed is None else side.control(target, mapping, control_seed)
+class _FitInMemory:
+    """Maps from the rows of an aligned corpus, and their controls where there is a seed for them."""
 
+    def __init__(self, aligned: AlignedRows, options: MapOptions, control_seed: int | None) -> None:
+        self._aligned, self._options, self._seed = aligned, options, control_seed
+        self._blocks: Sequence[int] = ()
+        self._side: SourceRows | None = None
 
-def _source_rows(aligned: AlignedRows, blocks: Sequence[int], options: MapOptions) -> SourceRows:
-    x = side_by_side([aligned.read(aligned.source, block) for block in blocks])
-    split = aligned.split if options.protocol == "default" else None
-    by_token = options.centring(tokens_known=True) == "token"
-    return SourceRows(x, options, split, aligned.tokens() if by_token else None)
+    def fit(self, blocks: Sequence[int], target: int) -> tuple[AffineMap, AffineMap | None]:
+        """The map from these source blocks to a target block, and its control. ValueError without rows."""
+        aligned, options = self._aligned, self._options
+        if self._side is None or blocks != self._blocks:
+            x = side_by_side([aligned.read(aligned.source, block) for block in blocks])
+            split = aligned.split if options.protocol == "default" else None
+            by_token = options.centring(tokens_known=True) == "token"
+            self._blocks = blocks
+            self._side = SourceRows(x, options, split, aligned.tokens() if by_token else None)
+        rows = aligned.read(aligned.target, target)
+        mapping = self._side.fit(rows)
+        return mapping, None if self._seed is None else self._side.control(rows, mapping, self._seed)
 
 
 def _hashes(aligned: AlignedRows) -> NDArray[np.int64]:

@@ -1,22 +1,14 @@
 """A map from rows, or from the sums of rows: what is centred, which solver takes it, and what it is worth."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from contrans_dist.config.map_options import Centre, MapOptions
 from contrans_dist.mapping.goodness import Goodness, score_rows, score_sums
-from contrans_dist.mapping.heldout import FIT, TEST, VALIDATION, parts_of, shuffle_order
+from contrans_dist.mapping.heldout import FIT, PARTS, TEST, VALIDATION, parts_of, shuffle_order
 from contrans_dist.mapping.linear_map import AffineMap
-from contrans_dist.mapping.solver import (
-    PseudoInverse,
-    Solution,
-    Spectrum,
-    check_ridges,
-    pseudo_inverse_from_sums,
-    ridge_from_rows,
-    ridge_from_sums,
-)
+from contrans_dist.mapping.solver import PseudoInverse, PseudoInverseOfSums, Ridge, Solution
 from contrans_dist.mapping.sums import Sums, check_same_length
 from contrans_dist.mapping.tokens import TokenCentre, TokenSums, effective_rows, token_groups
 from contrans_dist.vectors.row_checks import check_finite
@@ -56,16 +48,6 @@ def fit_rows(
     return SourceRows(source, options, split, tokens).fit(target)
 
 
-def control_options(mapping: AffineMap) -> MapOptions:
-    """The options that a map was fitted with, its ridge the only one to be tried.
-
-    Choosing a ridge anew would find that nothing can be predicted, take the largest, and leave a control of
-    nearly nothing, which controls for nothing.
-    """
-    ridges = None if mapping.ridge is None else (mapping.ridge,)
-    return MapOptions(mapping.protocol, mapping.centre, mapping.regularise, ridges=ridges)  # type: ignore[arg-type]
-
-
 class SourceRows:
     """The source's side of fits from rows: checked, split, centred and factored once, for any target rows.
 
@@ -90,23 +72,23 @@ class SourceRows:
             self._about_tokens(np.asarray(tokens))
         n_fit = int(np.sum(self._parts == FIT))
         self._from_sums = options.has_ridge and n_fit >= self._x.shape[1]
-        self._mean = np.zeros(self._x.shape[1])
-        self._spectrum: Spectrum | None = None
-        self._pseudo_inverse: PseudoInverse | None = None
+        self._sums: SourceSums | None = None
         if self._from_sums:
             return
+        self._mean = np.zeros(self._x.shape[1])
         if self._centre:
             self._mean = self._x[self._parts == FIT].mean(axis=0, dtype=np.float64)
-        self._of_part = {p: self._x[self._parts == p] - self._mean for p in (FIT, VALIDATION, TEST)}
+        self._of_part = {part: self._x[self._parts == part] - self._mean for part in PARTS}
         fit = self._of_part[FIT]
+        self._solver: Ridge | PseudoInverse
         if options.has_ridge:
-            self._spectrum = Spectrum.of(fit @ fit.T)
+            self._solver = Ridge(fit @ fit.T, fit @ self._of_part[VALIDATION].T, rows=fit)
         else:
-            self._pseudo_inverse = PseudoInverse(fit)
+            self._solver = PseudoInverse(fit)
 
     def _about_tokens(self, tokens: np.ndarray) -> None:
-        self._n_effective, self._lost = effective_rows(tokens, self._parts)
         group, n_groups = token_groups(tokens, self._parts)
+        self._n_effective, self._lost = effective_rows(group, self._parts)
         fit = self._parts == FIT
         sums = TokenSums.of(self._x, group, n_groups, fit)
         self._x, self._overall = sums.about(self._x, group), sums.overall()
@@ -115,16 +97,18 @@ class SourceRows:
 
     def fit(self, target: np.ndarray) -> AffineMap:
         """The map to target rows [n, d_t]."""
-        return self._fit(target, self._options)
+        return self._fit(target, self._options.ridges)
 
     def control(self, target: np.ndarray, mapping: AffineMap, seed: int = 0) -> AffineMap:
         """The shuffled-map control of a map to these rows: the fit rows permuted (seeded)."""
         # Source rows in an order against the target's are the source's as they are, whose factors serve
         # again, against the target's in the opposite order.
         order = np.argsort(shuffle_order(self._parts == FIT, seed))
-        return self._fit(target, control_options(mapping), order)
+        return self._fit(target, ridge_of(mapping), order)
 
-    def _fit(self, target: np.ndarray, options: MapOptions, order: np.ndarray | None = None) -> AffineMap:
+    def _fit(
+        self, target: np.ndarray, ridges: Sequence[float] | None, order: np.ndarray | None = None
+    ) -> AffineMap:
         y, token_centre = check_finite(target, "target"), None
         check_same_length(self._x, y)
         if self._by_token is not None:
@@ -135,90 +119,124 @@ class SourceRows:
         if order is not None:
             y = y[order]
         if not self._from_sums:
-            return self._solve_rows(y, options, token_centre)
+            return self._solve_rows(y, ridges, token_centre)
         parts: SumsByPart = {}
-        for part in (FIT, VALIDATION, TEST):
+        for part in PARTS:
             rows = self._parts == part
-            parts[part] = Sums.of(self._x[rows], y[rows])
-        if self._spectrum is None:
-            fitted_on = parts[FIT]
-            self._spectrum = Spectrum.of(fitted_on.sxx if self._centre else fitted_on.around(0.0, 0.0)[0])
-        return fit_sums(parts, options, self._centre, token_centre, self._spectrum)
+            parts[part] = Sums.of(self._x[rows], y[rows], cross_only=self._sums is not None)
+        if self._sums is None:
+            self._sums = SourceSums(parts, self._options, self._centre)
+        return self._sums.fit(parts, ridges, token_centre)
 
-    def _solve_rows(self, y: np.ndarray, options: MapOptions, token_centre: TokenCentre | None) -> AffineMap:
-        rows = {p: y[self._parts == p].astype(np.float64) for p in (FIT, VALIDATION, TEST)}
+    def _solve_rows(
+        self, y: np.ndarray, ridges: Sequence[float] | None, token_centre: TokenCentre | None
+    ) -> AffineMap:
+        rows = {part: y[self._parts == part].astype(np.float64) for part in PARTS}
         fit_mean = rows[FIT].mean(axis=0)
         mean_y = fit_mean if self._centre else np.zeros(y.shape[1])
-        held = {part: (self._of_part[part], rows[part] - mean_y) for part in rows}
-        if self._pseudo_inverse is not None:
-            solution = self._pseudo_inverse.solve(held[FIT][1])
+        about = {part: rows[part] - mean_y for part in PARTS}
+        x = self._of_part
+        if isinstance(self._solver, Ridge):
+            held = x[FIT] @ (x[VALIDATION].T @ about[VALIDATION]), float(np.sum(about[VALIDATION] ** 2))
+            solution = self._solver.solve(about[FIT], held, ridges)
         else:
-            assert self._spectrum is not None  # one of them was made beside `_of_part`
-            ridges = check_ridges(options.ridges)
-            solution = ridge_from_rows(self._spectrum, held[FIT], held[VALIDATION], ridges)
-        judged = FIT if options.protocol == "lcross" else TEST
-        scores = [score_rows(*held[p], solution.weight, fit_mean - mean_y) for p in (VALIDATION, judged)]
+            solution = self._solver.solve(about[FIT])
+
+        def score(part: str) -> Goodness | None:
+            return score_rows(x[part], about[part], solution.weight, fit_mean - mean_y)
+
         means = self._mean, mean_y
-        return _assemble(solution, means, scores, options, self._centre, len(rows[FIT]), token_centre)
+        return _assemble(solution, means, score, self._options, self._centre, len(rows[FIT]), token_centre)
 
 
-def fit_sums(
-    parts: SumsByPart,
-    options: MapOptions,
-    centre: Centre,
-    token_centre: TokenCentre | None = None,
-    spectrum: Spectrum | None = None,
-) -> AffineMap:
-    """`fit_rows` from the sums of its parts alone, so for any number of rows; always the primal side.
+class SourceSums:
+    """The source's side of fits from sums: X^T X of every part, factored once, for the sums of any target.
 
-    Without a ridge the sums square the condition number: see `solver.pseudo_inverse_from_sums` for the
-    cut-off, and the map's warnings for what it cost.
+    For any number of rows; always the primal side. Without a ridge the sums square the condition number: see
+    `solver.PseudoInverseOfSums` for the cut-off, and the map's warnings for what it cost.
 
     Args:
-        parts: the sums of "fit", "validation" and "test"; the latter two are needed for a choice of the ridge
-            and for figures alone.
+        parts: the sums of "fit", "validation" and "test" rows; the latter two are needed for a choice of the
+            ridge and for figures alone.
         options: how it is fitted.
         centre: what the rows are centred about; with "token" the sums are about the tokens' means already.
-        token_centre: what is known of those.
-        spectrum: that of the source's sums over the fit rows, where it is known.
 
     Raises:
-        ValueError: for parts without rows.
+        ValueError: without rows to fit on.
     """
-    fit, validation, test = parts[FIT], parts.get(VALIDATION), parts.get(TEST)
-    if fit.n == 0:
-        raise ValueError("no rows to fit on")
-    means = fit.mean_x, fit.mean_y
-    if not centre:
-        means = np.zeros(len(fit.mean_x)), np.zeros(len(fit.mean_y))
-    xx, xy, _ = fit.around(*means)
-    if options.has_ridge:
-        held = None
-        if validation is not None and validation.n:
-            held_xx, held_xy, held_yy = validation.around(*means)
-            held = held_xx, held_xy, float(held_yy.sum())
-        spectrum = spectrum or Spectrum.of(xx)
-        solution = ridge_from_sums(spectrum, xy, held, check_ridges(options.ridges))
-    else:
-        solution = pseudo_inverse_from_sums(xx, xy, fit.n - bool(centre))
-    judged = (None, fit) if options.protocol == "lcross" else (validation, test)
-    scores = [score_sums(part, solution.weight, means, fit.mean_y) for part in judged]
-    return _assemble(solution, means, scores, options, centre, fit.n, token_centre)
+
+    def __init__(self, parts: SumsByPart, options: MapOptions, centre: Centre) -> None:
+        fit = parts[FIT]
+        if fit.n == 0:
+            raise ValueError("no rows to fit on")
+        self._options, self._centre = options, centre
+        self._mean = fit.mean_x if centre else np.zeros(len(fit.mean_x))
+        self._parts = {part: sums for part, sums in parts.items() if sums.n}
+        self._solver: Ridge | PseudoInverseOfSums
+        if options.has_ridge:
+            held = self._xx(VALIDATION) if VALIDATION in self._parts else None
+            self._solver = Ridge(self._xx(FIT), held)
+        else:
+            self._solver = PseudoInverseOfSums(self._xx(FIT), fit.n - bool(centre))
+
+    def _xx(self, part: str) -> np.ndarray:
+        return self._parts[part].source_around(self._mean)
+
+    def fit(
+        self,
+        parts: SumsByPart,
+        ridges: Sequence[float] | None = None,
+        token_centre: TokenCentre | None = None,
+    ) -> AffineMap:
+        """The map to the target that these sums are over.
+
+        Args:
+            parts: the sums of each part over the same source rows, the source's own needed no more.
+            ridges: those that are tried; None is `solver.RIDGES`.
+            token_centre: what is known of the tokens' means, where the sums are about those.
+        """
+        fit = parts[FIT]
+        means = self._mean, fit.mean_y if self._centre else np.zeros(len(fit.mean_y))
+        xy, _ = fit.around(*means)
+        if isinstance(self._solver, Ridge):
+            held = None
+            if VALIDATION in self._parts and VALIDATION in parts:
+                held_xy, held_yy = parts[VALIDATION].around(*means)
+                held = held_xy, float(held_yy.sum())
+            solution = self._solver.solve(xy, held, ridges)
+        else:
+            solution = self._solver.solve(xy)
+
+        def score(part: str) -> Goodness | None:
+            if part not in self._parts or part not in parts:
+                return None
+            return score_sums(parts[part], self._xx(part), solution.weight, means, fit.mean_y)
+
+        return _assemble(solution, means, score, self._options, self._centre, fit.n, token_centre)
+
+
+def ridge_of(mapping: AffineMap) -> tuple[float, ...] | None:
+    """The ridges that the control of a map tries: the map's own alone.
+
+    Choosing a ridge anew would find that nothing can be predicted, take the largest, and leave a control of
+    nearly nothing, which controls for nothing.
+    """
+    return None if mapping.ridge is None else (mapping.ridge,)
 
 
 def _assemble(
     solution: Solution,
     means: tuple[np.ndarray, np.ndarray],
-    scores: list[Goodness | None],
+    score: Callable[[str], Goodness | None],
     options: MapOptions,
     centre: Centre,
     n_fit: int,
     token_centre: TokenCentre | None,
 ) -> AffineMap:
-    """The map as it is stored; `scores` are those of the validation rows and of those that judge it."""
-    validation, judged = scores
-    warnings = list(solution.warnings)
+    """The map as it is stored; `score` is how well it predicts a part of the rows."""
     held_out = options.protocol != "lcross"
+    validation, judged = score(VALIDATION), score(TEST if held_out else FIT)
+    warnings = [*(token_centre.warnings if token_centre else ()), *solution.warnings]
     if not held_out:
         warnings.append("R2 is in-sample: every row was fitted on")
     elif judged is not None and judged.r2 < 0:
@@ -226,7 +244,7 @@ def _assemble(
     if token_centre is not None:
         means = token_centre.mean_x, token_centre.mean_y
     bias = means[1] - means[0] @ solution.weight if centre else np.zeros(solution.weight.shape[1])
-    mapping = AffineMap(
+    return AffineMap(
         weight=solution.weight.astype(np.float32),
         bias=bias.astype(np.float32),
         protocol=options.protocol,
@@ -243,8 +261,5 @@ def _assemble(
         warnings=warnings,
         centre=centre,
         regularise="ridge" if options.has_ridge else "none",
+        n_effective=token_centre.n_effective if token_centre else None,
     )
-    if token_centre is None:
-        return mapping
-    warnings = [*token_centre.warnings, *warnings]
-    return replace(mapping, n_effective=token_centre.n_effective, warnings=warnings)

@@ -23,12 +23,17 @@ def score_rows(x: np.ndarray, y: np.ndarray, weight: np.ndarray, fit_mean: np.nd
 
 
 def score_sums(
-    rows: Sums | None, weight: np.ndarray, means: tuple[np.ndarray, np.ndarray], fit_mean: np.ndarray
+    rows: Sums,
+    sxx: np.ndarray,
+    weight: np.ndarray,
+    means: tuple[np.ndarray, np.ndarray],
+    fit_mean: np.ndarray,
 ) -> Goodness | None:
-    """`score_rows` from the sums of rows, for predictions about `means`, which are near them."""
-    if rows is None or rows.n == 0:
-        return None
-    sxx, sxy, syy = rows.around(*means)
+    """`score_rows` from the sums of rows, for predictions about `means`, which are near them.
+
+    sxx [d_s, d_s]: their `Sums.sxx`, about the first of the means.
+    """
+    sxy, syy = rows.around(*means)
     squared = syy - 2.0 * np.einsum("ij,ij->j", weight, sxy) + np.einsum("ij,ij->j", weight, sxx @ weight)
     total = rows.syy + rows.n * (rows.mean_y - fit_mean) ** 2
     return _goodness(rows.n, np.maximum(squared, 0.0), total)

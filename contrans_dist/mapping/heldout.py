@@ -5,13 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FIT, VALIDATION, TEST = "fit", "validation", "test"
+PARTS = FIT, VALIDATION, TEST = "fit", "validation", "test"
 
 
 def split_of(text_ids: Sequence[str]) -> np.ndarray:
-    """ "fit", "validation" or "test" for every text, 80 : 10 : 10, by a hash of its id: array of str [n].
+    """The part of a fit that each text belongs to, 80 : 10 : 10, by a hash of its id alone: identical texts
+    fall on the same side, in every set and on every machine.
 
-    Depends on the id alone: identical texts fall on the same side, in every set and on every machine.
+    Args:
+        text_ids: [n], or any other text that tells them apart.
+
+    Returns:
+        "fit", "validation" or "test" for each: array of str [n].
     """
     parts = []
     for text_id in text_ids:

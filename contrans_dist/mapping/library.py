@@ -43,9 +43,22 @@ def concept_vector(
     method: str = "mean",
     paired: bool | None = None,
 ) -> np.ndarray | dict[int, np.ndarray]:
-    """The concept vector of positive and negative rows: float32 [d], see `concepts.concept_vector`.
+    """The direction that tells positive rows from negative ones.
 
-    Of rows by block, as `capture` returns them: `{block: [d]}`, for the blocks that both have.
+    Args:
+        positive: Activations of texts with the concept, `[n, d]`; or by block, as `capture` returns them.
+        negative: Activations of texts without, `[m, d]`, in the same form.
+        method: `mean` is the mean of the positive minus the mean of the negative rows, in the units of the
+            activations (equation 1 of ConTrans). `pca` is the first principal component of the differences of
+            pairs about their mean, of unit length, with the sign that points along that mean.
+        paired: True insists on pairs (equal counts), False says that there are none, None takes them where
+            the counts agree. Only `pca` needs them.
+
+    Returns:
+        float32 `[d]`; of rows by block `{block: [d]}`, for the blocks that both have.
+
+    Raises:
+        ValueError: For an empty side, NaN or infinity, different widths, pairs that are missing or too few.
     """
     if isinstance(positive, Mapping) and isinstance(negative, Mapping):
         blocks = [block for block in positive if block in negative]
@@ -138,22 +151,35 @@ def transplant(
     source_norm: float | None = None,
     target_norm: float | None = None,
 ) -> np.ndarray:
-    """The concept vector in the target's space, float32 [d_target]: see `transplanting.transplant`.
+    """The concept vector in the target's space: v_hat = v F, without the bias.
 
-    A vector by block (`concept_vector` of captures, or one from a file) goes through a map of `fit_map` that
-    knows its source blocks; under "match" the norm is measured at the highest of them, of which `source_norm`
-    is the median residual norm (`Activations.norms`).
+    Args:
+        vector: v, [d_source]; or by block, as `concept_vector` of captures or a file gives it, for a map of
+            `fit_map`, which knows the source blocks that it reads.
+        mapping: an AffineMap, or its weight [d_source, d_target].
+        norm: "keep" is v F as it is. "match" scales v F so that it is the same fraction of the target's
+            median residual norm as v is of the source's; one strength then means the same push in both.
+        source_norm: the source's median residual norm (`Activations.norms`), for "match", at the block of the
+            vector; of a map that reads several, at the highest.
+        target_norm: the target's, at the block where the vector will be added; for "match".
+
+    Returns:
+        float32 [d_target].
+
+    Raises:
+        ValueError: for wrong shapes, NaN, a block that the vector has not, norms that are missing or not
+            positive, or a v F of zero under "match".
     """
-    blocks = mapping.source_blocks if isinstance(mapping, AffineMap) else None
     if not isinstance(vector, Mapping | ConceptVector):
         return transplanting.transplant(vector, mapping, norm, source_norm, target_norm)
+    blocks = mapping.source_blocks if isinstance(mapping, AffineMap) else None
     if blocks is None:
         raise ValueError("the map does not say which source blocks it reads: expected the vector [d] of one")
-    missing = [] if isinstance(vector, ConceptVector) else [b for b in blocks if b not in vector]
-    if missing:
-        raise ValueError(f"the vector has no block {missing[0]}; the map reads blocks {blocks}")
-    rows = [vector.at(b) if isinstance(vector, ConceptVector) else vector[b] for b in blocks]
-    row = np.concatenate(rows)
-    if source_norm is not None and np.any(rows[-1]):
-        source_norm *= float(np.linalg.norm(row) / np.linalg.norm(rows[-1]))
-    return transplanting.transplant(row, mapping, norm, source_norm, target_norm)
+    if isinstance(vector, ConceptVector):
+        rows = [vector.at(block) for block in blocks]
+    else:
+        missing = [block for block in blocks if block not in vector]
+        if missing:
+            raise ValueError(f"the vector has no block {missing[0]}; the map reads blocks {blocks}")
+        rows = [vector[block] for block in blocks]
+    return transplanting.transplant(np.stack(rows), mapping, norm, source_norm, target_norm)

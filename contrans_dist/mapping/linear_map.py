@@ -12,22 +12,32 @@ _RANDOM_MAP = 0x72616E646F6D54
 
 @dataclass(frozen=True)
 class AffineMap:
-    """A fitted map: weight float32 [d_source, d_target], bias float32 [d_target], and how it was come by.
+    """A fitted map, and how it was come by.
 
     Row vectors throughout: y ~ x F + b. The bias maps points (rows of activations); a concept vector is a
-    difference of points, so only F applies to it.
+    difference of points, so only F applies to it. Figures are None where there were no rows for them; with
+    centre "token" they are about the tokens' means. R2 = 1 - SSE / SST, SST about the fit rows' mean.
 
-    side: "primal" (d_source unknowns a column) or "dual" (one unknown a row, when there are fewer rows than
-    columns). rank and condition_number: of the source rows fitted on (centred under "default"), before any
-    ridge. ridge: relative to the largest eigenvalue, None where there is none. R2 = 1 - SSE / SST over all
-    columns, SST about the fit rows' mean; r2_test_column is the median over the columns, which a few columns
-    of huge variance cannot rule. mse_test: mean squared error per number. held_out False: the "test" figures
-    are in-sample. Figures are None where there were no rows for them.
-
-    centre, regularise: the options of the fit (`MapOptions`); None in files older than they are. With centre
-    "token" the figures are about the tokens' means, and n_effective of the n_fit rows count: the others are
-    the only ones of their token. source_blocks: where a map reads several, they in the order of its rows,
-    d_source / len of them each.
+    Attributes:
+        weight: F, float32 [d_source, d_target].
+        bias: b, float32 [d_target].
+        protocol: see `MapOptions`, as of `centre` and `regularise`.
+        side: "primal" (d_source unknowns a column) or "dual" (one a row, for fewer rows than columns).
+        n_fit: rows that were fitted on.
+        rank: of the source rows fitted on (centred under "default"), before any ridge.
+        condition_number: of the same.
+        ridge: relative to the largest eigenvalue; None where there is none.
+        r2_validation: R2 over all columns, on the rows that the ridge was chosen on.
+        r2_test: R2 over all columns, on rows that nothing else saw.
+        r2_test_column: the median of the columns' R2, which a few of huge variance cannot rule.
+        mse_test: mean squared error per number.
+        held_out: False where the "test" figures are in-sample.
+        warnings: one line each.
+        centre: None in files older than the option.
+        regularise: None in files older than the option.
+        source_blocks: where a map reads several, they in the order of its rows, d_source / len of them each.
+        n_effective: with centre "token", the rows of `n_fit` that count; the others are the only ones of
+            their token.
     """
 
     weight: np.ndarray

@@ -61,64 +61,54 @@ class MapSet:
         """A source vector in the target's space, at the pair's target block (equation 2: v F, no bias).
 
         A map over several source blocks takes the vector's rows at all of them; `match` still measures the
-        row at the pair's own source block, so that a strength means the same with any number of them. The
-        result also carries the same vector through the shuffled map, as a control. Raises UserError when
-        the vector is of another width or carries nothing at the pair's source block, when `match` lacks a
-        norm, and when nothing, or no finite number, comes out.
+        row at the pair's own source block, so that a strength means the same with any number of them.
+
+        Args:
+            vector: of the source model.
+            norm: see `transplant.transplant`.
+            pair: through which of the maps; None is the only one.
+
+        Returns:
+            The vector for the target, at the pair's target block alone; beside it the same vector through the
+            shuffled map, as a control, where there is one.
+
+        Raises:
+            UserError: when the vector is of another width or carries nothing at a source block, when `match`
+                lacks a norm, and when nothing, or no finite number, comes out.
         """
         source, target = self.only_pair(pair)
-        mapping = self.maps[source, target]
-        read = mapping.source_blocks or [source]
-        if mapping.weight.shape[0] != vector.d * len(read):
+        mapping, shuffled = self.maps[source, target], self.shuffled.get((source, target))
+        blocks = mapping.source_blocks or [source]
+        if mapping.weight.shape[0] != vector.d * len(blocks):
             raise UserError(
                 f"vector {vector.concept!r} is {vector.d} wide, the map takes "
-                f"{mapping.weight.shape[0] // len(read)}"
+                f"{mapping.weight.shape[0] // len(blocks)}"
             )
-        row = np.concatenate([vector.at(block) for block in read])
-        norm_at = self.source_norms.get(source)
-        if norm_at is not None:
-            # Whatever the row is, it is not zero; in float64 its length is finite.
-            length, at_source = (np.linalg.norm(v.astype(np.float64)) for v in (row, vector.at(source)))
-            norm_at *= float(length / at_source)
-        norms: dict[str, float | None] = {
-            "source_norm": norm_at,
-            "target_norm": self.target_norms.get(target),
-        }
-        shuffled = self.shuffled.get((source, target))
-        named = "+".join(map(str, read))
-        step = f"mapped block {named} -> {target}, protocol {self.protocol}, norm {norm}"
+        rows = np.stack([vector.at(block) for block in blocks])
+        norms = self.source_norms.get(source), self.target_norms.get(target)
+
+        def through(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+            try:
+                with np.errstate(over="ignore"):
+                    mapped = transplant(rows, weight, norm, *norms)
+            except ValueError as error:
+                raise UserError(f"vector {vector.concept!r}: {error}") from error
+            if not (np.isfinite(mapped).all() and mapped.any()):
+                raise UserError(f"vector {vector.concept!r}: the map takes it to nothing, or beyond float32")
+            values = np.zeros((self.n_target_blocks, mapped.size), np.float32)
+            values[target] = mapped
+            return values
+
+        step = f"mapped block {'+'.join(map(str, blocks))} -> {target}, protocol {self.protocol}, norm {norm}"
         return replace(
             vector,
-            values=self._carried(vector, row, mapping, norm, norms, target),
-            shuffled_map=None
-            if shuffled is None
-            else self._carried(vector, row, shuffled, norm, norms, target),
+            values=through(mapping.weight),
+            shuffled_map=None if shuffled is None else through(shuffled),
             model=self.target_model,
             norms=self.target_norms,
             map_text_hashes=self.text_hashes,
             steps=(*vector.steps, step),
         )
-
-    def _carried(
-        self,
-        vector: ConceptVector,
-        row: NDArray[np.float32],
-        mapping: AffineMap | NDArray[np.float32],
-        norm: Literal["keep", "match"],
-        norms: dict[str, float | None],
-        block: int,
-    ) -> NDArray[np.float32]:
-        """`row` through one map, as the target's `[n_blocks, d]`."""
-        try:
-            with np.errstate(over="ignore"):
-                mapped = transplant(row, mapping, norm, norms["source_norm"], norms["target_norm"])
-        except ValueError as error:
-            raise UserError(f"vector {vector.concept!r}: {error}") from error
-        if not (np.isfinite(mapped).all() and mapped.any()):
-            raise UserError(f"vector {vector.concept!r}: the map takes it to nothing, or beyond float32")
-        values = np.zeros((self.n_target_blocks, mapped.size), np.float32)
-        values[block] = mapped
-        return values
 
     def save(self, location: Location) -> None:
         """Publish as safetensors: `weight.{s}.{t}`, `bias.{s}.{t}`, `shuffled.{s}.{t}`, and the header.

@@ -43,96 +43,74 @@ class Solution:
 # ---------------------------------------------------------------- ridge
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Eigenvalues [k], ascending and not negative, and eigenvectors [k, k] of X^T X or of X X^T."""
+class Ridge:
+    """Ridge regression on one source, factored once for every target and every ridge.
 
-    values: np.ndarray
-    vectors: np.ndarray
+    values [k], ascending and not negative, and vectors [k, k]: the spectrum of the source's Gram matrix.
+    """
 
-    @classmethod
-    def of(cls, gram: np.ndarray) -> "Spectrum":
-        """The spectrum of a symmetric positive semidefinite float64 matrix. ValueError when it is zero."""
-        values, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
+    def __init__(
+        self, gram: np.ndarray, held: np.ndarray | None = None, rows: np.ndarray | None = None
+    ) -> None:
+        """From sums about one point, X^T X and X_v^T X_v of the validation rows; or, for fewer rows than
+        columns, from `rows` X, with X X^T and X X_v^T. ValueError when the rows are all the same.
+        """
+        values, self.vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
         if not values[-1] > 0:
             raise ValueError("the source rows are all the same: there is nothing to fit a map on")
-        return cls(np.maximum(values, 0.0), vectors)
+        self.values, self._rows, self._seen = np.maximum(values, 0.0), rows, None
+        if held is not None and rows is None:
+            self._seen = self.vectors.T @ held @ self.vectors
+        elif held is not None and held.size:
+            along = self.vectors.T @ held
+            self._seen = along @ along.T
+        # What lies beyond a condition number of about 1e7 a Gram matrix cannot show: it counts as rank lost.
+        kept = self.values[self.values > self.values[-1] * _cut_off(len(self.values))]
+        self._rank, self._condition = len(kept), float(np.sqrt(kept[-1] / kept[0]))
 
     def inverse(self, ridge: float) -> np.ndarray:
         """1 / (lambda_i + ridge * lambda_max), [k]."""
         return 1.0 / (self.values + ridge * self.values[-1])
 
-    def rank(self) -> tuple[int, float]:
-        """(rank, condition number of X) over the eigenvalues that rounding can tell from zero.
+    def solve(
+        self, xy: np.ndarray, held: tuple[np.ndarray, float] | None, ridges: Sequence[float] | None
+    ) -> Solution:
+        """The map of the smallest ridge that is about as good as the best on validation rows.
 
-        A Gram matrix shows condition numbers up to about 1e7; what lies beyond is counted as rank lost.
+        xy: X^T Y, or Y where the source is given as rows. held: (the same of the validation rows, X_v^T Y_v
+        or X X_v^T Y_v; the sum of squares of Y_v). ridges: those to be tried; None is `RIDGES`.
         """
-        kept = self.values[self.values > self.values[-1] * _cut_off(len(self.values))]
-        return len(kept), float(np.sqrt(kept[-1] / kept[0]))
+        grid, warnings = _checked(ridges), list[str]()
+        ridge = float(grid[0])
+        if len(grid) > 1:
+            if held is None or self._seen is None:
+                raise ValueError("no validation rows to choose the ridge on")
+            ridge, warnings = choose_ridge(grid, self.errors(xy, *held, grid), held[1])
+        weight = self.vectors @ (self.inverse(ridge)[:, None] * (self.vectors.T @ xy))
+        if self._rows is None:
+            return Solution(weight, "primal", self._rank, self._condition, ridge, warnings)
+        return Solution(self._rows.T @ weight, "dual", self._rank, self._condition, ridge, warnings)
+
+    def errors(self, xy: np.ndarray, held_xy: np.ndarray, total: float, ridges: np.ndarray) -> np.ndarray:
+        """Squared error over the validation rows of every ridge, float64 [n_ridges]; arguments as of `solve`.
+
+        With D the diagonal of `inverse` as a vector it is total - 2 D linear + D quadratic D; linear [k] and
+        quadratic [k, k] do not depend on the ridge.
+        """
+        assert self._seen is not None  # without validation rows there is no error over them
+        projected = self.vectors.T @ xy
+        linear = np.einsum("ij,ij->i", projected, self.vectors.T @ held_xy)
+        inverses = np.stack([self.inverse(ridge) for ridge in ridges])
+        quadratic = self._seen * (projected @ projected.T)
+        return total - 2.0 * inverses @ linear + np.einsum("ri,ri->r", inverses @ quadratic, inverses)
 
 
-def check_ridges(ridges: Sequence[float] | np.ndarray | None) -> np.ndarray:
+def _checked(ridges: Sequence[float] | None) -> np.ndarray:
     """The relative ridges to try as a float64 array, ascending. ValueError when empty or not positive."""
     grid = np.sort(np.asarray(RIDGES if ridges is None else ridges, dtype=np.float64))
     if grid.ndim != 1 or grid.size == 0 or not (grid > 0).all() or not np.isfinite(grid).all():
         raise ValueError("ridges: expected positive numbers, relative to the largest eigenvalue")
     return grid
-
-
-def ridge_from_sums(
-    spectrum: Spectrum,
-    xy: np.ndarray,
-    held: tuple[np.ndarray, np.ndarray, float] | None,
-    ridges: np.ndarray,
-) -> Solution:
-    """The ridge map from the spectrum of X^T X and from xy = X^T Y, all about one point.
-
-    held: the same sums over the validation rows, X^T X, X^T Y and the sum of squares of Y, or None.
-    """
-    projected = spectrum.vectors.T @ xy
-    ridge, warnings = float(ridges[0]), list[str]()
-    if len(ridges) > 1:
-        if held is None:
-            raise ValueError("no validation rows to choose the ridge on")
-        linear = np.einsum("ij,ij->i", projected, spectrum.vectors.T @ held[1])
-        seen = spectrum.vectors.T @ held[0] @ spectrum.vectors
-        errors = ridge_errors(spectrum, ridges, linear, seen * (projected @ projected.T), held[2])
-        ridge, warnings = choose_ridge(ridges, errors, held[2])
-    weight = spectrum.vectors @ (spectrum.inverse(ridge)[:, None] * projected)
-    return Solution(weight, "primal", *spectrum.rank(), ridge, warnings)
-
-
-def ridge_from_rows(
-    spectrum: Spectrum,
-    rows: tuple[np.ndarray, np.ndarray],
-    held: tuple[np.ndarray, np.ndarray],
-    ridges: np.ndarray,
-) -> Solution:
-    """The same map from the spectrum of X X^T, rows (X, Y) and validation rows (X, Y) about one point."""
-    (x, y), (x_held, y_held) = rows, held
-    projected = spectrum.vectors.T @ y
-    ridge, warnings = float(ridges[0]), list[str]()
-    if len(ridges) > 1:
-        if len(x_held) == 0:
-            raise ValueError("no validation rows to choose the ridge on")
-        seen, total = x_held @ x.T @ spectrum.vectors, float(np.sum(y_held**2))
-        linear = np.einsum("ij,ij->i", projected, seen.T @ y_held)
-        errors = ridge_errors(spectrum, ridges, linear, (seen.T @ seen) * (projected @ projected.T), total)
-        ridge, warnings = choose_ridge(ridges, errors, total)
-    weight = x.T @ (spectrum.vectors @ (spectrum.inverse(ridge)[:, None] * projected))
-    return Solution(weight, "dual", *spectrum.rank(), ridge, warnings)
-
-
-def ridge_errors(
-    spectrum: Spectrum, ridges: np.ndarray, linear: np.ndarray, quadratic: np.ndarray, total: float
-) -> np.ndarray:
-    """Squared error over validation rows of every ridge: float64 [n_ridges].
-
-    With D the diagonal of `Spectrum.inverse` as a vector it is total - 2 D linear + D quadratic D; linear [k]
-    and quadratic [k, k] do not depend on the ridge.
-    """
-    inverses = np.stack([spectrum.inverse(ridge) for ridge in ridges])
-    return total - 2.0 * inverses @ linear + np.einsum("ri,ri->r", inverses @ quadratic, inverses)
 
 
 def choose_ridge(ridges: np.ndarray, errors: np.ndarray, total: float) -> tuple[float, list[str]]:
@@ -172,7 +150,6 @@ class PseudoInverse:
 
     def __init__(self, rows: np.ndarray) -> None:
         self._dual = rows.shape[0] < rows.shape[1]
-        self.side = "dual" if self._dual else "primal"
         self._q, r = scipy.linalg.qr(rows.T if self._dual else rows, mode="economic", check_finite=False)
         self._triangle = _Triangle(r, max(rows.shape))
 
@@ -180,10 +157,10 @@ class PseudoInverse:
         """F = X^+ Y for target rows Y [n, d_t]."""
         triangle = self._triangle
         if self._dual:
-            weight = self._q @ triangle.inverse_transposed_times(target)
+            weight, side = self._q @ triangle.inverse_times(target, transposed=True), "dual"
         else:
-            weight = triangle.inverse_times(self._q.T @ target)
-        return Solution(weight, self.side, triangle.rank, triangle.condition_number(), None, triangle.trust())
+            weight, side = triangle.inverse_times(self._q.T @ target), "primal"
+        return Solution(weight, side, triangle.rank, triangle.condition_number(), None, triangle.trust())
 
 
 class _Triangle:
@@ -209,21 +186,15 @@ class _Triangle:
 
     def trust(self) -> list[str]:
         """`trust` of R; where it is well-conditioned there is nothing to warn of, nor to compute."""
-        return [] if self._svd is None else trust(self.rank, len(self._r), self.condition_number())
+        return [] if self._svd is None else _trust(self.rank, len(self._r), self.condition_number())
 
-    def inverse_times(self, b: np.ndarray) -> np.ndarray:
-        """R^-1 b for b [k, m]."""
+    def inverse_times(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """R^-1 b, or R^-T b, for b [k, m]."""
         if self._svd is None:
-            return scipy.linalg.solve_triangular(self._r, b, check_finite=False)
+            return scipy.linalg.solve_triangular(self._r, b, trans=int(transposed), check_finite=False)
         u, sigma, vt = self._svd
-        return vt.T @ ((u.T @ b) / sigma[:, None])
-
-    def inverse_transposed_times(self, b: np.ndarray) -> np.ndarray:
-        """R^-T b for b [k, m]."""
-        if self._svd is None:
-            return scipy.linalg.solve_triangular(self._r, b, trans="T", check_finite=False)
-        u, sigma, vt = self._svd
-        return u @ ((vt @ b) / sigma[:, None])
+        left, right = (u, vt) if transposed else (vt.T, u.T)
+        return left @ ((right @ b) / sigma[:, None])
 
 
 def map_vectors(vectors: np.ndarray, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -248,34 +219,58 @@ def map_vectors(vectors: np.ndarray, source: np.ndarray, target: np.ndarray) -> 
     else:
         q, r = scipy.linalg.qr(x, mode="economic", overwrite_a=True, check_finite=False)
         triangle = _Triangle(r, max(x.shape))
-        weights = triangle.inverse_transposed_times(v.T).T @ q.T
+        weights = triangle.inverse_times(v.T, transposed=True).T @ q.T
     # For so few rows numpy sums in float64 without a float64 copy of the target, which would take longer.
     return weights @ np.asarray(target), triangle.trust()
 
 
-def pseudo_inverse_from_sums(xx: np.ndarray, xy: np.ndarray, n: int) -> Solution:
-    """F = (X^T X)^+ X^T Y from the sums xx [d_s, d_s] and xy [d_s, d_t] over n rows.
+class PseudoInverseOfSums:
+    """(X^T X)^+ of the sums X^T X [d_s, d_s] over n rows, kept as factors.
 
     X^T X has the square of X's condition number. Scaling every column to length one first takes out what
     comes from columns of different size alone (Cholesky is indifferent to it; residual streams have columns a
     hundred times the others). What is still lost is estimated and warned of.
     """
-    limit = min(n, len(xx))
-    solution = _by_cholesky(xx, xy) if n >= len(xx) else None
-    if solution is not None:
-        return solution
-    eigenvalues, vectors = scipy.linalg.eigh(xx, check_finite=False)
-    kept = eigenvalues > max(float(eigenvalues[-1]), 0.0) * _cut_off(len(xx))
-    kept[: len(kept) - limit] = False
-    rank, values, basis = int(kept.sum()), eigenvalues[kept], vectors[:, kept]
-    condition = float(np.sqrt(values[-1] / values[0])) if rank else float("inf")
-    weight = basis @ ((basis.T @ xy) / values[:, None])
-    warnings = trust(rank, limit, condition) + _squared_loss(EPSILON * condition**2)
-    return Solution(weight, "primal", rank, condition, None, warnings)
+
+    def __init__(self, xx: np.ndarray, n: int) -> None:
+        full_rank = min(n, len(xx))
+        self._cholesky = _scaled_cholesky(xx) if n >= len(xx) else None
+        if self._cholesky is not None:
+            values = scipy.linalg.eigvalsh(xx, check_finite=False)
+            values[0] = max(values[0], 0.0)
+            lost = self._cholesky[2]
+        else:
+            values, vectors = scipy.linalg.eigh(xx, check_finite=False)
+            kept = values > max(values[-1], 0.0) * _cut_off(len(xx))
+            kept[: len(kept) - full_rank] = False
+            values = values[kept]
+            self._spectrum = values, vectors[:, kept]
+            lost = EPSILON * values[-1] / values[0] if len(values) else float("inf")
+        self._rank = len(values)
+        known = self._rank > 0 and values[0] > 0
+        self._condition = float(np.sqrt(values[-1] / values[0])) if known else float("inf")
+        self._warnings = _trust(self._rank, full_rank, self._condition)
+        if lost > ERROR_LIMIT:
+            self._warnings.append(
+                "solved from sums, which square the condition number: weak directions are uncertain to a "
+                f"relative {min(lost, 1.0):.0e}; fit from rows, or use protocol 'default'"
+            )
+
+    def solve(self, xy: np.ndarray) -> Solution:
+        """F = (X^T X)^+ X^T Y from xy = X^T Y [d_s, d_t]."""
+        if self._cholesky is not None:
+            factor, lengths, _ = self._cholesky
+            weight = scipy.linalg.cho_solve((factor, False), xy / lengths, check_finite=False) / lengths
+        else:
+            values, vectors = self._spectrum
+            weight = vectors @ ((vectors.T @ xy) / values[:, None])
+        return Solution(weight, "primal", self._rank, self._condition, None, list(self._warnings))
 
 
-def _by_cholesky(xx: np.ndarray, xy: np.ndarray) -> Solution | None:
-    """`pseudo_inverse_from_sums` by Cholesky of the sums scaled to a unit diagonal; None near singular."""
+def _scaled_cholesky(xx: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Of the sums scaled to a unit diagonal: (factor [d, d], columns' lengths [d, 1], relative error of what
+    is solved with it); None near singular.
+    """
     lengths = np.sqrt(np.diag(xx))[:, None]
     if not lengths.min() > 0:
         return None
@@ -284,17 +279,10 @@ def _by_cholesky(xx: np.ndarray, xy: np.ndarray) -> Solution | None:
     if failed:
         return None
     reciprocal, _ = scipy.linalg.lapack.dpocon(factor, np.linalg.norm(scaled, 1))
-    if reciprocal < 10 * EPSILON:
-        return None
-    weight = scipy.linalg.cho_solve((factor, False), xy / lengths, check_finite=False) / lengths
-    eigenvalues = scipy.linalg.eigvalsh(xx, check_finite=False)
-    smallest = max(float(eigenvalues[0]), 0.0)
-    condition = float(np.sqrt(eigenvalues[-1] / smallest)) if smallest else float("inf")
-    warnings = trust(len(xx), len(xx), condition) + _squared_loss(EPSILON / reciprocal)
-    return Solution(weight, "primal", len(xx), condition, None, warnings)
+    return (factor, lengths, EPSILON / reciprocal) if reciprocal >= 10 * EPSILON else None
 
 
-def trust(rank: int, full_rank: int, condition_number: float) -> list[str]:
+def _trust(rank: int, full_rank: int, condition_number: float) -> list[str]:
     """The warnings, one line each, that a least-squares map of this rank and condition number deserves."""
     warnings = []
     if rank < full_rank:
@@ -307,12 +295,3 @@ def trust(rank: int, full_rank: int, condition_number: float) -> list[str]:
             "protocol 'default' (ridge) is the safe choice"
         )
     return warnings
-
-
-def _squared_loss(relative_error: float) -> list[str]:
-    if relative_error <= ERROR_LIMIT:
-        return []
-    return [
-        f"solved from sums, which square the condition number: weak directions are uncertain to a relative "
-        f"{min(relative_error, 1.0):.0e}; fit from rows, or use protocol 'default'"
-    ]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from contrans_dist.config.map_options import MapOptions
 from contrans_dist.distributed.actors import answer, as_task
 from contrans_dist.mapping.aligned_rows import AlignedRows, side_by_side
-from contrans_dist.mapping.fit import SumsByPart, control_options, fit_sums
-from contrans_dist.mapping.heldout import FIT, TEST, VALIDATION
+from contrans_dist.mapping.fit import SourceSums, SumsByPart, ridge_of
+from contrans_dist.mapping.heldout import FIT, PARTS
 from contrans_dist.mapping.linear_map import AffineMap
 from contrans_dist.mapping.sums import Sums, merge
 from contrans_dist.mapping.tokens import TokenCentre, TokenSums, effective_rows, token_groups
@@ -30,72 +30,83 @@ _RUN_GAP = 512
 
 
 @dataclass(frozen=True)
-class PairOfBlocks:
-    """What a task reads: these source blocks, side by side, and one target block."""
+class Corpus:
+    """What every task reads: both models' rows and, of each row, its part, its token's group and, in the
+    shuffled control, the row whose target states stand in for its own.
+    """
 
     aligned: AlignedRows
-    source: Sequence[int]
-    target: int
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        return len(self.source) * self.aligned.source.d, self.aligned.target.d
-
-    def rows(self, first: int, last: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Source and target rows from `first` to `last`."""
-        x = [self.aligned.source.read_block(block, first, last) for block in self.source]
-        return side_by_side(x), self.aligned.target.read_block(self.target, first, last)
-
-    def source_rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The source's rows of these numbers."""
-        return side_by_side([_read_rows(self.aligned.source, block, rows) for block in self.source])
-
-
-@dataclass(frozen=True)
-class TokenMeans:
-    """The token group of every row of a set, and the sums over its fit rows by group, of both models."""
-
+    parts: NDArray[np.str_]
     group: NDArray[np.int32]
-    source: TokenSums
-    target: TokenSums
+    stand_in: NDArray[np.int64] | None
 
 
-def fit_streamed(
-    aligned: AlignedRows, blocks: Sequence[int], target: int, options: MapOptions, control_seed: int | None
-) -> tuple[AffineMap, AffineMap | None]:
-    """The map from these source blocks to a target block, and its control where there is a seed for one.
+class StreamedFit:
+    """Maps from sums over an aligned corpus, and their controls where there is a seed for them.
 
-    Memory grows with the width of the models, not with the rows. Raises ValueError as `fit_sums`.
+    What pairs of blocks share is summed once: a block's token means, and the source blocks' own sums for
+    targets that come one after the other. Memory grows with the width of the models, not with the rows.
     """
-    pair = PairOfBlocks(aligned, blocks, target)
-    n, length = len(aligned.split), rows_a_task(*pair.widths)
-    runs = [(start, min(start + length, n)) for start in range(0, n, length)]
-    reading = ray.put(pair)  # it names the part of every row: too much to travel with each task
-    centre = options.centring(tokens_known=True)
-    token_centre, about = None, None
-    if centre == "token":
-        tokens = aligned.tokens()
-        group, n_groups = token_groups(tokens, aligned.split)
-        groups, by_group = ray.put(group), as_task(token_sums)
-        # In the hands of the driver, so that no lost node takes them along.
-        source, target_sums = answer(
-            lambda: _tree([by_group.remote(reading, *run, groups, n_groups) for run in runs], merge_tokens)
+
+    def __init__(self, aligned: AlignedRows, options: MapOptions, control_seed: int | None) -> None:
+        self._aligned, self._options = aligned, options
+        self._centre = options.centring(tokens_known=True)
+        parts, group, self._n_groups = aligned.split, np.zeros(len(aligned.split), np.int32), 0
+        if self._centre == "token":
+            group, self._n_groups = token_groups(aligned.tokens(), parts)
+            self._n_effective, self._lost = effective_rows(group, parts)
+            parts = np.where(group >= 0, parts, "")
+        stand_in = None
+        if control_seed is not None:
+            stand_in = np.argsort(shuffled_runs(parts == FIT, control_seed))
+        # It names the part of every row: too much to travel with each task.
+        self._corpus = ray.put(Corpus(aligned, parts, group, stand_in))
+        self._token_sums: dict[tuple[bool, int], TokenSums] = {}
+        self._blocks: Sequence[int] = ()
+        self._source: SourceSums | None = None
+
+    def fit(self, blocks: Sequence[int], target: int) -> tuple[AffineMap, AffineMap | None]:
+        """The map from these source blocks to a target block, and its control. ValueError without rows."""
+        if blocks != self._blocks:
+            self._blocks, self._source = blocks, None
+        runs = self._runs(len(blocks) * self._aligned.source.d, self._aligned.target.d)
+        token_centre, means = None, None
+        if self._centre == "token":
+            source_sums = TokenSums.side_by_side([self._sums_by_token(True, block) for block in blocks])
+            target_sums = self._sums_by_token(False, target)
+            overall = source_sums.overall(), target_sums.overall()
+            token_centre = TokenCentre(*overall, self._n_effective, self._lost)
+            means = ray.put((source_sums, target_sums))
+        task, cross_only = as_task(part_sums), self._source is not None
+        parts: SumsByPart = answer(
+            lambda: _tree(
+                [task.remote(self._corpus, blocks, target, *run, means, cross_only) for run in runs],
+                merge_parts,
+            )
         )
-        token_centre = TokenCentre(
-            source.overall(), target_sums.overall(), *effective_rows(tokens, aligned.split)
-        )
-        about = ray.put(TokenMeans(group, source, target_sums))
-    order = None
-    if control_seed is not None:
-        order = ray.put(shuffled_runs(aligned.split == FIT, control_seed))
-    by_part = as_task(part_sums)
-    parts: SumsByPart = answer(
-        lambda: _tree([by_part.remote(reading, *run, order, about) for run in runs], merge_parts)
-    )
-    mapping = fit_sums(parts, options, centre, token_centre)
-    if control_seed is None:
-        return mapping, None
-    return mapping, fit_sums({FIT: parts[SHUFFLED]}, control_options(mapping), centre, token_centre)
+        if self._source is None:
+            self._source = SourceSums({part: parts[part] for part in PARTS}, self._options, self._centre)
+        shuffled = parts.pop(SHUFFLED, None)
+        mapping = self._source.fit(parts, self._options.ridges, token_centre)
+        if shuffled is None:
+            return mapping, None
+        return mapping, self._source.fit({FIT: shuffled}, ridge_of(mapping), token_centre)
+
+    def _sums_by_token(self, of_source: bool, block: int) -> TokenSums:
+        if (of_source, block) not in self._token_sums:
+            task, runs = as_task(token_sums), self._runs(self._aligned.source.d, self._aligned.target.d)
+            # In the hands of the driver, so that no lost node takes them along.
+            self._token_sums[of_source, block] = answer(
+                lambda: _tree(
+                    [task.remote(self._corpus, of_source, block, *run, self._n_groups) for run in runs],
+                    TokenSums.merge,
+                )
+            )
+        return self._token_sums[of_source, block]
+
+    def _runs(self, d_source: int, d_target: int) -> list[tuple[int, int]]:
+        n, length = len(self._aligned.split), rows_a_task(d_source, d_target)
+        return [(start, min(start + length, n)) for start in range(0, n, length)]
 
 
 def rows_a_task(d_source: int, d_target: int) -> int:
@@ -126,60 +137,53 @@ def shuffled_runs(fit: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
 
 
 def token_sums(
-    pair: PairOfBlocks, start: int, stop: int, group: NDArray[np.int32], n_groups: int
-) -> tuple[TokenSums, TokenSums]:
-    """Sums over the fit rows from `start` to `stop` by token group, of source and target."""
-    sums: tuple[TokenSums, TokenSums] | None = None
+    corpus: Corpus, of_source: bool, block: int, start: int, stop: int, n_groups: int
+) -> TokenSums:
+    """Sums over the fit rows from `start` to `stop` of one block of either model, by token group."""
+    side = corpus.aligned.source if of_source else corpus.aligned.target
+    sums = TokenSums(n_groups, side.d)
     for first in range(start, stop, CHUNK_ROWS):
-        last = min(first + CHUNK_ROWS, stop)
-        fit, here = pair.aligned.split[first:last] == FIT, group[first:last]
-        x, y = (TokenSums.of(rows, here, n_groups, fit) for rows in pair.rows(first, last))
-        sums = (x, y) if sums is None else merge_tokens(sums, (x, y))
-    assert sums is not None  # a task has rows
+        here = slice(first, min(first + CHUNK_ROWS, stop))
+        rows = side.read_block(block, here.start, here.stop)
+        sums.add(rows, corpus.group[here], corpus.aligned.split[here] == FIT)
     return sums
 
 
-def merge_tokens(a: tuple[TokenSums, TokenSums], b: tuple[TokenSums, TokenSums]) -> Any:
-    """The sums of both, group by group."""
-    return a[0].merge(b[0]), a[1].merge(b[1])
-
-
 def part_sums(
-    pair: PairOfBlocks,
+    corpus: Corpus,
+    blocks: Sequence[int],
+    target: int,
     start: int,
     stop: int,
-    order: NDArray[np.int64] | None,
-    tokens: TokenMeans | None,
+    means: tuple[TokenSums, TokenSums] | None,
+    cross_only: bool,
 ) -> SumsByPart:
-    """Sums over the rows from `start` to `stop` by part of the split, and, with an `order`, of the control.
+    """Sums over the rows from `start` to `stop` by part of the split, and of the control if there is one.
 
-    With `tokens` they are of rows about their tokens' means, without those that have no group.
+    With `means` they are of rows about their tokens' means. `cross_only`: as `Sums`; the control always is.
     """
-    names = [FIT, VALIDATION, TEST, *([SHUFFLED] if order is not None else [])]
-    parts = {name: Sums(*pair.widths) for name in names}
+    source, into = corpus.aligned.source, corpus.aligned.target
+    widths = len(blocks) * source.d, into.d
+    sums = {part: Sums(*widths, cross_only) for part in PARTS}
+    if corpus.stand_in is not None:
+        sums[SHUFFLED] = Sums(*widths, cross_only=True)
     for first in range(start, stop, CHUNK_ROWS):
-        last = min(first + CHUNK_ROWS, stop)
-        numbers = np.arange(first, last)
-        split: NDArray[Any] = pair.aligned.split[first:last]
-        x, y = pair.rows(first, last)
-        if tokens is not None:
-            group = tokens.group[first:last]
-            split = np.where(group >= 0, split, "")
-            x, y = tokens.source.about(x, group), tokens.target.about(y, group)
-        for name in (FIT, VALIDATION, TEST):
-            parts[name].add(x, y, np.flatnonzero(split == name))
-        if order is None:
+        here = slice(first, min(first + CHUNK_ROWS, stop))
+        x = side_by_side([source.read_block(block, here.start, here.stop) for block in blocks])
+        y = into.read_block(target, here.start, here.stop)
+        if means is not None:
+            x, y = means[0].about(x, corpus.group[here]), means[1].about(y, corpus.group[here])
+        for part in PARTS:
+            sums[part].add(x, y, np.flatnonzero(corpus.parts[here] == part))
+        if corpus.stand_in is None:
             continue
-        fit = np.flatnonzero(split == FIT)
-        other = order[numbers[fit]]
-        if tokens is not None:
-            known = tokens.group[other] >= 0
-            fit, other = fit[known], other[known]
-        shuffled = pair.source_rows(other)
-        if tokens is not None:
-            shuffled = tokens.source.about(shuffled, tokens.group[other])
-        parts[SHUFFLED].add(shuffled, y[fit])
-    return {name: sums.done() for name, sums in parts.items()}
+        fit = np.flatnonzero(corpus.parts[here] == FIT)
+        others = corpus.stand_in[here][fit]
+        shuffled = _read_rows(into, target, others)
+        if means is not None:
+            shuffled = means[1].about(shuffled, corpus.group[others])
+        sums[SHUFFLED].add(x[fit], shuffled)
+    return {part: of_part.done() for part, of_part in sums.items()}
 
 
 def merge_parts(a: SumsByPart, b: SumsByPart) -> SumsByPart:

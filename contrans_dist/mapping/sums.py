@@ -17,34 +17,48 @@ class Sums:
 
     n: number of rows; mean_x [d_s]; mean_y [d_t]; sxx [d_s, d_s] = sum of (x - mean_x)^T (x - mean_x);
     sxy [d_s, d_t] = sum of (x - mean_x)^T (y - mean_y); syy [d_t] = sum of (y - mean_y)^2 by column.
+    With `cross_only` there is no sxx: it is the same for every target, and the largest part of the work.
     """
 
-    def __init__(self, d_source: int, d_target: int) -> None:
+    def __init__(self, d_source: int, d_target: int, cross_only: bool = False) -> None:
         self.n = 0
         self.mean_x, self.mean_y = np.zeros(d_source), np.zeros(d_target)
         # In Fortran's order, for BLAS to add to them where they are.
-        self.sxx = np.zeros((d_source, d_source), order="F")
+        self.sxx = None if cross_only else np.zeros((d_source, d_source), order="F")
         self.sxy = np.zeros((d_source, d_target), order="F")
         self.syy = np.zeros(d_target)
         self._buffers: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def of(cls, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK_ROWS) -> "Sums":
-        """The sums of x [n, d_s] and y [n, d_t] (any real dtype), `chunk` rows at a time.
+    def of(cls, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK_ROWS, *, cross_only: bool = False) -> "Sums":
+        """The sums of rows in memory.
 
-        ValueError when the row counts differ or a row holds NaN or infinity.
+        Args:
+            x: [n, d_s], any real dtype.
+            y: [n, d_t].
+            chunk: rows that are turned to float64 at a time.
+            cross_only: leave out sxx.
+
+        Raises:
+            ValueError: when the row counts differ or a row holds NaN or infinity.
         """
         x, y = as_rows(x, "source"), as_rows(y, "target")
         check_same_length(x, y)
-        sums = cls(x.shape[1], y.shape[1])
+        sums = cls(x.shape[1], y.shape[1], cross_only)
         for start in range(0, len(x), chunk):
             sums.add(x[start : start + chunk], y[start : start + chunk])
         return sums.done()
 
     def add(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Add rows x [n, d_s] and y [n, d_t], or only those numbered in `rows` (int [m]).
+        """Add rows, in place.
 
-        ValueError for other widths or counts, NaN or infinity.
+        Args:
+            x: [n, d_s], any real dtype.
+            y: [n, d_t].
+            rows: only those of these numbers, int [m].
+
+        Raises:
+            ValueError: for other widths or counts, NaN or infinity.
         """
         x, y = check_finite(x, "source"), check_finite(y, "target")
         check_same_length(x, y)
@@ -59,11 +73,13 @@ class Sums:
             part = chosen[start : start + step]
             rows_x, mean_x = _centred(x, part, self._buffers[0])
             rows_y, mean_y = _centred(y, part, self._buffers[1])
-            self.sxx = dsyrk(1.0, rows_x.T, beta=1.0, c=self.sxx, overwrite_c=True)
+            if self.sxx is not None:
+                self.sxx = dsyrk(1.0, rows_x.T, beta=1.0, c=self.sxx, overwrite_c=True)
             self.sxy = dgemm(1.0, rows_x.T, rows_y.T, trans_b=True, beta=1.0, c=self.sxy, overwrite_c=True)
             self.syy += np.einsum("ij,ij->j", rows_y, rows_y)
             self._move(len(part), mean_x, mean_y)
-        _mirror(self.sxx)
+        if self.sxx is not None:
+            _mirror(self.sxx)
 
     def _move(self, n: int, mean_x: np.ndarray, mean_y: np.ndarray) -> None:
         """Take in n rows of these means whose sums about them are added already: Chan, Golub and LeVeque's
@@ -73,7 +89,8 @@ class Sums:
         weight = self.n * (n / total)
         dx, dy = mean_x - self.mean_x, mean_y - self.mean_y
         if weight:
-            self.sxx = dsyr(weight, dx, a=self.sxx, overwrite_a=True)
+            if self.sxx is not None:
+                self.sxx = dsyr(weight, dx, a=self.sxx, overwrite_a=True)
             self.sxy = dger(
                 weight, dx, dy, a=self.sxy, overwrite_x=False, overwrite_y=False, overwrite_a=True
             )
@@ -87,33 +104,32 @@ class Sums:
         self._buffers = None
         return self
 
-    def around(
-        self, x: np.ndarray | float, y: np.ndarray | float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(sxx, sxy, syy) about the points x [d_s] and y [d_t] instead of about the means.
+    def source_around(self, x: np.ndarray | float) -> np.ndarray:
+        """sxx about the point x [d_s] instead of about the mean; about 0 it is X^T X."""
+        assert self.sxx is not None  # whoever wants it did not leave it out
+        dx = self.mean_x - x
+        return self.sxx + np.outer(self.n * dx, dx)
 
-        `around(0, 0)` gives the uncentred sums X^T X, X^T Y and the column sums of Y^2.
-        """
+    def around(self, x: np.ndarray | float, y: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """(sxy, syy) about the points x [d_s] and y [d_t]; about 0, X^T Y and the column sums of Y^2."""
         dx, dy = self.mean_x - x, self.mean_y - y
-        return (
-            self.sxx + np.outer(self.n * dx, dx),
-            self.sxy + np.outer(self.n * dx, dy),
-            self.syy + self.n * dy * dy,
-        )
+        return self.sxy + np.outer(self.n * dx, dy), self.syy + self.n * dy * dy
 
 
 def merge(a: Sums, b: Sums) -> Sums:
     """The sums of the rows of a and b together; neither is changed. ValueError when the widths differ."""
     if a.sxy.shape != b.sxy.shape:
         raise ValueError(f"cannot merge sums of widths {a.sxy.shape} and {b.sxy.shape}")
-    both = Sums(*a.sxy.shape)
+    both = Sums(*a.sxy.shape, cross_only=a.sxx is None)
     for part in (a, b):
         if part.n:
-            both.sxx += part.sxx
+            if both.sxx is not None and part.sxx is not None:
+                both.sxx += part.sxx
             both.sxy += part.sxy
             both.syy += part.syy
             both._move(part.n, part.mean_x, part.mean_y)
-    _mirror(both.sxx)
+    if both.sxx is not None:
+        _mirror(both.sxx)
     return both
 
 
@@ -123,12 +139,18 @@ def check_same_length(x: np.ndarray, y: np.ndarray) -> None:
         raise ValueError(f"source has {len(x)} rows, target {len(y)}: expected the same texts in both")
 
 
-def _centred(rows: np.ndarray, chosen: np.ndarray, buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(chosen rows about their mean, their mean), float64; the rows in `buffer`, until it is used again."""
+def copied(rows: np.ndarray, chosen: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+    """The rows of these numbers in the first places of `buffer`, float64, until it is used again."""
     used = buffer[: len(chosen)]
     for start in range(0, len(chosen), _COPIED_ROWS):
         some = slice(start, start + _COPIED_ROWS)
         used[some] = rows[chosen[some]]
+    return used
+
+
+def _centred(rows: np.ndarray, chosen: np.ndarray, buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(chosen rows about their mean, their mean), float64; the rows in `buffer`."""
+    used = copied(rows, chosen, buffer)
     mean = used.mean(axis=0)
     used -= mean
     return used, mean

@@ -1,5 +1,6 @@
 """Rows about the mean of the rows that were taken from the same token (`centre: token`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,24 +24,36 @@ def token_groups(tokens: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, int
     return np.array([place.get(token, -1) for token in tokens.tolist()], dtype=np.int32), len(place)
 
 
-@dataclass(frozen=True)
 class TokenSums:
     """Sums over one model's fit rows by token group: counts [g + 1], sums [g + 1, d]; last, of group -1."""
 
-    counts: np.ndarray
-    sums: np.ndarray
+    def __init__(self, n_groups: int, d: int) -> None:
+        self.counts, self.sums = np.zeros(n_groups + 1), np.zeros((n_groups + 1, d))
 
     @classmethod
     def of(cls, rows: np.ndarray, group: np.ndarray, n_groups: int, fit: np.ndarray) -> "TokenSums":
         """Of rows [n, d], of these groups int [n]; only those marked in `fit`, bool [n], are summed."""
-        counts, sums = np.zeros(n_groups + 1), np.zeros((n_groups + 1, rows.shape[1]))
-        np.add.at(counts, group[fit], 1.0)
-        np.add.at(sums, group[fit], rows[fit])
-        return cls(counts, sums)
+        sums = cls(n_groups, rows.shape[1])
+        sums.add(rows, group, fit)
+        return sums
+
+    @classmethod
+    def side_by_side(cls, blocks: "Sequence[TokenSums]") -> "TokenSums":
+        """Of rows that are several blocks' rows side by side."""
+        sums = cls(0, 0)
+        sums.counts, sums.sums = blocks[0].counts, np.concatenate([block.sums for block in blocks], axis=1)
+        return sums
+
+    def add(self, rows: np.ndarray, group: np.ndarray, fit: np.ndarray) -> None:
+        """Add rows; arguments as of `of`."""
+        np.add.at(self.counts, group[fit], 1.0)
+        np.add.at(self.sums, group[fit], rows[fit])
 
     def merge(self, other: "TokenSums") -> "TokenSums":
         """The sums of both."""
-        return TokenSums(self.counts + other.counts, self.sums + other.sums)
+        both = TokenSums(*self.sums.shape)
+        both.counts, both.sums = self.counts + other.counts, self.sums + other.sums
+        return both
 
     def overall(self) -> np.ndarray:
         """The mean of all fit rows, [d]."""
@@ -66,15 +79,13 @@ class TokenCentre:
     warnings: list[str]
 
 
-def effective_rows(tokens: np.ndarray, parts: np.ndarray) -> tuple[int, list[str]]:
+def effective_rows(group: np.ndarray, parts: np.ndarray) -> tuple[int, list[str]]:
     """(fit rows that count about their tokens' means, warnings, one line each).
 
     A row that is the only fit row of its token is its token's mean: about it, it is zero and says nothing.
-    Rows of tokens without a group (`token_groups`) are left out of every part. tokens: a label for every row,
-    [n]. ValueError where no fit row counts.
+    Rows without a group (`token_groups`) are left out of every part. ValueError where no fit row counts.
     """
-    group, n_groups = token_groups(np.asarray(tokens), parts)
-    counts = np.bincount(group[(parts == FIT) & (group >= 0)], minlength=n_groups)
+    counts = np.bincount(group[(parts == FIT) & (group >= 0)])
     effective, n_fit = int(counts[counts > 1].sum()), int((parts == FIT).sum())
     if effective == 0:
         raise ValueError("centre 'token': no two fit rows are of the same token; expected centre true here")

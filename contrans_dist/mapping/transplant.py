@@ -15,18 +15,28 @@ def transplant(
     source_norm: float | None = None,
     target_norm: float | None = None,
 ) -> np.ndarray:
-    """The concept vector [d_source] in the target's space, float32 [d_target]: v_hat = v F, without the bias.
+    """The concept vector in the target's space: v_hat = v F, without the bias.
 
-    mapping: an AffineMap, or its weight [d_source, d_target]. norm "keep": v F as it is. norm "match": v F
-    scaled so that it is the same fraction of the target's median residual norm (`target_norm`) as the vector
-    is of the source's (`source_norm`), each at the block in question; one strength then means the same push
-    in both models. ValueError for wrong shapes, NaN, norms that are missing or not positive, or a v F of zero
-    under "match".
+    Args:
+        vector: v, [d_source]; for a map over several source blocks its rows at those, [blocks, d_source].
+        mapping: an AffineMap, or its weight [blocks * d_source, d_target].
+        norm: "keep" is v F as it is. "match" scales v F so that it is the same fraction of the target's
+            median residual norm as v, at the last of its blocks, is of the source's; one strength then means
+            the same push in both models.
+        source_norm: the source's median residual norm, at that block; for "match".
+        target_norm: the target's, at the map's target block; for "match".
+
+    Returns:
+        float32 [d_target].
+
+    Raises:
+        ValueError: for wrong shapes, NaN, norms that are missing or not positive, or a v F of zero under
+            "match".
     """
     if norm not in NORMS:
         raise ValueError(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
     weight = mapping.weight if isinstance(mapping, AffineMap) else np.asarray(mapping)
-    source = _finite_vector(vector)
+    source = _finite_vector(np.ravel(vector) if np.ndim(vector) == 2 else vector)
     if weight.ndim != 2 or weight.shape[0] != source.size:
         raise ValueError(
             f"a vector of {source.size} numbers does not fit a map of shape {list(weight.shape)}"
@@ -40,7 +50,8 @@ def transplant(
         length = np.linalg.norm(mapped)
         if length == 0:
             raise ValueError("the map sends this vector to zero: it has no direction to scale")
-        mapped *= np.linalg.norm(source) / source_norm * target_norm / length
+        at_last = source[-np.shape(vector)[-1] :]
+        mapped *= np.linalg.norm(at_last) / source_norm * target_norm / length
     return mapped.astype(np.float32)
 
 
@@ -53,7 +64,18 @@ def random_like(vector: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """The cosine of a [d] and b [d]; 0.0 when either is zero. ValueError for other shapes."""
+    """How much two vectors point the same way.
+
+    Args:
+        a: [d], any real dtype.
+        b: [d].
+
+    Returns:
+        Their cosine, -1 to 1; 0.0 when either is zero.
+
+    Raises:
+        ValueError: for other shapes, NaN or infinity.
+    """
     left, right = _finite_vector(a), _finite_vector(b)
     if left.size != right.size:
         raise ValueError(f"cosine of vectors of {left.size} and {right.size} numbers")

@@ -1,10 +1,12 @@
-"""Loading language models, finding their decoder blocks, and their tokens; the only layer arithmetic."""
+"""Loading language models, finding their decoder blocks, and their tokens; the only layer arithmetic.
+
+Imports: config, store.
+"""
 
 from contrans_dist.models.blocks import find_blocks, matched_depth, model_type, resolve_blocks, text_config
-from contrans_dist.models.facts import ModelFacts, model_facts
-from contrans_dist.models.identity import tokenizer_hash, weights_identity
+from contrans_dist.models.facts import ModelFacts, model_facts, tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
-from contrans_dist.models.loading import DTYPES, QUANTIZATIONS, load_model, split_name
+from contrans_dist.models.loading import DTYPES, QUANTIZATIONS, load_model
 from contrans_dist.models.tokens import (
     After,
     around,
@@ -36,7 +38,6 @@ __all__ = [
     "model_type",
     "resolve_blocks",
     "special_tokens",
-    "split_name",
     "text_config",
     "tokenizer_hash",
     "unusable",

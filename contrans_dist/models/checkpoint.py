@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
 
-from contrans_dist.errors import RunError, UserError
-from contrans_dist.models.stored import header, weight_files
+from contrans_dist.errors import RunError
+from contrans_dist.models.weight_files import header
 
 _DTYPES = {
     "F64": torch.float64,
@@ -116,15 +115,3 @@ def _room(nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
     pages = mmap.mmap(-1, nbytes, access=mmap.ACCESS_COPY)
     return torch.frombuffer(pages, dtype=torch.uint8)
-
-
-def find_checkpoint(name: str, source: str, revision: str | None, config: PretrainedConfig) -> Checkpoint:
-    """The safetensors files of a local folder, or of a hub model, which are downloaded if they are not there.
-
-    Raises UserError naming the model where it has none, or naming a damaged file, OSError as transformers
-    does for a hub that does not answer.
-    """
-    files = weight_files(source, revision, config, download=True)
-    if not files or files[0].suffix != ".safetensors":
-        raise UserError(f"--placement stream: {name} has no weights as safetensors, which streaming reads")
-    return Checkpoint(files)

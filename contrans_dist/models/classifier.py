@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from contrans_dist.errors import UserError
-from contrans_dist.models.facts import config_hash
+from contrans_dist.models.facts import config_hash, tokenizer_hash, weights_identity
 from contrans_dist.models.hub import hub_errors
-from contrans_dist.models.identity import tokenizer_hash, weights_identity
-from contrans_dist.models.loading import DTYPES, split_name
+from contrans_dist.models.language_model import tokenizer_limit
+from contrans_dist.models.loading import DTYPES, Described
+from contrans_dist.models.model_files import ModelFiles
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
-from contrans_dist.models.stored import check_files, own_dtype
+from contrans_dist.models.weight_files import check_weights, missing_weights, own_dtype
 from contrans_dist.store.patience import patiently
 
 BATCH_SIZE = 64
@@ -55,8 +56,8 @@ class Classifier:
     @property
     def longest(self) -> int | None:
         """Most tokens of a text, special ones included; None where nothing limits it."""
-        limits = [getattr(self.tokenizer, "model_max_length", None), _positions(self.model)]
-        return min((int(x) for x in limits if isinstance(x, int) and 0 < x < 10**7), default=None)
+        limits = [tokenizer_limit(self.tokenizer), _positions(self.model)]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
@@ -87,20 +88,6 @@ class Classifier:
         return list(self.tokenizer(list(texts), padding=False, verbose=False, **limit)["input_ids"])
 
 
-@dataclass(frozen=True)
-class DescribedClassifier:
-    """A judge as its configuration describes it."""
-
-    source: str
-    """Hub id or folder."""
-    revision: str | None
-    config: Any
-    empty: PreTrainedModel
-    """On the meta device: modules and shapes, no weights."""
-    dtype: str
-    """The precision that it is run in, its checkpoint's own."""
-
-
 @contextmanager
 def _as_classifier() -> Iterator[None]:
     try:
@@ -109,26 +96,26 @@ def _as_classifier() -> Iterator[None]:
         raise UserError(str(error).replace("--model", "classifier", 1)) from error
 
 
-def describe_classifier(name: str, download: bool = False) -> DescribedClassifier:
+def describe_classifier(name: str, download: bool = False) -> Described:
     """What `load_classifier` loads. Its weight files are checked; of a hub model, without `download`, those
     that are on this machine. Raises as `load_classifier`."""
     with _as_classifier():
-        source, revision = split_name(name)
+        files = ModelFiles.of(name)
         with hub_errors(name):
-            config = read_config(name, source, revision)
+            config = read_config(files)
             try:
                 with torch.device("meta"):
                     empty = AutoModelForSequenceClassification.from_config(config)
             except SENSELESS as error:
                 raise senseless(f"--model {name}: config.json", error) from error
             parameters = sum(parameter.numel() for parameter in empty.parameters())
-            check_files(name, source, revision, config, parameters, download)
-            dtype = own_dtype(config, source, revision)
+            check_weights(files, config, parameters, download)
+            dtype = own_dtype(files, config)
         if dtype not in DTYPES:
             raise UserError(
                 f"--model {name}: its weights are of type {dtype}; expected one of {', '.join(DTYPES)}"
             )
-    return DescribedClassifier(source, revision, config, empty, dtype)
+    return Described(files, config, config, type(empty), parameters, type(empty))
 
 
 @patiently
@@ -140,18 +127,18 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     described = describe_classifier(name, download=True)
-    where, revision = described.source, described.revision
+    files = described.files
     with _as_classifier(), hub_errors(name):
-        tokenizer = load_tokenizer(name, where, revision)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            where,
+        tokenizer = load_tokenizer(files)
+        model, report = described.loaded.from_pretrained(
+            files.place,
             config=described.config,
-            revision=revision,
-            dtype=DTYPES[described.dtype],
+            revision=files.revision,
+            dtype=DTYPES[described.dtype()],
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told by name
         )
-    missing = sorted([*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])])
+    missing = missing_weights(report)
     if missing:
         raise UserError(
             f"classifier {name}: not a sequence-classification model; its checkpoint has no {missing[0]}"
@@ -166,15 +153,14 @@ def classifier_identity(name: str) -> dict[str, Any]:
     labels, tokenizer, and where that cuts. Raises as `load_classifier` for one that cannot be found.
     """
     described = describe_classifier(name)
-    where, revision = described.source, described.revision
     with _as_classifier():
         with hub_errors(name):
-            tokenizer = load_tokenizer(name, where, revision)
-        weights = weights_identity(where, revision)
+            tokenizer = load_tokenizer(described.files)
+        weights = weights_identity(name)
     return {
         "weights": weights,
         "config": config_hash(described.config),
-        "dtype": described.dtype,
+        "dtype": described.dtype(),
         "tokenizer": tokenizer_hash(tokenizer),
         "cut": [getattr(tokenizer, name, None) for name in ("model_max_length", "truncation_side")],
     }

@@ -1,21 +1,30 @@
-"""What can be known of a model without loading its weights."""
+"""What can be known of a model without loading its weights, and what tells two models apart."""
 
 import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
+from transformers.utils.hub import extract_commit_hash
 
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import text_config
-from contrans_dist.models.hub import hub_errors
-from contrans_dist.models.identity import tokenizer_hash, weights_identity
+from contrans_dist.models.hub import hub_errors, hub_failure, one_line
 from contrans_dist.models.language_model import positions, tokenizer_limit
 from contrans_dist.models.loading import describe
+from contrans_dist.models.model_files import ModelFiles
 from contrans_dist.models.pretrained import load_tokenizer
 from contrans_dist.models.tokens import chat_prompts
+from contrans_dist.models.weight_files import weight_files
 from contrans_dist.store.patience import patiently
+
+_FULL_LIMIT = 4 * 2**30
+_SAMPLES = 256
+_SAMPLE_BYTES = 2**16
+_CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,9 @@ class ModelFacts:
 def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
     """Facts from the configuration, the tokenizer and the weight files. Raises as `load_model`."""
     described = describe(name, head=False, trust_remote_code=trust_remote_code)
-    source, revision, config = described.source, described.revision, described.full
+    files, config = described.files, described.full
     with hub_errors(name):
-        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
+        tokenizer = load_tokenizer(files)
     text = text_config(config)
     return ModelFacts(
         name=name,
@@ -62,7 +71,7 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         n_blocks=text.num_hidden_layers,
         d=text.hidden_size,
         dtype=described.dtype(dtype),
-        weights=weights_identity(source, revision),
+        weights=weights_identity(name),
         tokenizer=tokenizer_hash(tokenizer),
         config=config_hash(config),
         context=positions(text),
@@ -76,3 +85,85 @@ def config_hash(config: PretrainedConfig) -> str:
     passing = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
     content = {key: value for key, value in config.to_dict().items() if key not in passing}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 (hex) over all that decides which ids a text becomes: the tokenizer's definition, its special
+    tokens and its chat template; not over padding and truncation, which calls to it switch on and off."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        definition = json.loads(backend.to_str())
+        definition = {k: v for k, v in definition.items() if k not in ("padding", "truncation")}
+    else:
+        definition = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+        definition["example"] = tokenizer("An example, 3.5 of it.")["input_ids"]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    template = getattr(tokenizer, "chat_template", None)
+    text = json.dumps([definition, special, template], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_identity(name: str, revision: str | None = None, full_limit: int = _FULL_LIMIT) -> str:
+    """What tells a model's weights from any others.
+
+    Args:
+        name: A hub model, a local folder, or a bundled model.
+        revision: Branch, tag or commit of a hub model.
+        full_limit: Bytes of weight files of which all is read.
+
+    Returns:
+        `commit:<hash>` for a hub model, `sha256:<hex>` over the weight files of a folder, or
+        `sha256-sampled:<hex>` (headers and evenly spaced samples) where they are larger than `full_limit`.
+
+    Raises:
+        UserError: For a folder without weights.
+        RunError: Where the hub cannot be asked.
+    """
+    files = ModelFiles.of(name, revision)
+    if not files.in_folder:
+        try:
+            commit = extract_commit_hash(str(files.config_file()), None)
+        except OSError as error:
+            raise hub_failure(name, error) from error
+        except ValueError as error:
+            raise RunError(f"{name}: its commit is not known: {one_line(error)}") from error
+        return f"commit:{commit}"
+    paths = _weights_in(files)
+    sampled = sum(path.stat().st_size for path in paths) > full_limit
+    digest = hashlib.sha256()
+    for path in paths:
+        _update(digest, path, _sampled_ranges(path) if sampled else [(0, path.stat().st_size)])
+    return f"sha256{'-sampled' if sampled else ''}:{digest.hexdigest()}"
+
+
+def _weights_in(files: ModelFiles) -> list[Path]:
+    """The weight files of a folder."""
+    folder, loaded = Path(files.place), weight_files(files)
+    # Beside a .bin there may be safetensors of something else, such as an adapter.
+    bins = bool(loaded) and loaded[0].suffix == ".bin"
+    for pattern in ("*.bin",) if bins else ("*.safetensors", "*.bin"):
+        paths = sorted(folder.glob(pattern))
+        if paths:
+            return paths
+    raise UserError(f"{folder}: no weights there (*.safetensors)")
+
+
+def _sampled_ranges(path: Path) -> list[tuple[int, int]]:
+    """(offset, length) of the safetensors header and of evenly spaced samples, the very end included."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = (
+            int.from_bytes(file.read(8), "little") + 8 if path.suffix == ".safetensors" else _SAMPLE_BYTES
+        )
+    last = max(size - _SAMPLE_BYTES, 0)
+    return [(0, min(header, size))] + [(last * i // (_SAMPLES - 1), _SAMPLE_BYTES) for i in range(_SAMPLES)]
+
+
+def _update(digest: Any, path: Path, ranges: list[tuple[int, int]]) -> None:
+    digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    with path.open("rb") as file:
+        for offset, length in ranges:
+            file.seek(offset)
+            while length > 0 and (chunk := file.read(min(length, _CHUNK))):
+                digest.update(chunk)
+                length -= len(chunk)

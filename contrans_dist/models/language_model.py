@@ -1,18 +1,21 @@
 """A loaded model with all that the engines need to know of it."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
 from contrans_dist.models.passing import states_after
 from contrans_dist.models.tokens import special_tokens
+
+_log = logging.getLogger(__name__)
 
 CPU_TOKENS = 512
 """Tokens in one forward pass on a CPU, at most: larger ones leave its caches, and gain nothing."""
@@ -67,6 +70,17 @@ class LanguageModel:
     def largest_batch(self, batch_tokens: int) -> int:
         """Tokens of a batch, at most: as asked, on a CPU no more than `CPU_TOKENS`."""
         return min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
+
+    def did_not_fit(self, tokens: int) -> None:
+        """A batch of so many tokens did not fit into a GPU's memory: from here on none is tried that is more
+        than half as large. Said once a model. To be called outside the handler of the exception: only then
+        has the failed batch let go of its memory."""
+        torch.cuda.empty_cache()
+        if self.fits is None:
+            _log.warning(
+                "%s: out of memory at %d tokens a batch; going on with smaller batches", self.name, tokens
+            )
+        self.fits = tokens // 2
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,9 +146,19 @@ def _split_at(config: PretrainedConfig) -> int | None:
     return min(limits, default=None)
 
 
+def check_looks_back(model: PreTrainedModel, states: Tensor) -> None:
+    """UserError where a token's state depends on what follows it: not every architecture says so, and its
+    rows would silently be wrong. `states`: `[2, 3, d]` of a block, of two texts that differ in the last
+    token."""
+    one, other = states[:, 1].float().cpu()
+    # Kernels may round the two texts differently; attention to the third token changes more than that.
+    rounding = 1e-4 if states.dtype == torch.float32 else 1e-2
+    if (one - other).abs().max() > rounding * one.abs().max():
+        raise UserError(f"model type '{model_type(model)}' attends to later tokens; {EXPECTED}")
+
+
 def _probe(model: PreTrainedModel, decoder: nn.Module, block: nn.Module, d: int) -> None:
-    """UserError where a block returns something else than one residual stream, or where a token's state there
-    depends on what follows it: not every architecture says so, and its rows would silently be wrong."""
+    """UserError where a block returns something else than one residual stream, or looks ahead."""
     device = decoder.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
     if device.type == "meta":  # no weights, or on disk
         return
@@ -144,11 +168,7 @@ def _probe(model: PreTrainedModel, decoder: nn.Module, block: nn.Module, d: int)
     if shape != [2, 3, d]:
         kind = model_type(model)
         raise UserError(f"model type '{kind}': a block returns {shape} for 2 texts of 3 tokens; {EXPECTED}")
-    one, other = states[:, 1].float().cpu()
-    # Kernels may round the two texts differently; attention to the third token changes more than that.
-    rounding = 1e-4 if states.dtype == torch.float32 else 1e-2
-    if (one - other).abs().max() > rounding * one.abs().max():
-        raise UserError(f"model type '{model_type(model)}' attends to later tokens; {EXPECTED}")
+    check_looks_back(model, states)
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: Any, name: str = "") -> LanguageModel:

@@ -3,7 +3,6 @@
 import logging
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,36 +20,13 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
 from contrans_dist.models.hub import hub_errors, one_line
 from contrans_dist.models.language_model import LanguageModel, wrap_model
+from contrans_dist.models.model_files import ModelFiles
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
-from contrans_dist.models.stored import check_files, own_dtype
+from contrans_dist.models.weight_files import check_weights, in_short, missing_weights, own_dtype
 from contrans_dist.store.patience import patiently
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("int8", "nf4")
-BUNDLED = "demo:"
-"""Prefix of the models that come with the package, such as `demo:source`."""
-
-
-def split_name(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """(hub id or folder, revision) of `--model`: `org/name@revision`, or a local folder (@ allowed in it).
-
-    Raises UserError where a path is meant and no folder is there.
-    """
-    if name.startswith(BUNDLED):
-        folder = Path(__file__).parents[1] / "demo" / "models" / name.removeprefix(BUNDLED)
-    else:
-        folder = Path(name).expanduser()
-    if name and folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"--model {name}: no config.json in this folder; a Hugging Face model is expected"
-            )
-        return str(folder), None
-    if name.startswith((BUNDLED, ".", "/", "~")) or name.count("/") > 1 or folder.exists():
-        raise UserError(f"--model {name}: no such folder")
-    if "@" in name:
-        name, _, revision = name.rpartition("@")
-    return name, revision
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -61,7 +37,7 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _model_class(
-    name: str, source: str, config: PretrainedConfig, head: bool, trust_remote_code: bool
+    files: ModelFiles, config: PretrainedConfig, head: bool
 ) -> tuple[type[PreTrainedModel], int]:
     """The class for this configuration, and the number of its parameters, found by building it without
     weights; checks that it has blocks."""
@@ -70,14 +46,14 @@ def _model_class(
     for auto in autos if head else [AutoModel, *autos]:
         try:
             with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-                model = auto.from_config(config, trust_remote_code=trust_remote_code)
+                model = auto.from_config(config, trust_remote_code=files.trust_remote_code)
         except ValueError as error:
             reason = reason or error
             continue
         except SENSELESS as error:
-            raise senseless(f"--model {name}: config.json", error) from error
+            raise senseless(f"--model {files.name}: config.json", error) from error
         kept = sum(buffer.nbytes for buffer in model.buffers())
-        check_size(f"--model {name}: config.json: tables of positions and masks", kept, BUFFER_BYTES)
+        check_size(f"--model {files.name}: config.json: tables of positions and masks", kept, BUFFER_BYTES)
         find_blocks(model)
         return type(model), sum(parameter.numel() for parameter in model.parameters())
     raise UserError(
@@ -129,60 +105,50 @@ def _device_map(device: str | dict[str, Any] | None, quantized: bool) -> Any:
 
 def _check_complete(name: str, model: PreTrainedModel, info: dict[str, Any], head: bool) -> None:
     """RunError where a weight that is needed was not in the checkpoint, and so was made up at random."""
-    decoder = next((n for n, m in model.named_modules() if m is find_blocks(model)[0]), "")
-    missing = sorted(k for k in info.get("missing_keys", ()) if head or k.startswith(decoder))
-    missing += [str(entry[0]) for entry in info.get("mismatched_keys", ())]
-    if missing or info.get("error_msgs"):
-        what = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise RunError(f"{name}: weights missing or of another shape: {what or info['error_msgs']}")
+    if not head:
+        decoder, _ = find_blocks(model)
+        within = next(name for name, module in model.named_modules() if module is decoder)
+        info = {**info, "missing_keys": [key for key in info["missing_keys"] if key.startswith(within)]}
+    missing = missing_weights(info)
+    if missing:
+        raise RunError(f"{name}: weights missing or of another shape: {in_short(missing)}")
 
 
 @dataclass(frozen=True)
 class Described:
     """A model as its configuration describes it: what would be loaded, before anything is."""
 
-    name: str
-    """As the user gave it."""
-    source: str
-    """Hub id or folder."""
-    revision: str | None
+    files: ModelFiles
     full: Any
     """The configuration as the checkpoint has it."""
     config: Any
     """That of what is loaded: the same, or its part for text."""
     whole: type[PreTrainedModel]
     parameters: int
-    loaded: Any
+    """Of `whole`."""
+    loaded: type[PreTrainedModel]
     """The class that is loaded: `whole`, or the same without the blocks that are not wanted."""
-    highest: int | None = None
-    """The highest block that is loaded; None for all."""
-    quantised: bool = False
-    """Whether the checkpoint's own weights are."""
+    head: bool = True
+    """Whether the language-model head is."""
 
     def dtype(self, dtype: str | None = None) -> str:
         """The precision that it is run in: as asked, else the checkpoint's own (`own_dtype`). Raises
         UserError for one that no model is run in."""
         if dtype is not None:
             return dtype
-        with hub_errors(self.name):
-            stored = own_dtype(self.full, self.source, self.revision)
+        with hub_errors(self.files.name):
+            stored = own_dtype(self.files, self.full)
         if stored not in DTYPES:
             raise UserError(
-                f"--model {self.name}: its weights are of type {stored}; say by --dtype in which they "
+                f"--model {self.files.name}: its weights are of type {stored}; say by --dtype in which they "
                 f"are to be run: {', '.join(DTYPES)}"
             )
         return stored
 
-    def check_files(self, download: bool = False) -> None:
-        """Raise UserError where its weight files are none, or hold less than its configuration says."""
-        with hub_errors(self.name):
-            check_files(self.name, self.source, self.revision, self.full, self.parameters, download)
-
     def empty(self) -> PreTrainedModel:
         """The model on the meta device: modules and shapes, no weights."""
         with torch.device("meta"):
-            model: PreTrainedModel = self.loaded(self.config)
-        return model
+            return self.loaded(self.config)
 
 
 @patiently
@@ -195,24 +161,18 @@ def describe(
     trust_remote_code: bool = False,
 ) -> Described:
     """What `load_model` with these options loads, from the configuration alone. Raises as `load_model`."""
-    source, revision = split_name(name, revision)
+    files = ModelFiles.of(name, revision, trust_remote_code)
     with hub_errors(name):
-        full = read_config(name, source, revision, trust_remote_code)
-        config: Any = full
-        quantised = getattr(config, "quantization_config", None) is not None
-        n_blocks = text_config(config).num_hidden_layers
+        full = read_config(files)
+        n_blocks = text_config(full).num_hidden_layers
         if highest_block is not None and not 0 <= highest_block < n_blocks:
             raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
-        whole, parameters = _model_class(name, source, config, head, trust_remote_code)
-        if not isinstance(config, whole.config_class or PretrainedConfig):
-            config = text_config(config)
-        shallow = highest_block is not None and highest_block < n_blocks - 1
-        loaded = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
-    described = Described(
-        name, source, revision, full, config, whole, parameters, loaded, highest_block, quantised
-    )
-    described.check_files()
-    return described
+        whole, parameters = _model_class(files, full, head)
+        check_weights(files, full, parameters)
+    config = full if isinstance(full, whole.config_class or PretrainedConfig) else text_config(full)
+    shallow = highest_block is not None and highest_block < n_blocks - 1
+    loaded = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
+    return Described(files, full, config, whole, parameters, loaded, head)
 
 
 @patiently
@@ -255,15 +215,14 @@ def load_model(
         highest_block=highest_block,
         trust_remote_code=trust_remote_code,
     )
-    source, revision = described.source, described.revision
-    run = kind or DTYPES[described.dtype()]
-    described.check_files(download=True)
+    files, run = described.files, kind or DTYPES[described.dtype()]
     with hub_errors(name):
-        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
+        check_weights(files, described.full, described.parameters, download=True)
+        tokenizer = load_tokenizer(files)
         model, info = described.loaded.from_pretrained(
-            source,
+            files.place,
             config=described.config,
-            revision=revision,
+            revision=files.revision,
             dtype=run,
             quantization_config=quantizer,
             device_map=_device_map(device, quantizer is not None),

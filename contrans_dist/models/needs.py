@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.models.blocks import find_blocks, text_config
-from contrans_dist.models.loading import DTYPES, Described, describe
+from contrans_dist.models.loading import DTYPES, Described
 
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """A weight of a block: nf4 has a float32 scale for every 64."""
@@ -28,21 +28,29 @@ class Needs:
         return self.weights + self.activations
 
 
-def needs(described: Described, dtype: str, quantization: str | None, batch_tokens: int, head: bool) -> Needs:
-    """What the model of a configuration needs, from the configuration alone."""
-    model = described.empty()
-    itemsize = DTYPES[dtype].itemsize
-    _, blocks = find_blocks(model)
-    inner = [sum(p.numel() for p in block.parameters()) for block in blocks]
-    matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
-    weights = itemsize * sum(p.numel() for p in model.parameters())
+def needs(described: Described, model: ModelSettings, batch_tokens: int) -> Needs:
+    """What a model takes, run in the precision and quantisation of its settings on batches of so many tokens.
+
+    Args:
+        described: The model, with or without its head and its higher blocks.
+        model: Its settings.
+        batch_tokens: Tokens of a batch, padding included.
+
+    Raises:
+        UserError: For a checkpoint in a precision that no model is run in, unless the settings say another.
+    """
+    empty, quantization = described.empty(), model.quantization
+    itemsize = DTYPES[described.dtype(model.dtype)].itemsize
+    _, blocks = find_blocks(empty)
+    weights = itemsize * sum(p.numel() for p in empty.parameters())
     if quantization is not None:
+        matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
         weights -= round(matrices * (itemsize - _QUANTISED_BYTES[quantization]))
     return Needs(
         weights,
-        activation_bytes(text_config(described.config), batch_tokens, itemsize, head),
-        itemsize * max(inner),
-        itemsize * model.get_input_embeddings().weight.numel(),  # type: ignore[operator, union-attr]
+        activation_bytes(text_config(described.config), batch_tokens, itemsize, described.head),
+        itemsize * max(sum(p.numel() for p in block.parameters()) for block in blocks),
+        itemsize * empty.get_input_embeddings().weight.numel(),  # type: ignore[operator, union-attr]
     )
 
 
@@ -67,9 +75,3 @@ def cached_bytes(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = (getattr(config, "num_key_value_heads", None) or heads) * width
     return tokens * 2 * config.num_hidden_layers * kept * itemsize
-
-
-def needs_of(model: ModelSettings, tokens: int) -> Needs:
-    """What a whole model needs."""
-    described = describe(model.id, trust_remote_code=model.trust_remote_code)
-    return needs(described, described.dtype(model.dtype), model.quantization, tokens, head=True)

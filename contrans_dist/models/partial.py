@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from contrans_dist.errors import RunError
 from contrans_dist.models.blocks import find_blocks
 from contrans_dist.models.checkpoint import Checkpoint, Stored
+from contrans_dist.models.weight_files import in_short, missing_weights
 
 
 def load_skeleton(
@@ -43,8 +44,7 @@ def load_skeleton(
     members = {"__init__": init, "__module__": whole.__module__, "can_generate": _never}
     model, missing = _load(type(whole.__name__, (whole,), members), config, checkpoint.tensors, dtype)
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise RunError(f"weights missing or of another shape: {', '.join(missing[:5])}{more}")
+        raise RunError(f"weights missing or of another shape: {in_short(missing)}")
     model.eval().requires_grad_(False).to(device)
     for k, block in enumerate(bare):
         lists[0][k] = block
@@ -63,7 +63,7 @@ def load_block(skeleton: PreTrainedModel, k: int, checkpoint: Checkpoint) -> nn.
         block, missing = _try_block(skeleton, k, tensors)
         if not missing:
             return block.eval().requires_grad_(False)
-    raise RunError(f"block {k}: weights missing or of another shape: {', '.join(missing[:5])}")
+    raise RunError(f"block {k}: weights missing or of another shape: {in_short(missing)}")
 
 
 def _try_block(
@@ -103,8 +103,7 @@ def _load(
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are told by name
     )
-    missing = [*sorted(info["missing_keys"]), *(str(entry[0]) for entry in info["mismatched_keys"])]
-    return model, missing + [str(message) for message in info.get("error_msgs") or ()]
+    return model, missing_weights(info)
 
 
 def _never(*_args: Any) -> bool:

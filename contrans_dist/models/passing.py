@@ -5,7 +5,7 @@ arguments breaks on one architecture or the next.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -36,12 +36,18 @@ def replaced(
 
 
 def handing(function: Callable[[Tensor], object]) -> Callable[..., object]:
-    """`function` of the residual stream as a block's forward; the stream comes first, or by its name."""
+    """`function` of the residual stream as a block's forward."""
 
     def forward(*args: Any, **named: Any) -> object:
-        return function(args[0] if args else named["hidden_states"])
+        return function(stream_of(args, named))
 
     return forward
+
+
+def stream_of(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """The residual stream that a block is given: it comes first, or by its name."""
+    stream: Tensor = args[0] if args else named["hidden_states"]
+    return stream
 
 
 def first_of(output: object) -> Tensor:
@@ -59,8 +65,8 @@ def like(output: object, state: Tensor) -> object:
     return (state, *output[1:]) if isinstance(output, tuple) else state
 
 
-class _Seen(Exception):
-    """The block has run; nothing above it is wanted."""
+class Stop(Exception):
+    """What was wanted of a forward pass is there; nothing above it runs."""
 
 
 def states_after(block: nn.Module, run: Callable[[], object]) -> Tensor:
@@ -69,14 +75,12 @@ def states_after(block: nn.Module, run: Callable[[], object]) -> Tensor:
 
     def hook(_module: nn.Module, _args: object, output: object) -> None:
         states.append(first_of(output))
-        raise _Seen
+        raise Stop
 
     handle = block.register_forward_hook(hook)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), suppress(Stop):
             run()
-    except _Seen:
-        pass
     finally:
         handle.remove()
     return states[0]

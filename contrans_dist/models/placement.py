@@ -1,30 +1,17 @@
 """Where a model's weights go: on one device, over several GPUs, or block by block from the checkpoint; and
 where those go of the models that are loaded beside it."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from accelerate import infer_auto_device_map
-from accelerate.utils import CustomDtype, get_balanced_memory
-from transformers import PreTrainedModel
-
-from contrans_dist.config import ModelSettings
+from contrans_dist.config import ClusterSettings, ModelSettings, PlacementChoice
 from contrans_dist.errors import UserError
-from contrans_dist.models.blocks import find_blocks
+from contrans_dist.models.device_map import SPARE, Device, spread_blocks
 from contrans_dist.models.devices import free_memory
-from contrans_dist.models.language_model import CPU_TOKENS
-from contrans_dist.models.loading import DTYPES, Described, describe
-from contrans_dist.models.needs import Needs, needs, needs_of
-
-Asked = Literal["auto", "device-map", "stream"]
-Device = int | str
-"""A GPU's number, or `cpu`."""
-
-_SPARE = 0.95
-"""Of a device's free memory: the rest is the allocator's waste."""
+from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel
+from contrans_dist.models.loading import Described, describe, load_model
+from contrans_dist.models.needs import Needs, needs
 
 
 @dataclass(frozen=True)
@@ -35,89 +22,157 @@ class Placement:
     reason: str
     device_map: dict[str, Device] | None = None
     """For `device-map`: module name to device; `disk` is one more."""
-    forced: bool = False
-    """Whether the user wanted just this."""
     beside: tuple[Device, ...] = ()
     """Where each model lies that is loaded beside it."""
 
 
-@dataclass(frozen=True)
-class _Load:
-    """What a process loads: a model, and others beside it, each of which lies on one device."""
-
-    described: Described
-    dtype: str
-    quantization: str | None
-    need: Needs
-    beside: list[Needs]
-
-    def __str__(self) -> str:
-        need = f"{_gb(self.need.weights)} of weights and {_gb(self.need.activations)} of activations"
-        more = _gb(sum(needs.total for needs in self.beside))
-        return f"{need}, and {more} for {len(self.beside)} models beside," if self.beside else need
-
-
 def choose_placement(
-    name: str,
+    model: ModelSettings,
     *,
-    dtype: str | None = None,
-    quantization: str | None = None,
     highest_block: int | None = None,
     head: bool = True,
-    placement: Asked = "auto",
+    placement: PlacementChoice = "auto",
     memories: Mapping[Any, int] | None = None,
-    batch_tokens: int = 4096,
-    trust_remote_code: bool = False,
     share: float = 1.0,
+    batch_tokens: int = 4096,
     beside: Sequence[ModelSettings] = (),
 ) -> Placement:
-    """Where the model that `load_model` would load fits, on the devices of `memories` (bytes free by GPU
-    number and `cpu`; None looks at this machine). `share`: of each, what this process may take, as others
-    are there that will take as much. `beside`: models that it loads as well, whole and each on one device.
+    """Where a model fits, from the configurations alone.
 
-    From the configurations alone. Raises UserError for a quantised model that would have to be streamed, and
-    for a device map that nothing can hold.
+    Args:
+        model: The model, and how it is loaded.
+        highest_block: Blocks above it are not loaded.
+        head: Whether the language-model head is.
+        placement: What was asked for.
+        memories: Bytes free by GPU number and on the `cpu`; None looks at this machine.
+        share: What this process may take of them, as others are there that will take as much.
+        batch_tokens: Tokens of a batch, padding included.
+        beside: Models that the process loads as well, whole and each on one device.
+
+    Raises:
+        UserError: For a quantised model that would have to be streamed, and for a device map that nothing can
+            hold.
     """
     if placement == "stream":
-        if quantization is not None:
+        if model.quantization is not None:
             raise UserError("--placement stream: it reads plain weights; leave out --quantization")
-        return Placement("stream", "streamed from the checkpoint, as asked", forced=True)
+        return Placement("stream", "streamed from the checkpoint, as asked")
     all_free = free_memory() if memories is None else memories
     free = {device: int(size * share) for device, size in all_free.items()}
     gpus = {device: size for device, size in free.items() if device != "cpu"}
-    tokens = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
-    described = describe(name, head=head, highest_block=highest_block, trust_remote_code=trust_remote_code)
-    kind = described.dtype(dtype)
-    need = needs(described, kind, quantization, tokens, head)
-    load = _Load(described, kind, quantization, need, [needs_of(model, tokens) for model in beside])
     over = gpus or {"cpu": free["cpu"]}
+    tokens = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
+    described = _described(model, head=head, highest_block=highest_block)
+    need = needs(described, model, tokens)
+    others = [needs(_described(other), other, tokens) for other in beside]
+    load = f"{_gb(need.weights)} of weights and {_gb(need.activations)} of activations"
+    if others:
+        load += f", and {_gb(sum(other.total for other in others))} for {len(others)} models beside,"
     if placement == "device-map":
-        return _mapped(load, over)
-    fitting = _resident(load, over) or _spread(load, over)
-    if fitting is not None:
-        return fitting
+        return _mapped(described, model, need, others, over, load)
+
+    seated = _seated(others, over, need.total)
+    first = next(iter(over))
+    if seated is not None:
+        idle = len(set(over) - {first, *seated[0]})
+        rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
+        reason = f"{load} fit into {_free({first: over[first]})}{_also(seated[0], over)}{rest}"
+        return Placement("resident", reason, beside=seated[0])
+    seated = _seated(others, gpus) if len(gpus) > 1 else None
+    device_map = seated and spread_blocks(described, model, need, seated[1])
+    if seated and device_map:
+        reason = (
+            f"{load} are more than {_free({first: gpus[first]})}: the blocks are spread over {len(gpus)} GPUs"
+        )
+        return Placement("device-map", reason + _also(seated[0], gpus), device_map, seated[0])
     too_large = f"{load} are more than {_free(over)}"
-    if quantization is not None:
+    if model.quantization is not None:
         more = "give --gpus-per-actor more GPUs" if gpus else "use a node with more memory"
-        raise UserError(f"--quantization {quantization}: {too_large}, and only plain weights stream; {more}")
+        raise UserError(
+            f"--quantization {model.quantization}: {too_large}, and only plain weights stream; {more}"
+        )
     return Placement("stream", f"{too_large}: the blocks are streamed from the checkpoint, one at a time")
 
 
-def gpu_counts(gpus: float | None, of_a_node: float) -> list[float]:
-    """The numbers of GPUs of an actor that come into question: the one asked for, or those a node has."""
-    if gpus is not None:
-        return [gpus]
-    return [float(count) for count in (1, 2, 4, 8, 16) if count <= of_a_node] or [0.0]
+def _mapped(
+    described: Described,
+    model: ModelSettings,
+    need: Needs,
+    others: Sequence[Needs],
+    over: Mapping[Device, int],
+    load: str,
+) -> Placement:
+    """As asked: over all GPUs, or, on a machine without, over memory and disk."""
+    seated = _seated(others, over)
+    spill = "cpu" in over
+    device_map = seated and spread_blocks(described, model, need, seated[1], spill)
+    if not seated or not device_map:
+        room = (
+            f"{_gb(over['cpu'])} of memory" if spill else f"{len(over)} GPUs with {_gb(sum(over.values()))}"
+        )
+        raise UserError(
+            f"--placement device-map: {load} and no block cut in two: that does not fit on {room}; "
+            "--placement stream needs the least"
+        )
+    devices = sorted({str(device) for device in device_map.values()})
+    return Placement("device-map", f"spread over {', '.join(devices)}, as asked", device_map, seated[0])
+
+
+def load_placed(
+    model: ModelSettings,
+    placement: Placement | None = None,
+    *,
+    highest_block: int | None = None,
+    head: bool = True,
+) -> LanguageModel:
+    """A model loaded where `placement` has it, or, without one, where it fits on this machine.
+
+    Args:
+        model: The model, and how it is loaded.
+        placement: As `choose_placement` gives it, with the same `highest_block` and `head`.
+        highest_block: Blocks above it are not loaded.
+        head: Whether the language-model head is.
+
+    Raises:
+        UserError: For a model that would have to be streamed, and as `load_model`.
+        RunError: As `load_model`.
+    """
+    if placement is None:
+        placement = choose_placement(model, highest_block=highest_block, head=head)
+    if placement.kind == "stream":
+        raise UserError(f"--model {model.id}: {placement.reason.partition(':')[0]}; try --quantization")
+    return load_model(
+        model.id,
+        **model.model_dump(exclude={"id"}),
+        device=placement.device_map,
+        highest_block=highest_block,
+        head=head,
+    )
 
 
 def fewest_gpus(
-    counts: Sequence[float], choose: Callable[[float], Placement], name: str, head: bool
+    name: str, cluster: ClusterSettings, of_a_node: float, head: bool, choose: Callable[[float], Placement]
 ) -> tuple[float, Placement]:
-    """The first of these numbers of GPUs with which the model need not be streamed, and its placement then;
-    the first of all where each would stream it.
+    """How many GPUs an actor gets: the fewest with which its model need not be streamed.
 
-    Raises UserError where none holds a quantised model, or one that is to be steered (with `head`).
+    Args:
+        name: The model's, for messages.
+        cluster: Where the number and the placement are given, if they are.
+        of_a_node: GPUs of the node that has most.
+        head: Whether the model is to be steered: then it cannot be streamed.
+        choose: The placement on so many GPUs.
+
+    Returns:
+        The number of GPUs, and the placement with it; where each number would stream the model, the least.
+
+    Raises:
+        UserError: Where none holds a quantised model, or one that is to be steered.
     """
+    counts = [float(count) for count in (1, 2, 4, 8, 16) if count <= of_a_node] or [0.0]
+    if cluster.gpus_per_actor is not None:
+        counts = [cluster.gpus_per_actor]
+    if cluster.placement == "stream":
+        return counts[0], choose(counts[0])
     streamed: tuple[float, Placement] | None = None
     for gpus in counts:
         try:
@@ -126,7 +181,7 @@ def fewest_gpus(
             if gpus == counts[-1] and streamed is None:
                 raise
             continue
-        if placement.kind != "stream" or placement.forced:
+        if placement.kind != "stream":
             return gpus, placement
         streamed = streamed or (gpus, placement)
     assert streamed is not None
@@ -138,6 +193,12 @@ def fewest_gpus(
     return streamed
 
 
+def _described(model: ModelSettings, head: bool = True, highest_block: int | None = None) -> Described:
+    return describe(
+        model.id, head=head, highest_block=highest_block, trust_remote_code=model.trust_remote_code
+    )
+
+
 def _seated(
     beside: Sequence[Needs], free: Mapping[Device, int], first: int = 0
 ) -> tuple[tuple[Device, ...], dict[Device, int]] | None:
@@ -147,7 +208,7 @@ def _seated(
     The largest goes first, each to where most is left; where that is the same, to the last device: the first
     one also has the inputs of every block.
     """
-    left = {device: int(_SPARE * size) for device, size in free.items()}
+    left = {device: int(SPARE * size) for device, size in free.items()}
     left[next(iter(left))] -= first
     seats: dict[int, Device] = {}
     for i in sorted(range(len(beside)), key=lambda i: -beside[i].total):
@@ -155,96 +216,7 @@ def _seated(
         left[seats[i]] -= beside[i].total
     if min(left.values()) < 0:
         return None
-    return tuple(seats[i] for i in range(len(beside))), {d: int(size / _SPARE) for d, size in left.items()}
-
-
-def _resident(load: _Load, over: Mapping[Device, int]) -> Placement | None:
-    """Each model on one device, the one that the others are beside on the first; None where that does not
-    hold."""
-    seated = _seated(load.beside, over, load.need.total)
-    if seated is None:
-        return None
-    first, *others = over
-    also = f", the models beside on {_names(seated[0])}" if others and load.beside else ""
-    idle = len({*others} - {*seated[0]})
-    rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
-    return Placement(
-        "resident", f"{load} fit into {_free({first: over[first]})}{also}{rest}", beside=seated[0]
-    )
-
-
-def _spread(load: _Load, gpus: Mapping[Device, int]) -> Placement | None:
-    """The blocks over several GPUs, in what the models beside leave; None where that does not hold."""
-    seats = _seated(load.beside, gpus) if len(gpus) > 1 else None
-    devices = seats and _device_map(load.described, load.need, seats[1], load.dtype, load.quantization)
-    if not seats or not devices:
-        return None
-    first = next(iter(gpus))
-    also = f", the models beside on {_names(seats[0])}" if load.beside else ""
-    why = f"{load} are more than {_free({first: gpus[first]})}"
-    why += f": the blocks are spread over {len(gpus)} GPUs{also}"
-    return Placement("device-map", why, devices, beside=seats[0])
-
-
-def _mapped(load: _Load, over: Mapping[Device, int]) -> Placement:
-    """As asked: over all GPUs, or, on a machine without, over memory and disk."""
-    seats = _seated(load.beside, over)
-    spill = "cpu" in over
-    device_map = seats and _device_map(
-        load.described, load.need, seats[1], load.dtype, load.quantization, spill=spill
-    )
-    if not seats or not device_map:
-        room = (
-            f"{_gb(over['cpu'])} of memory" if spill else f"{len(over)} GPUs with {_gb(sum(over.values()))}"
-        )
-        raise UserError(
-            f"--placement device-map: {load} and no block cut in two: that does not fit on {room}; "
-            "--placement stream needs the least"
-        )
-    devices = sorted({str(device) for device in device_map.values()})
-    return Placement(
-        "device-map", f"spread over {', '.join(devices)}, as asked", device_map, forced=True, beside=seats[0]
-    )
-
-
-def _device_map(
-    described: Described,
-    need: Needs,
-    memories: Mapping[int | str, int],
-    dtype: str,
-    quantization: str | None,
-    spill: bool = False,
-) -> dict[str, int | str] | None:
-    """Accelerate's map over these devices, in balance, with room for activations on each and every block
-    whole; None where it would not hold. `spill`: what does not fit goes to disk."""
-    model = described.empty()
-    whole = [type(block).__name__ for block in find_blocks(model)[1]]
-    room = {device: max(0, round(_SPARE * size) - need.activations) for device, size in memories.items()}
-    small: Any = {"int8": torch.int8, "nf4": CustomDtype.INT4}
-    kind = DTYPES[dtype] if quantization is None else small[quantization]
-    options = {"no_split_module_classes": sorted(set(whole)), "dtype": kind}
-    # It warns of GPUs that are planned for and are not here.
-    logging.getLogger("accelerate.utils.modeling").setLevel(logging.ERROR)
-    # In balance first; that leaves room unused where devices have unequal room.
-    limits = [room] if spill else [get_balanced_memory(model, dict(room), **options), room]
-    for limit in limits:
-        device_map = dict(
-            infer_auto_device_map(model, max_memory=limit | ({} if spill else {"cpu": 0}), **options)
-        )
-        if spill or not {"cpu", "disk"} & set(map(str, device_map.values())):
-            return _with_weightless(model, device_map)
-    return None
-
-
-def _with_weightless(model: PreTrainedModel, places: dict[str, Device]) -> dict[str, Device]:
-    """The map with what has no weights, as rotary tables, on the first device: it comes after the blocks and
-    so landed on the last, where its inputs would go, and its outputs come back before the first block could
-    begin."""
-    first = next(iter(places.values()))
-    weightless = {
-        name for name, module in model.named_modules() if not any(True for _ in module.parameters())
-    }
-    return {name: first if name in weightless else device for name, device in places.items()}
+    return tuple(seats[i] for i in range(len(beside))), {d: int(size / SPARE) for d, size in left.items()}
 
 
 def _free(over: Mapping[Device, int]) -> str:
@@ -253,6 +225,11 @@ def _free(over: Mapping[Device, int]) -> str:
         return f"{len(over)} GPUs have free ({_gb(sum(over.values()))})"
     device, size = next(iter(over.items()))
     return f"the {_gb(size)} free of {_names([device])}"
+
+
+def _also(seats: Sequence[Device], over: Mapping[Device, int]) -> str:
+    """Where the models beside lie, where there is a choice, in words."""
+    return f", the models beside on {_names(seats)}" if seats and len(over) > 1 else ""
 
 
 def _names(devices: Sequence[Device]) -> str:

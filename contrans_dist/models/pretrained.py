@@ -1,7 +1,6 @@
 """What a checkpoint says of its model: configuration and tokenizer, held against limits before transformers
 makes anything of them."""
 
-import json
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -11,12 +10,12 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
-from transformers.utils.hub import cached_file
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from contrans_dist.config.limits import BLOCKS, LABELS, MODEL_JSON_BYTES, TOKENIZER_BYTES, TOKENS, check_size
+from contrans_dist.config.limits import BLOCKS, LABELS, TOKENIZER_BYTES, TOKENS, check_size
 from contrans_dist.errors import UserError
 from contrans_dist.models.hub import one_line
+from contrans_dist.models.model_files import ModelFiles, read_settings
 
 _EXPERTS, _SIZE = 4096, 1 << 24
 _LIMITS = (
@@ -48,19 +47,21 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tok
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 
 
-def read_config(name: str, source: str, revision: str | None, trust_remote_code: bool = False) -> Any:
+def read_config(files: ModelFiles) -> Any:
     """The configuration of a model.
 
     Raises UserError, with file and field, for absurd sizes and for what is no configuration, and what
     transformers raises for one that is not there.
     """
-    path = Path(str(cached_file(source, CONFIG_NAME, revision=revision)))
-    _check_config(path, source, revision)
-    _check_tokens(source, revision)
+    path = files.config_file()
+    _check_config(files, path)
+    _check_tokens(files)
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            files.place, revision=files.revision, trust_remote_code=files.trust_remote_code
+        )
     except ValueError as error:  # of types that it does not know, and code that it would have to run
-        raise UserError(f"--model {name}: config.json: {one_line(error)}") from error
+        raise UserError(f"--model {files.name}: config.json: {one_line(error)}") from error
     except SENSELESS as error:
         raise senseless(path, error) from error
 
@@ -70,17 +71,15 @@ def senseless(path: Path | str, error: BaseException) -> UserError:
     return UserError(f"{path}: no model can be made of it ({type(error).__name__}: {one_line(error)})")
 
 
-def _check_config(path: Path, source: str, revision: str | None) -> None:
-    content = _json_object(path)
+def _check_config(files: ModelFiles, path: Path) -> None:
+    content = read_settings(path)
     _check_sizes(path, content)
     versions = content.get("configuration_files")
     for file in versions if isinstance(versions, list) else ():
         # For later releases of transformers, which takes one of them instead.
         if not isinstance(file, str) or Path(file).name != file:
             raise UserError(f"{path}: configuration_files: expected names of files beside it")
-        other = _small_json(source, revision, file)
-        if other is not None:
-            _check_sizes(path.with_name(file), other)
+        _check_sizes(path.with_name(file), files.settings(file))
     if content.get("model_type") is not None and not isinstance(content["model_type"], str):
         raise UserError(f"{path}: model_type: expected a name")
 
@@ -96,14 +95,14 @@ def _check_sizes(path: Path, content: dict[str, Any]) -> None:
             raise UserError(f"{path}: {key}: expected at least {least}, found {value}")
 
 
-def _check_tokens(source: str, revision: str | None) -> None:
+def _check_tokens(files: ModelFiles) -> None:
     """Of the settings for generation, those that are used: the tokens that begin and end a text."""
-    content = _small_json(source, revision, GENERATION_CONFIG_NAME) or {}
+    content = files.settings(GENERATION_CONFIG_NAME)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = content.get(key)
         tokens = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(token) is int and -1 <= token < 1 << 31 for token in tokens):
-            path = _found(source, revision, GENERATION_CONFIG_NAME)
+            path = files.find(GENERATION_CONFIG_NAME)
             raise UserError(f"{path}: {key}: expected a token id or a list of them")
 
 
@@ -118,29 +117,30 @@ def _numbers(path: Path, content: dict[str, Any], depth: int = 0) -> Iterator[tu
                 yield key, item
 
 
-def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(files: ModelFiles) -> Any:
     """The tokenizer of a model. Raises UserError where a package is missing or a file is none of a
     tokenizer's, and what transformers raises."""
     for file in _TOKENIZER_FILES:
-        content = _small_json(source, revision, file) or {}
+        content = files.settings(file)
         kind, added = content.get("tokenizer_class"), content.get("added_tokens_decoder", {})
         if kind is not None and not isinstance(kind, str):
-            raise UserError(f"{_found(source, revision, file)}: tokenizer_class: expected a name")
+            raise UserError(f"{files.find(file)}: tokenizer_class: expected a name")
         if not isinstance(added, dict) or not all(
             key.isdecimal() and isinstance(token, dict) for key, token in added.items()
         ):
-            path = _found(source, revision, file)
-            raise UserError(f"{path}: added_tokens_decoder: expected a token by each number")
-    vocabularies = {file: _found(source, revision, file) for file in _VOCABULARIES}
+            raise UserError(f"{files.find(file)}: added_tokens_decoder: expected a token by each number")
+    vocabularies = {file: files.find(file) for file in _VOCABULARIES}
     for path in vocabularies.values():
         if path is not None:
             check_size(str(path), path.stat().st_size, TOKENIZER_BYTES)
             check_size(f"{path}: vocabulary", path.read_bytes().count(b'":'), TOKENS, "tokens")
     whole = vocabularies["tokenizer.json"]
     if whole is None:
-        _check_sentencepiece(name, source, revision)
+        _check_sentencepiece(files)
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            files.place, revision=files.revision, trust_remote_code=files.trust_remote_code
+        )
     except Exception as error:
         fault = None if whole is None else _fault(whole)
         if fault is None:
@@ -157,37 +157,15 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def _check_sentencepiece(name: str, source: str, revision: str | None) -> None:
+def _check_sentencepiece(files: ModelFiles) -> None:
     """Raise UserError where the tokenizer is a sentencepiece file alone and that package is not there."""
     if find_spec("sentencepiece") is not None:
         return
     for file in _SENTENCEPIECE:
-        path = _found(source, revision, file)
+        path = files.find(file)
         # A message of protobuf begins so; tiktoken's files, which may be called the same, are text.
         if path is not None and path.read_bytes()[:1] == b"\n":
             raise UserError(
-                f"--model {name}: its tokenizer is a {file} alone, which needs sentencepiece: "
+                f"--model {files.name}: its tokenizer is a {file} alone, which needs sentencepiece: "
                 "pip install sentencepiece"
             )
-
-
-def _found(source: str, revision: str | None, file: str) -> Path | None:
-    path = cached_file(source, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if path is None else Path(path)
-
-
-def _small_json(source: str, revision: str | None, file: str) -> dict[str, Any] | None:
-    path = _found(source, revision, file)
-    return None if path is None else _json_object(path)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that is none, or larger than a model's. It may hold infinities."""
-    check_size(str(path), path.stat().st_size, MODEL_JSON_BYTES)
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected a valid JSON file ({one_line(error)})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content

@@ -14,23 +14,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type
-from contrans_dist.models.checkpoint import Checkpoint, find_checkpoint
+from contrans_dist.models.blocks import find_blocks, model_type
+from contrans_dist.models.checkpoint import Checkpoint
 from contrans_dist.models.hub import hub_errors
-from contrans_dist.models.language_model import LanguageModel, wrap_model
+from contrans_dist.models.language_model import LanguageModel, check_looks_back, wrap_model
 from contrans_dist.models.loading import DTYPES, describe, torch_dtype
 from contrans_dist.models.partial import load_block, load_skeleton
-from contrans_dist.models.passing import replaced, unpacked
+from contrans_dist.models.passing import Stop, first_of, handing, replaced, stream_of, unpacked
 from contrans_dist.models.pretrained import load_tokenizer
+from contrans_dist.models.weight_files import is_quantised, weight_files
 from contrans_dist.store.patience import patiently
 
 Form = Callable[[Tensor], object]
 """The residual stream as a block returns it: alone, or first in a tuple."""
 _FORMS: tuple[Form, ...] = (lambda state: state, lambda state: (state,), lambda state: (state, None))
-
-
-class _Stop(Exception):
-    """What was wanted of the forward pass is there."""
 
 
 class _Altered(Exception):
@@ -75,11 +72,11 @@ class StreamedModel:
             self.lm.decoder.set_input_embeddings(embedding)  # type: ignore[operator]
         embedded: list[Tensor] = []
 
-        def first(*args: Any, **named: Any) -> None:
-            embedded.append(_stream(args, named))
-            raise _Stop
+        def first(stream: Tensor) -> None:
+            embedded.append(stream)
+            raise Stop
 
-        self._forward({0: first}, input_ids=ids.to(self.device))
+        self._forward({0: handing(first)}, input_ids=ids.to(self.device))
         return embedded[0]
 
     def forget_embedding(self) -> None:
@@ -92,9 +89,7 @@ class StreamedModel:
         outputs: list[Tensor] = []
         state = torch.empty(0)
         forward = block.forward
-
-        def lower(*_args: Any, **_named: Any) -> object:
-            return self._form(state)
+        lower = handing(lambda _stream: self._form(state))
 
         def fed(*args: Any, **named: Any) -> None:
             shared = [
@@ -107,8 +102,8 @@ class StreamedModel:
             )
             if any(shared):
                 raise UserError(self._refusal(f"block {k} hands more than the residual stream to later ones"))
-            outputs.append(output if isinstance(output, Tensor) else output[0])
-            raise _Stop
+            outputs.append(first_of(output))
+            raise Stop
 
         def run(entering: Tensor) -> Tensor:
             nonlocal state
@@ -138,13 +133,10 @@ class StreamedModel:
         if output.shape != state.shape or output.dtype != state.dtype:
             returned = f"{output.dtype} {list(output.shape)} for {state.dtype} {list(state.shape)}"
             raise UserError(self._refusal(f"a block returns {returned}"))
-        one, other = output[:, 1].float().cpu()
-        rounding = 1e-4 if output.dtype == torch.float32 else 1e-2
-        if (one - other).abs().max() > rounding * one.abs().max():
-            raise UserError(f"model type '{model_type(self.lm.model)}' attends to later tokens; {EXPECTED}")
+        check_looks_back(self.lm.model, output)
 
     def _forward(self, forwards: Mapping[int, Callable[..., object]], **inputs: Tensor) -> None:
-        with torch.no_grad(), unpacked(), replaced(self._list, forwards), suppress(_Stop):
+        with torch.no_grad(), unpacked(), replaced(self._list, forwards), suppress(Stop):
             self.lm.decoder(**inputs, use_cache=False)
 
     # -- whether it can be done --------------------------------------------------------------------
@@ -181,12 +173,12 @@ class StreamedModel:
 
         def looking(k: int) -> Callable[..., object]:
             def forward(*args: Any, **named: Any) -> object:
-                stream = _stream(args, named)
+                stream = stream_of(args, named)
                 if k and not (stream.ndim == 3 and torch.equal(stream, _marked(k - 1, stream))):
                     raise _Altered
                 seen.append((args[1:], {name: x for name, x in named.items() if name != "hidden_states"}))
                 if k == len(self._list) - 1:
-                    raise _Stop
+                    raise Stop
                 return form(_marked(k, stream))
 
             return forward
@@ -212,35 +204,35 @@ def open_streamed(
     kind = torch_dtype(dtype)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     described = describe(name, revision=revision, head=False, trust_remote_code=trust_remote_code)
-    source, revision, config = described.source, described.revision, described.config
-    if described.quantised:
+    if is_quantised(described.full):
         raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
     kind = kind or DTYPES[described.dtype()]
     with hub_errors(name):
-        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
-        checkpoint = find_checkpoint(name, source, revision, described.full)
+        tokenizer = load_tokenizer(described.files)
+        weights = weight_files(described.files, described.full, download=True)
+        if not weights or weights[0].suffix != ".safetensors":
+            raise UserError(
+                f"--placement stream: {name} has no weights as safetensors, which streaming reads"
+            )
+        checkpoint = Checkpoint(weights)
         try:
-            model: PreTrainedModel = load_skeleton(described.whole, config, checkpoint, kind, place)
+            model = load_skeleton(described.whole, described.config, checkpoint, kind, place)
         except RunError as error:
             raise RunError(f"{name}: {error}") from error
         except AttributeError as error:
             if nn.Identity.__name__ not in str(error):  # which stands where a block would be
                 raise
-            raise UserError(_refusal(config.model_type, f"its blocks share parts ({error})")) from error
+            raise UserError(
+                _refusal(described.config.model_type, f"its blocks share parts ({error})")
+            ) from error
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
-    with replaced(find_blocks(model)[1], {0: lambda *args, **named: _stream(args, named)}):
+    with replaced(find_blocks(model)[1], {0: handing(lambda stream: stream)}):
         lm = wrap_model(model, tokenizer, name)
     return StreamedModel(lm, described.whole, checkpoint, place)
 
 
 def _refusal(kind: str, why: str) -> str:
     return f"--placement stream: model type '{kind}' cannot be streamed: {' '.join(why.split())[:200]}"
-
-
-def _stream(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-    """The residual stream that a block is given: it comes first, or by its name."""
-    stream: Tensor = args[0] if args else named["hidden_states"]
-    return stream
 
 
 def _marked(k: int, like: Tensor) -> Tensor:

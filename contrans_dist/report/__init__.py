@@ -1,4 +1,7 @@
-"""Self-contained HTML pages, one a run and one to compare runs: what was done, and what came of it."""
+"""Self-contained HTML pages, one a run and one to compare runs: what was done, and what came of it.
+
+Imports: store, vectors, benchmarks, evaluation.
+"""
 
 from collections.abc import Sequence
 from typing import Any

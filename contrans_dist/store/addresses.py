@@ -95,9 +95,13 @@ def whole_address(store: str, path: str) -> str:
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """Names of files for things that people named, none twice on a disk that does not tell case.
 
-    Most stay as they are. The file itself says the whole name.
+    Args:
+        names: most stay as they are; the file itself says the whole name.
+
+    Returns:
+        Name to the name of its file, without an ending.
     """
-    found: dict[str, str] = {}
+    safe_names: dict[str, str] = {}
     taken: set[str] = set()
     for name in names:
         safe = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", name)
@@ -105,8 +109,8 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
             short = safe.encode()[:_LONGEST_NAME].decode(errors="ignore")
             safe = f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
         taken.add(safe.casefold())
-        found[name] = safe
-    return found
+        safe_names[name] = safe
+    return safe_names
 
 
 def joined(path: str, name: str) -> str:

@@ -97,7 +97,7 @@ class Claim:
         """Hold the folder. Raises UserError when another is at work there, or nothing can be written."""
         self.write(holding=False)
         while rivals := self._rivals():
-            name, first = min(rivals.items(), key=lambda each: (not each[1].holding, each[0]))
+            name, first = min(rivals.items(), key=lambda rival: (not rival[1].holding, rival[0]))
             if first.holding or name < self.name:
                 raise UserError(self._refusal(first))
             time.sleep(_ASK_SECONDS)
@@ -108,7 +108,7 @@ class Claim:
         files = {info.base_name: info for info in _claims_in(self.folder)}
         if self.name not in files:
             raise RunError(f"{self.folder}: this run's claim on the folder was removed; run it again")
-        mine, found = files.pop(self.name), {}
+        mine, rivals = files.pop(self.name), {}
         for name, info in files.items():
             rival = _read(self.folder / name)
             if rival is None:
@@ -120,8 +120,8 @@ class Claim:
                     note(f"{self.folder}: {rival} claimed it and is gone; taken over")
                 (self.folder / name).delete()
             elif fingerprint(rival.identity) != fingerprint(self.identity):
-                found[name] = rival
-        return found
+                rivals[name] = rival
+        return rivals
 
     def _refusal(self, rival: Claimant) -> str:
         fields = "; ".join(differing(rival.identity, self.identity))

@@ -69,9 +69,9 @@ def _published(scheme: str, rest: str) -> fs.FileSystem:
 
 def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
     """pyarrow's own default lets a connection that says nothing hang."""
-    place, _, asked = rest.partition("?")
+    place, _, query = rest.partition("?")
     user, _, bucket = place.rpartition("@")
-    options = dict(parse_qsl(asked))
+    options = dict(parse_qsl(query))
     unknown = next((name for name in options if name not in _S3_OPTIONS), None)
     if unknown is not None:
         raise UserError(f"s3://{bucket}: no option {unknown!r}; expected one of {', '.join(_S3_OPTIONS)}")

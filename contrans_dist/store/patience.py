@@ -57,9 +57,10 @@ def brief() -> bool:
 
 
 def patiently(work: Callable[P, T]) -> Callable[P, T]:
-    """`work`, tried again after a PassingError; NoAnswerError when it has not passed in the end.
+    """`work`, tried again after a PassingError; what it calls is tried again with it, not by itself.
 
-    What it calls is tried again with it, not by itself.
+    Raises:
+        NoAnswerError: when it has not passed in the end.
     """
 
     @wraps(work)

@@ -51,13 +51,13 @@ def made_by() -> dict[str, str | None]:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a number."""
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def command_line(arguments: list[str] | None = None) -> str:
@@ -90,7 +90,7 @@ def git_commit() -> str | None:
     """Commit of the checkout this package runs from; None when it was installed from elsewhere."""
     folder = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
+        log = subprocess.run(
             ["git", "-C", str(folder), "log", "-1", "--format=%H", "--", "."],
             capture_output=True,
             text=True,
@@ -99,7 +99,7 @@ def git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return log.stdout.strip() or None
 
 
 def now() -> str:

@@ -85,9 +85,9 @@ def rows_of(table: pa.Table, row: type[R]) -> list[R]:
 def table_of(rows: Sequence[Any], row: type) -> pa.Table:
     """Rows as a table; a column of which no row has a value is left out."""
     needed, others = columns_of(row)
-    content = [asdict(each) for each in rows]
+    content = [asdict(values) for values in rows]
     kinds = needed | {
-        name: kind for name, kind in others.items() if any(each[name] is not None for each in content)
+        name: kind for name, kind in others.items() if any(values[name] is not None for values in content)
     }
     layout = pa.schema([(name, _KINDS[kind]) for name, kind in kinds.items()])
     return pa.Table.from_pylist(content, schema=layout)
@@ -129,10 +129,18 @@ def facts_of(table: pa.Table) -> dict[str, Any]:
 def read_columns(
     location: Location, needed: Mapping[str, Kind], others: Mapping[str, Kind] | None = None
 ) -> pa.Table | None:
-    """Columns of a Parquet file as strings, float64 and int64: `needed`, and those of `others` it has.
+    """Columns of a Parquet file, as strings, float64 and int64.
 
-    None where a needed column is missing. Raises UserError for a damaged file, columns of another kind, and
-    more than `limits.RESULT_BYTES`.
+    Args:
+        location: the file.
+        needed: columns and their kinds.
+        others: those that may be missing.
+
+    Returns:
+        What there is of them; None where a needed column is missing.
+
+    Raises:
+        UserError: for a damaged file, columns of another kind, and more than `limits.RESULT_BYTES`.
     """
     try:
         with location.open() as source:

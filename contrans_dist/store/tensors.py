@@ -73,16 +73,17 @@ class TensorFile:
 
     def require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         """Raise UserError unless a tensor has this type and shape."""
-        found = self.shape(name, dtype, len(shape))
-        if found != shape:
+        stored = self.shape(name, dtype, len(shape))
+        if stored != shape:
             raise UserError(
-                f"{self.location}: tensor {name!r}: expected shape {list(shape)}, found {list(found)}"
+                f"{self.location}: tensor {name!r}: expected shape {list(shape)}, found {list(stored)}"
             )
 
     def read(self, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         """Tensors by name; those that are not there are left out.
 
-        Raises UserError for one with a number that is not finite.
+        Raises:
+            UserError: for one with a number that is not finite.
         """
         tensors: dict[str, NDArray[Any]] = {}
         with self.location.open() as source:
@@ -110,8 +111,13 @@ def save_tensors(location: Location, tensors: Mapping[str, NDArray[Any]], header
 def open_tensors(location: Location, kind: str | None = None) -> TensorFile:
     """Read the head of a file written by `save_tensors`; tensors lie one behind the other and fill the rest.
 
-    Raises UserError when the file is missing, is no safetensors, lacks our header, is not of `kind`, or when
-    types, shapes, places and the file's size do not agree.
+    Args:
+        location: the file.
+        kind: what it must say that it holds, such as `map`; None takes any.
+
+    Raises:
+        UserError: when the file is missing, is no safetensors, lacks our header, is not of `kind`, or when
+            types, shapes, places and the file's size do not agree.
     """
     foreign = f"{location}: expected a vector or map file written by contrans"
     try:
@@ -126,19 +132,19 @@ def open_tensors(location: Location, kind: str | None = None) -> TensorFile:
         raise UserError(f"{location}: cannot be read ({' '.join(str(error).split())})") from error
     head = parse_json(data, f"{location}: head")
     metadata = head.pop("__metadata__", None) if isinstance(head, dict) else None
-    own = metadata.get(schema.METADATA_KEY.decode()) if isinstance(metadata, dict) else None
-    if not isinstance(own, str):
+    text = metadata.get(schema.METADATA_KEY.decode()) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
         raise UserError(foreign)
-    header = parse_json(own, f"{location}: header")
+    header = parse_json(text, f"{location}: header")
     if not isinstance(header, dict):
         raise UserError(f"{location}: header: expected a JSON object")
-    found = header.get("kind")
-    if not isinstance(found, str) or (kind is not None and found != kind):
-        found = found if isinstance(found, str) else "foreign"
-        raise UserError(f"{location}: expected a {kind or 'vector or map'} file, this is a {found} file")
+    stored = header.get("kind")
+    if not isinstance(stored, str) or (kind is not None and stored != kind):
+        other = stored if isinstance(stored, str) else "foreign"
+        raise UserError(f"{location}: expected a {kind or 'vector or map'} file, this is a {other} file")
     entries = {name: _entry(entry, f"{location}: tensor {name!r}") for name, entry in head.items()}
     _check_places(location, entries, size - 8 - length)
-    return TensorFile(location, found, header, entries, 8 + length)
+    return TensorFile(location, stored, header, entries, 8 + length)
 
 
 def _entry(content: Any, where: str) -> TensorEntry:
@@ -161,7 +167,7 @@ def _entry(content: Any, where: str) -> TensorEntry:
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a list of numbers of bytes or rows."""
-    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**63 for each in value)
+    return isinstance(value, list) and all(type(count) is int and 0 <= count < 2**63 for count in value)
 
 
 def _check_places(location: Location, entries: Mapping[str, TensorEntry], size: int) -> None:

@@ -27,6 +27,11 @@ def work_folder(parent: Path, prefix: str, key: str) -> Iterator[Path]:
 
     Its name is known to all, so it is believed only if this user alone can have made and filled it. Where
     another run is at work in it, or it is someone else's, a fresh one is taken.
+
+    Args:
+        parent: is made where it is missing.
+        prefix: of all such folders; unused ones of a week ago are removed.
+        key: what tells this work from other work.
     """
     parent.mkdir(parents=True, exist_ok=True)
     remove_unused(parent, prefix, _STALE_SECONDS)
@@ -51,14 +56,14 @@ def work_folder(parent: Path, prefix: str, key: str) -> Iterator[Path]:
 def is_own(folder: Path) -> bool:
     """Whether it is a folder, no link to one, of this user, which no other may enter."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return False
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         return False
     if os.name == "nt":  # without owners and modes of this kind; the temporary folder is the user's own
         return True
-    return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+    return status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077
 
 
 def locked(folder: Path) -> FileLock | None:

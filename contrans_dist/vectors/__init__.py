@@ -1,1 +1,4 @@
-"""Concept vectors: made from rows of activations, on disk, and combined."""
+"""Concept vectors: made from rows of activations, on disk, and combined.
+
+Imports: store, data.
+"""

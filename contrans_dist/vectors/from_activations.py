@@ -96,7 +96,7 @@ def _having(column: pa.ChunkedArray, value: str, where: str) -> NDArray[np.bool_
     held = python_values(codes.dictionary)
     if short:  # the number that was written, 0.1, and not what is nearest to it
         held = [float(str(np.float32(number))) for number in held]
-    equal = [_equal(one, value) for one in held]
+    equal = [_equal(distinct, value) for distinct in held]
     return np.array([*equal, False])[codes.indices.fill_null(len(equal)).to_numpy(zero_copy_only=False)]
 
 

@@ -127,7 +127,7 @@ def _pairs(bench: Bench) -> Row:
     found: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        found["table"] = r2_table(source, target, split)
+        found["table"] = r2_table(source, target, split, width=max(d_source, d_target))
 
     def theirs() -> None:
         for i, j in chosen:

@@ -272,7 +272,7 @@ def test_bad_data_are_named(tmp_path):
         load(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="expected `texts`"):
         BehaviourBenchmark.load(BehaviourEvaluation())
-    with pytest.raises(UserError, match="no column 'who'"):
+    with pytest.raises(UserError, match="no field 'who'"):
         load(write(tmp_path, refusal=[TWO]), template="{text} {who}")
     long = {**TWO, "question": "the little girl " * 100 + TWO["question"]}
     bench = load(write(tmp_path, refusal=[long]))

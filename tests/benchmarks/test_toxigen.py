@@ -28,6 +28,7 @@ from contrans_dist.engine.scoring import BASE, Intervention, generate
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, wrap_model
 from contrans_dist.models.classifier import Classifier
+from contrans_dist.store.location import Location
 from tests.models.test_classifier import by_pipeline, classifier_model
 from tests.tiny import CONTEXT, tiny_model, tiny_tokenizer
 
@@ -68,10 +69,15 @@ def lists_of_remarks(path: Path, remarks: list[list[str]]) -> None:
 # --- the three sets ---
 
 
+def refined_from(folder: Path, evaluation: int = 200, validation: int = 10) -> dict[str, list[Any]]:
+    """What a concept is refined from beside an evaluation with so many prompts a group."""
+    return refinement_texts(Location.parse(str(folder)), 0, evaluation=evaluation, validation=validation)
+
+
 def test_real_statements_make_three_sets_without_overlap(shared: Path) -> None:
     folder = shared / "data/toxigen"
     bench = ToxigenBenchmark.load(settings(folder))
-    refined = refinement_texts(folder)
+    refined = refined_from(folder)
     rows = annotated_rows(shared)
     known = {normal(row["text"]): row for row in reversed(rows)}
     sets = {
@@ -142,14 +148,14 @@ def test_real_prompts_alone_serve_and_what_they_share_is_said(shared: Path) -> N
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        refined = refinement_texts(folder, 50, evaluation=5, validation=2)
+        refined = refined_from(folder, evaluation=5, validation=2)
     drawn = ToxigenBenchmark.load(settings(folder, per_group=5, validation_per_group=2)).items()
     many, in_both = len(refined["text"]), lines_of(refined["text"]) & lines_of([i.scenario for i in drawn])
     none = len(in_both)
     assert many > 50
     assert none == 0
     with pytest.raises(UserError, match="no pairs left to refine from beside 200 evaluation"):
-        refinement_texts(folder)
+        refined_from(folder)
 
 
 def test_remarks_are_kept_apart_where_the_prompts_allow_it(tmp_path: Path) -> None:
@@ -201,9 +207,8 @@ def test_the_demo_layout_is_read(tmp_path: Path) -> None:
     assert "\n- " in item.prompt
     assert item.prompt.endswith("\n-")
 
-    refined = refinement_texts(tmp_path, 50, evaluation=40)
+    refined = refined_from(tmp_path, evaluation=40)
     assert shown not in refined["text"]
-    assert set(refined["concept"]) == {"fairness"}
     truth = {row["text"]: row for row in rows}
     for i in range(0, len(refined["text"]), 2):
         assert refined["pair_id"][i] == refined["pair_id"][i + 1] == i // 2
@@ -211,7 +216,6 @@ def test_the_demo_layout_is_read(tmp_path: Path) -> None:
         assert [truth[refined["text"][j]]["label"] for j in (i, i + 1)] == ["kind", "unkind"]
         assert refined["label"][i : i + 2] == ["positive", "negative"]
     assert Counter(refined["group"]) == dict.fromkeys(demo.GROUPS, 100)
-    assert set(refinement_texts(tmp_path / "remarks.jsonl", 5)["text"]) <= set(truth)
 
 
 # --- the hub's file ---
@@ -265,8 +269,8 @@ def test_the_hubs_table_is_read_from_a_copy_and_from_the_cache(
     (kept / f"snapshots/{commit}/train").mkdir(parents=True)
     pq.write_table(hub_table(), kept / f"snapshots/{commit}/train/train-00000-of-00001.parquet")
     check_hub(ToxigenBenchmark.load(settings(None, **wanted)))
-    refined = refinement_texts(None, 4, evaluation=6, validation=3)
-    assert Counter(refined["label"]) == {"positive": 8, "negative": 8}
+    refined = refined_from(copy.parent, evaluation=6, validation=3)
+    assert Counter(refined["label"]) == {"positive": 20, "negative": 20}
     number = [int(text.split()[-1]) for text in refined["text"]]
     assert all(n % 4 == 0 for n in number[::2])  # those come first whose probability agrees with the label
     assert all(n % 4 == 2 for n in number[1::2])  # the evaluation has all toxic ones whose does
@@ -305,7 +309,7 @@ def test_bad_data_are_named(tmp_path: Path) -> None:
     assert {item.prompt for item in bench.items()} == {f"bakers:\n- {x}\n-" for x in ("unkind", "rude")}
     (tmp_path / "remarks.jsonl").write_text('{"text": "a", "group": "bakers", "label": "odd"}\n')
     with pytest.raises(UserError, match=r"remarks.jsonl, line 1: label 'odd'"):
-        refinement_texts(tmp_path / "remarks.jsonl")
+        refined_from(tmp_path, validation=1)
 
 
 # --- scoring ---

@@ -229,7 +229,7 @@ def test_bad_data_are_named(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             TruthfulQABenchmark.load(settings(write(tmp_path / "q.json", bad)))
-    with pytest.raises(UserError, match="no column 'who'"):
+    with pytest.raises(UserError, match="no field 'who'"):
         TruthfulQABenchmark.load(settings(write(tmp_path / "q.json"), template="{who} {text}"))
     long = [{**good, "question": "the little girl " * 100}]
     bench = TruthfulQABenchmark.load(settings(write(tmp_path / "q.json", long)))

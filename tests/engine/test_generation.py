@@ -102,21 +102,21 @@ def test_the_whole_context_can_be_used() -> None:
 
 def test_a_row_for_each_prompt_is_checked_like_a_single_one() -> None:
     lm = language_model("llama")
-    rows = np.stack([vec(p) for p in range(300)])
-    whole = checked_offsets(lm, [Intervention("own", {1: rows}, 2.0)], 300)
+    rows, prompts = np.stack([vec(p) for p in range(300)]), [[5]] * 300
+    whole = checked_offsets(lm, [Intervention("own", {1: rows}, 2.0)], prompts)
     torch.testing.assert_close(whole[0][1], torch.tensor(2.0 * rows))
     for bad, at in ((np.nan, (0, 0)), (np.inf, (299, 31)), (-np.inf, (150, 7))):
         broken = rows.copy()
         broken[at] = bad
         with pytest.raises(UserError, match=r"^vector for block 1 holds values that are not finite$"):
-            checked_offsets(lm, [Intervention("own", {1: broken}, 2.0)], 300)
+            checked_offsets(lm, [Intervention("own", {1: broken}, 2.0)], prompts)
     message = r"^vector for block 1 has shape \(31,\), the model's hidden size is 32$"
     with pytest.raises(UserError, match=message):
-        checked_offsets(lm, [Intervention("own", {1: rows[:, :31]}, 2.0)], 300)
+        checked_offsets(lm, [Intervention("own", {1: rows[:, :31]}, 2.0)], prompts)
     with pytest.raises(UserError, match="blocks 0 to 3"):
-        checked_offsets(lm, [Intervention("own", {4: rows}, 2.0)], 300)
+        checked_offsets(lm, [Intervention("own", {4: rows}, 2.0)], prompts)
     with pytest.raises(UserError, match="299 rows for 300 prompts"):
-        checked_offsets(lm, [Intervention("own", {1: rows[1:]}, 2.0)], 300)
+        checked_offsets(lm, [Intervention("own", {1: rows[1:]}, 2.0)], prompts)
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:

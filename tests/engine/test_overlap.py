@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import nn
 
+from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import Activations, capture_ids, plan_batches
 from contrans_dist.models import LanguageModel, crossing, load_model
+from contrans_dist.models.device_map import spread_blocks
 from contrans_dist.models.loading import describe
-from contrans_dist.models.placement import _device_map, needs
+from contrans_dist.models.needs import needs
 from tests.pretend import Devices, pretend_devices
 from tests.tiny import save_tiny
 
@@ -47,10 +49,10 @@ def harvest(lm: LanguageModel, position: str = "last") -> Activations:
 def cut(lm: LanguageModel, folder: Path, aside: bool = True) -> Iterator["Pipeline"]:
     """The model over pretend devices as `contrans` has accelerate spread it. `aside`: as on GPUs, copies
     between devices have queues of their own."""
-    described = describe(str(folder))
-    need = needs(described, "float32", None, 1, True)
+    described, model = describe(str(folder)), ModelSettings(id=str(folder))
+    need = needs(described, model, 1)
     room = round((need.activations + 1.1 * need.weights / N_DEVICES + need.largest_block) / 0.95)
-    places = _device_map(described, need, dict.fromkeys(range(N_DEVICES), room), "float32", None)
+    places = spread_blocks(described, model, need, dict.fromkeys(range(N_DEVICES), room))
     assert places is not None
     with pretend_devices(N_DEVICES) as devices, pytest.MonkeyPatch.context() as patch:
         if aside:

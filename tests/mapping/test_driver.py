@@ -321,14 +321,14 @@ def test_bad_protocols_and_too_few_rows(sets: tuple[ActivationSet, ActivationSet
 def test_sums_over_ray_give_the_map_of_the_rows(
     local: None, sets: tuple[ActivationSet, ActivationSet], monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    pairs = [(0, 3), (2, 1)]
+    pairs = [(0, 3), (2, 1), (2, 3)]
     for protocol in ("default", "paper", "lcross"):
-        in_memory = fit(*sets, "0:3,2:1", MapOptions(protocol), quiet=True)  # type: ignore[arg-type]
+        in_memory = fit(*sets, "0:3,2:1,2:3", MapOptions(protocol), quiet=True)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
             patch.setattr(driver, "ROWS_IN_MEMORY", 10)
             patch.setattr(streamed, "CHUNK_ROWS", chunk)
-            patch.setattr(driver, "fit_pair", None)  # must not be taken
-            by_sums = fit(*sets, "0:3,2:1", MapOptions(protocol), quiet=True)  # type: ignore[arg-type]
+            patch.setattr(driver, "_FitInMemory", None)  # must not be taken
+            by_sums = fit(*sets, "0:3,2:1,2:3", MapOptions(protocol), quiet=True)  # type: ignore[arg-type]
         for pair in pairs:
             a, b = in_memory.maps[pair], by_sums.maps[pair]
             scale = np.abs(a.weight).max()
@@ -341,6 +341,24 @@ def test_sums_over_ray_give_the_map_of_the_rows(
             control = by_sums.shuffled[pair]
             assert np.linalg.norm(control) > 0
             assert not np.allclose(control, b.weight, rtol=0.1)
+
+
+def test_a_source_blocks_own_sums_are_made_once_for_all_its_targets(
+    local: None, sets: tuple[ActivationSet, ActivationSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "ROWS_IN_MEMORY", 10)
+    factored: list[int] = []
+    source_sums = streamed.SourceSums
+
+    def counted(parts: Any, *options: Any) -> Any:
+        factored.append(parts[FIT].n)
+        return source_sums(parts, *options)
+
+    monkeypatch.setattr(streamed, "SourceSums", counted)
+    joined = join(*sets, "default")
+    fitted = list(fit_one_by_one(joined, [(0, 1), (0, 2), (0, 3), (2, 1)]))
+    assert len(fitted) == 4
+    assert factored == [(joined.split == FIT).sum()] * 2
 
 
 def test_sums_over_ray_leave_the_control_out_when_it_is_not_wanted(

@@ -6,7 +6,7 @@ import pytest
 from contrans_dist.config.map_options import MapOptions
 from contrans_dist.mapping import block_r2 as pairs
 from contrans_dist.mapping.block_r2 import r2_table
-from contrans_dist.mapping.fit import SourceRows, fit_rows, fit_sums
+from contrans_dist.mapping.fit import SourceRows, SourceSums, fit_rows
 from contrans_dist.mapping.heldout import (
     FIT,
     TEST,
@@ -17,7 +17,7 @@ from contrans_dist.mapping.heldout import (
     split_of,
 )
 from contrans_dist.mapping.linear_map import AffineMap, random_map
-from contrans_dist.mapping.solver import RIDGES, SLACK, map_vectors, pseudo_inverse_from_sums
+from contrans_dist.mapping.solver import RIDGES, SLACK, PseudoInverseOfSums, map_vectors
 from contrans_dist.mapping.sums import Sums, merge
 
 PARTS = (FIT, VALIDATION, TEST)
@@ -59,6 +59,10 @@ def control_of(
     tokens: np.ndarray | None = None,
 ) -> AffineMap:
     return SourceRows(source, options, tokens=tokens).control(target, mapping, seed)
+
+
+def fit_sums(parts: dict[str, Sums], options: MapOptions, centre: bool) -> AffineMap:
+    return SourceSums(parts, options, centre).fit(parts, options.ridges)
 
 
 def sums_of(x: np.ndarray, y: np.ndarray, parts: np.ndarray) -> dict[str, Sums]:
@@ -182,7 +186,7 @@ def test_sums_are_right_or_warn(exponent: float, n: int) -> None:
 
 def test_sums_never_show_more_rank_than_rows() -> None:
     full = np.diag([5.0, 4.0, 3.0, 2.0, 1.0])
-    solution = pseudo_inverse_from_sums(full, np.ones((5, 2)), n=3)
+    solution = PseudoInverseOfSums(full, n=3).solve(np.ones((5, 2)))
     assert solution.rank == 3
     np.testing.assert_allclose(solution.weight[:, 0], [1 / 5, 1 / 4, 1 / 3, 0, 0], atol=1e-12)
 
@@ -444,7 +448,7 @@ def test_the_table_is_every_pair_fitted_alone_at_its_best_ridge(
     sources = {1: block(30, 0.3), 4: block(30, 2.0), 7: block(200, 1.0)}
     targets = {0: block(20, 1.5), 9: block(25, 0.5)}
     parts = split_of([str(i) for i in range(150)])
-    table = r2_table(sources, targets, parts)
+    table = r2_table(sources, targets, parts, width=200)
     assert table.shape == (3, 2)
     best = set()
     for i, source in enumerate(sources.values()):
@@ -466,14 +470,14 @@ def test_the_table_takes_fewer_rows_when_there_are_many(monkeypatch: pytest.Monk
     parts = default_split(600)
     kept = np.flatnonzero(parts == "fit")[np.linspace(0, 479, 100).astype(int)]
     thinned = np.where(np.isin(np.arange(600), kept) | (parts != "fit"), parts, "")
-    few = r2_table({0: source}, {0: target}, parts, max_fit_rows=100)
-    np.testing.assert_allclose(few, r2_table({0: source}, {0: target}, thinned))
-    assert few[0, 0] != r2_table({0: source}, {0: target}, parts)[0, 0]
+    few = r2_table({0: source}, {0: target}, parts, width=10, max_fit_rows=100)
+    np.testing.assert_allclose(few, r2_table({0: source}, {0: target}, thinned, width=10))
+    assert few[0, 0] != r2_table({0: source}, {0: target}, parts, width=10)[0, 0]
 
 
 def test_the_table_refuses_what_does_not_match() -> None:
     source, target, _ = planted(50, 10, 8, noise=1.0)
     with pytest.raises(ValueError, match="source block 3 has 49 rows, the split 50"):
-        r2_table({3: source[:49]}, {0: target}, default_split(50))
+        r2_table({3: source[:49]}, {0: target}, default_split(50), width=10)
     with pytest.raises(ValueError, match="0 validation rows"):
-        r2_table({3: source}, {0: target}, np.array(["fit"] * 50))
+        r2_table({3: source}, {0: target}, np.array(["fit"] * 50), width=10)

@@ -353,11 +353,12 @@ def test_rows_that_are_alone_of_their_token_do_not_count(width: int) -> None:
 
 def test_a_few_rare_tokens_are_no_reason_to_warn() -> None:
     tokens, parts = rare_tokens(80, 10)
-    assert effective_rows(tokens, parts) == (240, [])
-    assert len(effective_rows(*rare_tokens(81, 10))[1]) == 1
-    assert len(effective_rows(*rare_tokens(80, 11))[1]) == 1
+    assert effective_rows(token_groups(tokens, parts)[0], parts) == (240, [])
+    for tokens, parts in (rare_tokens(81, 10), rare_tokens(80, 11)):
+        assert len(effective_rows(token_groups(tokens, parts)[0], parts)[1]) == 1
+    tokens, parts = rare_tokens(320, 0)
     with pytest.raises(ValueError, match="no two fit rows are of the same token; expected centre true"):
-        effective_rows(*rare_tokens(320, 0))
+        effective_rows(token_groups(tokens, parts)[0], parts)
 
 
 def test_sums_tell_of_rare_tokens_as_rows_do(

@@ -68,7 +68,8 @@ def test_no_cancellation_where_the_naive_sums_lose_everything() -> None:
 
 def test_uncentred_sums_come_back() -> None:
     x, y = outlier_rows(50, D_SOURCE, 1), outlier_rows(50, D_TARGET, 2)
-    xx, xy, yy = Sums.of(x, y).around(0.0, 0.0)
+    sums = Sums.of(x, y)
+    xx, (xy, yy) = sums.source_around(0.0), sums.around(0.0, 0.0)
     x, y = x.astype(np.float64), y.astype(np.float64)
     np.testing.assert_allclose(xx, x.T @ x, rtol=1e-11)
     np.testing.assert_allclose(xy, x.T @ y, rtol=1e-11)
@@ -78,7 +79,8 @@ def test_uncentred_sums_come_back() -> None:
 def test_sums_about_any_point() -> None:
     x, y = outlier_rows(40, D_SOURCE, 3).astype(float), outlier_rows(40, D_TARGET, 4).astype(float)
     at_x, at_y = np.linspace(-3, 3, D_SOURCE), np.linspace(2, 8, D_TARGET)
-    xx, xy, yy = Sums.of(x, y).around(at_x, at_y)
+    sums = Sums.of(x, y)
+    xx, (xy, yy) = sums.source_around(at_x), sums.around(at_x, at_y)
     np.testing.assert_allclose(xx, (x - at_x).T @ (x - at_x), rtol=1e-11)
     np.testing.assert_allclose(xy, (x - at_x).T @ (y - at_y), rtol=1e-11)
     np.testing.assert_allclose(yy, ((y - at_y) ** 2).sum(axis=0), rtol=1e-11)
@@ -95,6 +97,15 @@ def test_merging_leaves_its_parts_alone_and_nothing_is_neutral() -> None:
         for name, value in merged.__dict__.items():
             np.testing.assert_array_equal(value, before[name])
     assert merge(empty, empty).n == 0
+
+
+def test_cross_sums_alone_are_those_of_the_whole() -> None:
+    x, y = outlier_rows(60, D_SOURCE, 7), outlier_rows(60, D_TARGET, 8)
+    pieces = [Sums.of(x[rows], y[rows], chunk=9, cross_only=True) for rows in np.split(np.arange(60), [20])]
+    alone, whole = merge(*pieces), Sums.of(x, y)
+    assert alone.sxx is None
+    for name in ("sxy", "syy", "mean_x", "mean_y"):
+        np.testing.assert_allclose(getattr(alone, name), getattr(whole, name), rtol=1e-10)
 
 
 def test_rows_are_left_as_they_were() -> None:

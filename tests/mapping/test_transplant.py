@@ -57,7 +57,7 @@ def test_what_cannot_be_moved_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one of keep, match"):
         transplant(np.ones(3), weight, norm="unit")
     with pytest.raises(ValueError, match="expected a vector"):
-        transplant(np.ones((1, 3)), weight)
+        transplant(np.ones((1, 1, 3)), weight)
 
 
 def test_random_directions_have_the_norm_and_nothing_else() -> None:

@@ -25,10 +25,11 @@ from contrans_dist.harvest.driver import harvest
 from contrans_dist.models import load_model, model_facts, weights_identity
 from contrans_dist.models.classifier import Classifier, classifier_identity, load_classifier
 from contrans_dist.models.loading import describe
+from contrans_dist.models.model_files import ModelFiles
 from contrans_dist.models.pretrained import read_config
-from contrans_dist.models.stored import header
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.models.tokens import chat_prompts
+from contrans_dist.models.weight_files import header
 from tests.commands import run
 from tests.models.test_classifier import TEXTS as JUDGED
 from tests.models.test_classifier import by_pipeline, classifier_model, save_classifier
@@ -400,7 +401,7 @@ def test_what_honest_models_have_is_taken(tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(tmp_path / "blob")
     (folder / "own.safetensors").symlink_to(tmp_path / "blob")
     edit(folder, transformers_weights="own.safetensors")
-    assert read_config("m", str(folder), None).max_relative_positions == -1
+    assert read_config(ModelFiles.of(str(folder))).max_relative_positions == -1
     assert load_model(str(folder)).n_blocks == open_streamed(str(folder)).lm.n_blocks == 2
     assert set(header(folder / "own.safetensors")) == set(load_file(tmp_path / "blob"))
 

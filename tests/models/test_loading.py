@@ -18,16 +18,16 @@ from contrans_dist.models import (
     encode,
     encode_many,
     find_blocks,
-    identity,
     load_model,
     matched_depth,
+    model_files,
     resolve_blocks,
-    split_name,
     tokenizer_hash,
     unusable,
     weights_identity,
     wrap_model,
 )
+from contrans_dist.models.model_files import ModelFiles
 from tests.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 
 TEXTS = ["She felt sad", "One day a bird asked the old man", "Once upon a time there was", "home"]
@@ -195,11 +195,13 @@ def test_quantised_on_the_cpu(quantization, cosine, tmp_path):
 
 
 def test_names(tmp_path):
-    assert split_name("org/model@abc") == ("org/model", "abc")
-    assert split_name("org/model") == ("org/model", None)
+    named = ModelFiles.of("org/model@abc")
+    assert (named.name, named.place, named.revision) == ("org/model@abc", "org/model", "abc")
+    assert ModelFiles.of("org/model") == ModelFiles("org/model", "org/model")
+    assert ModelFiles.of("org/model", "abc").revision == "abc"
     folder = tmp_path / "a@b"
     save_tiny(folder)
-    assert split_name(str(folder)) == (str(folder), None)
+    assert ModelFiles.of(str(folder), "abc") == ModelFiles(str(folder), str(folder))
     assert load_model(str(folder)).n_blocks == 4
     for name in ("./nowhere", "/nowhere/at/all", "a/b/c", ""):
         with pytest.raises(UserError, match="no such folder"):
@@ -219,7 +221,7 @@ def test_what_the_hub_says_becomes_one_line(said, raised, words, monkeypatch):
     def refuse(*_, **__):
         raise OSError(said)
 
-    monkeypatch.setattr("contrans_dist.models.pretrained.cached_file", refuse)
+    monkeypatch.setattr("contrans_dist.models.model_files.cached_file", refuse)
     with pytest.raises(raised, match=words) as caught:
         load_model("org/x")
     assert "\n" not in str(caught.value)
@@ -287,7 +289,7 @@ def test_weights_identity_of_a_hub_model(monkeypatch):
         asked.append((name, revision))
         return f"/cache/models--org--model/snapshots/{commit}/{file}"
 
-    monkeypatch.setattr(identity, "cached_file", cached)
+    monkeypatch.setattr(model_files, "cached_file", cached)
     assert weights_identity("org/model@v1") == f"commit:{commit}"
     assert asked == [("org/model", "v1")]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contrans_dist.config import ModelSettings
+from contrans_dist.config import ClusterSettings, ModelSettings, Quantization
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.scoring import Intervention, next_token
 from contrans_dist.errors import UserError
@@ -15,11 +15,24 @@ from contrans_dist.evaluation.baselines import System
 from contrans_dist.models import CPU_TOKENS, load_model
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.loading import describe
-from contrans_dist.models.needs import activation_bytes, needs, needs_of
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
+from contrans_dist.models.needs import Needs, activation_bytes, needs
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus
 from tests.tiny import save_tiny
 
 GB = 10**9
+
+
+def needed(name: str, tokens: int = CPU_TOKENS, quantization: Quantization | None = None) -> Needs:
+    """What a whole model needs, in its own precision."""
+    return needs(describe(name), ModelSettings(id=name, quantization=quantization), tokens)
+
+
+def placed(name: str, **options: Any) -> Placement:
+    """`choose_placement`, the model's settings among its options."""
+    settings = {key: options.pop(key) for key in ("dtype", "quantization") if key in options}
+    return choose_placement(ModelSettings(id=name, **settings), **options)
+
+
 LLAMA_7B = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -72,7 +85,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
 )
 def test_the_choice_for_7b(small: str, memories: dict, kind: str) -> None:
     """13.5 GB of weights in bfloat16, 13.2 without the head."""
-    placement = choose_placement(small, head=False, memories=memories)
+    placement = placed(small, head=False, memories=memories)
     assert placement.kind == kind
     assert "13.2 GB of weights" in placement.reason
     assert (placement.device_map is not None) == (kind == "device-map")
@@ -80,7 +93,7 @@ def test_the_choice_for_7b(small: str, memories: dict, kind: str) -> None:
 
 def test_70b_over_eight_gpus_in_balance_and_no_block_in_two(large: str) -> None:
     memories = dict.fromkeys(range(8), 24 * GB) | {"cpu": 100 * GB}
-    placement = choose_placement(large, head=False, memories=memories)
+    placement = placed(large, head=False, memories=memories)
     assert placement.kind == "device-map"
     assert placement.device_map is not None
     blocks = {k: v for k, v in placement.device_map.items() if k.startswith("layers")}
@@ -93,23 +106,23 @@ def test_70b_over_eight_gpus_in_balance_and_no_block_in_two(large: str) -> None:
 
 def test_depth_head_dtype_and_quantisation_count(large: str, small: str) -> None:
     one: dict = {0: 80 * GB, "cpu": 10 * GB}
-    assert choose_placement(large, head=False, memories=one).kind == "stream"
-    assert choose_placement(large, head=False, highest_block=30, memories=one).kind == "resident"
-    assert choose_placement(large, head=False, quantization="nf4", memories=one).kind == "resident"
-    assert choose_placement(large, head=False, quantization="int8", memories=one).kind == "resident"
+    assert placed(large, head=False, memories=one).kind == "stream"
+    assert placed(large, head=False, highest_block=30, memories=one).kind == "resident"
+    assert placed(large, head=False, quantization="nf4", memories=one).kind == "resident"
+    assert placed(large, head=False, quantization="int8", memories=one).kind == "resident"
     tight = {0: round(27.5 * GB), "cpu": GB}
-    assert choose_placement(small, dtype="float32", memories=tight).kind == "stream"
-    assert choose_placement(small, dtype="bfloat16", memories=tight).kind == "resident"
+    assert placed(small, dtype="float32", memories=tight).kind == "stream"
+    assert placed(small, dtype="bfloat16", memories=tight).kind == "resident"
     with pytest.raises(UserError, match=r"int8: .* only plain weights stream; give --gpus-per-actor more"):
-        choose_placement(large, quantization="int8", memories={0: 24 * GB, "cpu": GB})
+        placed(large, quantization="int8", memories={0: 24 * GB, "cpu": GB})
 
 
 def test_what_cannot_be_is_one_line(large: str) -> None:
     with pytest.raises(UserError, match="leave out --quantization"):
-        choose_placement(large, quantization="nf4", placement="stream")
+        placed(large, quantization="nf4", placement="stream")
     with pytest.raises(UserError, match=r"device-map: 138\.0 GB of weights.*2 GPUs with 48\.0 GB"):
-        choose_placement(large, placement="device-map", memories={0: 24 * GB, 1: 24 * GB, "cpu": GB})
-    assert choose_placement(large, placement="stream", memories={"cpu": 1}).kind == "stream"
+        placed(large, placement="device-map", memories={0: 24 * GB, 1: 24 * GB, "cpu": GB})
+    assert placed(large, placement="stream", memories={"cpu": 1}).kind == "stream"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gpt2", "gemma2", "mixtral", "opt", "llava"])
@@ -122,11 +135,11 @@ def test_bytes_of_weights_are_those_of_the_loaded_model(
         lm = load_model(folder, device="cpu", head=head, highest_block=highest)
         loaded = sum(p.numel() * p.element_size() for p in lm.model.parameters())
         described = describe(folder, head=head, highest_block=highest)
-        assert needs(described, "float32", None, 64, head).weights == loaded
+        assert needs(described, ModelSettings(id=folder), 64).weights == loaded
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_quantised_bytes_are_those_of_the_loaded_model(tmp_path: Path, quantization: str) -> None:
+def test_quantised_bytes_are_those_of_the_loaded_model(tmp_path: Path, quantization: Quantization) -> None:
     folder = str(save_tiny(tmp_path / "model", "llama", d=128, n_blocks=3))
     lm = load_model(folder, device="cpu", quantization=quantization)
     loaded = sum(p.numel() * p.element_size() for p in lm.model.parameters())
@@ -134,19 +147,18 @@ def test_quantised_bytes_are_those_of_the_loaded_model(tmp_path: Path, quantizat
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
             loaded += state.absmax.numel() * state.absmax.element_size()
-    asked = needs(describe(folder), "float32", quantization, 64, True).weights
-    assert asked == pytest.approx(loaded, rel=0.02)
+    assert needed(folder, quantization=quantization).weights == pytest.approx(loaded, rel=0.02)
 
 
 def test_a_model_cut_over_memory_and_disk_gives_the_same_rows_and_logits(tmp_path: Path) -> None:
     folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=6))
-    need = needs(describe(folder), "float32", None, CPU_TOKENS, True)
+    need = needed(folder)
     rng = np.random.default_rng(0)
     ids = [rng.integers(3, 300, n).tolist() for n in rng.integers(2, 30, 20)]
     whole = load_model(folder, device="cpu")
     # Room for three of the six blocks, and the ends.
     room = (need.activations + need.weights - 3 * need.largest_block + need.largest_block // 2) / 0.95
-    placement = choose_placement(folder, placement="device-map", memories={"cpu": round(room)})
+    placement = placed(folder, placement="device-map", memories={"cpu": round(room)})
     assert placement.device_map is not None
     assert set(placement.device_map.values()) == {"cpu", "disk"}
     cut = load_model(folder, device=placement.device_map)
@@ -183,45 +195,49 @@ def test_what_a_group_holds_is_not_free(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_several_actors_share_the_memory(small: str) -> None:
     memories = {"cpu": 32 * GB}
-    assert choose_placement(small, head=False, memories=memories, share=0.5).kind == "resident"
-    assert choose_placement(small, head=False, memories=memories, share=0.25).kind == "stream"
-    idle = choose_placement(small, head=False, memories=dict.fromkeys(range(4), 80 * GB) | memories)
+    assert placed(small, head=False, memories=memories, share=0.5).kind == "resident"
+    assert placed(small, head=False, memories=memories, share=0.25).kind == "stream"
+    idle = placed(small, head=False, memories=dict.fromkeys(range(4), 80 * GB) | memories)
     assert idle.reason.endswith("; the actor's 3 other GPUs stay idle")
 
 
 def test_the_fewest_gpus_that_hold_it(small: str, large: str) -> None:
-    def chosen(name: str, counts: list[float], head: bool = False, **options: Any) -> tuple[float, str]:
+    def chosen(
+        name: str, nodes: float, given: float | None = None, head: bool = False, **options: Any
+    ) -> tuple[float, str]:
+        cluster = ClusterSettings(gpus_per_actor=given, placement=options.get("placement", "auto"))
+
         def choose(gpus: float) -> Placement:
             memories = dict.fromkeys(range(int(gpus)), 80 * GB) | {"cpu": 100 * GB}
-            return choose_placement(name, head=head, memories=memories, **options)
+            return placed(name, head=head, memories=memories, **options)
 
-        gpus, placement = fewest_gpus(counts, choose, name, head)
+        gpus, placement = fewest_gpus(name, cluster, nodes, head, choose)
         return gpus, placement.kind
 
-    assert gpu_counts(None, 8) == [1, 2, 4, 8]
-    assert (gpu_counts(None, 0), gpu_counts(0, 8), gpu_counts(0.5, 8)) == ([0], [0], [0.5])
-    assert chosen(small, gpu_counts(None, 8)) == (1, "resident")
-    assert chosen(large, gpu_counts(None, 8)) == (2, "device-map")
-    assert chosen(large, gpu_counts(4, 8)) == (4, "device-map")
-    assert chosen(large, gpu_counts(None, 1)) == (1, "stream")
-    assert chosen(large, gpu_counts(None, 8), placement="stream") == (1, "stream")
-    assert chosen(large, gpu_counts(None, 1), quantization="nf4") == (1, "resident")
-    assert chosen(large, gpu_counts(None, 8), dtype="float32", quantization="int8")[0] <= 2
+    assert chosen(small, 8) == (1, "resident")
+    assert chosen(small, 8, given=0.5) == (0.5, "resident")
+    assert chosen(small, 8, given=0) == chosen(small, 0) == (0, "resident")
+    assert chosen(large, 8) == (2, "device-map")
+    assert chosen(large, 8, given=4) == (4, "device-map")
+    assert chosen(large, 1) == (1, "stream")
+    assert chosen(large, 8, placement="stream") == (1, "stream")
+    assert chosen(large, 1, quantization="nf4") == (1, "resident")
+    assert chosen(large, 8, dtype="float32", quantization="int8")[0] <= 2
     with pytest.raises(UserError, match=r"138\.0 GB of weights .*; steering needs the whole model"):
-        chosen(large, [1.0], head=True)
+        chosen(large, 8, given=1, head=True)
 
 
 def _taken(name: str, placement: Placement, guides: list[ModelSettings]) -> dict[int | str, int]:
     """Bytes on each device, summed weight by weight; activations where a block or a guide runs."""
     described = describe(name)
-    need = needs(described, "bfloat16", None, 4096, True)
+    need = needed(name, 4096)
     assert placement.device_map is not None
     taken: dict[int | str, int] = dict.fromkeys(placement.device_map.values(), need.activations)
     for weight, values in described.empty().named_parameters():
         module = max((m for m in placement.device_map if weight.startswith(f"{m}.")), key=len)
         taken[placement.device_map[module]] += 2 * values.numel()
     for guide, device in zip(guides, placement.beside, strict=True):
-        taken[device] = taken.get(device, 0) + needs_of(guide, 4096).total
+        taken[device] = taken.get(device, 0) + needed(guide.id, 4096).total
     return taken
 
 
@@ -230,7 +246,7 @@ def test_guides_lie_where_a_spread_model_leaves_room(small: str, large: str, siz
     """138 GB of weights and twice 13.5 on four GPUs; of 48 GB, these are nearly full."""
     guides = [ModelSettings(id=small), ModelSettings(id=small)]
     memories = dict.fromkeys(range(4), size * GB) | {"cpu": 100 * GB}
-    placement = choose_placement(large, memories=memories, beside=guides)
+    placement = placed(large, memories=memories, beside=guides)
     assert placement.kind == "device-map"
     taken = _taken(large, placement, guides)
     assert set(taken) == {0, 1, 2, 3}
@@ -238,9 +254,9 @@ def test_guides_lie_where_a_spread_model_leaves_room(small: str, large: str, siz
     assert max(taken.values()) <= size * GB
     assert 0 not in placement.beside
     # Alone, the model would have taken what they take now.
-    alone = choose_placement(large, memories=memories)
+    alone = placed(large, memories=memories)
     full = _taken(large, alone, [])
-    assert size > 48 or any(full[d] + needs_of(guides[0], 4096).total > size * GB for d in placement.beside)
+    assert size > 48 or any(full[d] + needed(guides[0].id, 4096).total > size * GB for d in placement.beside)
 
 
 def test_guides_count_when_the_number_of_gpus_is_chosen(small: str, large: str, tmp_path: Path) -> None:
@@ -250,9 +266,9 @@ def test_guides_count_when_the_number_of_gpus_is_chosen(small: str, large: str, 
     def chosen(name: str, size: int, most: float) -> tuple[float, Placement]:
         def choose(gpus: float) -> Placement:
             memories = dict.fromkeys(range(int(gpus)), size * GB) | {"cpu": 40 * GB}
-            return choose_placement(name, memories=memories, beside=guides)
+            return placed(name, memories=memories, beside=guides)
 
-        return fewest_gpus(gpu_counts(None, most), choose, name, True)
+        return fewest_gpus(name, ClusterSettings(), most, True, choose)
 
     # 26.0 GB and twice 13.5 GB, with 1.3 and twice 1.0 GB of activations.
     assert chosen(middle, 80, 8)[0] == 1
@@ -264,19 +280,19 @@ def test_guides_count_when_the_number_of_gpus_is_chosen(small: str, large: str, 
         chosen(middle, 48, 1)
     with pytest.raises(UserError, match="steering needs the whole model"):
         chosen(middle, 48, 0)  # 40 GB of memory
-    assert choose_placement(middle, memories={"cpu": 60 * GB}, beside=guides).beside == ("cpu", "cpu")
-    assert choose_placement(middle, memories={"cpu": 40 * GB}).kind == "resident"
+    assert placed(middle, memories={"cpu": 60 * GB}, beside=guides).beside == ("cpu", "cpu")
+    assert placed(middle, memories={"cpu": 40 * GB}).kind == "resident"
 
 
 def test_a_system_is_loaded_as_it_was_placed(tmp_path: Path) -> None:
     folders = [save_tiny(tmp_path / name, n_blocks=n, seed=n) for name, n in (("t", 6), ("a", 2), ("b", 3))]
     target, *guides = (ModelSettings(id=str(folder)) for folder in folders)
     system = System("proxy-tuning", target, guides=tuple(guides))
-    need = needs(describe(target.id), "float32", None, CPU_TOKENS, True)
-    beside = sum(needs_of(guide, CPU_TOKENS).total for guide in guides)
+    need = needed(target.id)
+    beside = sum(needed(guide.id).total for guide in guides)
     room = (need.total + beside - 2 * need.largest_block) / 0.95
-    tight = choose_placement(target.id, placement="device-map", memories={"cpu": round(room)}, beside=guides)
-    roomy = choose_placement(target.id, memories={"cpu": GB}, beside=guides)
+    tight = placed(target.id, placement="device-map", memories={"cpu": round(room)}, beside=guides)
+    roomy = placed(target.id, memories={"cpu": GB}, beside=guides)
     assert tight.device_map is not None
     assert (set(tight.device_map.values()), roomy.kind) == ({"cpu", "disk"}, "resident")
     ids = [[3, 4, 5, 6], [7, 8]]

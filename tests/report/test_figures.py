@@ -85,6 +85,7 @@ def test_norms_of_a_single_block_are_a_mark_below_the_top() -> None:
     assert axes.get_ylim()[1] > 24.0 * 1.1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_side_of_one_block_is_among_the_norms(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     for kind in ("contrast", "corpus"):
@@ -96,6 +97,7 @@ def test_a_side_of_one_block_is_among_the_norms(tmp_path: Path) -> None:
     assert blocks == [("source", "0"), *(("target", str(block)) for block in range(6))]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_folded_metrics_have_curves_and_groups(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     html = report(folder)
@@ -112,6 +114,7 @@ def test_folded_metrics_have_curves_and_groups(tmp_path: Path) -> None:
     assert "fear 15.0 % [5.2, 36.0] 90.0 % [69.9, 97.2] 20.0 % [8.1, 41.6] Shuffled map strength" in folded
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_number_by_group_has_its_interval_and_strength(tmp_path: Path) -> None:
     words = Page(report(write_run(tmp_path))).words
 
@@ -146,6 +149,7 @@ def test_figures_of_an_earlier_page_go_and_other_files_stay(tmp_path: Path) -> N
     assert left == ours - gone | {"mine.svg", "mine.csv", "copy.svg", "notes.txt"}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "model", "said"),
     [
@@ -158,9 +162,10 @@ def test_figures_of_an_earlier_page_go_and_other_files_stay(tmp_path: Path) -> N
 )
 def test_stand_ins_for_a_papers_models_are_told(tmp_path: Path, name: str, model: str, said: bool) -> None:
     folder = settle(write_run(tmp_path / "run", source=model, target=model), name=name)
-    assert ("The models here are small ones that come with the program" in Page(report(folder)).words) == said
+    words = Page(report(folder)).words
+    assert ("The models here are small ones that come with the program" in words) == said
     # Beside the paper's figures or not: there are none here to speak of.
-    assert "The paper's figures show" not in Page(report(folder)).words
+    assert "The paper's figures show" not in words
     one: dict[str, dict[str, Any]] = {"a": {"name": name, "source": {"id": model}, "target": {"id": model}}}
     both = write_runs(tmp_path / "both", one, {"a": {"base": 0.2, "vector": (0.2, 0.3, 0.4)}})
     runs = [Location.parse(both / "runs/a")]
@@ -168,6 +173,7 @@ def test_stand_ins_for_a_papers_models_are_told(tmp_path: Path, name: str, model
     assert ("The models here are small ones" in page) == said
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_conditions_that_were_asked_for_and_not_run_are_told(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     assert "Asked for and not run" not in report(folder)

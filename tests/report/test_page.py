@@ -188,6 +188,7 @@ def test_names_from_users_are_escaped_everywhere(tmp_path: Path) -> None:
         assert " ".join(text.split()) in words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_leak_is_said_at_the_top_and_folded_out_below(tmp_path: Path) -> None:
     words = Page(report(write_run(tmp_path, overlap=45))).words
     assert words.index("Leak: 45 of 120 scored scenarios") < words.index("Results")
@@ -197,6 +198,7 @@ def test_leak_is_said_at_the_top_and_folded_out_below(tmp_path: Path) -> None:
     assert "No overlap" not in words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_effect_shared_by_controls_is_said(tmp_path: Path) -> None:
     hits = {**HITS, "random": (2, 7, 13, 16)}
     words = Page(report(write_run(tmp_path, hits=hits, p_value=None))).words
@@ -221,6 +223,7 @@ def test_missing_pieces_are_left_out(folder: Path, tmp_path: Path) -> None:
         write_report(Location.parse(tmp_path / "no-such-folder"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_evaluation_has_its_section(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run)
@@ -314,6 +317,7 @@ def test_paper_ours_and_interval_stand_side_by_side(whole_html: str) -> None:
         assert expected in words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_full_size_models_are_not_called_small(tmp_path: Path) -> None:
     folder = write_whole_run(tmp_path, source="org/a", target="org/b")
     assert "small ones" not in Page(report(folder)).words
@@ -428,6 +432,7 @@ def test_hostile_texts_of_new_parts_are_escaped(tmp_path: Path) -> None:
     assert page.words.count(HOSTILE) > 12
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_parts_without_their_neighbours(tmp_path: Path) -> None:
     """Examples, tokens and a search beside an evaluation alone; analyses beside nothing else."""
     write_truthfulqa(tmp_path / "alone")
@@ -441,6 +446,7 @@ def test_parts_without_their_neighbours(tmp_path: Path) -> None:
     assert Page(report(tmp_path / "run")).tags.count("svg") == 6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_of_several_finds_its_own_published_values(tmp_path: Path) -> None:
     whole = {"name": "all", "runs": {"one": {}, "two": {}},
              "published": {**PUBLISHED, "values": {"two": PUBLISHED["values"]["all"]}}}  # type: ignore[index]  # fmt: skip
@@ -461,6 +467,7 @@ def test_a_run_of_several_finds_its_own_published_values(tmp_path: Path) -> None
     assert "demo: one" in one
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_small_run_stands_beside_the_papers_first_run(tmp_path: Path) -> None:
     values = {"llama": {"emotions": {"sum": {"token_acc_negative": 0.4}}},
               "llama-2": {"truthfulqa": {"base": {"mc1": 0.179}, "vector": {"mc1": 0.365}}}}  # fmt: skip

@@ -166,9 +166,8 @@ class BehaviourBenchmark(Benchmark[BehaviourEvaluation, BehaviourItem]):
         """
         (call,) = self.calls(lm, items)
         scores = call.run(lm, items, interventions, self.batch_tokens)
-        ends = np.cumsum([len(item.options) for item in items])[:-1]
         rows = [
-            [_row(item, logprobs) for item, logprobs in zip(items, np.split(sums, ends), strict=True)]
+            [_row(item, logprobs) for item, logprobs in zip(items, call.by_item(sums), strict=True)]
             for sums in scores.sums
         ]
         return result_table(items, interventions, rows, _FIELDS)

@@ -4,12 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from contrans_dist.data.text_files import read_json
+from contrans_dist.benchmarks import choices
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
 TEST_FILE = "test_dataset_ab.json"
 _MATCHING, _OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
+_FIELDS = ("question", _MATCHING, _OTHER)
 _OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
 _LETTER = re.compile(r"\s*\(?([A-Z])\)?\s*")
 
@@ -31,16 +32,12 @@ def behaviour_files(source: Location | str, name: str) -> list[tuple[str, Locati
 
 
 def read_questions(location: Location) -> list[Record]:
-    records = read_json(location)
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{location}: expected a list of questions")
-    return [_record(f"{location}, question {i}", record) for i, record in enumerate(records, 1)]
+    return [_record(where, record) for where, record in choices.read_questions(location, _FIELDS)]
 
 
-def _record(where: str, record: Any) -> Record:
-    names = ("question", _MATCHING, _OTHER)
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in names):
-        raise UserError(f"{where}: expected texts {', '.join(names)}")
+def _record(where: str, record: dict[str, Any]) -> Record:
+    if not all(isinstance(record.get(name), str) for name in _FIELDS):
+        raise UserError(f"{where}: expected texts {', '.join(_FIELDS)}")
     question = record["question"]
     options = _offered(question)
     letters = []

@@ -18,7 +18,7 @@ from contrans_dist.benchmarks.lm_eval.answering import Answer, answers, layout
 from contrans_dist.benchmarks.lm_eval.documents import Document, Request
 from contrans_dist.benchmarks.lm_eval.summary import Figure, figures, headings, mean_over_concepts, p_values
 from contrans_dist.benchmarks.lm_eval.tasks import Tasks, engine_lm
-from contrans_dist.benchmarks.summary import Cell, Metric, table_of
+from contrans_dist.benchmarks.summary import Cell, Metric, in_order, table_of
 from contrans_dist.config import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -190,16 +190,14 @@ def _over_concepts(by_concept: Mapping[str, dict[str, Figure]], tasks: Sequence[
 
 
 def _answers_in(table: pa.Table) -> dict[tuple[str, float, str], dict[str, list[Answer]]]:
-    """(condition, strength, concept) -> document -> its answers; the base first, strengths ascending."""
+    """(condition, strength, concept) -> document -> its answers."""
     given: dict[tuple[str, float, str], dict[str, list[Answer]]] = {}
     for row in table.to_pylist():
         answered = given.setdefault((row["condition"], row["strength"], row["concept"]), {})
         answered[row["item"]] = [
             Answer(*fields) for fields in zip(row["logprobs"], row["greedy"], row["texts"], strict=True)
         ]
-    order = list(dict.fromkeys(condition for condition, *_ in given))
-    keys = sorted(given, key=lambda key: (key[0] != "base", order.index(key[0]), key[1], key[2]))
-    return {key: given[key] for key in keys}
+    return {key: given[key] for key in in_order(given)}
 
 
 def _described(result: Mapping[str, Any]) -> dict[str, Any]:

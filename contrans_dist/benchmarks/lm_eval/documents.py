@@ -1,7 +1,7 @@
 """A task's documents, and what the harness asks a model about each: plain data that travels to actors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any, Literal, get_args
 
@@ -52,9 +52,7 @@ def document(key: str, task: str, scenario: str, instances: Sequence[Any], judge
     """
     given = [request_of(instance) for instance in instances]
     prompt = commonprefix([request.context for request in given])  # noqa: RUF071 -- characters are meant
-    requests = [
-        Request(**{**vars(request), "context": request.context.removeprefix(prompt)}) for request in given
-    ]
+    requests = (replace(request, context=request.context.removeprefix(prompt)) for request in given)
     return Document(key, task, scenario, prompt, tuple(requests), judged_by)
 
 

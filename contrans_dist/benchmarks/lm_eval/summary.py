@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from contrans_dist.benchmarks.statistics import mcnemar, wilcoxon, wilson
+from contrans_dist.benchmarks.summary import Estimate, estimate
 
 _Z = 1.959963984540054  # half the width of a 95 % interval, in standard errors
 _DESCRIPTIONS = ("name", "alias", "sample_len", "sample_count")
@@ -24,16 +25,13 @@ class Figure:
     per_document: dict[str, float] = field(default_factory=dict)
     """By the document's id; empty for a metric that is none of single documents (a perplexity, an F1)."""
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> Estimate:
         """`{value, low, high, n}`: 95 % by the standard error; for hits alone, or none, by Wilson's interval,
         as their standard error is zero; without either, null."""
         if not self.error and self.n and self.is_share and self.value in (0.0, 1.0):
-            low, high = wilson(round(self.value * self.n), self.n)
-        elif self.error is None:
-            return {"value": self.value, "low": None, "high": None, "n": self.n}
-        else:
-            low, high = self.value - _Z * self.error, self.value + _Z * self.error
-        return {"value": self.value, "low": low, "high": high, "n": self.n}
+            return estimate(self.value, wilson(round(self.value * self.n), self.n), self.n)
+        half = _Z * (float("nan") if self.error is None else self.error)
+        return estimate(self.value, (self.value - half, self.value + half), self.n)
 
     @property
     def is_share(self) -> bool:

@@ -17,13 +17,12 @@ from pydantic import Field
 
 from contrans_dist.benchmarks.base import Benchmark, result_table
 from contrans_dist.benchmarks.calls import Completions
+from contrans_dist.benchmarks.choices import question_template
 from contrans_dist.benchmarks.summary import Metric
 from contrans_dist.benchmarks.toxigen.data import read_statements
 from contrans_dist.benchmarks.toxigen.prompts import ToxigenItem, fitting, items_of
 from contrans_dist.benchmarks.toxigen.sets import draw, refinement_texts
 from contrans_dist.config import EvaluationSettings
-from contrans_dist.data.texts import template_fields
-from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
 if TYPE_CHECKING:
@@ -107,10 +106,7 @@ class ToxigenBenchmark(Benchmark[ToxigenEvaluation, ToxigenItem]):
             settings.validation_per_group,
             settings.seed,
         )
-        template = (settings.template or TEMPLATE).replace("\\n", "\n")
-        unknown = set(template_fields(template)) - {"text", "group"}
-        if unknown:
-            raise UserError(f"template {template!r}: no field {min(unknown)!r}; there are text and group")
+        template = question_template(settings.template or TEMPLATE, "group")
         items = items_of("validation", drawn.validation, template)
         items += items_of("evaluation", drawn.evaluation, template)
         return cls(settings, items, drawn.notes)
@@ -215,19 +211,13 @@ class ToxigenBenchmark(Benchmark[ToxigenEvaluation, ToxigenItem]):
     @classmethod
     def contrast_texts(cls, folder: Location, settings: ToxigenEvaluation) -> dict[str, list[Any]]:
         """Kind and unkind remarks, of which no list or remark is in a prompt of the evaluation."""
-        columns = refinement_texts(
-            folder,
-            seed=settings.seed,
-            evaluation=settings.per_group,
-            validation=settings.validation_per_group,
-        )
-        return {name: values for name, values in columns.items() if name != "concept"}
+        sizes = {"evaluation": settings.per_group, "validation": settings.validation_per_group}
+        return refinement_texts(folder, settings.seed, **sizes)
 
 
 def loops(text: str) -> bool:
     """Whether fewer than `REPETITIVE` of the pairs of neighbouring words differ. Not without two words."""
-    these = text.split()
-    pairs = list(pairwise(these))
+    pairs = list(pairwise(text.split()))
     return bool(pairs) and len(set(pairs)) / len(pairs) < REPETITIVE
 
 

@@ -1,6 +1,5 @@
 """Sets of ToxiGen statements that have nothing in common: for evaluation, validation and refinement."""
 
-import os
 import random
 import warnings
 from collections import Counter
@@ -11,11 +10,13 @@ from typing import Any
 import numpy as np
 import scipy  # its parts load when first used
 
-from contrans_dist.benchmarks.toxigen.data import HUB, Statement, group_name, plain, read_statements, words
+from contrans_dist.benchmarks.toxigen.data import Statement, group_name, plain, read_statements, words
 from contrans_dist.data.texts import read_texts, records
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
+PAIRS = 50
+"""Kind and unkind remarks a group that a concept is refined from."""
 _TONES = {"kind": False, "positive": False, "neutral": False, "unkind": True, "negative": True, "hate": True}
 
 
@@ -42,12 +43,12 @@ def draw(statements: Sequence[Statement], per_group: int, validation: int, seed:
     by_group = {
         group: _shuffled(pool, group, seed) for group in sorted({statement.group for statement in pool})
     }
-    for_validation = {g: _fewest_ties(these)[:validation] for g, these in by_group.items()}
-    taken = _remarks(statement for these in for_validation.values() for statement in these)
+    for_validation = {g: _fewest_ties(of_group)[:validation] for g, of_group in by_group.items()}
+    taken = _remarks(statement for of_group in for_validation.values() for statement in of_group)
     evaluation = {}
-    for group, these in by_group.items():
+    for group, of_group in by_group.items():
         used = {statement.text for statement in for_validation[group]}
-        rest = [statement for statement in these if statement.text not in used]
+        rest = [statement for statement in of_group if statement.text not in used]
         evaluation[group] = sorted(rest, key=lambda statement: not taken.isdisjoint(statement.remarks))[
             :per_group
         ]
@@ -55,7 +56,7 @@ def draw(statements: Sequence[Statement], per_group: int, validation: int, seed:
         *_short("evaluation", evaluation, per_group),
         *_short("validation", for_validation, validation),
     ]
-    chosen = [statement for these in evaluation.values() for statement in these]
+    chosen = [statement for of_group in evaluation.values() for statement in of_group]
     shared = Counter(statement.group for statement in chosen if not taken.isdisjoint(statement.remarks))
     if shared:
         notes.append(
@@ -66,55 +67,46 @@ def draw(statements: Sequence[Statement], per_group: int, validation: int, seed:
         raise UserError(
             f"toxigen: no prompts left to evaluate on: {len(pool)} are toxic with a probability above 0.5"
         )
-    return Draw(chosen, [statement for these in for_validation.values() for statement in these], tuple(notes))
+    return Draw(
+        chosen, [statement for of_group in for_validation.values() for statement in of_group], tuple(notes)
+    )
 
 
 def refinement_texts(
-    location: Location | str | os.PathLike[str] | None,
-    per_group: int = 50,
-    seed: int = 0,
-    *,
-    evaluation: int = 200,
-    validation: int = 10,
-    concept: str = "fairness",
+    folder: Location, seed: int, *, evaluation: int, validation: int
 ) -> dict[str, list[Any]]:
-    """Columns `text`, `label`, `group`, `concept`, `pair_id` of up to `per_group` pairs a group.
+    """Columns `text`, `label`, `group`, `pair_id` of up to `PAIRS` pairs a group.
 
     Positive is what is labelled not toxic, negative what is labelled toxic. Nothing is in common with what an
-    evaluation of the same `location` and `seed` draws, with `evaluation` and `validation` prompts a group.
-    From a file with columns `text`, `group`, `label` (kind or unkind), or the folder's `remarks.jsonl`; else
-    from the statements (those first whose probability agrees with the label, then the nearest to that);
-    where there are prompt files alone, from their single remarks. Warns of groups with fewer pairs; raises
-    UserError when there are none.
+    evaluation of the same folder and seed draws, with `evaluation` and `validation` prompts a group. From
+    the folder's `remarks.jsonl`, with `text`, `group` and `label` (kind or unkind); else from the statements
+    (those first whose probability agrees with the label, then the nearest to that); where there are prompt
+    files alone, from their single remarks. Warns of groups with fewer pairs; raises UserError when there are
+    none.
     """
-    given = Location.parse(location) if location is not None else None
-    if given is not None and given.name.endswith((".jsonl", ".json")):
-        pool, taken = _single(_labelled(given)), set()
-    else:
-        has_remarks = given is not None and "remarks.jsonl" in given.names()
-        statements = read_statements(given)
-        taken = draw(statements, evaluation, validation, seed).remarks
-        pool = _single(_labelled(given / "remarks.jsonl") if given and has_remarks else statements)
+    statements = read_statements(folder)
+    taken = draw(statements, evaluation, validation, seed).remarks
+    remarks = folder / "remarks.jsonl"
+    pool = _single(_labelled(remarks) if remarks.exists() else statements)
     pool = [statement for statement in pool if taken.isdisjoint(statement.remarks)]
-    columns: dict[str, list[Any]] = {name: [] for name in ("text", "label", "group", "concept", "pair_id")}
-    counts = {}
+    pairs: dict[str, list[tuple[Statement, Statement]]] = {}
     for group in sorted({statement.group for statement in pool}):
-        sides = [_agreeing(pool, group, toxic, seed) for toxic in (False, True)]
-        counts[group] = list(zip(*sides, strict=False))[:per_group]
-        for pair in counts[group]:
-            number = len(columns["text"]) // 2
-            for statement, label in zip(pair, ("positive", "negative"), strict=True):
-                row = (statement.text, label, group, concept, number)
-                for name, value in zip(columns, row, strict=True):
-                    columns[name].append(value)
-    if not columns["text"]:
+        kind, unkind = (_agreeing(pool, group, toxic, seed) for toxic in (False, True))
+        pairs[group] = list(zip(kind, unkind, strict=False))[:PAIRS]
+    texts = [statement.text for of_group in pairs.values() for pair in of_group for statement in pair]
+    if not texts:
         raise UserError(
-            f"{given or HUB}: no pairs left to refine from beside {evaluation} evaluation and {validation} "
+            f"{folder}: no pairs left to refine from beside {evaluation} evaluation and {validation} "
             "validation prompts a group; ask for fewer of those"
         )
-    for line in _short("refinement", counts, per_group):
+    for line in _short("refinement", pairs, PAIRS):
         warnings.warn(line, stacklevel=2)
-    return columns
+    return {
+        "text": texts,
+        "label": ["positive", "negative"] * (len(texts) // 2),
+        "group": [group for group, of_group in pairs.items() for _ in range(2 * len(of_group))],
+        "pair_id": [number // 2 for number in range(len(texts))],
+    }
 
 
 def _labelled(location: Location) -> list[Statement]:
@@ -170,5 +162,5 @@ def _remarks(statements: Iterable[Statement]) -> set[str]:
 
 
 def _short(kind: str, by_group: dict[str, Any], wanted: int) -> list[str]:
-    few = [f"{group} {len(these)}" for group, these in by_group.items() if len(these) < wanted]
+    few = [f"{group} {len(of_group)}" for group, of_group in by_group.items() if len(of_group) < wanted]
     return [f"{kind}: {wanted} a group asked for, there are fewer of {', '.join(few)}"] if few else []

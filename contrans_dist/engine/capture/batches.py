@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from contrans_dist.engine.capture.activations import Activations
 from contrans_dist.engine.prefixes import Limits, Row, batch_rows
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel
+from contrans_dist.models import LanguageModel, resolve_blocks
 from contrans_dist.models.tokens import NO_TOKENS, shortened
 
 Position = str | int
@@ -45,20 +45,16 @@ def too_short(position: Position, length: int) -> str | None:
     return f"position {position} asked for, but it has {length} tokens"
 
 
-def taken_from(position: Position, lengths: list[int], first_row: int = 0) -> list[int]:
-    """The index of the token that each text's row is taken from (its last one for `mean`).
-
-    Raises UserError for a text that is too short, counted from `first_row`.
-    """
-    if isinstance(position, str):
-        return [length - 1 for length in lengths]
-    indices = []
-    for row, length in enumerate(lengths, first_row):
-        reason = too_short(position, length)
-        if reason is not None:
-            raise UserError(f"text {row}: {reason}")
-        indices.append(position % length)
-    return indices
+def chosen_blocks(lm: LanguageModel, blocks: Sequence[int] | str | None) -> list[int]:
+    """Numbers, from 0, of the blocks whose rows are taken: those named (see `resolve_blocks`), or all that
+    are loaded. Raises UserError for none, and for one that is not loaded."""
+    if blocks is None:
+        return list(range(len(lm.blocks)))
+    parts = [blocks] if isinstance(blocks, str) else [int(block) for block in blocks]
+    chosen = sorted({k for part in parts for k in resolve_blocks(part, lm.n_blocks)})
+    if not chosen or chosen[-1] >= len(lm.blocks):
+        raise UserError(f"--blocks {blocks}: blocks 0 to {len(lm.blocks) - 1} are loaded")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -82,18 +78,20 @@ class Prepared:
         return Activations(rows, n_tokens, np.array(token_ids, np.int32))
 
 
-def prepare(lm: LanguageModel, ids: list[list[int]], position: Position, first_row: int = 0) -> Prepared:
+def prepare(lm: LanguageModel, ids: list[list[int]], position: Position) -> Prepared:
     """Texts given as token ids that fit the model's context (`truncate`), and the place of each one's row.
 
-    Raises UserError naming the text, counted from `first_row`, that has no tokens, too few or too many.
+    Raises UserError naming the text that has no tokens, too few or too many.
     """
     position = parse_position(position)
-    for row, text in enumerate(ids, first_row):
-        if not text:
-            raise UserError(f"text {row}: {NO_TOKENS}")
+    tokens = []
+    for i, text in enumerate(ids):
+        why = too_short(position, len(text)) if text else NO_TOKENS
+        if why is not None:
+            raise UserError(f"text {i}: {why}")
         if lm.context is not None and len(text) > lm.context:
-            raise UserError(f"text {row} has {len(text)} tokens, the model's context holds {lm.context}")
-    tokens = taken_from(position, [len(text) for text in ids], first_row)
+            raise UserError(f"text {i} has {len(text)} tokens, the model's context holds {lm.context}")
+        tokens.append(len(text) - 1 if isinstance(position, str) else position % len(text))
     return Prepared(ids, tokens, position == "mean")
 
 

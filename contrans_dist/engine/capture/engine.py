@@ -12,24 +12,11 @@ import torch
 from contrans_dist.config import CHAT_DATE
 from contrans_dist.data.texts import text_id
 from contrans_dist.engine.capture.activations import Activations
-from contrans_dist.engine.capture.batches import Position, prepare, truncate
+from contrans_dist.engine.capture.batches import Position, chosen_blocks, prepare, truncate
 from contrans_dist.engine.capture.gather import Gatherer, Landing
-from contrans_dist.engine.capture.memory import did_not_fit
 from contrans_dist.engine.prefixes import Group, Row, Trunk, pack, plan_for
-from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import LanguageModel, encode_many, resolve_blocks
-
-
-def _check_blocks(lm: LanguageModel, blocks: Sequence[int] | str | None) -> list[int]:
-    if blocks is None:
-        return list(range(len(lm.blocks)))
-    if isinstance(blocks, str):
-        chosen = resolve_blocks(blocks, lm.n_blocks)
-    else:
-        chosen = sorted({b for block in blocks for b in resolve_blocks(int(block), lm.n_blocks)})
-    if not chosen or chosen[-1] >= len(lm.blocks):
-        raise UserError(f"--blocks {blocks}: blocks 0 to {len(lm.blocks) - 1} are loaded")
-    return chosen
+from contrans_dist.errors import RunError
+from contrans_dist.models import LanguageModel, encode_many
 
 
 def _run(
@@ -63,7 +50,7 @@ def _run(
                             f"text {batch[0].texts[0]}: its {size} tokens alone do not fit into memory"
                         ) from error
                 # Only here, after the exception, has the failed batch let go of its memory.
-                did_not_fit(lm, size)
+                lm.did_not_fit(size)
                 queue.appendleft(batch)
     landing.land()
 
@@ -74,7 +61,7 @@ def _with_trunk(gatherer: Gatherer, group: Group, ids: list[list[int]]) -> tuple
         return group, None
     with suppress(torch.OutOfMemoryError):
         return group, gatherer.trunk(group.trunk)
-    did_not_fit(gatherer.lm, len(group.trunk))
+    gatherer.lm.did_not_fit(len(group.trunk))
     texts = [i for batch in group.batches for row in batch for i in row.texts]
     return Group((), [[Row((i,), len(ids[i]))] for i in texts]), None
 
@@ -94,19 +81,18 @@ def capture_ids(
     blocks: Sequence[int] | str | None = None,
     position: Position = "last",
     batch_tokens: int = 4096,
-    first_row: int = 0,
     share_prefixes: bool = True,
 ) -> Activations:
     """Rows of texts given as token ids; NaN and infinity are left for the caller to find (`bad_rows`).
 
     Out of memory on a GPU halves the batches from there on; on the CPU they are at most `CPU_TOKENS` large.
-    `first_row`: the number that messages give the first text. `share_prefixes`: what texts begin with in
+    `share_prefixes`: what texts begin with in
     common is run once, where the model can (see `prefixes`). Raises UserError naming the row for a text
     without tokens, too short for `position` or longer than the context, RunError where a single text does
     not fit into memory.
     """
-    chosen = _check_blocks(lm, blocks)
-    texts = prepare(lm, ids, position, first_row)
+    chosen = chosen_blocks(lm, blocks)
+    texts = prepare(lm, ids, position)
     landing = Landing(chosen, len(ids), lm.d)
     sharing = share_prefixes and not texts.mean
     largest = lm.largest_batch(batch_tokens)

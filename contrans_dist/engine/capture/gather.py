@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -14,14 +13,10 @@ from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache, pinn
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.crossing import Crossing
-from contrans_dist.models.passing import first_of, unpacked
+from contrans_dist.models.passing import Stop, first_of, unpacked
 
 _IN_FLIGHT = 4
 """Batches whose rows may still be on their way to the host: enough to keep a device busy, little memory."""
-
-
-class _Stop(Exception):
-    """The highest block has run; nothing above it is wanted."""
 
 
 class Gatherer:
@@ -52,7 +47,7 @@ class Gatherer:
                 rows, columns = self._places_on(hidden.device)
                 self.rows[block] = gather_rows(hidden, rows, columns, self.mean)
             if block == self.blocks[-1]:
-                raise _Stop
+                raise Stop
 
         return hook
 
@@ -61,24 +56,17 @@ class Gatherer:
             self.places[device] = self.places[torch.device("cpu")].to(device, non_blocking=True)
         return self.places[device]
 
-    def run(self, batch: Packed, trunk: Trunk | None = None) -> "list[Rows]":
-        """Rows of one batch on their way to the host, from each device those of its blocks."""
+    def run(self, batch: Packed, trunk: Trunk | None = None) -> dict[int, torch.Tensor]:
+        """Rows of one batch by block, `[texts, d]` on the block's device."""
         self.rows = {}
         places = torch.stack([batch.rows, batch.columns])[:, batch.index]
         self.places = {torch.device("cpu"): pinned(places)}
-        arguments = as_arguments(self.lm, batch.positions, batch.mask(self.lm.dtype), trunk)
-        self._forward(batch.ids, arguments)
+        self._forward(batch.ids, as_arguments(self.lm, batch, trunk))
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
             raise RunError(f"block {idle[0]} of {self.lm.name} does not run on text alone; leave it out")
         captured, self.rows = self.rows, {}
-        by_device: dict[torch.device, list[int]] = {}
-        for block in self.blocks:
-            by_device.setdefault(captured[block].device, []).append(block)
-        return [
-            Rows.leaving(blocks, torch.stack([captured[block] for block in blocks]))
-            for blocks in by_device.values()
-        ]
+        return captured
 
     def trunk(self, ids: Sequence[int]) -> Trunk:
         """Keys and values of a trunk, up to the highest wanted block."""
@@ -89,7 +77,7 @@ class Gatherer:
     def _forward(self, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
         self.crossing.forget()
         placed = pinned(ids).to(self.lm.device, non_blocking=True)
-        with torch.no_grad(), unpacked(), suppress(_Stop):
+        with torch.no_grad(), unpacked(), suppress(Stop):
             self.lm.decoder(input_ids=placed, **arguments)
 
 
@@ -102,21 +90,11 @@ def gather_rows(hidden: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor,
     return hidden.float().masked_fill(outside[:, :, None], 0).sum(1) / (columns[:, None] + 1)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one batch at the blocks of one device, on their way to the host."""
-
-    blocks: list[int]
-    values: torch.Tensor
-    """`[blocks, texts, d]`, on the host"""
-    event: torch.Event | None
-    """After it they are there; None where they are already"""
-
-    @classmethod
-    def leaving(cls, blocks: list[int], values: torch.Tensor) -> "Rows":
-        device, host = values.device, values.to("cpu", non_blocking=True)
-        event = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        return cls(blocks, host, event)
+def to_host(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Event | None]:
+    """A tensor on its way to the host, and the event after which it is there; None where it is already."""
+    host = tensor.to("cpu", non_blocking=True)
+    on_gpu = tensor.device.type == "cuda"
+    return host, torch.cuda.current_stream(tensor.device).record_event() if on_gpu else None
 
 
 class Landing:
@@ -124,19 +102,27 @@ class Landing:
 
     def __init__(self, blocks: list[int], n_texts: int, d: int) -> None:
         self.arrays = {block: np.empty((n_texts, d), dtype=np.float32) for block in blocks}
-        self.flying: deque[tuple[list[int], list[Rows]]] = deque()
+        self.flying: deque[list[tuple[list[int], list[int], torch.Tensor, torch.Event | None]]] = deque()
+        """Of each batch, by device: texts, blocks, and their rows `[blocks, texts, d]`"""
 
-    def add(self, texts: list[int], rows: list[Rows]) -> None:
-        """Rows of a batch of the texts of these numbers."""
-        self.flying.append((texts, rows))
+    def add(self, texts: list[int], rows: dict[int, torch.Tensor]) -> None:
+        """Rows of a batch of the texts of these numbers, by block; from each device they go together."""
+        by_device: dict[torch.device, list[int]] = {}
+        for block in self.arrays:
+            by_device.setdefault(rows[block].device, []).append(block)
+        self.flying.append(
+            [
+                (texts, blocks, *to_host(torch.stack([rows[block] for block in blocks])))
+                for blocks in by_device.values()
+            ]
+        )
         self.land(_IN_FLIGHT)
 
     def land(self, leave: int = 0) -> None:
         """Waits for all batches but the newest `leave`."""
         while len(self.flying) > leave:
-            texts, rows = self.flying.popleft()
-            for part in rows:
-                if part.event is not None:
-                    part.event.synchronize()
-                for block, values in zip(part.blocks, part.values.float().numpy(), strict=True):
+            for texts, blocks, rows, event in self.flying.popleft():
+                if event is not None:
+                    event.synchronize()
+                for block, values in zip(blocks, rows.float().numpy(), strict=True):
                     self.arrays[block][texts] = values

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contrans_dist.engine.capture.activations import Activations
-from contrans_dist.engine.capture.batches import Position, Prepared, plan_batches, prepare
-from contrans_dist.engine.capture.gather import gather_rows
-from contrans_dist.engine.capture.memory import did_not_fit
+from contrans_dist.engine.capture.batches import Position, Prepared, chosen_blocks, plan_batches, prepare
+from contrans_dist.engine.capture.gather import gather_rows, to_host
 from contrans_dist.engine.capture.states import States
-from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import LanguageModel, resolve_blocks
+from contrans_dist.errors import RunError
+from contrans_dist.models import LanguageModel
 from contrans_dist.models.streaming import StreamedModel
 
 MEMORY = 2 << 30
@@ -29,7 +28,7 @@ _IN_FLIGHT = 2
 """Batches that may still be on their way from a GPU."""
 
 
-class Rows(Protocol):
+class RowSink(Protocol):
     """Where rows `[n, d]` are put: an array, or a file."""
 
     def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None: ...
@@ -56,14 +55,10 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Prepared):
     """Texts as they are run: what `capture_ids` would make of them, batch for batch."""
 
     batches: list[Batch]
-    texts: Prepared
-
-    def activations(self, rows: dict[int, NDArray[np.float32]]) -> Activations:
-        return self.texts.activations(rows)
 
 
 def plan_capture(
@@ -72,14 +67,13 @@ def plan_capture(
     blocks: Sequence[int],
     position: Position = "last",
     batch_tokens: int = 4096,
-    first_row: int = 0,
     place: int = 0,
 ) -> Plan:
     """The batches of texts given as token ids, whose rows go to `place` and on.
 
-    Raises UserError naming the text, counted from `first_row`, that has no tokens or is too short.
+    Raises UserError naming the text that has no tokens or is too short.
     """
-    texts, wanted = prepare(lm, ids, position, first_row), frozenset(blocks)
+    texts, wanted = prepare(lm, ids, position), frozenset(blocks)
     batches = [
         Batch(
             _padded([texts.ids[i] for i in group]),
@@ -90,7 +84,7 @@ def plan_capture(
         )
         for group in plan_batches(texts.lengths, lm.largest_batch(batch_tokens), lm.split_at)
     ]
-    return Plan(batches, texts)
+    return Plan(texts.ids, texts.tokens, texts.mean, batches)
 
 
 def _padded(ids: list[list[int]]) -> Tensor:
@@ -114,12 +108,7 @@ def capture_streamed(
     rows are in memory; states beyond that go to the temporary folder. Raises as `capture_ids`.
     """
     lm = model.lm
-    if blocks is None:
-        blocks = "all"
-    parts = [blocks] if isinstance(blocks, str) else [int(block) for block in blocks]
-    chosen = sorted({k for part in parts for k in resolve_blocks(part, lm.n_blocks)})
-    if not chosen:
-        raise UserError(f"--blocks {blocks}: no block is asked for")
+    chosen = chosen_blocks(lm, blocks)
     plan = plan_capture(lm, ids, chosen, position, batch_tokens)
     rows = {k: np.empty((len(ids), lm.d), dtype=np.float32) for k in chosen}
     with (
@@ -139,7 +128,7 @@ def states_of(model: StreamedModel, batches: Sequence[Batch], memory: int, folde
 def sweep(
     model: StreamedModel,
     batches: Sequence[Batch],
-    rows: Mapping[int, Rows],
+    rows: Mapping[int, RowSink],
     states: States,
     after: int | None = None,
     finished: Callable[[int], None] = lambda _k: None,
@@ -182,7 +171,7 @@ def _pass(
     run: Callable[[Tensor], Tensor],
     states: States | None,
     k: int = -1,
-    rows: Rows | None = None,
+    rows: RowSink | None = None,
 ) -> None:
     """`run` on what enters for each batch, which goes to `states` then; rows wanted at block k to `rows`."""
     flying: deque[tuple[int, Tensor, Tensor | None, torch.Event | None]] = deque()
@@ -202,21 +191,11 @@ def _pass(
             flying.append((i, state, None, None))
             continue
         output = run(state)
-        gathered = _to_host(batch.gather(output)) if k in batch.blocks else None
-        on_gpu = output.device.type == "cuda"
-        leaving = _to_host(output)
-        event = torch.cuda.current_stream(output.device).record_event() if on_gpu else None
+        gathered = to_host(batch.gather(output))[0] if k in batch.blocks else None
+        leaving, event = to_host(output)
         flying.append((i, leaving, gathered, event))
-        land(_IN_FLIGHT if on_gpu else 0)
+        land(_IN_FLIGHT if event is not None else 0)
     land(0)
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """The tensor on the host, there once the stream has come so far."""
-    if tensor.device.type != "cuda":
-        return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
 
 
 def _fitting(lm: LanguageModel, run: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
@@ -228,6 +207,6 @@ def _fitting(lm: LanguageModel, run: Callable[[Tensor], Tensor], state: Tensor) 
         except torch.OutOfMemoryError as error:
             if len(state) == 1:
                 raise RunError(f"a text of {state.shape[1]} tokens alone does not fit into memory") from error
-        did_not_fit(lm, tokens)
+        lm.did_not_fit(tokens)
     half = len(state) // 2
     return torch.cat([_fitting(lm, run, state[:half]), _fitting(lm, run, state[half:])])

@@ -1,6 +1,6 @@
 """Rows of texts as tensors. B rows, T tokens a row, P tokens of trunk, N wanted positions at U places."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ class Packed:
 def pack(
     rows: Sequence[Row],
     ids: Sequence[Sequence[int]],
-    wanted: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
+    wanted: Sequence[Sequence[int]],
     trunk: int = 0,
     pad: int = 0,
 ) -> Packed:

@@ -1,10 +1,10 @@
 """A model's batches: what fits it, and whether it can share beginnings, which is found out by trying."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from contrans_dist.engine.prefixes.groups import Group, Limits, Row, plan_groups
 from contrans_dist.engine.prefixes.packing import Packed, pack
@@ -15,7 +15,7 @@ from contrans_dist.models.passing import states_after
 LOGIT_BYTES = 256 * 2**20
 """Most that the float32 logits of one forward pass may take."""
 _WINDOWS = ("sliding_window", "sliding_window_size", "window_size", "attention_chunk_size")
-_TRUNK = (3, 4)
+_TRUNK = [3, 4]
 _TEXTS = [[3, 4, 5, 6, 4], [3, 4, 5, 7, 8, 3], [3, 4, 6, 8]]
 _ROWS = [Row((0, 1), 6), Row((2,), 2)]
 _UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, StopIteration)
@@ -72,42 +72,26 @@ def _takes_masks(lm: LanguageModel) -> bool:
 
 
 def _agree(lm: LanguageModel, head: bool) -> bool:
+    """Whether the states of all that follows the trunk are the same, of each text alone and shared."""
+    wanted = [range(len(_TRUNK), len(text)) for text in _TEXTS]
+    alone = pack([Row((i,), len(text)) for i, text in enumerate(_TEXTS)], _TEXTS, wanted)
+    shared = pack(_ROWS, _TEXTS, wanted, len(_TRUNK))
+    trunk = pack([Row((0,), len(_TRUNK))], [_TRUNK], [[0]])
     # Positions counted from the mask (ALiBi), states that are no keys and values, masks of a model's own:
     # each shows as an error or as other numbers.
     try:
-        shared = _shared(lm, head)
-        alone = [Row((i,), len(text)) for i, text in enumerate(_TEXTS)]
-        plain = _states(lm, pack(alone, _TEXTS, _all_places(0)), head)
+        cache = fresh_cache()
+        _states(lm, head, trunk, as_arguments(lm, trunk, keep=cache))
+        states = _states(lm, head, shared, as_arguments(lm, shared, Trunk.of(cache)))
+        expected = _states(lm, head, alone, as_arguments(lm, alone))
     except _UNABLE:
         return False
-    expected = torch.cat([plain[i, len(_TRUNK) : len(text)] for i, text in enumerate(_TEXTS)])
     rounding = 1e-4 if expected.dtype == torch.float32 else 3e-2
-    return bool((shared - expected).abs().max() <= rounding * expected.abs().max())
+    return bool((states - expected).abs().max() <= rounding * expected.abs().max())
 
 
-def _all_places(start: int) -> list[list[int]]:
-    return [list(range(start, len(text))) for text in _TEXTS]
-
-
-def _run_trunk(lm: LanguageModel, head: bool) -> Trunk:
-    cache = fresh_cache()
-    _states(lm, pack([Row((0,), len(_TRUNK))], [list(_TRUNK)], [[0]]), head, keep=cache)
-    return Trunk.of(cache)
-
-
-def _shared(lm: LanguageModel, head: bool) -> Tensor:
-    """States of every token after the trunk, text by text."""
-    packed = pack(_ROWS, _TEXTS, _all_places(len(_TRUNK)), len(_TRUNK))
-    return _states(lm, packed, head, _run_trunk(lm, head))[packed.rows, packed.columns][packed.index]
-
-
-def _states(
-    lm: LanguageModel, packed: Packed, head: bool, trunk: Trunk | None = None, keep: Cache | None = None
-) -> Tensor:
-    """[B, T, d] of the highest loaded block; `keep` takes the keys and values."""
-    arguments = as_arguments(lm, packed.positions, packed.mask(lm.dtype), trunk)
-    if keep is not None:
-        arguments |= lm.keeping(keep)
-    ids, whole = packed.ids.to(lm.device), lm.model if head else lm.decoder
+def _states(lm: LanguageModel, head: bool, batch: Packed, arguments: dict[str, Any]) -> Tensor:
+    """[N, d]: what the highest loaded block returns at the wanted positions."""
+    ids, whole = batch.ids.to(lm.device), lm.model if head else lm.decoder
     states = states_after(lm.blocks[-1], lambda: whole(input_ids=ids, **arguments))
-    return states.float() if lm.dtype == torch.float32 else states
+    return states[batch.rows, batch.columns][batch.index]

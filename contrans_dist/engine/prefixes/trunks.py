@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from contrans_dist.engine.prefixes.packing import Packed
 from contrans_dist.models import LanguageModel
 
 
@@ -96,12 +97,19 @@ def pinned(tensor: Tensor) -> Tensor:
 
 
 def as_arguments(
-    lm: LanguageModel, positions: Tensor | None, mask: Tensor | None, trunk: Trunk | None
+    lm: LanguageModel,
+    batch: Packed,
+    trunk: Trunk | None = None,
+    keep: Cache | None = None,
+    times: int = 1,
 ) -> dict[str, Any]:
-    """What of these a forward pass has to be told."""
-    named: dict[str, Any] = {"use_cache": False} if trunk is None else lm.keeping(trunk.cache())
-    if positions is not None:
-        named["position_ids"] = pinned(positions).to(lm.device, non_blocking=True)
+    """What a forward pass over a batch is told beside its token ids, the batch being there so many times
+    over. `trunk`: what comes before it; `keep`: where its own keys and values are kept."""
+    cache = keep if trunk is None else trunk.cache()
+    named: dict[str, Any] = {"use_cache": False} if cache is None else lm.keeping(cache)
+    mask = batch.mask(lm.dtype)
+    if batch.positions is not None:
+        named["position_ids"] = pinned(batch.positions.repeat(times, 1)).to(lm.device, non_blocking=True)
     if mask is not None:
-        named["attention_mask"] = pinned(mask).to(lm.device, non_blocking=True)
+        named["attention_mask"] = pinned(mask.repeat(times, 1, 1, 1)).to(lm.device, non_blocking=True)
     return named

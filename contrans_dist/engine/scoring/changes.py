@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from contrans_dist.engine.scoring.batches import check_lengths
 from contrans_dist.engine.scoring.forward import run_all
 from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets
 from contrans_dist.models import LanguageModel
@@ -39,13 +38,13 @@ def token_changes(
     By the difference of probabilities over the whole vocabulary. Raises UserError for an empty or too long
     prompt, or a vector that does not fit.
     """
-    check_lengths(lm, prompts)
+    interventions = [BASE, intervention]
+    checked_offsets(lm, interventions, prompts)
     parts = []
     for start in range(0, len(prompts), _TOGETHER):
         some = prompts[start : start + _TOGETHER]
-        offsets = checked_offsets(lm, [BASE, intervention], len(some))
-        distributions: list[list[torch.Tensor | None]] = [[None] * len(some) for _ in offsets]
-        for members, batch, logits in run_all(lm, some, [1] * len(some), offsets, batch_tokens):
+        distributions: list[list[torch.Tensor | None]] = [[None] * len(some) for _ in interventions]
+        for members, batch, logits in run_all(lm, some, [1] * len(some), interventions, batch_tokens):
             chances = logits.softmax(dim=2)[:, batch.index.to(logits.device)].cpu()
             for row, c in enumerate(members):
                 for place, p in enumerate(batch.texts):

@@ -6,7 +6,7 @@ once below the steered block, and above it once for each intervention.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from contrans_dist.engine.prefixes import (
     positions_per_pass,
 )
 from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache
-from contrans_dist.engine.scoring.interventions import by_lowest_block
+from contrans_dist.engine.scoring.interventions import Intervention, by_lowest_block, checked_offsets
 from contrans_dist.engine.steer import added
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.passing import first_of, handing, like, replaced, unpacked
@@ -36,7 +36,7 @@ def run_all(
     lm: LanguageModel,
     sequences: Sequence[Sequence[int]],
     wanted: Sequence[int],
-    offsets: Sequence[Offsets],
+    interventions: Sequence[Intervention],
     batch_tokens: int,
     share_prefixes: bool = True,
 ) -> Iterator[tuple[list[int], Packed, Tensor]]:
@@ -45,21 +45,26 @@ def run_all(
 
     Each batch runs once up to the steered blocks, then once more from there for as many interventions as fit
     `batch_tokens` together. The logits stay on the device. To be consumed in inference mode: entered here, a
-    consumer's exception would leave it on.
+    consumer's exception would leave it on. Raises as `checked_offsets`.
     """
     if lm.model.training:
         raise ValueError("the model is in training mode: call model.eval(), else dropout makes scores random")
+    offsets = checked_offsets(lm, interventions, sequences)
     batch_tokens = lm.largest_batch(batch_tokens)
+    places = [range(len(text) - n, len(text)) for text, n in zip(sequences, wanted, strict=True)]
+    own_from = [place.start for place in places]
+    share_prefixes = share_prefixes and all(can_share(guide, head=True) for guide in lm.guides or ())
     # A vector of each prompt's own leaves nothing to share above it.
     per_prompt = [i for i, rows in enumerate(offsets) if any(row.ndim == 2 for row in rows.values())]
     common = [i for i in range(len(offsets)) if i not in set(per_prompt)]
     for members, share in ((common, share_prefixes), (per_prompt, False)):
-        groups = _plan(lm, sequences, wanted, batch_tokens, share) if members and sequences else []
-        for group in groups:
+        if not members:
+            continue
+        for group in plan_for(lm, sequences, own_from, batch_tokens, head=True, share=share):
             runner = _Runner(lm, group, [offsets[i] for i in members], batch_tokens)
             guides = [_Runner(guide, group, [{}], batch_tokens) for guide in lm.guides or ()]
             for batch in group.batches:
-                packed = _packed(lm, group, batch, sequences, wanted)
+                packed = pack(batch, sequences, places, len(group.trunk))
                 shift = _difference(guides, packed)
                 for chunk, logits in runner.run(packed):
                     if shift is not None:
@@ -75,29 +80,6 @@ def _difference(guides: "Sequence[_Runner]", batch: Packed) -> Tensor | None:
     tuned, plain = (next(runner.run(batch))[1] for runner in guides)
     width = min(tuned.shape[-1], plain.shape[-1])  # a head may be padded beyond the vocabulary
     return tuned[..., :width] - plain[..., :width].to(tuned.device)
-
-
-def _plan(
-    lm: LanguageModel,
-    sequences: Sequence[Sequence[int]],
-    wanted: Sequence[int],
-    batch_tokens: int,
-    share: bool,
-) -> list[Group]:
-    share = share and all(can_share(guide, head=True) for guide in lm.guides or ())
-    own_from = [len(sequence) - n for sequence, n in zip(sequences, wanted, strict=True)]
-    return plan_for(lm, sequences, own_from, batch_tokens, head=True, share=share)
-
-
-def _packed(
-    lm: LanguageModel,
-    group: Group,
-    batch: Sequence[Row],
-    sequences: Sequence[Sequence[int]],
-    wanted: Sequence[int],
-) -> Packed:
-    places = {i: range(len(sequences[i]) - wanted[i], len(sequences[i])) for row in batch for i in row.texts}
-    return pack(batch, sequences, places, len(group.trunk))
 
 
 @dataclass
@@ -118,8 +100,10 @@ class _Runner:
 
     def _run_trunk(self) -> None:
         """Keys and values of the trunk: below the steered blocks, and above each for its interventions."""
-        trunk, cache = _one_row(self.group.trunk), fresh_cache()
-        keeping = self.lm.keeping(cache)
+        # The logits of one position are computed, which nobody reads.
+        trunk = pack([Row((0,), len(self.group.trunk))], [self.group.trunk], [[0]])
+        cache = fresh_cache()
+        keeping = as_arguments(self.lm, trunk, keep=cache)
         if self.steered:
             states = _lower_states(self.lm, trunk, list(self.steered), keeping)
         else:
@@ -130,14 +114,14 @@ class _Runner:
             parts = []
             for start in range(0, len(members), fit):
                 cache, offsets = fresh_cache(), [self.offsets[i] for i in members[start : start + fit]]
-                keeping = self.lm.keeping(cache)
+                keeping = as_arguments(self.lm, trunk, keep=cache)
                 _upper_logits(self.lm, trunk, k, states[k], offsets, keeping)
                 parts.append(Trunk.of(cache))
             self.upper[k] = Trunk.of_all(parts)
 
     def run(self, batch: Packed) -> Iterator[tuple[list[int], Tensor]]:
         """(interventions, logits `[C, U, vocabulary]`) of one batch, as many interventions at once as fit."""
-        arguments = self._arguments(batch, self.lower)
+        arguments = as_arguments(self.lm, batch, self.lower)
         if not self.steered:
             logits = _logits(self.lm, batch, arguments)
             yield list(range(len(self.offsets))), logits.repeat(len(self.offsets), 1, 1)
@@ -151,22 +135,10 @@ class _Runner:
                 trunk = None
                 if self.lower is not None:
                     trunk = self.lower.above(self.upper[k], start, start + len(chunk))
-                times = len(chunk)
-                arguments = self._arguments(batch, trunk, times)
+                arguments = as_arguments(self.lm, batch, trunk, times=len(chunk))
                 offsets = [self.offsets[i] for i in chunk]
                 yield chunk, _upper_logits(self.lm, batch, k, states[k], offsets, arguments)
             del states[k]
-
-    def _arguments(self, batch: Packed, trunk: Trunk | None, times: int = 1) -> dict[str, Any]:
-        positions, mask = batch.positions, batch.mask(self.lm.dtype)
-        if times > 1 and positions is not None and mask is not None:
-            positions, mask = positions.repeat(times, 1), mask.repeat(times, 1, 1, 1)
-        return as_arguments(self.lm, positions, mask, trunk)
-
-
-def _one_row(ids: Sequence[int]) -> Packed:
-    """A trunk as a batch of its own; the logits of one position are computed, which nobody reads."""
-    return pack([Row((0,), len(ids))], [list(ids)], [[0]])
 
 
 def _lower_states(
@@ -189,9 +161,10 @@ def _lower_states(
     # Kept inside the forward, not in a hook: a caller's own hooks then act once, when the block is replayed.
     forwards = {k: keeping(k, lm.blocks[k].forward) for k in blocks}
     forwards |= {k: handing(lambda state: like(states[top], state)) for k in range(top + 1, len(lm.blocks))}
+    # The head is not wanted here; at one position it costs nothing.
+    one = replace(batch, rows=batch.rows[:1], columns=batch.columns[:1])
     with replaced(lm.blocks, forwards):
-        # The head is not wanted here; at one position it costs nothing.
-        _logits(lm, batch, arguments, first=True)
+        _logits(lm, one, arguments)
     return states
 
 
@@ -226,41 +199,34 @@ def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: T
     return torch.cat(rows).to(device=state.device, dtype=state.dtype)
 
 
-def _logits(
-    lm: LanguageModel,
-    batch: Packed,
-    arguments: dict[str, Any],
-    times: int = 1,
-    first: bool = False,
-) -> Tensor:
-    """Float32 logits `[times, U, vocabulary]` at the batch's wanted positions (or at its first alone), the
-    batch being there so many times over.
+def _logits(lm: LanguageModel, batch: Packed, arguments: dict[str, Any], times: int = 1) -> Tensor:
+    """Float32 logits `[times, U, vocabulary]` at the batch's wanted positions, the batch being there so many
+    times over.
 
     The head runs on those positions alone, inside the model's own forward, so that its soft-capping or scale
-    applies. Where `arguments` hold no mask, causal attention is
-    right: under right padding a real position never sees the padding.
+    applies. Where `arguments` hold no mask, causal attention is right: under right padding a real position
+    never sees the padding.
     """
     head = lm.model.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(lm.model).__name__} has no language-model head: load it with its head")
-    rows, columns = (batch.rows[:1], batch.columns[:1]) if first else (batch.rows, batch.columns)
-    wanted = torch.arange(times).repeat_interleave(len(rows)) * len(batch.ids) + rows.repeat(times)
-    columns, ids = columns.repeat(times), batch.ids.repeat(times, 1)
+    copies = torch.arange(times).repeat_interleave(len(batch.rows)) * len(batch.ids)
+    rows, columns = copies + batch.rows.repeat(times), batch.columns.repeat(times)
 
     def gather(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
-        places = wanted.to(hidden.device), columns.to(hidden.device)
+        places = rows.to(hidden.device), columns.to(hidden.device)
         return (hidden[places].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
         with unpacked():
-            output = lm.model(input_ids=ids.to(lm.device), **arguments)
+            output = lm.model(input_ids=batch.ids.repeat(times, 1).to(lm.device), **arguments)
     finally:
         handle.remove()
     logits: Tensor = output.logits
-    if logits.shape[:2] != (1, len(wanted)):
+    if logits.shape[:2] != (1, len(rows)):
         raise ValueError(
             f"{type(lm.model).__name__} computes its logits by another way than its output embeddings"
         )
-    return logits.float().reshape(times, len(rows), -1)
+    return logits.float().reshape(times, len(batch.rows), -1)

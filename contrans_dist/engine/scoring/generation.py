@@ -16,7 +16,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from contrans_dist.engine.scoring.batches import check_lengths
 from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets, row_for
 from contrans_dist.engine.steer import added
 from contrans_dist.models import After, LanguageModel
@@ -48,8 +47,7 @@ def generate(
     where that is shown. Raises UserError for an empty prompt, one that leaves no room in the context, or a
     vector that does not fit.
     """
-    check_lengths(lm, prompts, more=max_new_tokens)
-    offsets = checked_offsets(lm, interventions, len(prompts))
+    offsets = checked_offsets(lm, interventions, prompts, max_new_tokens)
     if lm.split_at and max(map(len, prompts), default=0) + max_new_tokens > lm.split_at:
         batch_size = 1  # such a model's rotary frequencies would depend on the longest text of the batch
     pairs = [

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrans_dist.engine.steer import check_row
 from contrans_dist.errors import UserError
-from contrans_dist.models import LanguageModel
+from contrans_dist.models import LanguageModel, unusable
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,27 @@ BASE = Intervention("base")
 
 
 def checked_offsets(
-    lm: LanguageModel, interventions: Sequence[Intervention], n_prompts: int
+    lm: LanguageModel,
+    interventions: Sequence[Intervention],
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int = 0,
 ) -> list[dict[int, Tensor]]:
-    """The offsets of each intervention; UserError where one does not fit the model or the prompts."""
+    """The offsets of each intervention.
+
+    Raises UserError where one does not fit the model or the prompts (token ids), and for a prompt that is
+    empty, has a token without an embedding, or with `new_tokens` is longer than the context.
+    """
+    for i, prompt in enumerate(prompts):
+        why, length = unusable(lm, prompt), len(prompt) + new_tokens
+        if why is not None:
+            raise UserError(f"prompt {i}: {why}")
+        if lm.context is not None and length > lm.context:
+            raise UserError(f"prompt {i} needs {length} tokens, the model's context holds {lm.context}")
     offsets = [intervention.offsets() for intervention in interventions]
     for rows in offsets:
         for k, row in rows.items():
-            if row.ndim == 2 and len(row) != n_prompts:
-                raise UserError(f"vectors for block {k}: {len(row)} rows for {n_prompts} prompts")
+            if row.ndim == 2 and len(row) != len(prompts):
+                raise UserError(f"vectors for block {k}: {len(row)} rows for {len(prompts)} prompts")
             # All rows at once; the first that is not finite, else any, stands for them.
             vectors = row if row.ndim == 2 else row.unsqueeze(0)
             finite = torch.isfinite(vectors).reshape(len(vectors), -1).all(dim=1)

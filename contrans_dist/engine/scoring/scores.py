@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrans_dist.engine.scoring.batches import check_lengths
 from contrans_dist.engine.scoring.forward import run_all
-from contrans_dist.engine.scoring.interventions import Intervention, checked_offsets
+from contrans_dist.engine.scoring.interventions import Intervention
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
 
@@ -48,15 +47,13 @@ def next_token(
     lowest one that they steer; with `share_prefixes`, prompts share how they begin. Raises UserError for an
     empty or too long prompt, or a vector that does not fit.
     """
-    offsets = checked_offsets(lm, interventions, len(prompts))
     wanted = np.asarray(watch, dtype=np.int64)
     ids = torch.as_tensor(np.broadcast_to(wanted, (len(prompts), wanted.shape[-1])).copy())
     shape = (len(interventions), len(prompts))
     argmax = np.zeros(shape, dtype=np.int64)
     logits = np.zeros((*shape, ids.shape[1]), dtype=np.float32)
     logprobs = np.zeros_like(logits)
-    check_lengths(lm, prompts)
-    runs = run_all(lm, prompts, [1] * len(prompts), offsets, batch_tokens, share_prefixes)
+    runs = run_all(lm, prompts, [1] * len(prompts), interventions, batch_tokens, share_prefixes)
     for members, batch, values in runs:
         index, watch_here = (tensor.to(values.device) for tensor in (batch.index, ids[batch.texts]))
         watched = values[:, index[:, None], watch_here]
@@ -89,14 +86,13 @@ def continuation_logprobs(
     for p, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         if not prompt or not continuation:
             raise UserError(f"pair {p}: prompt and continuation need at least one token each")
-    offsets = checked_offsets(lm, interventions, len(prompts))
     # The last token predicts nothing that is asked for: what is run is everything before it.
     sequences = [[*p, *c[:-1]] for p, c in zip(prompts, continuations, strict=True)]
     lengths = [len(c) for c in continuations]
     tokens: list[list[np.ndarray]] = [[np.empty(0)] * len(prompts) for _ in interventions]
     greedy = np.zeros((len(interventions), len(prompts)), dtype=bool)
-    check_lengths(lm, sequences)
-    for members, batch, values in run_all(lm, sequences, lengths, offsets, batch_tokens, share_prefixes):
+    runs = run_all(lm, sequences, lengths, interventions, batch_tokens, share_prefixes)
+    for members, batch, values in runs:
         targets = torch.tensor([t for p in batch.texts for t in continuations[p]], device=values.device)
         scores, best = _score_targets(values, batch.index.to(values.device), targets)
         ends = np.cumsum([lengths[p] for p in batch.texts])[:-1]

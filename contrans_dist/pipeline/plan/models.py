@@ -9,7 +9,7 @@ from typing import Any
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import DTYPES, LanguageModel, find_blocks, split_name, text_config, wrap_model
+from contrans_dist.models import DTYPES, LanguageModel, find_blocks, text_config, wrap_model
 from contrans_dist.models.classifier import describe_classifier
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.loading import Described, describe
@@ -87,7 +87,7 @@ class PlannedModel:
     @property
     def here(self) -> bool:
         """Whether its weights are on this machine."""
-        return any(Path(split_name(self.name)[0]).glob("*.safetensors"))
+        return any(Path(self.up_to(None, False).files.place).glob("*.safetensors"))
 
     @cached_property
     def block_parameters(self) -> float:
@@ -106,14 +106,14 @@ class PlannedModel:
         return int(self.lm.config.vocab_size) * self.d / self.block_parameters
 
     def _tokenizer(self, described: Described) -> Any:
-        source, revision = split_name(self.name)
+        files = described.files
         stand_in = StandIn(text_config(described.config).vocab_size)
-        if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").exists():
+        if files.in_folder and not (Path(files.place) / "tokenizer_config.json").exists():
             return stand_in
         # A folder's own is there, or damaged; a hub need not answer for a plan.
-        silent = () if Path(source).is_dir() else (UserError, RunError)
+        silent = () if files.in_folder else (UserError, RunError)
         with suppress(*silent), hub_errors(self.name):
-            return load_tokenizer(self.name, source, revision, self.settings.trust_remote_code)
+            return load_tokenizer(files)
         return stand_in
 
 
@@ -125,8 +125,8 @@ class PlannedJudge:
     def __init__(self, name: str) -> None:
         self.name = name
         described = describe_classifier(name)
-        self.config, self.dtype, model = described.config, described.dtype, described.empty
-        self.here = any(Path(described.source).glob("*.safetensors"))
+        self.config, self.dtype, model = described.config, described.dtype(), described.empty()
+        self.here = any(Path(described.files.place).glob("*.safetensors"))
         self.n_blocks = int(self.config.num_hidden_layers)
         parameters = sum(p.numel() for p in model.parameters())
         self.weights = DTYPES[self.dtype].itemsize * parameters

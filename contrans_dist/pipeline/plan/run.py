@@ -14,7 +14,7 @@ from contrans_dist.engine.capture.streamed import MEMORY
 from contrans_dist.models import CPU_TOKENS, DTYPES
 from contrans_dist.models.classifier import BATCH_SIZE
 from contrans_dist.models.needs import Needs, activation_bytes, cached_bytes, needs
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, gpu_counts
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus
 from contrans_dist.pipeline.inputs import RecipeTexts
 from contrans_dist.pipeline.plan.costs import Cost, Generated
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
@@ -112,22 +112,23 @@ class PlannedRun:
     ) -> tuple[float, Placement]:
         """(GPUs of an actor, placement), as the run itself will choose them."""
         cluster, nodes, settings = self.recipe.cluster, self.nodes, model.settings
+        if head and cluster.placement == "stream":
+            cluster = cluster.model_copy(update={"placement": "auto"})
 
         def choose(gpus: float) -> Placement:
             memories: dict[Any, int] = dict.fromkeys(range(math.ceil(gpus)), nodes.gpu_memory)
             return choose_placement(
-                settings.id,
-                **settings.model_dump(exclude={"id"}),
+                settings,
                 highest_block=highest,
                 head=head,
-                placement="auto" if head and cluster.placement == "stream" else cluster.placement,
+                placement=cluster.placement,
                 memories=memories | {"cpu": nodes.memory},
                 batch_tokens=batch,
                 share=self._size(gpus).share,
                 beside=[each.settings for each in beside],
             )
 
-        return fewest_gpus(gpu_counts(cluster.gpus_per_actor, nodes.gpus), choose, settings.id, head)
+        return fewest_gpus(settings.id, cluster, nodes.gpus, head, choose)
 
     def _size(self, gpus: float | None) -> Replicas:
         """How many actors with so many GPUs the nodes have room for, as the run itself will find."""
@@ -152,7 +153,7 @@ class PlannedRun:
 
 
 def _needs(model: PlannedModel, highest: int | None, head: bool, batch: int) -> Needs:
-    return needs(model.up_to(highest, head), model.dtype, model.settings.quantization, batch, head)
+    return needs(model.up_to(highest, head), model.settings, batch)
 
 
 def _generating(models: Sequence[PlannedModel], tokens: int) -> int:

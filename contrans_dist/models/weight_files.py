@@ -3,7 +3,7 @@ they are in. Looked at before anything is allocated."""
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file
 
 from contrans_dist.config.limits import HEADER_BYTES, JSON_BYTES, TENSORS, WEIGHT_FILES, check_size
 from contrans_dist.errors import UserError
 from contrans_dist.models.hub import one_line
+from contrans_dist.models.model_files import ModelFiles
 
 NOT_TENSORS = "holds more than tensors, which could run code when read, or is damaged; expected safetensors"
 _STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -36,22 +36,22 @@ _PARAMETERS = 1000
 
 
 def weight_files(
-    source: str, revision: str | None = None, config: PretrainedConfig | None = None, download: bool = False
+    files: ModelFiles, config: PretrainedConfig | None = None, download: bool = False
 ) -> list[Path]:
-    """The files of a folder or a hub model that transformers loads, none where there are none; of a hub
-    model, without `download`, those that are on this machine.
+    """The files that transformers loads, none where there are none; of a hub model, without `download`, those
+    that are on this machine.
 
     Raises UserError for a damaged list of them, OSError as transformers does for a hub that does not answer.
     """
     for single, several in _kinds(config):
-        path = _find(source, revision, single, download) if single else None
+        path = files.find(single, download) if single else None
         if path is not None:
             return [path]
-        index = _find(source, revision, several, download)
+        index = files.find(several, download)
         if index is not None:
-            paths = [(file, _find(source, revision, file, download)) for file in _listed(index)]
+            paths = [(file, files.find(file, download)) for file in _listed(index)]
             missing = next((file for file, path in paths if path is None), None)
-            if missing is not None and (download or Path(source).is_dir()):
+            if missing is not None and (download or files.in_folder):
                 raise UserError(f"{index}: weight_map: {missing} is not there")
             return [path for _, path in paths if path is not None]
     return []
@@ -69,18 +69,6 @@ def _kinds(config: PretrainedConfig | None) -> tuple[tuple[str, str], ...]:
             f"{str(chosen)[:80]!r}"
         )
     return (("", chosen),) if chosen.endswith(".index.json") else ((chosen, f"{chosen}.index.json"),)
-
-
-def _find(source: str, revision: str | None, file: str, download: bool) -> Path | None:
-    path = cached_file(
-        source,
-        file,
-        revision=revision,
-        local_files_only=not download,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=download,
-    )
-    return None if path is None else Path(path)
 
 
 def _listed(index: Path) -> list[str]:
@@ -105,16 +93,16 @@ def _listed(index: Path) -> list[str]:
 # -- what they say of themselves -----------------------------------------------------------------------
 
 
-def check_files(
-    name: str, source: str, revision: str | None, config: PretrainedConfig, parameters: int, download: bool
+def check_weights(
+    files: ModelFiles, config: PretrainedConfig, parameters: int, download: bool = False
 ) -> None:
     """Raise UserError where the weight files are none, or cannot hold what the configuration says.
 
     Of a hub model without `download`: those that are on this machine.
     """
-    files = weight_files(source, revision, config, download)
+    paths = weight_files(files, config, download)
     held = tensors = 0
-    for path in files:
+    for path in paths:
         if path.suffix == ".safetensors":
             entries = header(path)
             tensors += len(entries)
@@ -122,13 +110,31 @@ def check_files(
         else:
             tensors += len(_of_bin(path))
             held += path.stat().st_size
-    check_size(f"--model {name}: its weight files", tensors, TENSORS + parameters // _PARAMETERS, "tensors")
-    quantised = getattr(config, "quantization_config", None) is not None
-    if files and parameters > (_QUANTISED_PER_BYTE if quantised else _PER_BYTE) * held:
+    check_size(
+        f"--model {files.name}: its weight files", tensors, TENSORS + parameters // _PARAMETERS, "tensors"
+    )
+    if paths and parameters > (_QUANTISED_PER_BYTE if is_quantised(config) else _PER_BYTE) * held:
         raise UserError(
-            f"--model {name}: config.json describes {parameters:,} parameters, its weight files hold "
+            f"--model {files.name}: config.json describes {parameters:,} parameters, its weight files hold "
             f"{held:,} bytes"
         )
+
+
+def missing_weights(info: Mapping[str, Any]) -> list[str]:
+    """The weights that a checkpoint did not have for a model, or in another shape, by what transformers says
+    of loading it: they were made up at random."""
+    missing = [*sorted(info["missing_keys"]), *(str(entry[0]) for entry in info["mismatched_keys"])]
+    return missing + [str(message) for message in info.get("error_msgs") or ()]
+
+
+def in_short(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def is_quantised(config: PretrainedConfig) -> bool:
+    """Whether a checkpoint's own weights are quantised."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def _of_bin(path: Path) -> Mapping[str, Tensor]:
 # -- the precision they are in -------------------------------------------------------------------------
 
 
-def own_dtype(config: PretrainedConfig, source: str, revision: str | None = None) -> str:
+def own_dtype(files: ModelFiles, config: PretrainedConfig) -> str:
     """The precision of a checkpoint, as transformers would run it: what its configuration says, else that of
     the first floating tensor in its files. It may be one that no model is run in.
 
@@ -192,11 +198,11 @@ def own_dtype(config: PretrainedConfig, source: str, revision: str | None = None
     for part in (config, config.get_text_config(decoder=True)):
         if getattr(part, "dtype", None) is not None:
             return str(part.dtype).removeprefix("torch.")
-    files = weight_files(source, revision, config)
-    if not files and not Path(source).is_dir():
-        kinds: Iterable[str] = _on_the_hub(source, revision)
+    paths = weight_files(files, config)
+    if not paths and not files.in_folder:
+        kinds: Iterable[str] = _on_the_hub(files)
     else:
-        kinds = (kind for path in files for kind in _kinds_in(path))
+        kinds = (kind for path in paths for kind in _kinds_in(path))
     first = ""
     for kind in kinds:
         if kind in _STORED.values():
@@ -212,19 +218,19 @@ def _kinds_in(path: Path) -> list[str]:
     return [str(tensor.dtype).removeprefix("torch.") for tensor in _of_bin(path).values()]
 
 
-def _on_the_hub(source: str, revision: str | None) -> Iterator[str]:
+def _on_the_hub(files: ModelFiles) -> Iterator[str]:
     """The types of the tensors in a hub model's files, of which the beginnings alone are fetched; a .bin has
     to be fetched whole."""
-    index = _find(source, revision, SAFE_WEIGHTS_INDEX_NAME, download=True)
+    index = files.find(SAFE_WEIGHTS_INDEX_NAME)
     for file in [SAFE_WEIGHTS_NAME] if index is None else _listed(index):
         try:
-            metadata = HfApi().parse_safetensors_file_metadata(source, file, revision=revision)
+            metadata = HfApi().parse_safetensors_file_metadata(files.place, file, revision=files.revision)
         except EntryNotFoundError:
             break
         except SafetensorsParsingError as error:
-            raise UserError(f"--model {source}: {file}: {one_line(error)}") from error
+            raise UserError(f"--model {files.place}: {file}: {one_line(error)}") from error
         yield from (_STORED.get(tensor.dtype, tensor.dtype) for _, tensor in sorted(metadata.tensors.items()))
     else:
         return
-    for path in weight_files(source, revision, download=True):
+    for path in weight_files(files, download=True):
         yield from _kinds_in(path)
