@@ -23,7 +23,7 @@ with other_system():
     from contrans_dist.pipeline.plan import actor_memory
     from contrans_dist.harvest.shards import HarvestSpec, Shard
     from contrans_dist.store.location import Location
-    from contrans_dist.store.manifest import Identity
+    from contrans_dist.store.identity import Identity
     from contrans_dist.harvest.sweep import SweepTask
     from contrans_dist.data.texts import read_texts
 

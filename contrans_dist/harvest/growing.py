@@ -21,8 +21,9 @@ from contrans_dist.harvest.shard_files import ROW_GROUP, shard_identity
 from contrans_dist.harvest.shards import rows_per_shard
 from contrans_dist.models import ModelFacts, resolve_blocks
 from contrans_dist.store import schema
+from contrans_dist.store.identity import Identity, Part
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Identity, Manifest, Part
+from contrans_dist.store.manifest import Manifest
 from contrans_dist.store.results import plain
 from contrans_dist.store.shard_reader import opened
 

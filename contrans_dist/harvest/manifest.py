@@ -11,8 +11,9 @@ from contrans_dist.data.texts import table_hash
 from contrans_dist.harvest.shards import HarvestSpec, ShardReport
 from contrans_dist.models import ModelFacts, around
 from contrans_dist.store import schema
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Canary, Identity, Manifest, QuantizationCheck, ShardEntry, Throughput
+from contrans_dist.store.manifest import Canary, Manifest, QuantizationCheck, ShardEntry, Throughput
 from contrans_dist.store.provenance import made_by, versions
 
 CANARY_WARNING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}

@@ -9,7 +9,8 @@ from contrans_dist.harvest.shards import HarvestSpec
 from contrans_dist.models.placement import choose_placement, load_placed
 from contrans_dist.store import schema
 from contrans_dist.store.manifest import QuantizationCheck
-from contrans_dist.store.shard_reader import block_values, opened
+from contrans_dist.store.shard_file import block_values
+from contrans_dist.store.shard_reader import opened
 
 SAMPLE_TEXTS = 32
 

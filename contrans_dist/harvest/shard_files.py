@@ -15,11 +15,13 @@ from contrans_dist.harvest.runnable import Runnable, SpoiltError, spoilt_rows
 from contrans_dist.harvest.shards import Shard, ShardReport
 from contrans_dist.store import schema
 from contrans_dist.store.footers import ShardFacts, page_facts
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Identity, ShardEntry
+from contrans_dist.store.manifest import ShardEntry
 from contrans_dist.store.provenance import version
 from contrans_dist.store.results import plain
-from contrans_dist.store.shard_reader import DamagedError, ShardFile, opened, row_norms
+from contrans_dist.store.shard_file import DamagedError, ShardFile, row_norms
+from contrans_dist.store.shard_reader import opened
 
 ROW_GROUP = 128
 

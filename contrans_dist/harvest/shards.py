@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from contrans_dist.config import CaptureSettings
 from contrans_dist.store import schema
 from contrans_dist.store.footers import ShardFacts
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Identity, ShardEntry
+from contrans_dist.store.manifest import ShardEntry
 
 _TARGET_BYTES = 128 << 20
 _STORED_RATIO = 0.7

@@ -18,8 +18,8 @@ from contrans_dist.engine.capture import Activations
 from contrans_dist.harvest.runnable import Runnable
 from contrans_dist.harvest.shard_files import check_shard, publish_shard
 from contrans_dist.harvest.shards import HarvestSpec, Shard, plan_shards
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Identity
 from contrans_dist.store.verification import verify
 
 _BLOCKS, _D, _ROWS = 8, 4096, 1024

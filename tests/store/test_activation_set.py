@@ -26,8 +26,8 @@ from contrans_dist.harvest.runnable import Runnable
 from contrans_dist.harvest.shard_files import check_shard, publish_shard
 from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Identity
 from tests.sets import make_set, sealed
 
 N, D, SHARD = 120, 4, 30
