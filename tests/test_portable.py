@@ -21,21 +21,21 @@ with other_system():
     from contrans_dist.models.devices import host_memory
     from contrans_dist.models.placement import choose_placement
     from contrans_dist.pipeline.plan import actor_memory
-    from contrans_dist.harvest.shard_files import HarvestSpec, Unit
-    from contrans_dist.harvest.compute import plan_shards
+    from contrans_dist.harvest.shards import HarvestSpec, Shard
     from contrans_dist.store.location import Location
-    from contrans_dist.store.manifest import Identity
+    from contrans_dist.store.identity import Identity
     from contrans_dist.harvest.sweep import SweepTask
     from contrans_dist.data.texts import read_texts
 
     assert choose_placement(ModelSettings(id=MODEL)).kind == "resident"
     assert host_memory() > 100 << 20 and 50 << 20 < actor_memory() < 8 << 30
     texts = read_texts(OUT + ".txt")
-    spec = HarvestSpec(Identity(model=MODEL), CaptureSettings(), [0, 1], 16, Location.parse(OUT))
-    (shard,) = plan_shards(texts.num_rows, 9)
+    identity = Identity(model=MODEL, blocks=[0, 1])
+    spec = HarvestSpec(identity, CaptureSettings(), 16, Location.parse(OUT))
+    shard = Shard(spec, 0, 0, texts.num_rows)
     actor = SweepActor(ModelSettings(id=MODEL))
-    report = actor.run(SweepTask("key", [Unit(spec, shard, texts)]))
-    assert not report.failures, report.failures
+    made = actor.run(SweepTask("key", [(shard, texts)]))
+    assert not made.failures, made.failures
 """
 
 

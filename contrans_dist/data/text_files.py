@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -24,6 +23,7 @@ from contrans_dist.config.limits import (
 )
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
+from contrans_dist.store.unpacked import unpacked_bytes
 
 _CHUNK = 1 << 20
 _ROWS = 1024
@@ -209,28 +209,7 @@ def _parquet(source: pa.NativeFile, location: Location, columns: Sequence[str] |
     short = pq.ParquetFile(source, read_dictionary=coded, **most)
     parts, size = [], 0
     for index in range(facts.num_row_groups):
-        size += sum(map(_unpacked, short.read_row_group(index, columns).columns))
+        size += sum(map(unpacked_bytes, short.read_row_group(index, columns).columns))
         check_size(where, size, TEXT_FILE_BYTES, "bytes unpacked")
         parts.append(file.read_row_group(index, columns))
     return pa.concat_tables(parts) if parts else file.read(columns)
-
-
-def _unpacked(array: pa.Array | pa.ChunkedArray) -> int:
-    """Bytes of an array once its dictionaries are written out."""
-    if isinstance(array, pa.ChunkedArray):
-        return sum(map(_unpacked, array.chunks))
-    if isinstance(array, pa.ExtensionArray):
-        return _unpacked(array.storage)
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        if not (pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type)):
-            return int(array.nbytes)
-        lengths = pc.binary_length(array.dictionary).take(array.indices)
-        return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0) + 4 * len(array)
-    if pa.types.is_struct(kind):
-        return sum(_unpacked(array.field(i)) for i in range(kind.num_fields))
-    if pa.types.is_map(kind):
-        return _unpacked(array.keys) + _unpacked(array.items)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _unpacked(array.flatten()) + 4 * len(array)
-    return int(array.nbytes)

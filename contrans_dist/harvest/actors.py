@@ -2,13 +2,14 @@
 a time."""
 
 import logging
-from dataclasses import replace
+
+import pyarrow as pa
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.errors import RunError
 from contrans_dist.harvest.compute import InTurn, compute_shard
-from contrans_dist.harvest.shard_files import ShardReport, Unit
-from contrans_dist.harvest.sweep import SweepReport, SweepTask, run_sweep
+from contrans_dist.harvest.shards import MadeShards, Shard
+from contrans_dist.harvest.sweep import SweepTask, run_sweep
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.placement import Placement, load_placed
 from contrans_dist.models.streaming import open_streamed
@@ -34,10 +35,10 @@ class Notes(logging.Handler):
         return tuple(lines)
 
 
-def _check_dtype(lm: LanguageModel, unit: Unit) -> None:
+def _check_dtype(lm: LanguageModel, shard: Shard) -> None:
     """RunError where the model here does not run in the precision that the manifest will name."""
     dtype = str(lm.dtype).removeprefix("torch.")
-    said = unit.spec.identity.dtype or dtype
+    said = shard.spec.identity.dtype or dtype
     if dtype != said:
         raise RunError(
             f"{lm.name}: it runs in {dtype} here, and in {said} by the files of the machine that started the "
@@ -56,10 +57,12 @@ class HarvestActor:
     def ready(self) -> str:
         return str(self.lm.device)
 
-    def run(self, unit: Unit) -> ShardReport:
-        _check_dtype(self.lm, unit)
-        report = compute_shard(self.lm, unit.rows, unit.spec, unit.shard, self.in_turn)
-        return replace(report, notes=self.notes.taken())
+    def run(self, task: tuple[Shard, pa.Table]) -> MadeShards:
+        """Make a shard of its rows of the input."""
+        shard, rows = task
+        _check_dtype(self.lm, shard)
+        report = compute_shard(self.lm, shard, rows, self.in_turn)
+        return MadeShards({shard.address: report}, notes=self.notes.taken())
 
 
 class SweepActor:
@@ -73,19 +76,20 @@ class SweepActor:
     def ready(self) -> str:
         return str(self.model.device)
 
-    def run(self, task: SweepTask) -> SweepReport:
-        for unit in task.units:
-            _check_dtype(self.model.lm, unit)
-        texts = sum(unit.shard.rows for unit in task.units)
-        blocks = 1 + max(max(unit.spec.blocks) for unit in task.units)
+    def run(self, task: SweepTask) -> MadeShards:
+        shards = [shard for shard, _ in task.shards]
+        for shard in shards:
+            _check_dtype(self.model.lm, shard)
+        texts = sum(shard.rows for shard in shards)
+        blocks = 1 + max(max(shard.spec.blocks) for shard in shards)
 
         def told(k: int) -> None:
             self.through = texts * (k + 1) / blocks
 
         self.through = 0.0
-        report = run_sweep(self.model, task, told=told)
-        report.notes = self.notes.taken()
-        return report
+        made = run_sweep(self.model, task, told=told)
+        made.notes = self.notes.taken()
+        return made
 
     def progress(self) -> float:
         """Texts of the running sweep, each counted by the share of the blocks that it is through."""

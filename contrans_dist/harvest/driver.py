@@ -1,8 +1,9 @@
 """The harvest driver: shards of texts over a pool of actors, exactly once on disk."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +17,11 @@ from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.actors import SLOTS, HarvestActor, SweepActor
+from contrans_dist.harvest.growing import HarvestJob, Request
+from contrans_dist.harvest.planned_set import PlannedSet
 from contrans_dist.harvest.quantization_check import quantization_check
-from contrans_dist.harvest.shard_files import HarvestSpec, ShardReport, Unit
-from contrans_dist.harvest.sweep import SweepReport, SweepTask, clean, plan_sweeps
-from contrans_dist.harvest.underway import HarvestJob, Underway
+from contrans_dist.harvest.shards import HarvestSpec, MadeShards, Timing
+from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps
 from contrans_dist.models import model_facts
 from contrans_dist.models.placement import Placement
 from contrans_dist.store.activation_set import ActivationSet
@@ -40,13 +42,25 @@ def harvest(
     source: Location | None = None,
     skip_bad: bool = False,
 ) -> ActivationSet:
-    """Harvest a model's residual stream on `texts` (a table of `texts.text_table`) into an activation set.
+    """Harvest a model's residual stream on texts into an activation set.
 
     What is already there, whole and of the same fingerprint is kept; the rest is computed, also where texts
-    were appended behind those that the folder's set is of. `source`: the file that the texts are of.
-    `skip_bad`: texts that cannot be run are left out. Raises UserError when the folder holds a harvest under
-    other settings (naming the fields), or of texts that do not begin these (naming the first row that
-    differs), or a text cannot be run (naming it, when all others are done), RunError when shards failed.
+    were appended behind those that the folder's set is of.
+
+    Args:
+        model: Which model, and how it is loaded.
+        texts: A table of `texts.text_table`.
+        out: The set's folder.
+        capture: What is taken of each text.
+        cluster: Where it runs.
+        source: The file that the texts are of, to name it in messages.
+        skip_bad: Leave out texts that cannot be run.
+
+    Raises:
+        UserError: When the folder holds a harvest under other settings (naming the fields), or of texts that
+            do not begin these (naming the first row that differs), or a text cannot be run (naming it, when
+            all others are done).
+        RunError: When shards failed.
     """
     job = HarvestJob(texts, Location.parse(out), capture or CaptureSettings(), source, skip_bad)
     return harvest_sets(model, [job], cluster)[0]
@@ -58,28 +72,29 @@ def harvest_sets(
     """Several activation sets of one model, for which each actor loads it once. As `harvest` otherwise."""
     cluster = cluster or ClusterSettings()
     facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
-    sets = [Underway.of(model, facts, job) for job in jobs]
+    sets = [PlannedSet.of(Request.of(model, facts, job)) for job in jobs]
     with connected(cluster.address), ExitStack() as claims:
-        for underway in sets:
-            underway.check_existing()
-        unfinished = [underway for underway in sets if not underway.complete]
-        for underway in unfinished:
-            underway.hold(claims.enter_context(claimed(underway.spec.out, plain(underway.spec.identity))))
-        if any(underway.missing for underway in unfinished):
+        for planned_set in sets:
+            planned_set.take_in()
+        unfinished = [planned_set for planned_set in sets if not planned_set.complete]
+        for planned_set in unfinished:
+            identity = plain(planned_set.spec.identity)
+            planned_set.hold(claims.enter_context(claimed(planned_set.out, identity)))
+        if any(planned_set.missing for planned_set in unfinished):
             _compute_missing(model, unfinished, cluster)
         if model.quantization is not None:
-            for underway in unfinished:
-                underway.quantization = _checked(model, underway.spec, cluster)
-        made: list[ActivationSet] = []
+            for planned_set in unfinished:
+                planned_set.quantization = _checked(model, planned_set.spec, cluster)
+        finished: list[ActivationSet] = []
         wrong: list[UserError | RunError] = []
-        for underway in sets:
+        for planned_set in sets:
             try:
-                made.append(underway.finish(facts))
+                finished.append(planned_set.finish())
             except (UserError, RunError) as error:  # the other sets are whole all the same
                 wrong.append(error)
         if wrong:
             raise wrong[0]
-        return made
+        return finished
 
 
 def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) -> QuantizationCheck:
@@ -91,96 +106,86 @@ def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) 
         return QuantizationCheck(texts=0, reason=f"not measured: {first_line(error)}")
 
 
-def _compute_missing(model: ModelSettings, sets: list[Underway], cluster: ClusterSettings) -> None:
+def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: ClusterSettings) -> None:
     """Make every missing shard of every set over one pool. Raises RunError when some failed for good."""
     began = time.monotonic()
-    size, placement = place(
-        model,
-        cluster,
-        head=False,
-        highest_block=max(max(underway.spec.blocks) for underway in sets),
-        batch_tokens=max(underway.spec.capture.batch_tokens for underway in sets),
-    )
-    # Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
-    owned = [(underway, unit) for underway in sets for unit in underway.units()]
-    units = {unit.name: unit for _, unit in owned}
-    owner = {unit.name: underway for underway, unit in owned}
+    highest = max(max(planned_set.spec.blocks) for planned_set in sets)
+    batch_tokens = max(planned_set.spec.capture.batch_tokens for planned_set in sets)
+    size, placement = place(model, cluster, head=False, highest_block=highest, batch_tokens=batch_tokens)
+    missing = {shard.address: (planned_set, shard) for planned_set in sets for shard in planned_set.missing}
     title = f"harvest {model.id.rstrip('/').rsplit('/', 1)[-1]}"
-    fresh: dict[str, ShardReport] = {}
-    failures: dict[str, str] = {}
-    with Progress(title, sum(unit.shard.rows for unit in units.values()), "texts") as progress:
+    made = MadeShards()
+    with Progress(title, sum(shard.rows for _, shard in missing.values()), "texts") as progress:
 
         def reached(besides: float = 0.0) -> None:
-            done = sum(report.rows + len(report.skipped) for report in fresh.values())
+            done = sum(report.entry.rows + len(report.facts.skipped) for report in made.reports.values())
             progress.reach(int(done + besides))
 
-        def keep(task: Task, result: ShardReport | SweepReport) -> None:
+        def keep(_task: Task, result: MadeShards) -> None:
             for line in result.notes:
                 progress.note(line)
-            reports = result.reports if isinstance(result, SweepReport) else {task.name: result}
-            for name, report in reports.items():
-                owner[name].reports[report.index] = report
-                fresh[name] = report
+            for address, report in result.reports.items():
+                missing[address][0].reports[address] = report
+            made.reports.update(result.reports)
+            made.failures.update(result.failures)
             reached()
-            if isinstance(result, SweepReport):
-                failures.update(result.failures)
 
+        # Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
+        work = {address: (shard, owner.rows_of(shard)) for address, (owner, shard) in missing.items()}
         if placement.kind == "stream":
-            sweeps = _sweeps(sets, units, size.actors)
-            outcome = run_tasks(SweepActor, (model,), sweeps, size, keep, on_progress=reached)
+            sweeps = plan_sweeps([shard for planned_set in sets for shard in planned_set.shards], size.actors)
+            tasks = [
+                Task(f"sweep {key}", SweepTask(key, [work[address] for address in work if address in share]))
+                for key, share in sweeps.items()
+                if share & set(work)
+            ]
+            outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=reached)
         else:
-            tasks = [Task(name, unit, unit.rows["text"].nbytes) for name, unit in units.items()]
-            highest = max(max(underway.spec.blocks) for underway in sets)
+            tasks = [Task(name, (shard, rows), rows["text"].nbytes) for name, (shard, rows) in work.items()]
             outcome = run_tasks(HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS)
-    failures |= outcome.failures
+    failures = made.failures | outcome.failures
     if failures:
         name, reason = next(iter(failures.items()))
         raise RunError(
-            f"{sum(len(part.missing) for part in sets)} of {len(units)} shards failed ({name}: {reason}); "
-            "run the same command again to try only these"
+            f"{sum(len(planned_set.missing) for planned_set in sets)} of {len(missing)} shards failed "
+            f"({name}: {reason}); run the same command again to try only these"
         )
-    throughput = _throughput(list(fresh.values()), began, outcome, size, placement)
-    for underway in sets:
-        clean(underway.spec.out)
-        tokens = sum(report.tokens for name, report in fresh.items() if owner[name] is underway)
-        underway.throughput = Throughput(tokens=tokens, **throughput)
-
-
-def _sweeps(sets: list[Underway], units: dict[str, Unit], actors: int) -> list[Task]:
-    """The missing shards, each actor's share of them as one task."""
-    planned = plan_sweeps([part for underway in sets for part in underway.parts], actors)
-    return [
-        Task(f"sweep {key}", SweepTask(key, [units[name] for name in units if name in names]))
-        for key, names in planned.items()
-        if names & set(units)
-    ]
+    throughput = _throughput(made, began, outcome, size, placement)
+    for planned_set in sets:
+        clean(planned_set.out)
+        tokens = sum(
+            report.facts.tokens
+            for address, report in made.reports.items()
+            if missing[address][0] is planned_set
+        )
+        planned_set.throughput = Throughput(tokens=tokens, **throughput)
 
 
 def _throughput(
-    reports: list[ShardReport], began: float, outcome: Outcome, size: Replicas, placement: Placement
+    made: MadeShards, began: float, outcome: Outcome, size: Replicas, placement: Placement
 ) -> dict[str, Any]:
-    """What the manifest says of speed; the rate counts from when the first actor was up."""
-    tokens, seconds = sum(report.tokens for report in reports), time.monotonic() - outcome.began
-    works = [report.work for report in reports if report.work is not None]
-    spans = [
-        max(work.ended for work in of_process) - min(work.began for work in of_process)
-        for of_process in (
-            [w for w in works if w.process == process] for process in {w.process for w in works}
-        )
-    ]
-    capturing = sum(work.capturing for work in works)
+    """What the manifests of all sets say of speed."""
+    seconds = time.monotonic() - outcome.began
+    tokens = sum(report.facts.tokens for report in made.reports.values())
+    timings = [report.timing for report in made.reports.values() if report.timing is not None]
+    capturing = sum(timing.capturing for timing in timings)
     return {
-        # Of all sets that were harvested together.
         "seconds": round(seconds, 3),
         "seconds_starting": round(outcome.began - began, 3),
         "tokens_per_second": round(tokens / seconds, 1),
-        # Summed over the actors; not capturing, an actor waits for a write or for its next shard.
         "seconds_capturing": round(capturing, 3),
-        "seconds_waiting_for_writes": round(sum(spans) - capturing, 3),
-        "actors": min(size.actors, len(reports)),
+        "seconds_waiting_for_writes": round(_at_work(timings) - capturing, 3),
+        "actors": min(size.actors, len(made.reports)),
         "cpus_per_actor": size.cpus,
         "gpus_per_actor": size.gpus,
         "lost_actors": outcome.lost_actors,
         "placement": placement.kind,
         "placement_reason": placement.reason,
     }
+
+
+def _at_work(timings: Iterable[Timing]) -> float:
+    """Seconds from each process' first shard to its last, summed: it has several at a time."""
+    by_process = groupby(sorted(timings, key=lambda timing: timing.process), lambda timing: timing.process)
+    spans = [list(of_process) for _, of_process in by_process]
+    return sum(max(timing.ended for timing in span) - min(timing.began for timing in span) for span in spans)

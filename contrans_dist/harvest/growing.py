@@ -4,22 +4,26 @@ A set that has grown was harvested in parts. The shards of each keep the identit
 which is that of the set as it was then; the identity of the whole lists in `earlier` what was another in it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from contrans_dist.config import CaptureSettings, differing
+from contrans_dist.config import CaptureSettings, ModelSettings, differing
+from contrans_dist.config.limits import CHUNKS, SHARDS, check_size
 from contrans_dist.data.table_hash import python_values, table_hash
-from contrans_dist.data.texts import texts_hash
+from contrans_dist.data.texts import prompts, template_fields, texts_hash
 from contrans_dist.errors import UserError
-from contrans_dist.harvest.compute import plan_shards, rows_per_shard
 from contrans_dist.harvest.left_out import place_of
-from contrans_dist.harvest.shard_files import HarvestSpec, Shard
+from contrans_dist.harvest.manifest import identity_of
+from contrans_dist.harvest.shard_files import ROW_GROUP, shard_identity
+from contrans_dist.harvest.shards import rows_per_shard
+from contrans_dist.models import ModelFacts, resolve_blocks
 from contrans_dist.store import schema
+from contrans_dist.store.identity import Identity, Part
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Identity, Part
+from contrans_dist.store.manifest import Manifest
 from contrans_dist.store.results import plain
 from contrans_dist.store.shard_reader import opened
 
@@ -29,37 +33,89 @@ _OTHERWISE = {"rows", "texts", "prompts", "earlier"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a harvest is asked for, before it is known what is there."""
+class HarvestJob:
+    """One activation set to be made: these texts, captured so, into that folder."""
 
+    texts: pa.Table
+    out: Location
+    capture: CaptureSettings
+    source: Location | None = None
+    """The file that the texts are of, to name it in messages."""
+    skip_bad: bool = False
+    """Leave out texts that cannot be run."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job for a certain model, before it is known what is there."""
+
+    job: HarvestJob
+    facts: ModelFacts
     identity: Identity
     """As if nothing were there."""
-    texts: pa.Table
     prompts: Sequence[str]
-    """As they are run."""
-    capture: CaptureSettings
-    d: int
+    """Its texts as they are run."""
 
-    def held(self, held: Identity) -> Identity | None:
-        """The identity of what is asked for where a set of the identity `held` is; None where they differ.
+    @classmethod
+    def of(cls, model: ModelSettings, facts: ModelFacts, job: HarvestJob) -> "Request":
+        """Raises UserError for settings that do not fit the model or the texts, or the limits."""
+        capture, rows = job.capture, job.texts.num_rows
+        if capture.template is not None:
+            template_fields(capture.template)
+        blocks = resolve_blocks(capture.blocks, facts.n_blocks)
+        size = rows_per_shard(rows, len(blocks), facts.d, capture.shard_size)
+        check_size("--shard-size", -(-rows // size), SHARDS, "shards")
+        chunks = -(-size // ROW_GROUP) * (len(blocks) + job.texts.num_columns + 2)
+        check_size("--shard-size", chunks, CHUNKS, "column chunks in a shard")
+        rendered = facts.prompts(prompts(job.texts, capture.template), capture.chat, capture.chat_date)
+        # A chat template may write what no setting tells: the prompts belong to the identity as they are run.
+        identity = identity_of(model, facts, capture, blocks, size, job.texts, texts_hash(rendered))
+        return cls(job, facts, identity, rendered)
 
-        That set may hold more blocks, be cut into shards otherwise if no size was asked for, have grown
+    def fitted(self, manifest: Manifest | None) -> tuple[Identity | None, Identity]:
+        """The identity of the rows in the folder that can stay, if there are any, and that of the set with
+        them. `manifest`: the folder's.
+
+        Raises UserError when those that are there cannot stay.
+        """
+        out = self.job.out
+        listed = {entry.name for entry in manifest.shards} if manifest is not None else set()
+        names = [name for name in shards_in(out) if name not in listed]
+
+        def first(names: Iterable[str]) -> Identity | None:
+            return next(filter(None, (shard_identity(out / name) for name in names)), None)
+
+        # Where texts were appended and the run was ended, the last shard says more than what was there.
+        there = [first(reversed(names)), first(names) if manifest is None else manifest.identity]
+        identities = [identity for identity in there if identity is not None]
+        for held in identities:
+            if (identity := self._keeping(held)) is not None:
+                return held, identity
+        if identities:
+            raise self._refusal(identities[-1])
+        return None, self.identity
+
+    def _keeping(self, held: Identity) -> Identity | None:
+        """The identity of the set in which rows of the identity `held` stay; None where they cannot.
+
+        Their set may hold more blocks, be cut into shards otherwise if no size was asked for, have grown
         before, and have fewer rows: then it grows.
         """
-        wanted = self.at(held)
+        wanted, texts = self._like(held), self.job.texts
         if wanted.fingerprint == held.fingerprint:
             return wanted
-        if not 0 < held.rows < self.texts.num_rows or _settings(held) != _settings(wanted):
+        if not (0 < held.rows < texts.num_rows and held.shard_size) or _settings(held) != _settings(wanted):
             return None
         if texts_hash(self.prompts[: held.rows]) != held.prompts:
             return None
-        if table_hash(self.texts.slice(0, held.rows)) != held.texts:
+        if table_hash(texts.slice(0, held.rows)) != held.texts:
             return None
-        rows = self.texts.num_rows - held.rows
-        size = rows_per_shard(rows, len(wanted.blocks), self.d, self.capture.shard_size)
-        return wanted.model_copy(update={"earlier": held.parts, "shard_size": size})
+        rows = texts.num_rows - held.rows
+        size = rows_per_shard(rows, len(wanted.blocks), self.facts.d, self.job.capture.shard_size)
+        last = Part.model_validate(held.model_dump(include=set(Part.model_fields)))
+        return wanted.model_copy(update={"earlier": [*held.earlier, last], "shard_size": size})
 
-    def at(self, held: Identity) -> Identity:
+    def _like(self, held: Identity) -> Identity:
         """The identity that is asked for, with the blocks, the parts and the size of shards that a set has
         which is there, where these serve."""
         if not set(self.identity.blocks) <= set(held.blocks):
@@ -67,61 +123,76 @@ class Asked:
         kept: dict[str, Any] = {"blocks": held.blocks}
         if held.earlier:
             kept["earlier"] = held.earlier
-        if self.capture.shard_size is None and held.shard_size:
+        if self.job.capture.shard_size is None and held.shard_size:
             kept["shard_size"] = held.shard_size
         return self.identity.model_copy(update=kept)
 
-    def refusal(self, out: Location, held: Identity, source: Location | None) -> UserError:
+    def _refusal(self, held: Identity) -> UserError:
         """Why rows of the identity `held` cannot stay in the folder."""
-        found, wanted = plain(held), plain(self.at(held))
-        other = [name for name in _OTHERWISE if found.pop(name, None) != wanted.pop(name, None)]
-        lines = differing(found, wanted)
+        there, wanted = plain(held), plain(self._like(held))
+        other = [name for name in _OTHERWISE if there.pop(name, None) != wanted.pop(name, None)]
+        lines = differing(there, wanted)
         if other:
-            lines.append(self._otherwise(out, held, source))
+            lines.append(self._otherwise(held))
         told = (
             "; texts are harvested alone where they are appended to those that are there"
             if other and len(lines) == 1
             else ""
         )
         return UserError(
-            f"{out}: holds a harvest under other settings ({'; '.join(lines)}); choose another --out{told}"
+            f"{self.job.out}: holds a harvest under other settings ({'; '.join(lines)}); choose another "
+            f"--out{told}"
         )
 
-    def _otherwise(self, out: Location, held: Identity, source: Location | None) -> str:
+    def _otherwise(self, held: Identity) -> str:
         """How the texts differ from those that are there, or their prompts."""
-        told = self._first_difference(out, source)
+        texts = self.job.texts
+        told = self._first_difference()
         if told is not None:
             return f"texts: {told}"
-        rows = self.texts.num_rows
-        if held.rows > rows:
-            return f"texts: found {held.rows:,} rows, asked for the first {rows:,} of them"
-        if table_hash(self.texts.slice(0, held.rows)) == held.texts:
+        if held.rows > texts.num_rows:
+            return f"texts: found {held.rows:,} rows, asked for the first {texts.num_rows:,} of them"
+        if table_hash(texts.slice(0, held.rows)) == held.texts:
             return f"prompts: those of the same {held.rows:,} texts were others"
         return f"texts: found {held.texts!r}, asked for {self.identity.texts!r}"
 
-    def _first_difference(self, out: Location, source: Location | None) -> str | None:
+    def _first_difference(self) -> str | None:
         """The first row, of those that are there, which another text or another value is in."""
-        mine = [name for name in self.texts.column_names if name not in schema.KEY_COLUMNS or name == "text"]
+        texts, out = self.job.texts, self.job.out
+        mine = _given(texts.column_names)
         for name in shards_in(out):
             try:
                 with opened(out / name) as shard:
-                    theirs = [column for column in shard.layout.names if schema.block_of(column) is None]
-                    theirs = [
-                        column for column in theirs if column not in schema.KEY_COLUMNS or column == "text"
-                    ]
+                    theirs = _given(shard.layout.names)
                     if set(theirs) != set(mine):
                         other = sorted(set(theirs) ^ set(mine))[0]
                         return f"column {other!r} is {'new' if other in mine else 'missing'}"
-                    rows = [row for row in shard.row_numbers().tolist() if row < self.texts.num_rows]
+                    rows = [row for row in shard.row_numbers().tolist() if row < texts.num_rows]
                     values = shard.read(theirs, 0, len(rows))
             except UserError:  # damaged: it tells nothing
                 continue
-            given = self.texts.take(pa.array(rows, pa.int64()))
+            given = texts.take(pa.array(rows, pa.int64()))
             if (first := _differing(values, given, mine)) is not None:
                 place, column, old, new = first
-                where = place_of(self.texts, rows[place], source)
+                where = place_of(texts, rows[place], self.job.source)
                 return f"column {column!r} differs in {where}: found {old}, asked for {new}"
         return None
+
+
+def _given(columns: Sequence[str]) -> list[str]:
+    """The columns that came with the texts, and theirs."""
+    return [
+        name
+        for name in columns
+        if name == "text" or (name not in schema.KEY_COLUMNS and schema.block_of(name) is None)
+    ]
+
+
+def _settings(identity: Identity) -> dict[str, Any]:
+    """What does not change when texts are appended."""
+    changing = {*Part.model_fields, "earlier"}
+    settings = plain(identity).items()
+    return {name: value for name, value in settings if name not in changing and value is not None}
 
 
 def _differing(kept: pa.Table, given: pa.Table, names: Sequence[str]) -> tuple[int, str, str, str] | None:
@@ -146,25 +217,3 @@ def shards_in(out: Location) -> list[str]:
     return sorted(
         (name for name in out.names() if name.startswith("shard-")), key=lambda name: (len(name), name)
     )
-
-
-def _settings(identity: Identity) -> dict[str, Any]:
-    """What does not change when texts are appended."""
-    changing = {*Part.model_fields, "earlier"}
-    settings = plain(identity).items()
-    return {name: value for name, value in settings if name not in changing and value is not None}
-
-
-def planned(spec: HarvestSpec) -> list[tuple[HarvestSpec, list[Shard]]]:
-    """The parts of a set, in order: as what each is harvested, and its shards."""
-    parts, made = spec.identity.parts, list[tuple[HarvestSpec, list[Shard]]]()
-    rows = shards = 0
-    for number, part in enumerate(parts):
-        content = {**plain(spec.identity), **plain(part)}
-        content.pop("earlier", None)
-        if number:
-            content["earlier"] = [plain(earlier) for earlier in parts[:number]]
-        planned_shards = plan_shards(part.rows - rows, part.shard_size, rows, shards)
-        made.append((replace(spec, identity=Identity.model_validate(content)), planned_shards))
-        rows, shards = part.rows, shards + len(planned_shards)
-    return made

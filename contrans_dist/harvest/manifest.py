@@ -8,11 +8,12 @@ import pyarrow as pa
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.console import note, without_credentials
 from contrans_dist.data.texts import table_hash
-from contrans_dist.harvest.shard_files import HarvestSpec, ShardReport
+from contrans_dist.harvest.shards import HarvestSpec, ShardReport
 from contrans_dist.models import ModelFacts, around
 from contrans_dist.store import schema
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Canary, Identity, Manifest, QuantizationCheck, ShardEntry, Throughput
+from contrans_dist.store.manifest import Canary, Manifest, QuantizationCheck, ShardEntry, Throughput
 from contrans_dist.store.provenance import made_by, versions
 
 CANARY_WARNING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
@@ -72,7 +73,7 @@ def manifest_of(
 ) -> Manifest:
     norms = [report.norms for report in reports if report.norms is not None]
     medians = np.median(np.concatenate(norms), axis=0)
-    skipped = [text for report in reports for text in report.skipped]
+    skipped = [text for report in reports for text in report.facts.skipped]
     further: dict[str, Any] = {**made_by()}
     if skipped:
         further["skipped"] = skipped
@@ -83,7 +84,7 @@ def manifest_of(
         kind="activations",
         fingerprint=spec.fingerprint,
         identity=spec.identity,
-        rows=sum(report.rows for report in reports),
+        rows=sum(report.entry.rows for report in reports),
         d=spec.d,
         n_blocks=facts.n_blocks,
         blocks=spec.blocks,
@@ -92,12 +93,12 @@ def manifest_of(
             *(name for name in texts.column_names if name not in schema.KEY_COLUMNS),
         ],
         norms={str(block): float(norm) for block, norm in zip(spec.blocks, medians, strict=True)},
-        tokens=sum(report.tokens for report in reports),
-        truncated=sum(report.truncated for report in reports),
+        tokens=sum(report.facts.tokens for report in reports),
+        truncated=sum(report.facts.truncated for report in reports),
         context=facts.context,
         tokenizer_limit=facts.tokenizer_limit,
         special_tokens=around(facts.reads, spec.capture.chat, spec.capture.chat_date),
-        canary=Canary(worst_deviation=max(report.canary for report in reports)),
+        canary=Canary(worst_deviation=max(report.facts.canary for report in reports)),
         shards=[_entry(report, spec.fingerprint) for report in reports],
         throughput=throughput,
         devices=sorted({report.device for report in reports if report.device}),
@@ -107,11 +108,9 @@ def manifest_of(
 
 
 def _entry(report: ShardReport, fingerprint: str) -> ShardEntry:
-    earlier = {} if report.fingerprint == fingerprint else {"fingerprint": report.fingerprint}
-    return ShardEntry(
-        name=schema.shard_name(report.index), start=report.start, rows=report.rows, footer=report.footer,
-        bytes=report.bytes, **earlier,
-    )  # fmt: skip
+    """What the manifest of the set of this fingerprint says of the shard."""
+    own = report.facts.fingerprint
+    return report.entry if own == fingerprint else report.entry.model_copy(update={"fingerprint": own})
 
 
 def warn(manifest: Manifest, out: Location) -> None:

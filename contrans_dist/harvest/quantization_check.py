@@ -4,12 +4,13 @@ import numpy as np
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import capture_ids
-from contrans_dist.harvest.compute import token_ids
-from contrans_dist.harvest.shard_files import HarvestSpec
+from contrans_dist.harvest.runnable import token_ids
+from contrans_dist.harvest.shards import HarvestSpec
 from contrans_dist.models.placement import choose_placement, load_placed
 from contrans_dist.store import schema
 from contrans_dist.store.manifest import QuantizationCheck
-from contrans_dist.store.shard_reader import block_values, opened
+from contrans_dist.store.shard_file import block_values
+from contrans_dist.store.shard_reader import opened
 
 SAMPLE_TEXTS = 32
 

@@ -9,12 +9,14 @@ from itertools import accumulate
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import fs
 
 from contrans_dist.errors import UserError
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import AGAIN, Manifest, ShardEntry
-from contrans_dist.store.shard_reader import DamagedError, block_values, files_in, opened
+from contrans_dist.store.shard_file import DamagedError, block_values
+from contrans_dist.store.shard_reader import opened
 
 _REQUESTS = 16
 """Shards that are looked at beside each other in an object store."""
@@ -51,7 +53,8 @@ class ActivationSet:
 
     def wrong_shards(self) -> dict[str, str]:
         """What is wrong with each shard whose size or footer is not as the manifest says, by name."""
-        entries, sizes = self.manifest.shards, files_in(self.location)
+        entries, files = self.manifest.shards, self.location.entries()
+        sizes = {info.base_name: info.size for info in files if info.type is fs.FileType.File}
         missing = {entry.name: "it is missing" for entry in entries if entry.name not in sizes}
         if missing:
             return missing

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from contrans_dist.store import schema
-from contrans_dist.store.manifest import Count, Facts, Identity, Skipped
+from contrans_dist.store.identity import Count, Facts, Identity
+from contrans_dist.store.manifest import Skipped
 
 _HASH_BYTES = 8 << 20
 _MOST_NORMS = 2 << 20

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from contrans_dist.config.limits import JSON_BYTES, check_size
 from contrans_dist.console import without_credentials
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import UserError
 from contrans_dist.store import object_stores as stores
 from contrans_dist.store.addresses import above, joined, parse_address, show_address, whole_address
 from contrans_dist.store.json_text import parse_json
@@ -93,23 +93,8 @@ class Location:
     @patiently
     def info(self) -> fs.FileInfo:
         """Raises UserError for what cannot be looked at, RunError for a store that does not answer."""
-        with self._told():
+        with stores.told(str(self), self.store):
             return self.filesystem.get_file_info(self.path)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What a file system refuses (a loop of links, a name too long, no permission) as UserError; what a
-        store may do the next time as PassingError."""
-        try:
-            yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UserError, RunError):
-            raise
-        except Exception as error:
-            # Clients of the web raise errors of their own, which are no OSError.
-            read_alone = self.store.startswith(tuple(f"{scheme}:" for scheme in stores.READ_ALONE))
-            if not isinstance(error, OSError | pa.ArrowInvalid) and not read_alone:
-                raise
-            raise stores.told(str(self), error, self.is_local) from error
 
     def exists(self) -> bool:
         return self.info().type is not fs.FileType.NotFound
@@ -123,7 +108,7 @@ class Location:
         """What lies directly inside, by one request; nothing in a file, or where nothing is."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         try:
-            with self._told():
+            with stores.told(str(self), self.store):
                 return list(self.filesystem.get_file_info(selector))
         except NotADirectoryError:  # an object store finds nothing there, and says no more
             return []
@@ -139,7 +124,7 @@ class Location:
         if self.is_local and self.info().type not in (fs.FileType.File, fs.FileType.NotFound):
             raise UserError(f"{self}: expected a file, this is a folder or no regular file")
         try:
-            with self._told():
+            with stores.told(str(self), self.store):
                 return self.filesystem.open_input_file(self.path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise UserError(f"{self}: no such file") from error
@@ -154,7 +139,7 @@ class Location:
     @patiently
     def read_bytes(self, most: int | None = None) -> bytes:
         """Raises UserError for a file of more than `most` bytes, or one that is not there."""
-        with self._told(), self.open() as stream:
+        with stores.told(str(self), self.store), self.open() as stream:
             if most is not None:
                 check_size(str(self), stream.size(), most)
             return bytes(stream.read())
@@ -176,7 +161,8 @@ class Location:
         """
         if self.is_local:
             self._check_place(Path(self.path).parent)
-        with self._written(), nullcontext(Path(self.path).parent) if self.is_local else staging() as folder:
+        place = nullcontext(Path(self.path).parent) if self.is_local else staging()
+        with stores.written(str(self)), place as folder:
             temporary = folder / _temporary_name()
             try:
                 yield temporary
@@ -188,13 +174,6 @@ class Location:
                     self._upload(temporary)
             finally:
                 temporary.unlink(missing_ok=True)
-
-    @contextmanager
-    def _written(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise stores.unwritten(str(self), error) from error
 
     def _check_place(self, folder: Path) -> None:
         """Make the folder of a local file. Raises UserError where a file or a folder is in the way."""
@@ -213,7 +192,7 @@ class Location:
         self.info()  # a store in trouble is found out with less patience, before there are parts in it
         store = self._filesystem(uploading=True)
         try:
-            with self._told():
+            with stores.told(str(self), self.store):
                 with source.open("rb") as data, store.open_output_stream(beside.path) as stream:
                     shutil.copyfileobj(data, stream, _COPY_BYTES)
                 store.move(beside.path, self.path)
@@ -235,13 +214,13 @@ class Location:
     @patiently
     def delete(self) -> None:
         """Remove the file; one that is not there is no error."""
-        with self._told(), suppress(FileNotFoundError, NotADirectoryError):
+        with stores.told(str(self), self.store), suppress(FileNotFoundError, NotADirectoryError):
             self.filesystem.delete_file(self.path)
 
     @patiently
     def delete_folder(self) -> None:
         """Remove the folder and what is in it; one that is not there is no error."""
-        with self._told(), suppress(FileNotFoundError):
+        with stores.told(str(self), self.store), suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.path)
 
     @patiently

@@ -5,31 +5,22 @@ import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PositiveInt
 
-from contrans_dist.config import FileModel, fingerprint
 from contrans_dist.config.limits import BLOCKS, MANIFEST_BYTES, SHARDS, WIDTH, check_size
 from contrans_dist.config.recipe import validated
 from contrans_dist.errors import UserError
 from contrans_dist.store import schema
+from contrans_dist.store.identity import Count, Facts, Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import plain
 
 AGAIN = "run the same harvest again"
 """What makes a set whole: it keeps what is sound and computes the rest anew."""
 
-Count = Annotated[int, Field(ge=0)]
-
 
 class OtherFormatError(UserError):
     """A manifest of a version of the format that this program does not know."""
-
-
-class Facts(FileModel):
-    """What a file of ours says of itself: keys that a later version adds are left alone."""
-
-    model_config = ConfigDict(strict=True)
 
 
 class ShardEntry(Facts):
@@ -54,67 +45,6 @@ class Skipped(Facts):
 
     row: Count
     reason: str = ""
-
-
-class Part(Facts):
-    """The fields in which the identity of a set changes when texts are appended."""
-
-    rows: PositiveInt
-    """Of the input, up to the part's end."""
-    texts: str
-    prompts: str
-    """Both are hashes over the rows up to the part's end."""
-    shard_size: PositiveInt
-    """Of this part alone."""
-
-
-class Identity(Facts):
-    """What the bytes of a set depend on. A field that differs refuses a resume, so nothing else belongs here.
-
-    Only the model is always there: what else older sets and those of others say is kept as it is.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    model: str
-    weights: str | None = None
-    config: str | None = None
-    dtype: str | None = None
-    quantization: str | None = None
-    tokenizer: str | None = None
-    torch: str | None = None
-    transformers: str | None = None
-    bitsandbytes: str | None = None
-    template: str | None = None
-    chat: bool | None = None
-    chat_date: str | None = None
-    prompts: str = ""
-    max_tokens: int | None = None
-    position: str | int | None = None
-    blocks: list[Count] = Field(default_factory=list)
-    batch_tokens: int | None = None
-    shard_size: Count = 0
-    rows: Count = 0
-    texts: str = ""
-    earlier: list[Part] = Field(default_factory=list)
-    """The parts that the set was harvested in before texts were appended the last time."""
-
-    @model_validator(mode="after")
-    def _check_parts(self) -> "Identity":
-        ends = [part.rows for part in self.earlier] + [self.rows]
-        if self.earlier and ends != sorted(set(ends)):
-            raise PydanticCustomError("parts", "parts that each end behind the one before")
-        return self
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(plain(self))
-
-    @property
-    def parts(self) -> list[Part]:
-        """What the set is harvested in, in order. Of a set whose identity says its rows."""
-        last = self.model_dump(include=set(Part.model_fields))
-        return [*self.earlier, Part.model_validate(last)]
 
 
 class Throughput(Facts):

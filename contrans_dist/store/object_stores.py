@@ -3,11 +3,14 @@
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
 import fsspec
 import fsspec.implementations.dirfs
+import pyarrow as pa
 from pyarrow import fs
 
 from contrans_dist.console import without_credentials
@@ -95,21 +98,37 @@ def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
     )
 
 
-def told(name: str, error: Exception, local: bool) -> UserError | PassingError:
-    """What to raise for an error at the place `name`: UserError for what is refused, such as a loop of links,
-    a name too long, no permission; PassingError for what a store may do the next time."""
-    reason = " ".join(without_credentials(str(error)).split()).rpartition("] ")[2]
-    if local or _REFUSED.search(reason):
-        return UserError(f"{name}: cannot be reached ({reason[:300]})")
-    return PassingError(f"{name}: the store does not answer ({reason[:300]})")
+@contextmanager
+def told(name: str, store: str) -> Iterator[None]:
+    """Raise what a file system refuses at the place `name` (a loop of links, a name too long, no permission)
+    as UserError, and what a store may do the next time as PassingError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UserError, RunError):
+        raise
+    except Exception as error:
+        # Clients of the web raise errors of their own, which are no OSError.
+        read_alone = store.startswith(tuple(f"{scheme}:" for scheme in READ_ALONE))
+        if not isinstance(error, OSError | pa.ArrowInvalid) and not read_alone:
+            raise
+        reason = " ".join(without_credentials(str(error)).split()).rpartition("] ")[2]
+        if not store or _REFUSED.search(reason):
+            raise UserError(f"{name}: cannot be reached ({reason[:300]})") from error
+        raise PassingError(f"{name}: the store does not answer ({reason[:300]})") from error
 
 
-def unwritten(name: str, error: OSError) -> Exception:
-    """What to raise for a disk's error while the place `name` was written: UserError for what is not allowed,
-    RunError for a disk that is full or fails, the error itself for any other."""
-    reason = os.strerror(error.errno or 0)
-    if error.errno in _FORBIDDEN:
-        return UserError(f"{name}: cannot be written ({reason})")
-    if error.errno in _FAILING:
-        return RunError(f"{name}: cannot be written ({reason}); run the same command again to go on")
-    return error
+@contextmanager
+def written(name: str) -> Iterator[None]:
+    """Raise a disk's error while the place `name` is written as UserError for what is not allowed, as
+    RunError for a disk that is full or fails."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        if error.errno in _FORBIDDEN:
+            raise UserError(f"{name}: cannot be written ({reason})") from error
+        if error.errno in _FAILING:
+            raise RunError(
+                f"{name}: cannot be written ({reason}); run the same command again to go on"
+            ) from error
+        raise

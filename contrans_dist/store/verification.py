@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contrans_dist.console import Progress
 from contrans_dist.errors import UserError
 from contrans_dist.store import schema
+from contrans_dist.store.footers import content_hash
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import Manifest, ShardEntry
-from contrans_dist.store.shard_reader import DamagedError, content_hash, opened
+from contrans_dist.store.shard_file import DamagedError
+from contrans_dist.store.shard_reader import opened
 
 
 def verify(location: Location) -> list[str]:

@@ -15,9 +15,11 @@ import pyarrow as pa
 from contrans_dist.config import CaptureSettings
 from contrans_dist.data.texts import text_table
 from contrans_dist.engine.capture import Activations
-from contrans_dist.harvest.shard_files import Counts, HarvestSpec, Piece, Shard, check_shard, publish_shard
+from contrans_dist.harvest.runnable import Runnable
+from contrans_dist.harvest.shard_files import check_shard, publish_shard
+from contrans_dist.harvest.shards import HarvestSpec, Shard, plan_shards
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Identity
 from contrans_dist.store.verification import verify
 
 _BLOCKS, _D, _ROWS = 8, 4096, 1024
@@ -27,29 +29,27 @@ _STORED = 1.38
 
 def main() -> None:
     folder, size = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
-    spec = HarvestSpec(
-        Identity(model="random"), CaptureSettings(), list(range(_BLOCKS)), _D, Location.parse(folder)
-    )
     count = round(size * 1e9 / (_BLOCKS * _D * _ROWS * _STORED))
-    shards = [Shard(index, index * _ROWS, _ROWS) for index in range(count)]
+    identity = Identity(model="random", blocks=list(range(_BLOCKS)), rows=count * _ROWS, shard_size=_ROWS)
+    shards = plan_shards(HarvestSpec(identity, CaptureSettings(), _D, Location.parse(folder)))
     for shard in shards:
         if not (folder / shard.name).exists():
-            _write(spec, shard)
+            _write(shard)
     written = sum((folder / shard.name).stat().st_size for shard in shards)
     print(f"{written / 1e9:.2f} GB in {len(shards)} shards")
-    _timed("footers", lambda: [check_shard(spec, shard, None) for shard in shards])
+    _timed("footers", lambda: [check_shard(shard, None) for shard in shards])
     _timed("every byte", lambda: verify(Location.parse(folder)))
 
 
-def _write(spec: HarvestSpec, shard: Shard) -> None:
+def _write(shard: Shard) -> None:
     rng = np.random.default_rng(shard.index)
     whole = rng.standard_normal((_BLOCKS, _ROWS, _D), dtype=np.float32)
     whole = (whole.view(np.uint32) & 0xFFFF0000).view(np.float32)  # as bfloat16 has it
     table = text_table({"text": [f"text {row}" for row in range(shard.start, shard.start + _ROWS)]})
     table = table.set_column(0, "row", pa.array(range(shard.start, shard.start + _ROWS), pa.int64()))
     ones = np.ones(_ROWS, np.int32)
-    piece = Piece(0, Activations(dict(enumerate(whole)), ones, ones, []))
-    publish_shard(table, [piece], Counts(_ROWS, 0, 0.0), spec, shard, "cpu")
+    texts, piece = Runnable(table, [[1]] * _ROWS), Activations(dict(enumerate(whole)), ones, ones, [])
+    publish_shard(shard, texts, [piece], 0.0, "cpu")
 
 
 def _timed(name: str, work: object) -> None:

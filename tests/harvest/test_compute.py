@@ -15,12 +15,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.data.texts import text_table
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.harvest.compute import compute_shard, plan_shards, rows_per_shard
+from contrans_dist.harvest.compute import compute_shard
 from contrans_dist.harvest.manifest import identity_of
-from contrans_dist.harvest.shard_files import HarvestSpec, Shard, ShardReport, check_shard, read_norms
+from contrans_dist.harvest.shard_files import check_shard, read_norms
+from contrans_dist.harvest.shards import (
+    HarvestSpec,
+    Shard,
+    ShardReport,
+    plan_shards,
+    row_ranges,
+    rows_per_shard,
+)
 from contrans_dist.models import LanguageModel, load_model, model_facts, resolve_blocks
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import ShardEntry
 from contrans_dist.store.shard_reader import opened
 from tests.tiny import CONTEXT, save_tiny
 from tests.truth import block_rows, by_transformers, read_all
@@ -54,7 +61,7 @@ def spec_for(folder: Path, texts: pa.Table, out: Path, capture: CaptureSettings)
     blocks = resolve_blocks(capture.blocks, facts.n_blocks)
     size = capture.shard_size or texts.num_rows
     identity = identity_of(ModelSettings(id=str(folder)), facts, capture, blocks, size, texts, "prompts")
-    return HarvestSpec(identity, capture, blocks, facts.d, Location.parse(out))
+    return HarvestSpec(identity, capture, facts.d, Location.parse(out))
 
 
 def make(
@@ -64,15 +71,14 @@ def make(
     out: Path,
     capture: CaptureSettings,
     order: list[int] | None = None,
-) -> tuple[HarvestSpec, list[Shard], dict[int, ShardReport]]:
+) -> tuple[list[Shard], dict[int, ShardReport]]:
     """Compute all shards, in the given order."""
-    spec = spec_for(folder, texts, out, capture)
-    shards = plan_shards(texts.num_rows, capture.shard_size or texts.num_rows)
+    shards = plan_shards(spec_for(folder, texts, out, capture))
     reports = {}
     for index in order or range(len(shards)):
         shard = shards[index]
-        reports[index] = compute_shard(lm, texts.slice(shard.start, shard.rows), spec, shard)
-    return spec, shards, reports
+        reports[index] = compute_shard(lm, shard, texts.slice(shard.start, shard.rows))
+    return shards, reports
 
 
 @pytest.mark.parametrize("template", [None, "[{label}] {text} is"])
@@ -82,7 +88,7 @@ def test_every_row_is_its_own_text(
     """Texts of many lengths, two of them identical and one too long, in shards and batches of several."""
     texts = text_table({"text": TEXTS, "label": LABELS, "pair_id": list(range(7))})
     capture = CaptureSettings(shard_size=3, batch_tokens=48, template=template)
-    _, shards, reports = make(folder, lm, texts, tmp_path, capture)
+    shards, reports = make(folder, lm, texts, tmp_path, capture)
     frame = read_all(tmp_path)
     if template is None:
         prompts = TEXTS
@@ -99,8 +105,8 @@ def test_every_row_is_its_own_text(
     assert frame["label"].tolist() == LABELS
     assert frame["pair_id"].tolist() == list(range(7))
     assert [shard.rows for shard in shards] == [3, 3, 1]
-    assert sum(report.truncated for report in reports.values()) == 1
-    assert sum(report.tokens for report in reports.values()) == sum(map(len, ids))
+    assert sum(report.facts.truncated for report in reports.values()) == 1
+    assert sum(report.facts.tokens for report in reports.values()) == sum(map(len, ids))
     norms = np.concatenate([reports[index].norms for index in range(3)])
     np.testing.assert_allclose(norms, np.linalg.norm(wanted, axis=2), rtol=1e-4)
 
@@ -110,7 +116,7 @@ def test_tokenizers_without_bos_or_pad(tmp_path: Path, bos: bool, pad: bool) -> 
     folder = save_tiny(tmp_path / "model", "gpt_neox", n_blocks=2, d=D, bos=bos, pad=pad)
     small = load_model(str(folder), head=False)
     texts = text_table({"text": ["a", "She felt sad, angry and afraid", "the dog"]})
-    _, _, reports = make(folder, small, texts, tmp_path / "set", CaptureSettings())
+    _, reports = make(folder, small, texts, tmp_path / "set", CaptureSettings())
     frame = read_all(tmp_path / "set")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for index, text in enumerate(texts.column("text").to_pylist()):
@@ -120,7 +126,7 @@ def test_tokenizers_without_bos_or_pad(tmp_path: Path, bos: bool, pad: bool) -> 
             states = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
         np.testing.assert_allclose(frame["block_000"][index], states[1][0, -1].numpy(), atol=1e-5)
         assert frame["n_tokens"][index] == len(tokens)
-    assert reports[0].canary < 1e-5
+    assert reports[0].facts.canary < 1e-5
 
 
 def test_the_file_is_laid_out_as_promised(folder: Path, lm: LanguageModel, tmp_path: Path) -> None:
@@ -170,88 +176,75 @@ def test_bytes_depend_on_nothing_that_went_before(folder: Path, lm: LanguageMode
 @pytest.fixture(scope="module")
 def shard(
     folder: Path, lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[HarvestSpec, Shard, ShardReport, bytes]:
+) -> tuple[Shard, ShardReport, bytes]:
     out = tmp_path_factory.mktemp("set")
     texts = text_table({"text": TEXTS, "label": LABELS})
-    spec, shards, reports = make(folder, lm, texts, out, CaptureSettings(blocks="0:2", shard_size=4))
-    return spec, shards[1], reports[1], (out / shards[1].name).read_bytes()
-
-
-def entry_of(report: ShardReport) -> ShardEntry:
-    return ShardEntry(name="", start=report.start, rows=report.rows, bytes=report.bytes, footer=report.footer)
-
-
-def put(spec: HarvestSpec, shard: Shard, data: bytes) -> None:
-    (spec.out / shard.name).write_bytes(data)
+    shards, reports = make(folder, lm, texts, out, CaptureSettings(blocks="0:2", shard_size=4))
+    return shards[1], reports[1], (out / shards[1].name).read_bytes()
 
 
 def test_a_sound_shard_is_taken_in_as_it_was_made(
-    shard: tuple[HarvestSpec, Shard, ShardReport, bytes],
+    shard: tuple[Shard, ShardReport, bytes],
 ) -> None:
-    spec, planned, report, data = shard
-    put(spec, planned, data)
-    for entry in (None, entry_of(report)):
-        found = check_shard(spec, planned, entry)
+    planned, report, data = shard
+    planned.location.write_bytes(data)
+    for entry in (None, report.entry):
+        found = check_shard(planned, entry)
         assert isinstance(found, ShardReport)
-        for name in ("index", "start", "rows", "footer", "bytes", "tokens", "truncated", "canary"):
-            assert getattr(found, name) == getattr(report, name)
+        assert (found.entry, found.facts) == (report.entry, report.facts)
         np.testing.assert_array_equal(found.norms, report.norms)
     assert report.norms is not None
-    np.testing.assert_allclose(read_norms(spec, planned), report.norms, rtol=1e-6)
+    np.testing.assert_allclose(read_norms(planned), report.norms, rtol=1e-6)
 
 
-def test_a_cut_shard_is_found(shard: tuple[HarvestSpec, Shard, ShardReport, bytes]) -> None:
-    spec, planned, _, data = shard
+def test_a_cut_shard_is_found(shard: tuple[Shard, ShardReport, bytes]) -> None:
+    planned, _, data = shard
     for length in [*range(0, len(data), 97), len(data) - 1]:
-        put(spec, planned, data[:length])
-        assert isinstance(check_shard(spec, planned, None), str)
+        planned.location.write_bytes(data[:length])
+        assert isinstance(check_shard(planned, None), str)
 
 
 def test_a_flipped_bit_is_found_or_changes_nothing(
-    shard: tuple[HarvestSpec, Shard, ShardReport, bytes],
+    shard: tuple[Shard, ShardReport, bytes],
 ) -> None:
     """In the footer, of which Parquet keeps no checksum, on opening, in the pages on reading, and anywhere by
     `verify`: no other row, name or count may come in."""
-    spec, planned, report, data = shard
+    planned, report, data = shard
     whole = pq.read_table(pa.BufferReader(data))
     pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     found = 0
     for position in range(0, len(data), 11):
         damaged = bytearray(data)
         damaged[position] ^= 1 << (position % 8)
-        put(spec, planned, bytes(damaged))
-        assert isinstance(check_shard(spec, planned, entry_of(report)), str) == (position >= pages)
-        result = check_shard(spec, planned, None)
+        planned.location.write_bytes(bytes(damaged))
+        assert isinstance(check_shard(planned, report.entry), str) == (position >= pages)
+        result = check_shard(planned, None)
         if position < pages:
-            with pytest.raises(UserError), opened(spec.out / planned.name) as shard_file:
+            with pytest.raises(UserError), opened(planned.location) as shard_file:
                 shard_file.verify()
         try:
-            with opened(spec.out / planned.name) as shard_file:
+            with opened(planned.location) as shard_file:
                 assert shard_file.read(whole.column_names, 0, planned.rows).equals(whole)
         except UserError as error:
             found += planned.name in str(error)
             continue
         if isinstance(result, ShardReport):
-            assert (result.tokens, result.truncated, result.canary, result.rows) == (
-                report.tokens,
-                report.truncated,
-                report.canary,
-                report.rows,
-            )
+            assert (result.facts, result.entry.rows) == (report.facts, report.entry.rows)
     assert found > len(data) / 11 / 2
 
 
 def test_a_shard_of_other_settings_or_rows_is_not_taken(
-    folder: Path, shard: tuple[HarvestSpec, Shard, ShardReport, bytes]
+    folder: Path, shard: tuple[Shard, ShardReport, bytes]
 ) -> None:
-    spec, planned, _, data = shard
-    put(spec, planned, data)
-    other = replace(spec, identity=spec.identity.model_copy(update={"dtype": "float16"}))
-    assert check_shard(other, planned, None) == "it was harvested with other settings"
-    moved = Shard(planned.index, planned.start + 1, planned.rows)
-    assert check_shard(spec, moved, None) == "its rows are not the planned ones"
-    put(spec, planned, b"no parquet at all")
-    assert check_shard(spec, planned, None) == "expected a Parquet file that is whole"
+    planned, _, data = shard
+    planned.location.write_bytes(data)
+    float16 = planned.spec.identity.model_copy(update={"dtype": "float16"})
+    other = replace(planned, spec=replace(planned.spec, identity=float16))
+    assert check_shard(other, None) == "it was harvested with other settings"
+    moved = replace(planned, start=planned.start + 1)
+    assert check_shard(moved, None) == "its rows are not the planned ones"
+    planned.location.write_bytes(b"no parquet at all")
+    assert check_shard(planned, None) == "expected a Parquet file that is whole"
 
 
 def test_nan_names_its_rows_and_publishes_nothing(tmp_path: Path) -> None:
@@ -260,11 +253,10 @@ def test_nan_names_its_rows_and_publishes_nothing(tmp_path: Path) -> None:
     token = spoilt.tokenizer("dog", add_special_tokens=False)["input_ids"][-1]
     spoilt.model.get_input_embeddings().weight[token] = float("inf")
     texts = text_table({"text": ["the cat", "no", "the cat", "a dog", "a cat", "big dog"]})
-    spec = spec_for(folder, texts, tmp_path / "set", CaptureSettings(shard_size=3))
-    shards = plan_shards(6, 3)
-    compute_shard(spoilt, texts.slice(0, 3), spec, shards[0])
+    shards = plan_shards(spec_for(folder, texts, tmp_path / "set", CaptureSettings(shard_size=3)))
+    compute_shard(spoilt, shards[0], texts.slice(0, 3))
     with pytest.raises(RunError, match=r"shard-00001.* 2 rows .*\(row 3, 5; first at block 0"):
-        compute_shard(spoilt, texts.slice(3, 3), spec, shards[1])
+        compute_shard(spoilt, shards[1], texts.slice(3, 3))
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["shard-00000.parquet"]
 
 
@@ -272,22 +264,18 @@ def test_a_text_too_short_is_named_by_its_place_in_the_input(
     folder: Path, lm: LanguageModel, tmp_path: Path
 ) -> None:
     texts = text_table({"text": ["the cat and the dog"] * 4 + ["a"]})
-    _, _, reports = make(folder, lm, texts, tmp_path, CaptureSettings(shard_size=2, position=-3))
-    (left_out,) = [each for report in reports.values() for each in report.skipped]
+    _, reports = make(folder, lm, texts, tmp_path, CaptureSettings(shard_size=2, position=-3))
+    (left_out,) = [text for report in reports.values() for text in report.facts.skipped]
     assert (left_out.row, left_out.reason) == (4, "position -3 asked for, but it has 2 tokens")
-    assert reports[2].rows == 0
+    assert reports[2].entry.rows == 0
 
 
 def test_shards_hold_every_row_once() -> None:
     for n_rows in (1, 7, 64, 65):
         for size in (1, 2, 7, 64, 100):
-            rows = [
-                row
-                for shard in plan_shards(n_rows, size)
-                for row in range(shard.start, shard.start + shard.rows)
-            ]
-            assert rows == list(range(n_rows))
-            assert [shard.index for shard in plan_shards(n_rows, size)] == list(range(-(-n_rows // size)))
+            ranges = row_ranges(3, 3 + n_rows, size)
+            assert [row for rows in ranges for row in rows] == list(range(3, 3 + n_rows))
+            assert len(ranges) == -(-n_rows // size)
 
 
 @pytest.mark.parametrize(("n_blocks", "d"), [(33, 4096), (80, 8192), (1, 4096)])

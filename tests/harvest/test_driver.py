@@ -22,9 +22,8 @@ from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import read_texts
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.actors import HarvestActor
-from contrans_dist.harvest.compute import plan_shards
 from contrans_dist.harvest.driver import HarvestJob, harvest, harvest_sets
-from contrans_dist.harvest.shard_files import HarvestSpec, Unit
+from contrans_dist.harvest.shards import HarvestSpec, plan_shards
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from tests.inprocess import ray_here
@@ -148,10 +147,11 @@ def test_an_actor_gives_what_a_plain_call_gives(made: Path, model: str, texts: s
     """The engine inside an actor, and the same class in this process, write the same bytes."""
     actor = HarvestActor(ModelSettings(id=model), highest_block=N_BLOCKS - 1)
     identity = ActivationSet.open(str(made)).manifest.identity
-    spec = HarvestSpec(identity, CAPTURE, [0, 1, 2], D, Location.parse(tmp_path))
+    shards = plan_shards(HarvestSpec(identity, CAPTURE, D, Location.parse(tmp_path)))
+    assert len(shards) == N_SHARDS
     table = read_texts(texts)
-    for shard in (plan_shards(N_TEXTS, SHARD)[index] for index in (5, 0, N_SHARDS - 1)):
-        actor.run(Unit(spec, shard, table.slice(shard.start, shard.rows)))
+    for shard in (shards[index] for index in (5, 0, N_SHARDS - 1)):
+        actor.run((shard, table.slice(shard.start, shard.rows)))
         assert (tmp_path / shard.name).read_bytes() == (made / shard.name).read_bytes()
 
 

@@ -18,10 +18,12 @@ from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.data.texts import text_table
 from contrans_dist.errors import UserError
 from contrans_dist.harvest.actors import HarvestActor, SweepActor
-from contrans_dist.harvest.compute import compute_shard, plan_shards
+from contrans_dist.harvest.compute import compute_shard
 from contrans_dist.harvest.manifest import identity_of
-from contrans_dist.harvest.shard_files import HarvestSpec, Shard, ShardReport, Unit, check_shard
-from contrans_dist.harvest.sweep import SweepTask, _Record, clean, plan_sweeps, run_sweep
+from contrans_dist.harvest.shard_files import check_shard
+from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
+from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps, run_sweep
+from contrans_dist.harvest.sweep_record import SweepRecord
 from contrans_dist.models import load_model, model_facts, resolve_blocks
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.store.location import Location
@@ -47,19 +49,18 @@ def _spec(model: Path, texts: pa.Table, out: Path, capture: CaptureSettings = CA
     facts = model_facts(str(model))
     blocks = resolve_blocks(capture.blocks, facts.n_blocks)
     identity = identity_of(ModelSettings(id=str(model)), facts, capture, blocks, SHARD, texts, "prompts")
-    return HarvestSpec(identity, capture, blocks, facts.d, Location.parse(out))
+    return HarvestSpec(identity, capture, facts.d, Location.parse(out))
 
 
-def _units(spec: HarvestSpec, texts: pa.Table) -> list[Unit]:
-    planned = plan_shards(texts.num_rows, SHARD)
-    return [Unit(spec, shard, texts.slice(shard.start, shard.rows)) for shard in planned]
+def _shards(spec: HarvestSpec, texts: pa.Table) -> list[tuple[Shard, pa.Table]]:
+    return [(shard, texts.slice(shard.start, shard.rows)) for shard in plan_shards(spec)]
 
 
 def _resident(model: Path, texts: pa.Table, out: Path, capture: CaptureSettings = CAPTURE) -> Path:
     """The same shards by the whole model, one after the other."""
     lm, spec = load_model(str(model), device="cpu", head=False), _spec(model, texts, out, capture)
-    for unit in _units(spec, texts):
-        compute_shard(lm, unit.rows, spec, unit.shard)
+    for shard, rows in _shards(spec, texts):
+        compute_shard(lm, shard, rows)
     return out
 
 
@@ -85,8 +86,8 @@ def test_an_actor_passes_on_what_its_engine_warns_of(model: Path, tmp_path: Path
             raise torch.OutOfMemoryError("pretended")
 
     actor.lm.blocks[0].register_forward_pre_hook(full, with_kwargs=True)
-    reports = [actor.run(unit) for unit in _units(_spec(model, texts, tmp_path / "out"), texts)]
-    (line,) = [line for report in reports for line in report.notes]
+    results = [actor.run(shard) for shard in _shards(_spec(model, texts, tmp_path / "out"), texts)]
+    (line,) = [line for made in results for line in made.notes]
     assert "out of memory at" in line
     _assert_same(tmp_path / "out", _resident(model, texts, tmp_path / "whole"))
 
@@ -98,14 +99,14 @@ def test_an_actor_knows_how_far_its_sweep_is(
     texts, capture = _texts(), CAPTURE.model_copy(update={"blocks": "0:4"})
     actor, spec = SweepActor(ModelSettings(id=str(model))), _spec(model, texts, tmp_path / "out", capture)
     said: list[float] = []
-    write = _Record.write
+    write = SweepRecord.write
 
-    def writing(record: _Record, after: int) -> None:
+    def writing(record: SweepRecord, after: int) -> None:
         said.append(actor.progress())
         write(record, after)
 
-    monkeypatch.setattr(_Record, "write", writing)
-    actor.run(SweepTask("key", _units(spec, texts)))
+    monkeypatch.setattr(SweepRecord, "write", writing)
+    actor.run(SweepTask("key", _shards(spec, texts)))
     assert said[-1] == actor.progress() == texts.num_rows
     assert set(said) <= {texts.num_rows * blocks / 4 for blocks in range(1, 5)}
 
@@ -118,20 +119,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_sweep_makes_all_shards(model: Path, tmp_path: Path) -> None:
     texts = _texts()
     wanted = _resident(model, texts, tmp_path / "wanted")
-    units = _units(_spec(model, texts, tmp_path / "out"), texts)
+    shards = _shards(_spec(model, texts, tmp_path / "out"), texts)
     streamed = open_streamed(str(model), device="cpu")
-    report = run_sweep(streamed, SweepTask("key", units))
+    made = run_sweep(streamed, SweepTask("key", shards))
     _assert_same(tmp_path / "out", wanted)
-    assert report.blocks_read == list(range(N_BLOCKS))
-    assert 0 < report.bytes_read < streamed.checkpoint.nbytes
-    assert not report.failures
-    assert set(report.reports) == {unit.name for unit in units}
-    for unit in units:
-        checked = check_shard(unit.spec, unit.shard, None)
+    assert streamed.blocks_read == list(range(N_BLOCKS))
+    assert 0 < streamed.checkpoint.bytes_read < streamed.checkpoint.nbytes
+    assert not made.failures
+    assert set(made.reports) == {shard.address for shard, _ in shards}
+    for shard, _ in shards:
+        checked = check_shard(shard, None)
         assert isinstance(checked, ShardReport)
-        assert checked.tokens == report.reports[unit.name].tokens
-        assert 0 <= report.reports[unit.name].canary < 1e-5
-    assert sum(each.truncated for each in report.reports.values()) == 1
+        assert checked.facts.tokens == made.reports[shard.address].facts.tokens
+        assert 0 <= made.reports[shard.address].facts.canary < 1e-5
+    assert sum(report.facts.truncated for report in made.reports.values()) == 1
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
@@ -139,13 +140,14 @@ def test_sets_with_other_blocks_and_positions_share_a_sweep(model: Path, tmp_pat
     """Each weight is read once for both; texts of which nothing higher is wanted go no further."""
     low = CaptureSettings(blocks="1", position="mean", template="<{label}> {text}", batch_tokens=64)
     high = CaptureSettings(blocks="0,4")
-    units = []
+    shards = []
     for name, capture, seed in (("low", low, 1), ("high", high, 2)):
         texts = _texts(seed=seed)
         _resident(model, texts, tmp_path / f"{name}-wanted", capture)
-        units += _units(_spec(model, texts, tmp_path / name, capture), texts)
-    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units), memory=20_000)
-    assert report.blocks_read == [0, 1, 2, 3, 4]
+        shards += _shards(_spec(model, texts, tmp_path / name, capture), texts)
+    streamed = open_streamed(str(model), device="cpu")
+    run_sweep(streamed, SweepTask("key", shards), memory=20_000)
+    assert streamed.blocks_read == [0, 1, 2, 3, 4]
     for name in ("low", "high"):
         _assert_same(tmp_path / name, tmp_path / f"{name}-wanted")
 
@@ -168,7 +170,7 @@ def sweep(model, out, memory):
         return load(k)
 
     streamed.load = slow
-    run_sweep(streamed, SweepTask("key", t._units(t._spec(model, texts, out), texts)), memory)
+    run_sweep(streamed, SweepTask("key", t._shards(t._spec(model, texts, out), texts)), memory)
 
 model, place = sys.argv[1:]
 sweep(Path(model), Path(place), int(Path(place).name))
@@ -211,9 +213,10 @@ def test_killed_in_the_middle_and_run_again(model: Path, killed: Path, tmp_path:
     after = _record(out)["after"]
     assert 2 <= after < N_BLOCKS - 1
     assert not _files(out)
-    units = _units(_spec(model, texts, out), texts)
-    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units), memory)
-    assert report.blocks_read == list(range(after + 1, N_BLOCKS))
+    shards = _shards(_spec(model, texts, out), texts)
+    streamed = open_streamed(str(model), device="cpu")
+    run_sweep(streamed, SweepTask("key", shards), memory)
+    assert streamed.blocks_read == list(range(after + 1, N_BLOCKS))
     _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
     assert not (out / ".sweep-key").exists()
 
@@ -221,16 +224,16 @@ def test_killed_in_the_middle_and_run_again(model: Path, killed: Path, tmp_path:
 def test_a_sweep_that_is_through_only_publishes(model: Path, tmp_path: Path) -> None:
     """Killed while it published: the shards that are missing come from the rows that were kept."""
     texts, out = _texts(), tmp_path / "out"
-    units = _units(_spec(model, texts, out), texts)
-    (out / units[2].shard.name).mkdir(parents=True)
-    with pytest.raises((OSError, UserError), match=units[2].shard.name):
-        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
-    (out / units[2].shard.name).rmdir()
+    shards = _shards(_spec(model, texts, out), texts)
+    (out / shards[2][0].name).mkdir(parents=True)
+    with pytest.raises((OSError, UserError), match=shards[2][0].name):
+        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", shards))
+    (out / shards[2][0].name).rmdir()
     before = _files(out)
-    assert list(before) == [unit.shard.name for unit in units[:2]]
+    assert list(before) == [shard.name for shard, _ in shards[:2]]
     streamed = open_streamed(str(model), device="cpu")
-    report = run_sweep(streamed, SweepTask("key", units[2:]))
-    assert report.blocks_read == []
+    run_sweep(streamed, SweepTask("key", shards[2:]))
+    assert streamed.blocks_read == []
     assert {name: data for name, data in _files(out).items() if name in before} == before
     _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
 
@@ -238,13 +241,14 @@ def test_a_sweep_that_is_through_only_publishes(model: Path, tmp_path: Path) -> 
 def test_other_shards_start_afresh(model: Path, tmp_path: Path) -> None:
     """What was saved of a sweep is of no use to one that has other shards to make."""
     texts, out = _texts(), tmp_path / "out"
-    units = _units(_spec(model, texts, out), texts)
-    (out / units[-1].shard.name).mkdir(parents=True)
-    with pytest.raises((OSError, UserError), match=units[-1].shard.name):
-        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units[2:]))
-    (out / units[-1].shard.name).rmdir()
-    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
-    assert report.blocks_read == list(range(N_BLOCKS))
+    shards = _shards(_spec(model, texts, out), texts)
+    (out / shards[-1][0].name).mkdir(parents=True)
+    with pytest.raises((OSError, UserError), match=shards[-1][0].name):
+        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", shards[2:]))
+    (out / shards[-1][0].name).rmdir()
+    streamed = open_streamed(str(model), device="cpu")
+    run_sweep(streamed, SweepTask("key", shards))
+    assert streamed.blocks_read == list(range(N_BLOCKS))
     _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
 
 
@@ -257,7 +261,7 @@ def test_a_folder_in_use_is_left_alone(model: Path, tmp_path: Path) -> None:
     lock = locked(theirs)
     assert lock is not None
     run_sweep(
-        open_streamed(str(model), device="cpu"), SweepTask("key", _units(_spec(model, texts, out), texts))
+        open_streamed(str(model), device="cpu"), SweepTask("key", _shards(_spec(model, texts, out), texts))
     )
     _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
     clean(Location.parse(out))
@@ -274,40 +278,41 @@ def test_a_shard_with_nan_is_named_and_the_others_made(tmp_path: Path) -> None:
     ids = open_streamed(str(folder), device="cpu").lm.tokenizer("!")["input_ids"]
     tensors["model.embed_tokens.weight"][ids[-1]] = torch.inf
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    units = _units(_spec(folder, texts, tmp_path / "out"), texts)
-    report = run_sweep(open_streamed(str(folder), device="cpu"), SweepTask("key", units))
-    assert list(report.reports) == [units[0].name]
-    assert "row 4; first at block 0" in report.failures[units[1].name]
+    shards = _shards(_spec(folder, texts, tmp_path / "out"), texts)
+    made = run_sweep(open_streamed(str(folder), device="cpu"), SweepTask("key", shards))
+    assert list(made.reports) == [shards[0][0].address]
+    assert "row 4; first at block 0" in made.failures[shards[1][0].address]
     assert list(_files(tmp_path / "out")) == ["shard-00000.parquet"]
 
 
 def test_a_text_that_is_too_short(model: Path, tmp_path: Path) -> None:
     capture = CaptureSettings(position=-6)
     texts = text_table({"text": ["the boy was happy and sad"] * 5 + ["dog"]})
-    units = _units(_spec(model, texts, tmp_path / "out", capture), texts)
-    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
-    (left_out,) = [each for made in report.reports.values() for each in made.skipped]
+    shards = _shards(_spec(model, texts, tmp_path / "out", capture), texts)
+    made = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", shards))
+    (left_out,) = [text for report in made.reports.values() for text in report.facts.skipped]
     assert left_out.row == 5
     assert left_out.reason.startswith("position -6 asked for, but it has ")
     assert read_all(tmp_path / "out")["row"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_sweeps_are_planned_alike_whatever_is_there(model: Path, tmp_path: Path) -> None:
-    sets = []
-    for name, n in (("a", 30), ("b", 7)):
-        texts = _texts(n)
-        sets.append((_spec(model, texts, tmp_path / name), plan_shards(n, SHARD)))
-    names = [f"{spec.out}/{shard.name}" for spec, planned in sets for shard in planned]
+    shards = [
+        shard
+        for name, n in (("a", 30), ("b", 7))
+        for shard in plan_shards(_spec(model, _texts(n), tmp_path / name))
+    ]
+    names = [f"{shard.spec.out}/{shard.name}" for shard in shards]
     for sweeps in (1, 2, 3, 50):
-        planned = plan_sweeps(sets, sweeps)
-        assert planned == plan_sweeps(sets, sweeps)
+        planned = plan_sweeps(shards, sweeps)
+        assert planned == plan_sweeps(shards, sweeps)
         shares = list(planned.values())
         assert [name for share in shares for name in sorted(share)] == names
         assert len(shares) == min(sweeps, len(names))
-    sizes = [4 * len(share) for share in plan_sweeps(sets, 2).values()]
+    sizes = [4 * len(share) for share in plan_sweeps(shards, 2).values()]
     assert max(sizes) - min(sizes) <= 2 * SHARD
-    other = [(sets[0][0], [Shard(0, 0, 3)])]
-    assert not set(plan_sweeps(sets, 2)) & set(plan_sweeps(other, 2))
+    other = [Shard(shards[0].spec, 0, 0, 3)]
+    assert not set(plan_sweeps(shards, 2)) & set(plan_sweeps(other, 2))
 
 
 @pytest.mark.parametrize("how", ["open to all", "a link", "a file"])
@@ -316,13 +321,13 @@ def test_a_work_folder_that_others_can_fill_is_not_believed(
 ) -> None:
     """A record that says that the sweep is through, with rows that are all sevens."""
     texts, out = _texts(), tmp_path / "out"
-    units = _units(_spec(model, texts, out), texts)
+    shards = _shards(_spec(model, texts, out), texts)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     places, after = {}, 0
-    for unit in units:
-        places[unit.name] = after
-        after += unit.shard.rows + 1
+    for shard, _ in shards:
+        places[shard.address] = after
+        after += shard.rows + 1
     record = {"places": places, "blocks": list(range(N_BLOCKS)), "after": N_BLOCKS - 1}
     (elsewhere / "sweep.json").write_text(json.dumps(record))
     for k in range(N_BLOCKS):
@@ -336,8 +341,9 @@ def test_a_work_folder_that_others_can_fill_is_not_believed(
     else:
         elsewhere.rename(planted)
         planted.chmod(0o777)
-    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
-    assert report.blocks_read == list(range(N_BLOCKS))
+    streamed = open_streamed(str(model), device="cpu")
+    run_sweep(streamed, SweepTask("key", shards))
+    assert streamed.blocks_read == list(range(N_BLOCKS))
     _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".sweep-key"]
 
@@ -347,18 +353,19 @@ def test_a_damaged_record_or_row_file_starts_the_sweep_afresh(
     model: Path, tmp_path: Path, damage: str
 ) -> None:
     texts, out = _texts(), tmp_path / "out"
-    units = _units(_spec(model, texts, out), texts)
-    (out / units[2].shard.name).mkdir(parents=True)
-    with pytest.raises((OSError, UserError), match=units[2].shard.name):
-        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
-    (out / units[2].shard.name).rmdir()
+    shards = _shards(_spec(model, texts, out), texts)
+    (out / shards[2][0].name).mkdir(parents=True)
+    with pytest.raises((OSError, UserError), match=shards[2][0].name):
+        run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", shards))
+    (out / shards[2][0].name).rmdir()
     folder = out / ".sweep-key"
     assert folder.stat().st_mode & 0o777 == 0o700
     if damage == "record":
         (folder / "sweep.json").write_text('{"places": {"a": -1}, "blocks": "all", "after": 5}')
     else:
         os.truncate(folder / "rows-0002.raw", 100)
-    report = run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", units))
-    assert report.blocks_read == list(range(N_BLOCKS))
+    streamed = open_streamed(str(model), device="cpu")
+    run_sweep(streamed, SweepTask("key", shards))
+    assert streamed.blocks_read == list(range(N_BLOCKS))
     _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
     assert not folder.exists()

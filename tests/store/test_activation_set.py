@@ -22,18 +22,12 @@ from contrans_dist.config import CaptureSettings
 from contrans_dist.data.texts import text_table
 from contrans_dist.engine.capture import Activations
 from contrans_dist.errors import UserError
-from contrans_dist.harvest.shard_files import (
-    Counts,
-    HarvestSpec,
-    Piece,
-    Shard,
-    ShardReport,
-    check_shard,
-    publish_shard,
-)
+from contrans_dist.harvest.runnable import Runnable
+from contrans_dist.harvest.shard_files import check_shard, publish_shard
+from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import Identity
 from tests.sets import make_set, sealed
 
 N, D, SHARD = 120, 4, 30
@@ -97,17 +91,16 @@ def column_types() -> dict[str, pa.Array]:
 
 
 def spec_of(out: Path) -> HarvestSpec:
-    return HarvestSpec(Identity(model="m"), CaptureSettings(), [0, 2], D, Location.parse(out))
+    return HarvestSpec(Identity(model="m", blocks=[0, 2]), CaptureSettings(), D, Location.parse(out))
 
 
-def publish(out: Path, columns: dict[str, Any], rows: int = 2) -> tuple[HarvestSpec, Shard, ShardReport]:
+def publish(out: Path, columns: dict[str, Any], rows: int = 2) -> tuple[Shard, ShardReport]:
     """A shard of these columns, written as a harvest writes it."""
     table = text_table(pa.table({"text": [f"text {i}" for i in range(rows)], **columns}))
     values = {block: np.arange(rows * D, dtype=np.float32).reshape(rows, D) + block for block in (0, 2)}
     ones = np.ones(rows, np.int32)
-    spec, shard = spec_of(out), Shard(0, 0, rows)
-    piece = Piece(0, Activations(values, ones, ones, []))
-    return spec, shard, publish_shard(table, [piece], Counts(rows, 0, 0.0), spec, shard, "cpu")
+    shard, texts = Shard(spec_of(out), 0, 0, rows), Runnable(table, [[1]] * rows)
+    return shard, publish_shard(shard, texts, [Activations(values, ones, ones, [])], 0.0, "cpu")
 
 
 def test_a_shard_with_any_column_is_taken_in_again(tmp_path: Path) -> None:
@@ -115,13 +108,13 @@ def test_a_shard_with_any_column_is_taken_in_again(tmp_path: Path) -> None:
     columns = column_types()
     refused = {}
     for index, (name, values) in enumerate(columns.items()):
-        spec, shard, _ = publish(tmp_path / str(index), {name: values})
-        found = check_shard(spec, shard, None)
+        shard, _ = publish(tmp_path / str(index), {name: values})
+        found = check_shard(shard, None)
         if isinstance(found, str):
             refused[name] = found
     assert refused == {}
-    spec, shard, report = publish(tmp_path / "all", columns)
-    found = check_shard(spec, shard, None)
+    shard, report = publish(tmp_path / "all", columns)
+    found = check_shard(shard, None)
     assert isinstance(found, ShardReport)
     np.testing.assert_array_equal(found.norms, report.norms)
     read = pq.read_table(tmp_path / "all" / shard.name)
@@ -387,20 +380,18 @@ def published_set(folder: Path, shards: int = 3) -> None:
     """A set whose shards are written as a harvest writes them, with a manifest by hand."""
     entries = []
     for index in range(shards):
-        spec, _, report = publish(folder / "made", {}, 200)
         table = text_table(pa.table({"text": ["a"] * 200}))
         values = {block: np.full((200, D), index + 1, np.float32) for block in (0, 2)}
         ones = np.ones(200, np.int32)
-        shard = Shard(index, 200 * index, 200)
+        shard = Shard(spec_of(folder), index, 200 * index, 200)
         rows = table.set_column(0, "row", pa.array(range(shard.start, shard.start + 200), pa.int64()))
-        spec = spec_of(folder)
-        pieces = [Piece(0, Activations(values, ones, ones, []))]
-        report = publish_shard(rows, pieces, Counts(200, 0, 0.0), spec, shard, "cpu")
-        entries.append({"name": shard.name, "start": shard.start, "rows": 200, "bytes": report.bytes,
-                        "footer": report.footer})  # fmt: skip
-    shutil.rmtree(folder / "made")
+        pieces = [Activations(values, ones, ones, [])]
+        report = publish_shard(shard, Runnable(rows, [[1]] * 200), pieces, 0.0, "cpu")
+        entries.append({"name": shard.name, "start": shard.start, "rows": 200, "bytes": report.entry.bytes,
+                        "footer": report.entry.footer})  # fmt: skip
+    fingerprint = spec_of(folder).fingerprint
     content = {
-        "format": 1, "kind": "activations", "fingerprint": spec.fingerprint, "identity": {"model": "m"},
+        "format": 1, "kind": "activations", "fingerprint": fingerprint, "identity": {"model": "m"},
         "rows": 200 * shards, "d": D, "n_blocks": 3, "blocks": [0, 2], "shards": entries,
         "columns": ["row", "text_id", "text", "n_tokens", "token_id"], "norms": {"0": 1.0, "2": 1.0},
     }  # fmt: skip

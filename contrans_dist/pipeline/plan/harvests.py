@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from contrans_dist.engine.capture.batches import prepare
 from contrans_dist.harvest.actors import SLOTS
-from contrans_dist.harvest.compute import canary_rows, piece_rows, plan_shards, rows_per_shard, token_ids
+from contrans_dist.harvest.compute import piece_rows
+from contrans_dist.harvest.runnable import canary_rows, token_ids
+from contrans_dist.harvest.shards import row_ranges, rows_per_shard
 from contrans_dist.models import resolve_blocks
 from contrans_dist.pipeline.inputs import READS, captures, harvest_key, harvested
 from contrans_dist.pipeline.plan.costs import Cost, captured
@@ -41,14 +43,13 @@ def harvest_stages(run: PlannedRun) -> Iterator[Stage]:
         most = actors.batch(batch_tokens)
         for what, texts in prepared.items():
             ids, own_from, n_texts = texts.ids, texts.tokens, len(texts.ids)
-            shards = plan_shards(n_texts, rows_per_shard(n_texts, len(blocks), model.d, None))
+            shards = row_ranges(0, n_texts, rows_per_shard(n_texts, len(blocks), model.d, None))
             cost = Cost()
             for shard in shards:
-                end = shard.start + shard.rows
-                for start in range(shard.start, end, piece):
-                    part = slice(start, min(start + piece, end))
+                for rows_together in row_ranges(shard.start, shard.stop, piece):
+                    part = slice(rows_together.start, rows_together.stop)
                     cost += captured(model.lm, ids[part], own_from[part], not texts.mean, max(blocks), most)
-                for row in canary_rows(min(piece, shard.rows)):  # run once more alone
+                for row in canary_rows(min(piece, len(shard))):  # run once more alone
                     alone = slice(shard.start + row, shard.start + row + 1)
                     cost += captured(model.lm, ids[alone], own_from[alone], False, max(blocks), 1)
             text_bytes = sum(len(text.encode()) for text in tables[what].column("text").to_pylist())
