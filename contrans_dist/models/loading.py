@@ -162,7 +162,18 @@ def describe(
 ) -> Described:
     """What `load_model` with these options loads, from the configuration alone.
 
-    Its weight files are looked at as far as they are on this machine. Raises as `load_model`.
+    Weight files that are on this machine are held against it.
+
+    Args:
+        name: As in `load_model`, like the others.
+        revision: Of a hub model.
+        head: Whether the language-model head is loaded.
+        highest_block: Blocks above it are not.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        UserError: As `load_model`.
+        RunError: As `load_model`.
     """
     files = ModelFiles.of(name, revision, trust_remote_code)
     with hub_errors(name):
