@@ -222,9 +222,9 @@ def cut_to(lm: "LanguageModel", ids: list[int], new_tokens: int) -> list[int]:
     return shortened(lm, ids, room)
 
 
-def shortened(lm: "LanguageModel", ids: list[int], most: int | None) -> list[int]:
+def shortened(lm: "LanguageModel", ids: list[int], most: int) -> list[int]:
     """A text of at most so many tokens, more than `lm.front` has: those in front and its END are kept."""
-    if most is None or len(ids) <= most:
+    if len(ids) <= most:
         return ids
     front = lm.front if ids[: len(lm.front)] == lm.front else []
     return [*front, *ids[len(ids) - (most - len(front)) :]]
