@@ -3,10 +3,10 @@
 Imports: config, store.
 """
 
-from contrans_dist.models.blocks import find_blocks, matched_depth, model_type, resolve_blocks, text_config
+from contrans_dist.models.blocks import find_blocks, matched_depth, resolve_blocks, text_config
 from contrans_dist.models.facts import ModelFacts, model_facts, tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
-from contrans_dist.models.loading import DTYPES, QUANTIZATIONS, load_model
+from contrans_dist.models.loading import DTYPES, load_model
 from contrans_dist.models.tokens import (
     After,
     around,
@@ -14,14 +14,12 @@ from contrans_dist.models.tokens import (
     encode,
     encode_many,
     encode_with_starts,
-    special_tokens,
     unusable,
 )
 
 __all__ = [
     "CPU_TOKENS",
     "DTYPES",
-    "QUANTIZATIONS",
     "After",
     "LanguageModel",
     "ModelFacts",
@@ -35,9 +33,7 @@ __all__ = [
     "load_model",
     "matched_depth",
     "model_facts",
-    "model_type",
     "resolve_blocks",
-    "special_tokens",
     "text_config",
     "tokenizer_hash",
     "unusable",

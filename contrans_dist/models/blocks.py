@@ -89,7 +89,8 @@ def find_blocks(model: Any) -> tuple[nn.Module, nn.ModuleList]:
 
 
 def matched_depth(n_blocks: int, fraction: float = 0.75) -> int:
-    """Block at a share of the depth: 24 of 32, 30 of 40, 60 of 80 at 0.75, as in the papers' code."""
+    """The block, from 0, at a share of a model's depth: 24 of 32, 30 of 40, 60 of 80 at 0.75, as in the
+    papers' code."""
     return min(max(round(fraction * n_blocks), 0), n_blocks - 1)
 
 

@@ -99,8 +99,16 @@ def _as_classifier() -> Iterator[None]:
 
 
 def describe_classifier(name: str, download: bool = False) -> Described:
-    """What `load_classifier` loads. Its weight files are checked; of a hub model, without `download`, those
-    that are on this machine. Raises as `load_classifier`."""
+    """What `load_classifier` loads, from the configuration alone.
+
+    Args:
+        name: As in `load_classifier`.
+        download: Whether weight files that are not on this machine are fetched, and held against it as well.
+
+    Raises:
+        UserError: As `load_classifier`.
+        RunError: As `load_classifier`.
+    """
     with _as_classifier():
         files = ModelFiles.of(name)
         with hub_errors(name):

@@ -42,6 +42,7 @@ class LanguageModel:
     d: int
     """Width of the residual stream."""
     name: str = ""
+    """What messages call it."""
     context: int | None = None
     """Tokens for which the model has positions; None where nothing limits them."""
     front: list[int] = field(default_factory=list)

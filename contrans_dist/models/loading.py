@@ -162,19 +162,30 @@ def describe(
 ) -> Described:
     """What `load_model` with these options loads, from the configuration alone.
 
-    Its weight files are looked at as far as they are on this machine. Raises as `load_model`.
+    Weight files that are on this machine are held against it.
+
+    Args:
+        name: As in `load_model`, like the others.
+        revision: Of a hub model.
+        head: Whether the language-model head is loaded.
+        highest_block: Blocks above it are not.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        UserError: As `load_model`.
+        RunError: As `load_model`.
     """
     files = ModelFiles.of(name, revision, trust_remote_code)
     with hub_errors(name):
         full = read_config(files)
         n_blocks = text_config(full).num_hidden_layers
-        if highest_block is not None and not 0 <= highest_block < n_blocks:
+        keep = n_blocks if highest_block is None else highest_block + 1
+        if not 0 < keep <= n_blocks:
             raise UserError(f"{name}: block {highest_block} asked for; it has blocks 0 to {n_blocks - 1}")
         whole, parameters = _model_class(files, full, head)
         check_weights(files, full, parameters)
     config = full if isinstance(full, whole.config_class or PretrainedConfig) else text_config(full)
-    shallow = highest_block is not None and highest_block < n_blocks - 1
-    loaded = _cut(whole, highest_block + 1) if shallow and highest_block is not None else whole
+    loaded = whole if keep == n_blocks else _cut(whole, keep)
     return Described(files, full, config, whole, parameters, loaded, head)
 
 

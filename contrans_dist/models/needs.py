@@ -55,10 +55,16 @@ def needs(described: Described, model: ModelSettings, batch_tokens: int) -> Need
 
 
 def activation_bytes(config: PretrainedConfig, tokens: int, itemsize: int, head: bool) -> int:
-    """Peak of one block's activations for so many tokens, and of the logits of an eighth of them.
+    """Bytes of one block's activations at their peak.
 
     Sixteen widths and five feed-forward widths a token: what a pass was measured to take, with what the
     allocator keeps.
+
+    Args:
+        config: The text decoder's.
+        tokens: Tokens of the batch, padding included.
+        itemsize: Bytes of a number in the model's precision.
+        head: Whether logits are computed, in float32: of an eighth of the tokens.
     """
     d = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * d
@@ -70,7 +76,7 @@ def activation_bytes(config: PretrainedConfig, tokens: int, itemsize: int, head:
 
 
 def cached_bytes(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
-    """Keys and values of so many tokens in every block."""
+    """Bytes of the keys and values of so many tokens in every block, each number of `itemsize` bytes."""
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = (getattr(config, "num_key_value_heads", None) or heads) * width

@@ -67,9 +67,11 @@ def encode(lm: "LanguageModel", text: str, chat: bool = False, chat_date: date =
 def encode_with_starts(
     lm: "LanguageModel", texts: Sequence[str]
 ) -> tuple[list[list[int]], list[list[int]] | None]:
-    """As `encode_many`; and the character at which each token begins, -1 for those that no text stands for.
+    """Token ids of each text as `encode_many` gives them, and where in the text each token begins.
 
-    None instead of characters where the tokenizer cannot say.
+    Returns:
+        The token ids of each text; and of each the characters at which its tokens begin, -1 for a token that
+        no text stands for, or None where the tokenizer cannot say.
     """
     if not texts or not getattr(lm.tokenizer, "is_fast", False):
         return encode_many(lm, texts), None
@@ -220,9 +222,9 @@ def cut_to(lm: "LanguageModel", ids: list[int], new_tokens: int) -> list[int]:
     return shortened(lm, ids, room)
 
 
-def shortened(lm: "LanguageModel", ids: list[int], most: int | None) -> list[int]:
+def shortened(lm: "LanguageModel", ids: list[int], most: int) -> list[int]:
     """A text of at most so many tokens, more than `lm.front` has: those in front and its END are kept."""
-    if most is None or len(ids) <= most:
+    if len(ids) <= most:
         return ids
     front = lm.front if ids[: len(lm.front)] == lm.front else []
     return [*front, *ids[len(ids) - (most - len(front)) :]]

@@ -12,7 +12,6 @@ from contrans_dist.engine.scoring import (
     Intervention,
     continuation_logprobs,
     cues,
-    first_token,
     generate,
     next_token,
 )
@@ -374,6 +373,10 @@ def space_behind():
     )
     backend.normalizer = normalizers.Replace(Regex(" "), "▁")
     return with_tokenizer(backend)
+
+
+def first_token(lm, prompt, word):
+    return cues(lm, [prompt], [word])[0].tokens[0]
 
 
 @pytest.mark.parametrize("prompt", ["he felt", "he felt "])

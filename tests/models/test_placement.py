@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from contrans_dist.config import ClusterSettings, ModelSettings, Quantization
 from contrans_dist.engine.capture import capture_ids
@@ -16,7 +17,7 @@ from contrans_dist.models import CPU_TOKENS, load_model
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.loading import describe
 from contrans_dist.models.needs import Needs, activation_bytes, needs
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, load_placed
 from tests.tiny import save_tiny
 
 GB = 10**9
@@ -303,6 +304,15 @@ def test_a_system_is_loaded_as_it_was_placed(tmp_path: Path) -> None:
     np.testing.assert_allclose(cut.logits, whole.logits, atol=1e-4)
     for guide in system.load(tight).guides or ():
         assert guide.device.type == "cpu"
+
+
+def test_a_model_is_loaded_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelSettings(id=str(save_tiny(tmp_path / "model")), dtype="bfloat16")
+    lm = load_placed(model, highest_block=1, head=False)
+    assert (len(lm.blocks), lm.dtype, lm.model.get_output_embeddings()) == (2, torch.bfloat16, None)
+    monkeypatch.setattr("contrans_dist.models.placement.free_memory", lambda: {"cpu": 1000})
+    with pytest.raises(UserError, match=r"^--model .* are more than the 0\.0 MB free of memory; try --quant"):
+        load_placed(model)
 
 
 def test_activations_grow_with_tokens_and_experts(small: str) -> None:

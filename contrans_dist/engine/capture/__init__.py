@@ -5,17 +5,15 @@ hook, so that the states of all other tokens never leave it, and each batch make
 """
 
 from contrans_dist.engine.capture.activations import Activations
-from contrans_dist.engine.capture.batches import Position, parse_position, plan_batches, truncate
+from contrans_dist.engine.capture.batches import plan_batches, truncate
 from contrans_dist.engine.capture.engine import canary, capture, capture_ids, deviation
 
 __all__ = [
     "Activations",
-    "Position",
     "canary",
     "capture",
     "capture_ids",
     "deviation",
-    "parse_position",
     "plan_batches",
     "truncate",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass
 class Activations(Mapping[int, np.ndarray]):
-    """Rows by block: `activations[block]` is float32 `[n_texts, d]`, in the order of the texts."""
+    """Captured rows by block: `activations[block]` is float32 `[n_texts, d]`, in the order of the texts."""
 
     rows: dict[int, np.ndarray]
     n_tokens: np.ndarray
@@ -37,7 +37,7 @@ class Activations(Mapping[int, np.ndarray]):
         return {block: float(np.median(np.linalg.norm(rows, axis=1))) for block, rows in self.rows.items()}
 
     def take(self, texts: list[int]) -> "Activations":
-        """Those of some of the texts."""
+        """The rows of some texts, given by their indices, in this order, with what is known of them."""
         places = {text: place for place, text in enumerate(texts)}
         return Activations(
             {block: rows[texts] for block, rows in self.rows.items()},

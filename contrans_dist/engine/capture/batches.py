@@ -79,9 +79,15 @@ class Prepared:
 
 
 def prepare(lm: LanguageModel, ids: list[list[int]], position: Position) -> Prepared:
-    """Texts given as token ids that fit the model's context (`truncate`), and the place of each one's row.
+    """Texts as they go into a model, and the place of each one's row.
 
-    Raises UserError naming the text that has no tokens, too few or too many.
+    Args:
+        lm: The model, whose weights need not be there.
+        ids: Token ids of each text, which fit the context (`truncate`).
+        position: The token of each row, as in `capture`.
+
+    Raises:
+        UserError: For a text that has no tokens, too few or too many.
     """
     position = parse_position(position)
     tokens = []

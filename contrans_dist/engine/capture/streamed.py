@@ -129,7 +129,14 @@ def capture_streamed(
 
 
 def states_of(model: StreamedModel, batches: Sequence[Batch], memory: int, folder: Path) -> States:
-    """Room for the states of these batches."""
+    """Room for the states of batches between two blocks.
+
+    Args:
+        model: The model.
+        batches: As `plan_capture` gives them.
+        memory: Bytes of states that are kept in memory.
+        folder: Where the others lie, in one raw file a pass.
+    """
     shapes = [(batch.ids.shape[0], batch.ids.shape[1], model.lm.d) for batch in batches]
     return States(shapes, model.lm.dtype, memory, folder)
 

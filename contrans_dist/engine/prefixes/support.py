@@ -23,10 +23,15 @@ _UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, Sto
 
 
 def limits_of(lm: LanguageModel, batch_tokens: int, head: bool) -> Limits:
-    """What a batch of this model may hold; with `head`, logits are computed. Its weights need not be there.
+    """What a batch of a model may hold.
 
     Blocks that look back through a window count places in the row, not in the text, and some from its end: a
     row of several texts is never longer than the shortest window.
+
+    Args:
+        lm: The model, whose weights need not be there.
+        batch_tokens: Tokens of a batch, padding included.
+        head: Whether logits are computed.
     """
     windows = [getattr(lm.config, name, None) for name in _WINDOWS]
     bounds = [n for n in (*windows, lm.context, lm.split_at) if isinstance(n, int) and n > 0]

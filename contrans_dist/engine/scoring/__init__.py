@@ -1,21 +1,18 @@
 """The steered scoring engine: next tokens, log-likelihoods and texts under many interventions at once."""
 
-from contrans_dist.engine.scoring.changes import Changes, token_changes
+from contrans_dist.engine.scoring.changes import token_changes
 from contrans_dist.engine.scoring.generation import generate
 from contrans_dist.engine.scoring.interventions import BASE, Intervention
 from contrans_dist.engine.scoring.scores import NextToken, TokenScores, continuation_logprobs, next_token
-from contrans_dist.engine.scoring.words import Cue, cues, first_token
+from contrans_dist.engine.scoring.words import cues
 
 __all__ = [
     "BASE",
-    "Changes",
-    "Cue",
     "Intervention",
     "NextToken",
     "TokenScores",
     "continuation_logprobs",
     "cues",
-    "first_token",
     "generate",
     "next_token",
     "token_changes",

@@ -53,14 +53,14 @@ def token_changes(
     parts = []
     for start in range(0, len(prompts), _TOGETHER):
         some = prompts[start : start + _TOGETHER]
-        distributions: list[list[torch.Tensor | None]] = [[None] * len(some) for _ in interventions]
+        probabilities: dict[tuple[int, int], torch.Tensor] = {}
         for members, batch, logits in run_all(lm, some, [1] * len(some), interventions, batch_tokens):
             chances = logits.softmax(dim=2)[:, batch.index.to(logits.device)].cpu()
             for row, c in enumerate(members):
                 for place, p in enumerate(batch.texts):
-                    distributions[c][p] = chances[row, place]
+                    probabilities[c, p] = chances[row, place]
         before, after = (
-            torch.stack([chance for chance in row if chance is not None]) for row in distributions
+            torch.stack([probabilities[c, p] for p in range(len(some))]) for c in range(len(interventions))
         )
         change = after - before
         up, down = change.topk(k, dim=1), change.topk(k, dim=1, largest=False)

@@ -1,8 +1,7 @@
 """Steered generation in batches with a cache; interventions are rows of one batch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -74,41 +73,30 @@ def generate(
         for c in range(len(offsets))
     ]
     texts = [[""] * len(prompts) for _ in offsets]
+    until = [stop for stop in until if stop]
     pad = _padding(prompts, int(lm.config.vocab_size))
     with _plain_sampling(lm, max_new_tokens, temperature, pad), torch.random.fork_rng():
         torch.manual_seed(seed)
         start = 0
         while start < len(pairs):
             chunk = pairs[start : start + batch_size]
-            work = partial(
-                _continue,
-                lm,
-                [prompts[p] for _, p in chunk],
-                [{k: row[p] if row.ndim == 2 else row for k, row in offsets[c].items()} for c, p in chunk],
-                [stop for stop in until if stop],
-                pad,
-                alone,
-            )
-            new = _unless_full(work, len(chunk) > 1)
-            if new is None:
+            steered = [
+                {k: row[p] if row.ndim == 2 else row for k, row in offsets[c].items()} for c, p in chunk
+            ]
+            new = None
+            try:
+                new = _continue(lm, [prompts[p] for _, p in chunk], steered, until, pad, alone)
+            except torch.OutOfMemoryError:  # what keys and values take grows with every token
+                if len(chunk) == 1:
+                    raise
+            if new is None:  # only here, outside the handler, whose traceback held the tensors
+                torch.cuda.empty_cache()
                 batch_size = len(chunk) // 2
                 continue
             for (c, p), text in zip(chunk, new, strict=True):
                 texts[c][p] = text
             start += len(chunk)
     return texts
-
-
-def _unless_full(work: Callable[[], list[str]], several: bool) -> list[str] | None:
-    """What `work` returns; None where the device has no memory for several prompts at once: what their keys
-    and values take grows with every token."""
-    try:
-        return work()
-    except torch.OutOfMemoryError:
-        if not several:
-            raise
-    torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
-    return None
 
 
 def _continue(

@@ -15,13 +15,16 @@ from contrans_dist.models import LanguageModel, unusable
 
 @dataclass(frozen=True)
 class Intervention:
-    """`strength * vectors[k]` added to block k's output at every position; strength 0 is the base.
+    """What is done to a model: `strength * vectors[k]` is added to block k's output at every position.
 
-    A vector `[P, d]` has a row for each of the P prompts that are scored or continued.
+    Args:
+        name: What it is called in tables.
+        vectors: By block, float32 `[d]`, or `[P, d]` with a row for each of P prompts.
+        strength: The vectors' coefficient; 0 leaves the model as it is.
     """
 
     name: str
-    vectors: Mapping[int, np.ndarray] = field(default_factory=dict)  # block -> float32 [d] or [P, d]
+    vectors: Mapping[int, np.ndarray] = field(default_factory=dict)
     strength: float = 0.0
 
     def offsets(self) -> dict[int, Tensor]:

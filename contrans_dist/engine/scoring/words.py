@@ -17,11 +17,6 @@ class Cue:
     tokens: list[int]  # one for each word
 
 
-def first_token(lm: LanguageModel, prompt: str, word: str) -> int:
-    """The first sub-token of `word` after `prompt` and a space (unless the prompt itself ends on one)."""
-    return cues(lm, [prompt], [word])[0].tokens[0]
-
-
 def cues(lm: LanguageModel, prompts: Sequence[str], words: Sequence[str]) -> list[Cue]:
     """For each prompt: the tokens to feed, and the token that each word begins with after them.
 
