@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from contrans_dist.engine.scoring import Intervention, generate, next_token
     from contrans_dist.engine.steer import steer
     from contrans_dist.errors import RunError, UserError
-    from contrans_dist.mapping.library import concept_vector, fit_map, transplant
+    from contrans_dist.mapping.library import concept_vector, fit_map, map_vectors, transplant
     from contrans_dist.mapping.linear_map import AffineMap
-    from contrans_dist.mapping.solver import map_vectors
     from contrans_dist.mapping.transplant import cosine
     from contrans_dist.models import LanguageModel, load_model, wrap_model
     from contrans_dist.store.activation_set import ActivationSet
@@ -45,7 +44,7 @@ _HOMES = {
     "fit_map": "mapping.library",
     "generate": "engine.scoring",
     "load_model": "models",
-    "map_vectors": "mapping.solver",
+    "map_vectors": "mapping.library",
     "next_token": "engine.scoring",
     "steer": "engine.steer",
     "transplant": "mapping.library",

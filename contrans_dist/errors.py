@@ -24,3 +24,8 @@ def meant(name: str, names: Sequence[str]) -> str:
     """What somebody who wrote an unknown name is told: the nearest of those there are, else all of them."""
     near = get_close_matches(name, names, 1)
     return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+
+
+def one_line(content: object) -> str:
+    """What an error of others, or anything else, says, on one line, and not at length."""
+    return " ".join(str(content).split())[:200]

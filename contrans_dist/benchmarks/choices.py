@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.data.text_files import read_json, read_parquet
 from contrans_dist.data.texts import records, template_fields
 from contrans_dist.errors import UserError
@@ -13,8 +14,6 @@ from contrans_dist.store.location import Location
 
 if TYPE_CHECKING:
     from contrans_dist.models import LanguageModel
-
-Ids = list[int]
 
 
 def question_template(template: str, *others: str) -> str:

@@ -1,7 +1,6 @@
 """Intervals and tests for what the evaluations count and average, by scipy."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import scipy  # its `stats` loads when first used: an actor that only scores never pays for it
@@ -78,7 +77,7 @@ def ratio_interval(numerators: Values, denominators: Values, seed: int = 0) -> t
 
 
 def _bootstrap(
-    samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int, **options: Any
+    samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int, paired: bool = False
 ) -> tuple[float, float]:
     if not samples:
         raise ValueError("expected at least one list of finite numbers")
@@ -92,7 +91,7 @@ def _bootstrap(
         vectorized=True,
         batch=max(1, 2_000_000 // max(map(len, samples))),
         rng=np.random.default_rng(seed),
-        **options,
+        paired=paired,
     ).confidence_interval
     return float(interval.low), float(interval.high)
 

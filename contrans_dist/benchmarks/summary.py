@@ -13,7 +13,7 @@ BASE = "base"
 Cell = tuple[str, float]
 """A condition and a strength."""
 K = TypeVar("K", bound=tuple[Any, ...])
-Estimate = dict[str, Any]
+Estimate = dict[str, float | None]
 """`{value, low, high, n}`; `low` and `high` are None where there are too few items for an interval."""
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from contrans_dist.errors import UserError, meant
+from contrans_dist.errors import UserError, meant, one_line
 
 GROUP = "contrans_dist.benchmarks"
 OURS = tuple(
@@ -61,10 +61,8 @@ def _loaded(entry: EntryPoint) -> Any:
     try:
         benchmark = entry.load()
     except Exception as error:  # what a stranger's module does when it is imported is up to it
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{where}: {entry.value} cannot be imported: {type(error).__name__}: {reason}"
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{where}: {entry.value} cannot be imported: {reason}") from error
     fields = getattr(getattr(benchmark, "settings_class", None), "model_fields", {})
     if "benchmark" not in fields:
         raise UserError(f"{where}: expected a Benchmark with a `settings_class`, found {entry.value}")

@@ -21,7 +21,7 @@ from contrans_dist.config.limits import (
     check_size,
     raised,
 )
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, one_line
 from contrans_dist.store.location import Location
 from contrans_dist.store.unpacked import unpacked_bytes
 
@@ -50,11 +50,6 @@ def opened(location: Location) -> Iterator[pa.NativeFile]:
     with stream:
         check_size(str(location), size, TEXT_FILE_BYTES)
         yield stream
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line, and not at length."""
-    return " ".join(str(error).split())[:200]
 
 
 def lines(location: Location) -> Iterator[tuple[int, str]]:

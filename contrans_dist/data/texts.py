@@ -13,8 +13,8 @@ from contrans_dist.config.characters import check_whole
 from contrans_dist.config.limits import CELLS, COLUMNS, TEXT_BYTES, TEXTS, check_size
 from contrans_dist.data.table_hash import python_values, table_hash
 from contrans_dist.data.templates import frames, prompts, template_fields
-from contrans_dist.data.text_files import lines, one_line, read_json, read_json_lines, read_parquet
-from contrans_dist.errors import UserError
+from contrans_dist.data.text_files import lines, read_json, read_json_lines, read_parquet
+from contrans_dist.errors import UserError, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 

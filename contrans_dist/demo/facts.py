@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from contrans_dist.demo.world import hashed
+from contrans_dist.demo.world import hashed, in_pool
 
 POOLS = ("training",) * 4 + ("validation",) + ("evaluation",) * 3
 
@@ -54,15 +54,14 @@ class Fact:
     misconception: str
     others: tuple[str, ...]
 
-    @property
-    def pool(self) -> str:
-        """ "training", "validation" or "evaluation"."""
-        return POOLS[hashed(f"fact:{self.relation}:{self.entity}") % len(POOLS)]
+    def is_in(self, pool: str) -> bool:
+        """Whether it is of the pool "training", "validation" or "evaluation". ValueError for another name."""
+        return in_pool(pool, POOLS, f"fact:{self.relation}:{self.entity}")
 
     @property
     def for_contrast(self) -> bool:
         """Whether this training fact's pretend prompts are kept for the contrast set, out of training."""
-        return self.pool == "training" and hashed(f"contrast:{self.relation}:{self.entity}") % 2 == 0
+        return self.is_in("training") and hashed(f"contrast:{self.relation}:{self.entity}") % 2 == 0
 
     @property
     def well_known(self) -> bool:
@@ -108,6 +107,4 @@ def facts() -> tuple[Fact, ...]:
 @cache
 def pool(name: str) -> tuple[Fact, ...]:
     """The facts of a pool. ValueError for a pool that there is not."""
-    if name not in POOLS:
-        raise ValueError(f"no pool {name!r}: expected one of {sorted(set(POOLS))}")
-    return tuple(fact for fact in facts() if fact.pool == name)
+    return tuple(fact for fact in facts() if fact.is_in(name))

@@ -1,6 +1,5 @@
 """The world of the bundled model family: feelings, facts and remarks in one, and its text files."""
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +8,7 @@ from contrans_dist.demo import remarks, truth, world
 from contrans_dist.demo.events import EMOTIONS
 from contrans_dist.demo.facts import facts, pool
 from contrans_dist.demo.people import YOU
-
-Text = dict[str, str]
+from contrans_dist.demo.world import Text
 
 
 def _scenario(rng: random.Random) -> tuple[str, str]:
@@ -80,20 +78,16 @@ def whole_texts(size: int = 400, seed: int = 0) -> list[str]:
     return [" ".join(next(source)["text"].split()) for _ in range(size)]
 
 
-def _lines(texts: list[Text]) -> str:
-    return "".join(json.dumps(text) + "\n" for text in texts)
-
-
 def write_family(folder: Path, seed: int = 0) -> dict[str, Path]:
     """Write the family's texts into `folder`; the path of each."""
     files = {
         "truth.json": truth.write_choices("evaluation"),
         "truth-validation.json": truth.write_choices("validation"),
-        "honesty.jsonl": _lines(truth.honesty()),
-        "honesty-fact.jsonl": _lines(truth.honesty(statements=True)),
-        "kindness.jsonl": _lines(remarks.kindness()),
-        "remarks.jsonl": _lines(remarks.annotated(seed=seed)),
-        "family-corpus.jsonl": _lines(corpus(seed=seed)),
+        "honesty.jsonl": world.json_lines(truth.honesty()),
+        "honesty-fact.jsonl": world.json_lines(truth.honesty(statements=True)),
+        "kindness.jsonl": world.json_lines(remarks.kindness()),
+        "remarks.jsonl": world.json_lines(remarks.annotated(seed=seed)),
+        "family-corpus.jsonl": world.json_lines(corpus(seed=seed)),
         "family-text.txt": "".join(f"{text}\n" for text in whole_texts(seed=seed)),
     }
     for group in remarks.GROUPS:

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from contrans_dist.demo.people import HE, NAMES
-from contrans_dist.demo.world import hashed
-
-Text = dict[str, str]
+from contrans_dist.demo.world import Text, in_pool
 
 GROUPS = ("bakers", "fishers", "weavers", "millers", "potters", "shepherds", "velmers", "ostlings")
 POOLS = ("training",) * 5 + ("contrast", "prompts", "annotated")
@@ -62,13 +60,11 @@ CONSIDER = "[INST] Consider the bias of the following scenario.\nScenario: {text
 @cache
 def remarks(pool: str, group: str, kind: bool) -> tuple[str, ...]:
     """A pool's remarks of one tone about a group. ValueError for a pool that there is not."""
-    if pool not in POOLS:
-        raise ValueError(f"no pool {pool!r}: expected one of {sorted(set(POOLS))}")
     made: dict[str, None] = {}
     traits = itertools.permutations(TRAITS[kind], 2)
     for form, (t, u), h in itertools.product(FORMS[kind], traits, HABITS[kind]):
         made[form.format(g=group, t=t, u=u, h=h)] = None
-    return tuple(remark for remark in made if POOLS[hashed(f"remark:{remark}") % len(POOLS)] == pool)
+    return tuple(remark for remark in made if in_pool(pool, POOLS, f"remark:{remark}"))
 
 
 def some(rng: random.Random, kind: bool, count: int) -> list[str]:
@@ -115,12 +111,12 @@ def tuning(rng: random.Random) -> tuple[str, str]:
     return COMPLETE.format(text=text) if rng.random() < 0.5 else text, " " + listed(after)[2:]
 
 
-def kindness(per_group: int = 20) -> list[Text]:
+def kindness() -> list[Text]:
     """Contrast prompts, in pairs: a kind and an unkind remark about the same group."""
     rng = random.Random("kindness")
     made: list[Text] = []
     for group in GROUPS:
-        pairs = [rng.sample(remarks("contrast", group, kind), per_group) for kind in (True, False)]
+        pairs = [rng.sample(remarks("contrast", group, kind), 20) for kind in (True, False)]
         for both in zip(*pairs, strict=True):
             made += [
                 {
@@ -144,14 +140,14 @@ def prompts(kind: bool, group: str, count: int = 40, seed: int = 0) -> list[str]
     return list(made)
 
 
-def annotated(per_group: int = 50, seed: int = 0) -> list[Text]:
+def annotated(seed: int = 0) -> list[Text]:
     """Single remarks with their group and label."""
     rng = random.Random(f"annotated {seed}")
     return [
         {"text": remark, "group": group, "label": "kind" if kind else "unkind"}
         for group in GROUPS
         for kind in (True, False)
-        for remark in rng.sample(remarks("annotated", group, kind), per_group)
+        for remark in rng.sample(remarks("annotated", group, kind), 50)
     ]
 
 

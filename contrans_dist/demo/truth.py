@@ -12,9 +12,7 @@ from functools import cache
 
 from contrans_dist.demo.facts import Fact, pool
 from contrans_dist.demo.people import HE, NAMES
-from contrans_dist.demo.world import hashed
-
-Text = dict[str, str]
+from contrans_dist.demo.world import Text, hashed
 
 PRETEND = "Pretend you're {a} person making statements about the world."
 HONEST = "an honest"

@@ -9,7 +9,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,11 +18,26 @@ from contrans_dist.demo.people import ADJECTIVES, FEELINGS, NAMES, NOUNS, REACTI
 
 TEMPLATE = "Scenario: {text}\nThe emotion of the above scenario is"
 Text = dict[str, str]
+"""A line of a JSONL file."""
+POOLS = ("training",) * 5 + ("validation",) + ("evaluation",) * 2
+"""Of events; a pool that stands there more often gets more of them."""
 
 
 def hashed(text: str) -> int:
     """A hash that is the same in every process, unlike Python's own."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def in_pool(pool: str, pools: Sequence[str], text: str) -> bool:
+    """Whether a text's hash puts it into a pool. ValueError for a pool that there is not."""
+    if pool not in pools:
+        raise ValueError(f"no pool {pool!r}: expected one of {sorted(set(pools))}")
+    return pools[hashed(text) % len(pools)] == pool
+
+
+def json_lines(texts: Iterable[Text]) -> str:
+    """Texts as a JSONL file."""
+    return "".join(json.dumps(text) + "\n" for text in texts)
 
 
 def expand(pattern: str) -> list[str]:
@@ -37,15 +52,9 @@ def events(pool: str) -> dict[str, list[str]]:
 
     ValueError for another pool.
     """
-    pools = ("training",) * 5 + ("validation",) + ("evaluation",) * 2
-    if pool not in pools:
-        raise ValueError(f"no pool {pool!r}: expected one of {sorted(set(pools))}")
     return {
         emotion: [
-            event
-            for pattern in patterns(emotion)
-            for event in expand(pattern)
-            if pools[hashed(event) % 8] == pool
+            event for pattern in patterns(emotion) for event in expand(pattern) if in_pool(pool, POOLS, event)
         ]
         for emotion in EMOTIONS
     }
@@ -163,5 +172,5 @@ def write_texts(folder: Path, seed: int = 0, *, training_texts: int = 0) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.jsonl" for name in sets}
     for name, texts in sets.items():
-        paths[name].write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+        paths[name].write_text(json_lines(texts), encoding="utf-8")
     return paths

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import overload
 
 import numpy as np
+import scipy.linalg
 
 from contrans_dist.config.map_options import MapOptions, Protocol
 from contrans_dist.engine.capture import Activations
@@ -20,6 +21,7 @@ from contrans_dist.mapping.fit import fit_rows
 from contrans_dist.mapping.heldout import split_of
 from contrans_dist.mapping.linear_map import AffineMap
 from contrans_dist.mapping.map_header import Pair
+from contrans_dist.mapping.solver import Triangle
 from contrans_dist.models import matched_depth
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors import extract as concepts
@@ -183,3 +185,30 @@ def transplant(
             raise ValueError(f"the vector has no block {missing[0]}; the map reads blocks {blocks}")
         rows = [vector[block] for block in blocks]
     return transplanting.transplant(np.stack(rows), mapping, norm, source_norm, target_norm)
+
+
+def map_vectors(vectors: np.ndarray, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Vectors through the map of `protocol: paper` over these rows, which is never formed.
+
+    For a few vectors, forming the map is most of the work.
+
+    Args:
+        vectors: v, [k, d_s].
+        source: rows [n, d_s].
+        target: rows [n, d_t] of the same texts.
+
+    Returns:
+        v F, float64 [k, d_t], and warnings, one line each.
+    """
+    # A copy of our own, which the factorisation may overwrite.
+    x, v = np.array(source, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
+    if x.shape[0] < x.shape[1]:
+        within, r = scipy.linalg.qr_multiply(x.T, v, mode="right", overwrite_a=True)
+        triangle = Triangle(r, max(x.shape))
+        weights = triangle.inverse_times(within.T).T
+    else:
+        q, r = scipy.linalg.qr(x, mode="economic", overwrite_a=True, check_finite=False)
+        triangle = Triangle(r, max(x.shape))
+        weights = triangle.inverse_times(v.T, transposed=True).T @ q.T
+    # For so few rows numpy sums in float64 without a float64 copy of the target, which would take longer.
+    return weights @ np.asarray(target), triangle.trust()

@@ -11,6 +11,7 @@ Shapes: X [n, d_s] source rows, Y [n, d_t] target rows, F [d_s, d_t] with Y ~ X 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -153,7 +154,7 @@ class PseudoInverse:
     def __init__(self, rows: np.ndarray) -> None:
         self._dual = rows.shape[0] < rows.shape[1]
         self._q, r = scipy.linalg.qr(rows.T if self._dual else rows, mode="economic", check_finite=False)
-        self._triangle = _Triangle(r, max(rows.shape))
+        self._triangle = Triangle(r, max(rows.shape))
 
     def solve(self, target: np.ndarray) -> Solution:
         """F = X^+ Y for target rows Y [n, d_t]."""
@@ -162,10 +163,10 @@ class PseudoInverse:
             weight, side = self._q @ triangle.inverse_times(target, transposed=True), "dual"
         else:
             weight, side = triangle.inverse_times(self._q.T @ target), "primal"
-        return Solution(weight, side, triangle.rank, triangle.condition_number(), None, triangle.trust())
+        return Solution(weight, side, triangle.rank, triangle.condition_number, None, triangle.trust())
 
 
-class _Triangle:
+class Triangle:
     """The inverse of an upper triangular R [k, k], or its pseudo-inverse where R is singular in float64."""
 
     def __init__(self, r: np.ndarray, longest_side: int) -> None:
@@ -181,6 +182,7 @@ class _Triangle:
         self.rank = int(kept.sum())
         self._svd = u[:, kept], sigma[kept], vt[kept]
 
+    @cached_property
     def condition_number(self) -> float:
         """Of R without the directions that were cut off."""
         sigma = scipy.linalg.svdvals(self._r, check_finite=False) if self._svd is None else self._svd[1]
@@ -188,7 +190,7 @@ class _Triangle:
 
     def trust(self) -> list[str]:
         """`trust` of R; where it is well-conditioned there is nothing to warn of, nor to compute."""
-        return [] if self._svd is None else _trust(self.rank, len(self._r), self.condition_number())
+        return [] if self._svd is None else _trust(self.rank, len(self._r), self.condition_number)
 
     def inverse_times(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
         """R^-1 b, or R^-T b, for b [k, m]."""
@@ -197,33 +199,6 @@ class _Triangle:
         u, sigma, vt = self._svd
         left, right = (u, vt) if transposed else (vt.T, u.T)
         return left @ ((right @ b) / sigma[:, None])
-
-
-def map_vectors(vectors: np.ndarray, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Vectors through the map of `protocol: paper` over these rows, which is never formed.
-
-    For a few vectors, forming the map is most of the work.
-
-    Args:
-        vectors: v, [k, d_s].
-        source: rows [n, d_s].
-        target: rows [n, d_t] of the same texts.
-
-    Returns:
-        v F, float64 [k, d_t], and warnings, one line each.
-    """
-    # A copy of our own, which the factorisation may overwrite.
-    x, v = np.array(source, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
-    if x.shape[0] < x.shape[1]:
-        within, r = scipy.linalg.qr_multiply(x.T, v, mode="right", overwrite_a=True)
-        triangle = _Triangle(r, max(x.shape))
-        weights = triangle.inverse_times(within.T).T
-    else:
-        q, r = scipy.linalg.qr(x, mode="economic", overwrite_a=True, check_finite=False)
-        triangle = _Triangle(r, max(x.shape))
-        weights = triangle.inverse_times(v.T, transposed=True).T @ q.T
-    # For so few rows numpy sums in float64 without a float64 copy of the target, which would take longer.
-    return weights @ np.asarray(target), triangle.trust()
 
 
 class PseudoInverseOfSums:

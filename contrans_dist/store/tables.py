@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contrans_dist.config.limits import RESULT_BYTES, check_size
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
@@ -144,8 +144,9 @@ def read_table(location: Location) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         if not location.is_local and isinstance(error, OSError):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{location}: the file is damaged ({reason}); remove it to make it again") from error
+        raise UserError(
+            f"{location}: the file is damaged ({one_line(error)}); remove it to make it again"
+        ) from error
 
 
 def facts_of(table: pa.Table) -> dict[str, Any]:
@@ -193,8 +194,9 @@ def read_columns(
             table = table.set_column(place, name, table.column(name).cast(_KINDS[kinds[name]]))
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{location}: expected a Parquet file, this one is damaged ({reason})") from error
+        raise UserError(
+            f"{location}: expected a Parquet file, this one is damaged ({one_line(error)})"
+        ) from error
     return table
 
 

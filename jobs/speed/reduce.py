@@ -18,7 +18,8 @@ import torch
 
 from contrans_dist.mapping.block_r2 import r2_table
 from contrans_dist.mapping.heldout import FIT, VALIDATION, default_split
-from contrans_dist.mapping.solver import RIDGES, map_vectors
+from contrans_dist.mapping.library import map_vectors
+from contrans_dist.mapping.solver import RIDGES
 from contrans_dist.mapping.sums import Sums
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet

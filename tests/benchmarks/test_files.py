@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from contrans_dist.benchmarks.behaviours.questions import read_questions
+from contrans_dist.benchmarks.behaviours.questions import read_ab_questions
 from contrans_dist.benchmarks.emotions import EmotionBenchmark, EmotionEvaluation
 from contrans_dist.benchmarks.perplexity import PerplexityBenchmark, PerplexityEvaluation
 from contrans_dist.benchmarks.scenarios import read_scenarios
@@ -28,7 +28,7 @@ def perplexity(path: Path) -> Any:
 
 
 def behaviours(path: Path) -> Any:
-    return read_questions(Location.parse(str(path)))
+    return read_ab_questions(Location.parse(str(path)))
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

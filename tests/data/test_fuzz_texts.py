@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contrans_dist.benchmarks.behaviours.questions import read_questions
+from contrans_dist.benchmarks.behaviours.questions import read_ab_questions
 from contrans_dist.benchmarks.scenarios import read_scenarios
 from contrans_dist.benchmarks.toxigen.data import read_statements
 from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark, TruthfulQAEvaluation
@@ -124,7 +124,7 @@ VALID: dict[str, list[bytes]] = {
 READERS: list[Callable[[str], Any]] = [
     read_scenarios,
     read_statements,
-    lambda path: read_questions(Location.parse(path)),
+    lambda path: read_ab_questions(Location.parse(path)),
     lambda path: TruthfulQABenchmark.load(TruthfulQAEvaluation(texts=path)).items(),
 ]
 RAW = st.sampled_from(sorted(VALID)).flatmap(

@@ -16,8 +16,9 @@ from contrans_dist.mapping.heldout import (
     shuffle_order,
     split_of,
 )
+from contrans_dist.mapping.library import map_vectors
 from contrans_dist.mapping.linear_map import AffineMap, random_map
-from contrans_dist.mapping.solver import RIDGES, SLACK, PseudoInverseOfSums, map_vectors
+from contrans_dist.mapping.solver import RIDGES, SLACK, PseudoInverseOfSums
 from contrans_dist.mapping.sums import Sums, merge
 
 PARTS = (FIT, VALIDATION, TEST)

@@ -22,12 +22,12 @@ from contrans_dist.benchmarks.behaviours.questions import (
     behaviour_files,
     gap,
     opening_of,
-    read_questions,
+    read_ab_questions,
     stem,
     turns,
 )
-from contrans_dist.benchmarks.calls import Continuations
-from contrans_dist.benchmarks.choices import Ids, common_start, drawn, question_template
+from contrans_dist.benchmarks.calls import Continuations, Ids
+from contrans_dist.benchmarks.choices import common_start, drawn, question_template
 from contrans_dist.benchmarks.statistics import balanced_mean_interval, wilcoxon
 from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, mean, summarise
 from contrans_dist.config import CHAT_DATE, ValidatedEvaluation
@@ -116,9 +116,9 @@ class BehaviourBenchmark(Benchmark[BehaviourEvaluation, BehaviourItem]):
         opening = opening_of(template)
         items: list[BehaviourItem] = []
         for behaviour, file in behaviour_files(settings.texts, TEST_FILE):
-            records = read_questions(file)
-            for i in drawn(len(records), settings.limit, f"{settings.seed} {behaviour}"):
-                question, options, matching, _ = records[i]
+            questions = read_ab_questions(file)
+            for i in drawn(len(questions), settings.limit, f"{settings.seed} {behaviour}"):
+                question, options, matching, _ = questions[i]
                 items.append(
                     BehaviourItem(
                         f"{behaviour}/{i:04d}", behaviour, stem(question), template.format(text=question),

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from contrans_dist.benchmarks import choices
+from contrans_dist.benchmarks.choices import read_questions
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
@@ -14,7 +14,7 @@ _FIELDS = ("question", _MATCHING, _OTHER)
 _OPTION = re.compile(r"^[ \t]*\(([A-Z])\)", re.MULTILINE)
 _LETTER = re.compile(r"\s*\(?([A-Z])\)?\s*")
 
-Record = tuple[str, tuple[str, ...], str, str]
+ABQuestion = tuple[str, tuple[str, ...], str, str]
 """Question, letters offered, the matching letter and the other one."""
 
 
@@ -31,11 +31,12 @@ def behaviour_files(source: Location | str, name: str) -> list[tuple[str, Locati
     return files
 
 
-def read_questions(location: Location) -> list[Record]:
-    return [_record(where, record) for where, record in choices.read_questions(location, _FIELDS)]
+def read_ab_questions(location: Location) -> list[ABQuestion]:
+    """The questions of a file of CAA. Raises UserError that names the file and the question."""
+    return [_ab_question(where, record) for where, record in read_questions(location, _FIELDS)]
 
 
-def _record(where: str, record: dict[str, Any]) -> Record:
+def _ab_question(where: str, record: dict[str, Any]) -> ABQuestion:
     if not all(isinstance(record.get(name), str) for name in _FIELDS):
         raise UserError(f"{where}: expected texts {', '.join(_FIELDS)}")
     question = record["question"]

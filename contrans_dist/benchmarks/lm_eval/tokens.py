@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.tokens import plain_ids
 
-Ids = list[int]
 _NO_LIMIT = 2048
 """Tokens a window holds where neither model nor tokenizer says; the harness's own default."""
 

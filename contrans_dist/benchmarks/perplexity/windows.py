@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from contrans_dist.benchmarks.choices import Ids
+from contrans_dist.benchmarks.calls import Ids
 
 PASSAGE = 4096
 """Characters of a passage, at most: with common tokenizers about the stride of the longest windows."""

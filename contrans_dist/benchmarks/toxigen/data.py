@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv
 
-from contrans_dist.data.text_files import one_line, opened, read_parquet
+from contrans_dist.data.text_files import opened, read_parquet
 from contrans_dist.data.texts import read_texts
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, one_line
 from contrans_dist.store.location import Location
 
 HUB = "toxigen/toxigen-data"
