@@ -13,7 +13,8 @@ import pyarrow as pa
 from contrans_dist.config import CaptureSettings, ModelSettings, differing
 from contrans_dist.config.limits import CHUNKS, SHARDS, check_size
 from contrans_dist.data.table_hash import python_values, table_hash
-from contrans_dist.data.texts import prompts, template_fields, texts_hash
+from contrans_dist.data.templates import prompts, template_fields
+from contrans_dist.data.texts import texts_hash
 from contrans_dist.errors import UserError
 from contrans_dist.harvest.left_out import place_of
 from contrans_dist.harvest.manifest import identity_of
