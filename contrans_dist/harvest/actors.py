@@ -10,8 +10,8 @@ from contrans_dist.errors import RunError
 from contrans_dist.harvest.compute import InTurn, compute_shard
 from contrans_dist.harvest.shards import MadeShards, Shard
 from contrans_dist.harvest.sweep import SweepTask, run_sweep
-from contrans_dist.models import LanguageModel, load_model
-from contrans_dist.models.placement import Placement
+from contrans_dist.models import LanguageModel
+from contrans_dist.models.placement import Placement, load_placed
 from contrans_dist.models.streaming import open_streamed
 
 SLOTS = 2
@@ -50,13 +50,7 @@ class HarvestActor:
     """A loaded model on one node that turns shards into files."""
 
     def __init__(self, model: ModelSettings, highest_block: int, placement: Placement | None = None) -> None:
-        self.lm = load_model(
-            model.id,
-            **model.model_dump(exclude={"id"}),
-            device=placement.device_map if placement else None,
-            highest_block=highest_block,
-            head=False,
-        )
+        self.lm = load_placed(model, placement, highest_block=highest_block, head=False)
         self.in_turn = InTurn()
         self.notes = Notes()
 

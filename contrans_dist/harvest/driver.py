@@ -17,9 +17,9 @@ from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.actors import SLOTS, HarvestActor, SweepActor
-from contrans_dist.harvest.growing import HarvestJob, Request
 from contrans_dist.harvest.planned_set import PlannedSet
 from contrans_dist.harvest.quantization_check import quantization_check
+from contrans_dist.harvest.request import HarvestJob, Request
 from contrans_dist.harvest.shards import HarvestSpec, MadeShards, Timing
 from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps
 from contrans_dist.models import model_facts

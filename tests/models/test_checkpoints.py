@@ -150,8 +150,8 @@ def test_a_model_that_runs_otherwise_on_a_node_is_refused(
     in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_tiny(tmp_path / "model", n_blocks=2, d=16)
-    halved = lambda *args, **options: load_model(*args, **options | {"dtype": "float16"})  # noqa: E731
-    monkeypatch.setattr(harvesters, "load_model", halved)
+    halved = lambda model, *_, **__: load_model(model.id, dtype="float16", head=False)  # noqa: E731
+    monkeypatch.setattr(harvesters, "load_placed", halved)
     with pytest.raises(RunError, match="runs in float16 here, and in float32"):
         harvest(ModelSettings(id=str(folder)), HARVESTED, str(tmp_path / "set"))
 

@@ -1,7 +1,8 @@
-"""Sets that grow: texts appended behind those that a set is of are harvested alone.
+"""What a harvest is asked for, and whether what its folder holds can stay.
 
-A set that has grown was harvested in parts. The shards of each keep the identity under which they were made,
-which is that of the set as it was then; the identity of the whole lists in `earlier` what was another in it.
+Texts appended behind those that a set is of are harvested alone, so a set that has grown was harvested in
+parts. The shards of each keep the identity under which they were made, which is that of the set as it was
+then; the identity of the whole lists in `earlier` what was another in it.
 """
 
 from collections.abc import Iterable, Sequence
