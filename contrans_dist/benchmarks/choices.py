@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from contrans_dist.benchmarks.calls import Ids
+from contrans_dist.data.templates import template_fields
 from contrans_dist.data.text_files import read_json, read_parquet
-from contrans_dist.data.texts import records, template_fields
+from contrans_dist.data.texts import records
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 

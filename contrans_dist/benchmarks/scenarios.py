@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from contrans_dist.data.texts import read_texts, records, template_fields
+from contrans_dist.data.templates import template_fields
+from contrans_dist.data.texts import read_texts, records
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 

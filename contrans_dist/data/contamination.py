@@ -153,9 +153,16 @@ def overlap(evaluated: Iterable[str], seen: NDArray[np.int64]) -> list[str]:
 def leak_report(
     scenarios: Sequence[str], vector_texts: NDArray[np.int64], map_texts: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """How many of the evaluated scenarios the vectors and the map have already seen, with examples.
+    """How many of the evaluated scenarios the vectors and the map have already seen.
 
-    `in_part`: how many of them in part alone, a line or a sentence of several.
+    Args:
+        scenarios: The evaluated texts.
+        vector_texts: `unit_hashes` of the texts that the vectors are made of.
+        map_texts: Those of the texts that the map was fitted on.
+
+    Returns:
+        Counts (`in_part`: those of which a line or a sentence alone was seen) and examples, as `LeakCheck`
+        has them.
     """
     by_vector, by_map = _found(scenarios, vector_texts), _found(scenarios, map_texts)
     contaminated = [*by_vector, *by_map]

@@ -88,9 +88,21 @@ def prepare_corpus(
 ) -> pa.Table:
     """A corpus ready to harvest, from a text table.
 
-    `limit` keeps the first texts, `words` is for `cut: after`. Each row carries `source_row`, the row of the
-    text it comes from (the first of identical ones), so that a map's training and held-out rows never share
-    a text. Raises UserError when nothing is left.
+    Args:
+        table: The whole texts.
+        cut: Where each ends: as it is (`none`), before its last words (`end`), after random words (`random`),
+            after certain ones (`after`).
+        per_text: Prefixes of each text, for `random`.
+        seed: Of what is drawn.
+        limit: Keep the first texts alone.
+        words: Those of `after`.
+
+    Returns:
+        A text table whose `source_row` is the row of the text that each comes from (the first of identical
+        ones), so that a map's training and held-out rows never share a text.
+
+    Raises:
+        UserError: When nothing is left.
     """
     texts = table.column("text").to_pylist()[:limit]
     if cut == "none":

@@ -34,8 +34,10 @@ def template_fields(template: str) -> list[str]:
 def prompts(table: pa.Table, template: str | None) -> list[str]:
     """The prompt of each row: the text itself, or the template filled with the row's columns.
 
-    A two-character `\\n` in a template given on a command line stands for a line break. Raises UserError
-    when the template names a column that the texts lack, or that has no value in some row.
+    A two-character `\\n` in a template given on a command line stands for a line break.
+
+    Raises:
+        UserError: When the template names a column that the texts lack, or that has no value in some row.
     """
     if template is None:
         return list(table.column("text").to_pylist())

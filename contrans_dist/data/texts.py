@@ -1,4 +1,4 @@
-"""Texts in: a table of texts with their other columns, prompt templates, and identities of texts."""
+"""Texts in: a table of texts with their other columns, and identities of texts."""
 
 import hashlib
 import json
@@ -11,16 +11,11 @@ import pyarrow.parquet as pq
 
 from contrans_dist.config.characters import check_whole
 from contrans_dist.config.limits import CELLS, COLUMNS, TEXT_BYTES, TEXTS, check_size
-from contrans_dist.data.table_hash import python_values, table_hash
-from contrans_dist.data.templates import frames, prompts, template_fields
+from contrans_dist.data.table_hash import python_values
 from contrans_dist.data.text_files import lines, read_json, read_json_lines, read_parquet
 from contrans_dist.errors import UserError, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
-
-__all__ = [
-    "frames", "prompts", "read_texts", "records", "table_hash", "template_fields", "text_id", "text_table",
-]  # fmt: skip
 
 
 def text_id(text: str) -> str:
@@ -29,13 +24,20 @@ def text_id(text: str) -> str:
 
 
 def read_texts(source: "Location | str") -> pa.Table:
-    """Texts with their other columns, in input order: `row`, `text_id`, `text`, then what the file had.
+    """Texts with their other columns.
 
-    `.txt`: one text a line. `.jsonl` and `.parquet`: a `text` column. `.json`: a ConTrans file (`pos` and
-    `neg` lists, giving `label` and `pair_id`), a list of texts, or a list of objects with a `question`. Blank
-    lines are no texts: in `.jsonl` they are passed over, in `.txt` they may stand at the end.
-    Raises UserError, with file and line, for a text that is empty, is not UTF-8 or is missing, for a column
-    whose name is ours or that Parquet cannot hold, and beyond the limits.
+    Args:
+        source: A file, by its ending. `.txt`: one text a line. `.jsonl` and `.parquet`: a `text` column.
+            `.json`: a ConTrans file (`pos` and `neg` lists, giving `label` and `pair_id`), a list of texts,
+            or a list of objects with a `question`. Blank lines are no texts: in `.jsonl` they are passed
+            over, in `.txt` they may stand at the end.
+
+    Returns:
+        In input order: `row`, `text_id`, `text`, then what the file had.
+
+    Raises:
+        UserError: With file and line, for a text that is empty, is not UTF-8 or is missing, for a column
+            whose name is ours or that Parquet cannot hold, and beyond the limits.
     """
     location = Location.parse(source)
     suffix = location.name.rpartition(".")[2].lower()
@@ -67,9 +69,15 @@ def _of_lines(location: Location) -> pa.Table:
 def text_table(
     columns: dict[str, list[Any]] | pa.Table, where: str = "texts", rows: Sequence[str] | None = None
 ) -> pa.Table:
-    """Give texts their keys: `row` from 0, `text_id`; other columns are kept. Checks as `read_texts`.
+    """Give texts their keys: `row` from 0, `text_id`; other columns are kept.
 
-    `rows`: what messages call each row, such as `line 3`; without it `row` and its number from 1.
+    Args:
+        columns: The texts in `text`, and whatever goes with them.
+        where: What messages call them all.
+        rows: What messages call each row, such as `line 3`; without it `row` and its number from 1.
+
+    Raises:
+        UserError: As `read_texts`.
     """
     table = columns if isinstance(columns, pa.Table) else _to_arrow(columns, where)
     kept = [i for i, name in enumerate(table.column_names) if name not in ("row", "text_id")]

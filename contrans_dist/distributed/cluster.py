@@ -20,8 +20,12 @@ _CONNECT_SECONDS = 10.0
 def connected(address: str | None) -> Iterator[None]:
     """A connection to Ray for the time of the block; one that is already there is used and left alone.
 
-    `address`: `local`, `auto`, `ray://...`; None follows RAY_ADDRESS (which a submitted job finds set), else
-    starts Ray on this machine. Raises RunError when no cluster answers.
+    Args:
+        address: `local`, `auto`, `ray://...`; None follows RAY_ADDRESS (which a submitted job finds set),
+            else starts Ray on this machine.
+
+    Raises:
+        RunError: When no cluster answers.
     """
     if ray.is_initialized():
         yield
@@ -75,8 +79,12 @@ class Replicas:
 def replicas(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]] | None = None) -> Replicas:
     """Fit actors to nodes. An actor lives on one node, so GPUs are counted by node.
 
-    `nodes`: what each has, `CPU` and `GPU`; None are those that are alive. Raises UserError when no node is
-    large enough for one actor.
+    Args:
+        cluster: What was asked for.
+        nodes: What each node has, `CPU` and `GPU`; None are those that are alive.
+
+    Raises:
+        UserError: When no node is large enough for one actor.
     """
     if nodes is None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

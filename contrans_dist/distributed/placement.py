@@ -21,8 +21,18 @@ def place(
 ) -> tuple[Replicas, Placement]:
     """The actors of a stage, each with the fewest GPUs that hold the model unless their number was asked for.
 
-    `beside`: models that each actor loads as well. Says what was chosen, and why. Raises UserError for a
-    model that cannot be held (see `fewest_gpus`).
+    Says what was chosen, and why.
+
+    Args:
+        model: The one that each actor runs.
+        cluster: What was asked for.
+        head: Whether its head for predicting tokens is loaded.
+        highest_block: Above which no block is loaded; None loads all.
+        batch_tokens: Tokens in one forward pass.
+        beside: Models that each actor loads as well.
+
+    Raises:
+        UserError: For a model that cannot be held (see `fewest_gpus`).
     """
 
     def choose(gpus: float) -> Placement:

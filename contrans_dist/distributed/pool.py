@@ -17,7 +17,8 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import MAX_ATTEMPTS, Actors, kept, let_go
 from contrans_dist.distributed.cluster import Replicas, first_line
-from contrans_dist.distributed.crew import RETRY_SECONDS, Crew, Outcome, Task, Worker
+from contrans_dist.distributed.crew import RETRY_SECONDS, Crew
+from contrans_dist.distributed.workers import Outcome, Task, Worker
 from contrans_dist.errors import NoAnswerError, RunError, UserError
 
 __all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
@@ -52,17 +53,25 @@ def run_tasks(
     slots: int = 1,
     on_progress: Callable[[float], None] | None = None,
 ) -> Outcome:
-    """Run every task on a pool of `actor_class` actors (methods `ready()` and `run(payload)`).
+    """Run every task on a pool of actors.
 
-    With `shared`, which all tasks need and which is too large to travel with each, it is
-    `run(payload, shared)`; the driver keeps the one copy, so no lost node can take it along. `slots`: tasks
-    that an actor has at a time, each in a thread of its own. `on_progress`, for tasks that take long, is
-    called every second or so with the sum of what the actors' `progress()` says of their running tasks.
+    Args:
+        actor_class: With methods `ready()` and `run(payload)`.
+        arguments: Those that an actor is constructed with.
+        tasks: Of different names.
+        size: How many actors there may be, and what each gets.
+        on_result: Called in the driver as results come.
+        shared: What all tasks need and is too large to travel with each: `run(payload, shared)`. The driver
+            keeps the one copy, so no lost node can take it along.
+        slots: Tasks that an actor has at a time, each in a thread of its own.
+        on_progress: For tasks that take long: called every second or so with the sum of what the actors'
+            `progress()` says of their running tasks.
 
-    `on_result` is called in the driver as results come. Raises RunError when no actor can be started, or
-    when an actor's construction fails everywhere, or its process is killed each time; UserError raised by a
-    task, or by the construction everywhere, is passed on, and NoAnswerError where it was raised three times
-    with no task done between.
+    Raises:
+        RunError: When no actor can be started, or an actor's construction fails everywhere, or its process is
+            killed each time.
+        UserError: As a task raised it, or the construction everywhere.
+        NoAnswerError: Where it was raised three times with no task done between.
     """
     let_go()
     actors = Actors(actor_class, arguments, size, slots + (on_progress is not None))

@@ -17,9 +17,9 @@ from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.actors import SLOTS, HarvestActor, SweepActor
-from contrans_dist.harvest.growing import HarvestJob, Request
 from contrans_dist.harvest.planned_set import PlannedSet
 from contrans_dist.harvest.quantization_check import quantization_check
+from contrans_dist.harvest.request import HarvestJob, Request
 from contrans_dist.harvest.shards import HarvestSpec, MadeShards, Timing
 from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps
 from contrans_dist.models import model_facts
@@ -112,10 +112,12 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
     highest = max(max(planned_set.spec.blocks) for planned_set in sets)
     batch_tokens = max(planned_set.spec.capture.batch_tokens for planned_set in sets)
     size, placement = place(model, cluster, head=False, highest_block=highest, batch_tokens=batch_tokens)
-    missing = {shard.address: (planned_set, shard) for planned_set in sets for shard in planned_set.missing}
+    tasks = _tasks(sets, size.actors if placement.kind == "stream" else None)
+    owners = {shard.address: planned_set for planned_set in sets for shard in planned_set.missing}
     title = f"harvest {model.id.rstrip('/').rsplit('/', 1)[-1]}"
+    texts = sum(shard.rows for planned_set in sets for shard in planned_set.missing)
     made = MadeShards()
-    with Progress(title, sum(shard.rows for _, shard in missing.values()), "texts") as progress:
+    with Progress(title, texts, "texts") as progress:
 
         def reached(besides: float = 0.0) -> None:
             done = sum(report.entry.rows + len(report.facts.skipped) for report in made.reports.values())
@@ -125,40 +127,48 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
             for line in result.notes:
                 progress.note(line)
             for address, report in result.reports.items():
-                missing[address][0].reports[address] = report
+                owners[address].reports[address] = report
             made.reports.update(result.reports)
             made.failures.update(result.failures)
             reached()
 
-        # Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
-        work = {address: (shard, owner.rows_of(shard)) for address, (owner, shard) in missing.items()}
         if placement.kind == "stream":
-            sweeps = plan_sweeps([shard for planned_set in sets for shard in planned_set.shards], size.actors)
-            tasks = [
-                Task(f"sweep {key}", SweepTask(key, [work[address] for address in work if address in share]))
-                for key, share in sweeps.items()
-                if share & set(work)
-            ]
             outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=reached)
         else:
-            tasks = [Task(name, (shard, rows), rows["text"].nbytes) for name, (shard, rows) in work.items()]
             outcome = run_tasks(HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS)
     failures = made.failures | outcome.failures
     if failures:
         name, reason = next(iter(failures.items()))
         raise RunError(
-            f"{sum(len(planned_set.missing) for planned_set in sets)} of {len(missing)} shards failed "
+            f"{sum(len(planned_set.missing) for planned_set in sets)} of {len(owners)} shards failed "
             f"({name}: {reason}); run the same command again to try only these"
         )
     throughput = _throughput(made, began, outcome, size, placement)
     for planned_set in sets:
         clean(planned_set.out)
-        tokens = sum(
-            report.facts.tokens
-            for address, report in made.reports.items()
-            if missing[address][0] is planned_set
-        )
+        of_set = [report for address, report in made.reports.items() if owners[address] is planned_set]
+        tokens = sum(report.facts.tokens for report in of_set)
         planned_set.throughput = Throughput(tokens=tokens, **throughput)
+
+
+def _tasks(sets: list[PlannedSet], sweeps: int | None) -> list[Task]:
+    """The missing shards: each by itself, or shared out over so many sweeps.
+
+    Texts travel with their shard: an actor's own arguments must not depend on a node that may be lost.
+    """
+    work = {
+        shard.address: (shard, planned_set.rows_of(shard))
+        for planned_set in sets
+        for shard in planned_set.missing
+    }
+    if sweeps is None:
+        return [Task(name, (shard, rows), rows["text"].nbytes) for name, (shard, rows) in work.items()]
+    shares = plan_sweeps([shard for planned_set in sets for shard in planned_set.shards], sweeps)
+    return [
+        Task(f"sweep {key}", SweepTask(key, [work[address] for address in work if address in share]))
+        for key, share in shares.items()
+        if share & set(work)
+    ]
 
 
 def _throughput(

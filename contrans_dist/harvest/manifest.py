@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.console import note, without_credentials
-from contrans_dist.data.texts import table_hash
+from contrans_dist.data.table_hash import table_hash
 from contrans_dist.harvest.shards import HarvestSpec, ShardReport
 from contrans_dist.models import ModelFacts, around
 from contrans_dist.store import schema
@@ -109,8 +109,10 @@ def manifest_of(
 
 def _entry(report: ShardReport, fingerprint: str) -> ShardEntry:
     """What the manifest of the set of this fingerprint says of the shard."""
-    own = report.facts.fingerprint
-    return report.entry if own == fingerprint else report.entry.model_copy(update={"fingerprint": own})
+    made_as = report.facts.fingerprint
+    if made_as == fingerprint:
+        return report.entry
+    return report.entry.model_copy(update={"fingerprint": made_as})
 
 
 def warn(manifest: Manifest, out: Location) -> None:

@@ -9,9 +9,9 @@ from contrans_dist.config.limits import SHARDS, check_size
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import of_each
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.harvest.growing import Request, shards_in
 from contrans_dist.harvest.left_out import check_left_out
 from contrans_dist.harvest.manifest import manifest_of, warn
+from contrans_dist.harvest.request import Request, shards_in
 from contrans_dist.harvest.shard_files import check_shard, read_norms, shard_identity
 from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
 from contrans_dist.store import schema

@@ -19,7 +19,9 @@ from contrans_dist.config import (
     fingerprint,
 )
 from contrans_dist.data.corpus import prepare_corpus
-from contrans_dist.data.texts import frames, read_texts, table_hash, template_fields, text_table
+from contrans_dist.data.table_hash import table_hash
+from contrans_dist.data.templates import frames, template_fields
+from contrans_dist.data.texts import read_texts, text_table
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.block_search import harvested_blocks
 from contrans_dist.evaluation.conditions import further_sources

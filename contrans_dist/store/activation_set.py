@@ -35,8 +35,12 @@ class ActivationSet:
 
     @classmethod
     def open(cls, location: "Location | str") -> "ActivationSet":
-        """Raises UserError when there is no complete set at `location`, or one that is not what its manifest
-        says: sizes and footers of all its shards are held against it. Their pages are checked when read."""
+        """Open a set. Sizes and footers of all its shards are held against its manifest; pages are checked
+        when they are read.
+
+        Raises:
+            UserError: When there is no complete set at `location`, or one that is not what its manifest says.
+        """
         location = Location.parse(location)
         manifest = location / schema.MANIFEST
         if not manifest.exists():
@@ -142,9 +146,18 @@ class ActivationSet:
             yield table
 
     def read_block(self, block: int, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows `start` to `stop` (exclusive, input order) at one block: float32 `[rows, d]`.
+        """A block's activations.
 
-        Raises UserError when the block was not harvested.
+        Args:
+            block: Decoder block, counted from 0.
+            start: First row, in input order, of those that are here.
+            stop: One past the last; None reads to the end.
+
+        Returns:
+            float32 `[rows, d]`.
+
+        Raises:
+            UserError: When the block was not harvested, or a shard is damaged.
         """
         if block not in self.blocks:
             raise UserError(f"{self.location}: block {block} was not harvested; it holds {self.blocks}")
@@ -154,7 +167,11 @@ class ActivationSet:
         return np.concatenate(parts) if parts else np.empty((0, self.d), np.float32)
 
     def read_columns(self, names: list[str], start: int = 0, stop: int | None = None) -> pa.Table:
-        """Columns that are not activations, in input order. Raises UserError for a name that is not there."""
+        """Columns that are not activations, in input order; `start` and `stop` as of `read_block`.
+
+        Raises:
+            UserError: For a name that is not there.
+        """
         missing = [name for name in names if name not in self.columns]
         if missing:
             raise UserError(f"{self.location}: no column {missing[0]!r}; it holds {', '.join(self.columns)}")

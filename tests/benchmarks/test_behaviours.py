@@ -13,7 +13,7 @@ from transformers import ByT5Tokenizer
 from contrans_dist.benchmarks import Benchmark
 from contrans_dist.benchmarks.behaviours import BehaviourBenchmark, BehaviourEvaluation
 from contrans_dist.config.recipe import load_recipe
-from contrans_dist.data.texts import prompts
+from contrans_dist.data.templates import prompts
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, load_model, wrap_model

@@ -25,7 +25,9 @@ from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark, TruthfulQAE
 from contrans_dist.config.recipe import load_recipe, runs_of
 from contrans_dist.data.contamination import overlap, unit_hash, unit_hashes
 from contrans_dist.data.corpus import prepare_corpus
-from contrans_dist.data.texts import prompts, read_texts, table_hash, template_fields, text_table
+from contrans_dist.data.table_hash import table_hash
+from contrans_dist.data.templates import prompts, template_fields
+from contrans_dist.data.texts import read_texts, text_table
 from contrans_dist.errors import UserError
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location

@@ -16,7 +16,9 @@ import pytest
 
 from contrans_dist.config import limits
 from contrans_dist.data import text_files as textfiles
-from contrans_dist.data.texts import prompts, read_texts, records, table_hash, template_fields, text_table
+from contrans_dist.data.table_hash import table_hash
+from contrans_dist.data.templates import prompts, template_fields
+from contrans_dist.data.texts import read_texts, records, text_table
 from contrans_dist.errors import UserError
 
 ONE = b'{"text": "one"'

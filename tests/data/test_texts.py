@@ -14,7 +14,8 @@ import pytest
 
 from contrans_dist.data.contamination import leak_report, overlap, unit_hashes
 from contrans_dist.data.corpus import cut_after, cut_end, cut_random, prepare_corpus
-from contrans_dist.data.texts import frames, prompts, read_texts, text_table
+from contrans_dist.data.templates import frames, prompts
+from contrans_dist.data.texts import read_texts, text_table
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store.location import Location
 from contrans_dist.store.patience import briefly

@@ -268,7 +268,7 @@ def test_other_settings_and_other_prompts_are_refused_though_texts_were_appended
     assert cli(*command(model, texts, out, "--position", "-2"), monkeypatch=monkeypatch) == 2
     assert "position: found 'last', asked for -2" in capsys.readouterr().err
     monkeypatch.setattr(
-        "contrans_dist.harvest.growing.prompts", lambda table, _: [f"{x}!" for x in table["text"]]
+        "contrans_dist.harvest.request.prompts", lambda table, _: [f"{x}!" for x in table["text"]]
     )
     assert cli(*command(model, texts, out), monkeypatch=monkeypatch) == 2
     assert f"prompts: those of the same {OLD} texts were others" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from contrans_dist.harvest.driver import HarvestJob, harvest, harvest_sets
 from contrans_dist.harvest.shards import HarvestSpec, plan_shards
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
+from contrans_dist.store.results import plain
 from tests.inprocess import ray_here
 from tests.tiny import CONTEXT, save_tiny
 from tests.truth import block_rows, by_transformers, read_all
@@ -121,6 +122,8 @@ def test_rows_and_manifest(made: Path, model: str, texts: str) -> None:
     found = ActivationSet.open(str(made))
     np.testing.assert_array_equal(found.read_block(1, 5, 99), block_rows(frame)[5:99, 1])
     manifest = manifest_of(made)
+    assert plain(found.manifest) == manifest
+    assert found.manifest.identity.fingerprint == manifest["fingerprint"]
     assert manifest["format"] == 1
     assert manifest["kind"] == "activations"
     assert (manifest["rows"], manifest["d"], manifest["n_blocks"]) == (N_TEXTS, D, N_BLOCKS)

@@ -9,7 +9,7 @@ import pytest
 from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
 from contrans_dist.config import MapSettings, Recipe
-from contrans_dist.data.texts import prompts
+from contrans_dist.data.templates import prompts
 from contrans_dist.errors import UserError
 from contrans_dist.pipeline.inputs import RecipeTexts, captures
 

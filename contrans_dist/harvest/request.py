@@ -1,7 +1,8 @@
-"""Sets that grow: texts appended behind those that a set is of are harvested alone.
+"""What a harvest is asked for, and whether what its folder holds can stay.
 
-A set that has grown was harvested in parts. The shards of each keep the identity under which they were made,
-which is that of the set as it was then; the identity of the whole lists in `earlier` what was another in it.
+Texts appended behind those that a set is of are harvested alone, so a set that has grown was harvested in
+parts. The shards of each keep the identity under which they were made, which is that of the set as it was
+then; the identity of the whole lists in `earlier` what was another in it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,8 @@ import pyarrow as pa
 from contrans_dist.config import CaptureSettings, ModelSettings, differing
 from contrans_dist.config.limits import CHUNKS, SHARDS, check_size
 from contrans_dist.data.table_hash import python_values, table_hash
-from contrans_dist.data.texts import prompts, template_fields, texts_hash
+from contrans_dist.data.templates import prompts, template_fields
+from contrans_dist.data.texts import texts_hash
 from contrans_dist.errors import UserError
 from contrans_dist.harvest.left_out import place_of
 from contrans_dist.harvest.manifest import identity_of
