@@ -1,9 +1,18 @@
 """A map's part of the page: its fit, and the heat maps by block pair."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from contrans_dist.evaluation.analysis import BlockTable, MapSummary, block_rows, number, strength_text
+from contrans_dist.benchmarks import Metric, metric_of
+from contrans_dist.evaluation.analysis import (
+    BlockTable,
+    Evaluation,
+    MapSummary,
+    block_rows,
+    number,
+    strength_text,
+)
 from contrans_dist.report.heatmaps import grid_figure
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table
 
@@ -21,15 +30,19 @@ class MapView:
     candidates: Table | None
 
 
-def map_view(summary: MapSummary, studio: Studio) -> MapView:
-    """One map: what is known of its fit, heat maps by block pair, and the pairs that were tried."""
+def map_view(summary: MapSummary, evaluations: Sequence[Evaluation], studio: Studio) -> MapView:
+    """One map: what is known of its fit, heat maps by block pair, and the pairs that were tried.
+
+    `evaluations`: of the run, which tell how the metric is read that the pair was chosen by.
+    """
+    kind = _criterion(summary, evaluations)
+    tried, choice = summary.candidates(kind.higher), summary.choice(kind.higher)
     drawings = []
     if _drawable(summary.r2):
-        drawings.append(_grid(summary, summary.r2, "r2", "R² on held-out rows", _R2_CAPTION, studio))
-    if _drawable(summary.choice):
-        drawings.append(
-            _grid(summary, summary.choice, "score", "Score on validation scenarios", _CHOICE_CAPTION, studio)
-        )
+        drawings.append(_grid(summary, summary.r2, "r2", "R² on held-out rows", _R2_CAPTION, False, studio))
+    if _drawable(choice):
+        title = f"{kind.title} on validation scenarios"
+        drawings.append(_grid(summary, choice, "score", title, _CHOICE_CAPTION, kind.percent, studio))
     blocks = f"{summary.chosen[0]} → {summary.chosen[1]}" if summary.chosen else ""
     facts = [("Protocol", summary.header.protocol), ("Blocks", blocks)]
     for key, title in (
@@ -42,15 +55,27 @@ def map_view(summary: MapSummary, studio: Studio) -> MapView:
         if value is not None:
             facts.append((title, f"{value:.3g}" if isinstance(value, float) else str(value)))
     candidates = None
-    if summary.candidates:
+    if tried:
         rows = [
-            [Cell(f"{c.source} → {c.target}"), Cell(strength_text(c.strength)),
-             Cell(number(c.score, True, 1))]
-            for c in summary.candidates[:10]
-        ]  # fmt: skip
-        caption = f"The best {len(rows)} of {len(summary.candidates)} candidates on the validation scenarios."
-        candidates = Table(["Blocks", "Strength", "Score"], rows, caption, compact=True)
+            [
+                Cell(f"{pair.source} → {pair.target}"),
+                Cell(strength_text(pair.strength)),
+                Cell(number(pair.score, kind.percent, 1 if kind.percent else 2)),
+            ]
+            for pair in tried[:10]
+        ]
+        caption = f"The best {len(rows)} of {len(tried)} candidates on the validation scenarios."
+        candidates = Table(["Blocks", "Strength", kind.title], rows, caption, compact=True)
     return MapView(summary.name, [fact for fact in facts if fact[1]], drawings, candidates)
+
+
+def _criterion(summary: MapSummary, evaluations: Sequence[Evaluation]) -> Metric:
+    """How the metric is read that the pair was chosen by."""
+    name = summary.criterion
+    if not name:
+        return Metric("score", "Score")
+    metrics = (evaluation.metric(name) for evaluation in evaluations if name in evaluation.metrics)
+    return next(metrics, metric_of(name))
 
 
 def _drawable(grid: BlockTable | None) -> TypeGuard[BlockTable]:
@@ -59,12 +84,12 @@ def _drawable(grid: BlockTable | None) -> TypeGuard[BlockTable]:
 
 
 def _grid(
-    summary: MapSummary, grid: BlockTable, key: str, title: str, caption: str, studio: Studio
+    summary: MapSummary, grid: BlockTable, key: str, title: str, caption: str, percent: bool, studio: Studio
 ) -> Drawing:
     framed = " Framed: the pair that is used." if summary.chosen else ""
     return studio.draw(
         ("map", summary.name, key),
-        lambda: grid_figure(grid, title, summary.chosen, as_percent=key == "score"),
+        lambda: grid_figure(grid, title, summary.chosen, percent),
         block_rows(grid, key),
         caption + framed,
     )

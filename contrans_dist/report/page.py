@@ -63,7 +63,7 @@ def build_page(run: Run, studio: Studio) -> Page:
         paper=paper_table(run.published)
         if run.published and not run.published.has_any(evaluation.name for evaluation in run.evaluations)
         else None,
-        maps=[map_view(summary, studio) for summary in run.maps],
+        maps=[map_view(summary, run.evaluations, studio) for summary in run.maps],
         norms=norms_drawing(run, studio),
         harvests=harvest_table(run.harvests) if run.harvests else None,
         facts=_facts(run),

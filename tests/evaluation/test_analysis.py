@@ -186,13 +186,12 @@ def test_main_condition_without_a_vector(tmp_path: Path) -> None:
 
 def test_map_header(run) -> None:
     found = run.main_map
+    choice = some(found.choice())
     assert found.chosen == PAIR
     assert found.pair.r2_test == 0.65
     assert found.r2.values[2][3] == pytest.approx(0.5)
     assert found.r2.values[0][0] is None
-    assert found.choice.values[found.choice.source.index(3)][found.choice.target.index(4)] == pytest.approx(
-        0.8
-    )
+    assert choice.values[choice.source.index(3)][choice.target.index(4)] == pytest.approx(0.8)
     table = block_rows(found.r2, "r2")
     assert table.num_rows == 4 * 6
     assert table["r2"].null_count == 1

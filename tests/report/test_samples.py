@@ -6,10 +6,12 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from contrans_dist.evaluation.analysis import Verdict, judge, read_evaluation, read_run
+from contrans_dist.evaluation.analysis import MapSummary, Verdict, judge, read_evaluation, read_run
+from contrans_dist.mapping.map_header import MapHeader
 from contrans_dist.report.answers import answers_table, token_table
 from contrans_dist.report.examples import examples_of
-from contrans_dist.report.parts import Table
+from contrans_dist.report.maps import map_view
+from contrans_dist.report.parts import Studio, Table
 from contrans_dist.report.pictures import concept_states, picture, read_vectors
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
@@ -118,3 +120,26 @@ def test_no_picture_without_concepts_or_block(tmp_path: Path) -> None:
         Location.parse(write_activations(tmp_path / "b", TARGET, "m", CONCEPTS))
     )
     assert concept_states(with_concepts, 99) is None
+
+
+@pytest.mark.parametrize(
+    ("criterion", "head", "best"),
+    [
+        ("toxic_share", "Share of toxic continuations", ["1 → 2", "1", "10.0 %"]),
+        ("token_acc_negative", "Token Acc on negative scenarios", ["0 → 2", "2", "90.0 %"]),
+        ("loss", "loss", ["0 → 2", "2", "0.90"]),
+    ],
+)
+def test_pairs_that_were_tried_are_read_by_the_metric_that_chose_them(
+    criterion: str, head: str, best: list[str]
+) -> None:
+    tried = [{"source": 0, "target": 2, "strength": 2, "score": 0.9},
+             {"source": 1, "target": 2, "strength": 1, "score": 0.1}]  # fmt: skip
+    pair = {"source": 1, "target": 2, "side": "d", "n_fit": 8, "rank": 4}
+    selection = {"criterion": criterion, "candidates": tried, "chosen": [1, 2]}
+    header = MapHeader.model_validate(
+        {"protocol": "default", "source_model": "a", "target_model": "b", "n_target_blocks": 4,
+         "pairs": [pair], "selection": selection}
+    )  # fmt: skip
+    table = map_view(MapSummary("corpus", header), [], Studio()).candidates
+    assert (some(table).head[2], texts(table)[0]) == (head, best)

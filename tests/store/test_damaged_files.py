@@ -14,10 +14,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.analysis import frequent_answers, read_evaluation, read_examples, read_run
+from contrans_dist.evaluation.analysis import Evaluation, judge, read_evaluation, read_run
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.pipeline.status import artefact_facts, status_of
 from contrans_dist.report import write_report
+from contrans_dist.report.answers import answers_table
+from contrans_dist.report.examples import examples_of
+from contrans_dist.report.parts import Table
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import RunFile
 from contrans_dist.vectors.concept_vector import ConceptVector
@@ -468,6 +471,13 @@ def test_common_activations_are_still_found(folder: Path) -> None:
     assert "<h2>Harvests</h2>" in (folder / "report.html").read_text()
 
 
+def answers(evaluation: Evaluation) -> Table | None:
+    """As the page shows them at strength 1."""
+    verdict = judge(evaluation, evaluation.metrics[0], 1.0)
+    assert verdict is not None
+    return answers_table(evaluation, verdict)
+
+
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
@@ -483,7 +493,7 @@ def test_rows_of_another_form(column: str, values: list[Any], said: str, folder:
     place = table.schema.get_field_index(column)
     pq.write_table(table.set_column(place, column, pa.array(values * table.num_rows)), path)
     evaluation = read_evaluation(Location.parse(path.parent))
-    refused(lambda: frequent_answers(evaluation, "vector", 1.0), f"results.parquet: {said}")
+    refused(lambda: answers(evaluation), f"results.parquet: {said}")
 
 
 def test_rows_with_gaps_and_without_columns(folder: Path) -> None:
@@ -495,10 +505,14 @@ def test_rows_with_gaps_and_without_columns(folder: Path) -> None:
         row["strength"] = float("nan") if i % 5 == 0 else row["strength"]
     pq.write_table(pa.Table.from_pylist(rows), path)
     evaluation = read_evaluation(Location.parse(path.parent))
-    assert {row.concept for row in frequent_answers(evaluation, "vector", 1.0)} == {"anger", "fear"}
+    table = answers(evaluation)
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["anger", "fear"]
     pq.write_table(pa.Table.from_pylist(rows).select(["concept"]), path)
-    assert frequent_answers(evaluation, "vector", 1.0) == []
-    assert read_examples(evaluation, {"vector": 1.0}) == []
+    assert answers(evaluation) is None
+    verdict = judge(evaluation, evaluation.metrics[0], 1.0)
+    assert verdict is not None
+    assert examples_of(evaluation, verdict) == []
 
 
 def test_rows_that_expand_beyond_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,7 +524,7 @@ def test_rows_that_expand_beyond_the_limit(folder: Path, monkeypatch: pytest.Mon
     assert path.stat().st_size < 200_000
     monkeypatch.setattr("contrans_dist.store.tables.RESULT_BYTES", 10 << 20)
     evaluation = read_evaluation(Location.parse(path.parent))
-    refused(lambda: frequent_answers(evaluation, "vector", 1.0), "results.parquet: ", "expected at most")
+    refused(lambda: answers(evaluation), "results.parquet: ", "expected at most")
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -11,16 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.analysis import (
-    frequent_answers,
-    read_evaluation,
-    read_examples,
-    read_map,
-    read_tokens,
-)
+from contrans_dist.evaluation.analysis import judge, read_evaluation, read_map
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.pipeline.status import artefact_facts, status_of
 from contrans_dist.report import write_report
+from contrans_dist.report.answers import answers_table, token_table
+from contrans_dist.report.examples import examples_of
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.mapping.test_map_set import fitted, vector
@@ -186,10 +182,12 @@ def _rows(data: bytes, folder: Path) -> None:
     for name in ("results.parquet", "examples.parquet", "tokens.parquet"):
         (folder / name).write_bytes(data)
     evaluation = read_evaluation(Location.parse(folder))
+    verdict = judge(evaluation, evaluation.metrics[0])
+    assert verdict is not None
     may_refuse(
-        lambda: frequent_answers(evaluation, "vector", 1.0),
-        lambda: read_examples(evaluation, {"vector": 1.0}),
-        lambda: read_tokens(evaluation, "vector", 1.0),
+        lambda: answers_table(evaluation, verdict),
+        lambda: examples_of(evaluation, verdict),
+        lambda: token_table(evaluation, verdict),
     )
 
 

@@ -2,7 +2,7 @@
 
 from contrans_dist.evaluation.analysis.maps import BlockTable, MapSummary, block_rows, read_map
 from contrans_dist.evaluation.analysis.names import number, strength_text
-from contrans_dist.evaluation.analysis.points import Point, best_point, main_condition
+from contrans_dist.evaluation.analysis.points import best_point, main_condition
 from contrans_dist.evaluation.analysis.published import Beside, Figures, Published, beside, companion_scores
 from contrans_dist.evaluation.analysis.run import (
     Run,
@@ -13,12 +13,12 @@ from contrans_dist.evaluation.analysis.run import (
     runs_of,
     sweep_of,
 )
-from contrans_dist.evaluation.analysis.scores import Evaluation, Reported, read_evaluation, score_table
+from contrans_dist.evaluation.analysis.scores import Evaluation, read_evaluation, score_table
 from contrans_dist.evaluation.analysis.verdict import Rival, Verdict, judge, rule, sentence
 
 __all__ = [
-    "Beside", "BlockTable", "Evaluation", "Figures", "MapSummary", "Point", "Published", "Reported", "Rival",
-    "Run", "Verdict", "beside", "best_point", "block_rows", "companion_scores", "companions_of", "judge",
-    "left_out", "main_condition", "number", "read_evaluation", "read_in_run", "read_map", "read_run", "rule",
-    "runs_of", "score_table", "sentence", "strength_text", "sweep_of",
+    "Beside", "BlockTable", "Evaluation", "Figures", "MapSummary", "Published", "Rival", "Run", "Verdict",
+    "beside", "best_point", "block_rows", "companion_scores", "companions_of", "judge", "left_out",
+    "main_condition", "number", "read_evaluation", "read_in_run", "read_map", "read_run", "rule", "runs_of",
+    "score_table", "sentence", "strength_text", "sweep_of",
 ]  # fmt: skip

@@ -30,20 +30,25 @@ class MapSummary:
         return (pairs[0].source, pairs[0].target) if len(pairs) == 1 else None
 
     @property
-    def candidates(self) -> list[TriedPair]:
-        """Block pairs and strengths tried on the validation scenarios, best score first."""
-        tried = self.header.selection.candidates if self.header.selection else []
-        return sorted(tried, key=lambda candidate: -candidate.score)
+    def criterion(self) -> str:
+        """The metric that the pair was chosen by; empty where none says."""
+        return self.header.selection.criterion if self.header.selection else ""
 
-    @property
-    def choice(self) -> BlockTable | None:
+    def candidates(self, higher: bool = True) -> list[TriedPair]:
+        """Block pairs and strengths tried on the validation scenarios, best score first; `higher`: whether
+        more is better."""
+        tried = self.header.selection.candidates if self.header.selection else []
+        return sorted(tried, key=lambda candidate: -candidate.score if higher else candidate.score)
+
+    def choice(self, higher: bool = True) -> BlockTable | None:
         """Best validation score of each block pair that was tried."""
-        if not self.candidates:
+        candidates = self.candidates(higher)
+        if not candidates:
             return None
-        source = sorted({tried.source for tried in self.candidates})
-        target = sorted({tried.target for tried in self.candidates})
+        source = sorted({tried.source for tried in candidates})
+        target = sorted({tried.target for tried in candidates})
         best = np.full((len(source), len(target)), np.nan)
-        for tried in reversed(self.candidates):
+        for tried in reversed(candidates):
             best[source.index(tried.source), target.index(tried.target)] = tried.score
         return BlockTable.of(source, target, best)
 

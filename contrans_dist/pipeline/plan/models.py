@@ -101,16 +101,16 @@ class PlannedModel:
         """Bytes that it takes, up to a block."""
         return needs(self.up_to(highest, head), self.settings, batch_tokens)
 
-    def loaded(self) -> nn.Module:
+    def loaded(self) -> LanguageModel:
         """It on this machine, without a head."""
-        return load_model(self.name, **self.settings.model_dump(exclude={"id"})).decoder
+        return load_model(self.name, **self.settings.model_dump(exclude={"id"}), head=False)
 
-    def made(self, n_blocks: int) -> nn.Module:
+    def made(self, n_blocks: int) -> LanguageModel:
         """One of its kind, of so many blocks and without a head, with random weights."""
         described = self.up_to(None, False)
         config = deepcopy(described.config)
         config.get_text_config().num_hidden_layers = n_blocks
-        return described.whole(config)
+        return wrap_model(described.whole(config).requires_grad_(False).eval(), self.lm.tokenizer)
 
     def _tokenizer(self, described: Described) -> Any:
         files = described.files
@@ -149,4 +149,4 @@ class PlannedJudge:
         config = deepcopy(self.config)
         config.num_hidden_layers = n_blocks
         made: nn.Module = AutoModelForSequenceClassification.from_config(config)
-        return made
+        return made.requires_grad_(False).eval()

@@ -4,15 +4,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import mean
 
+import numpy as np
 import torch
 from torch import nn
 
-from contrans_dist.models import DTYPES
+from contrans_dist.engine.capture import capture_ids
+from contrans_dist.models import DTYPES, LanguageModel
 from contrans_dist.models.devices import host_memory
+from contrans_dist.pipeline.plan.costs import Ids, captured
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 from contrans_dist.pipeline.plan.stages import Stage
 
@@ -90,48 +92,70 @@ class _Sample:
 
     def __init__(self, model: PlannedModel | PlannedJudge, whole: bool) -> None:
         self.n_blocks = model.n_blocks if whole else _SAMPLE_BLOCKS
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        made = model.loaded() if whole else _of_dtype(DTYPES[model.dtype], device, model)
-        self.model = made.eval()
-        self._known: dict[tuple[int, int, int], float] = {}
+        self.model = model.loaded() if whole else _with_random_weights(model)
+        self._known: dict[tuple[str | int, ...], float] = {}
 
     def rates(self, stage: Stage) -> tuple[float, float]:
         """Seconds for a token and block of a stage's passes over texts, and of those over one new token of
         each text."""
-        cost, actors = stage.cost, stage.actors
-        length = max(1, round(mean(map(len, stage.sample[:_SAMPLE_TOKENS]))))
-        rows = min(len(stage.sample), max(1, actors.batch(_SAMPLE_TOKENS) // length))
+        cost, threads = stage.cost, stage.actors.threads
         batch = round(cost.later / cost.steps) if cost.steps else 0
-        one_by_one = self._seconds(actors.threads, batch, 1) if batch else 0.0
-        return self._seconds(actors.threads, rows, length), one_by_one
+        one_by_one = self._of_batch(threads, batch, 1) if batch else 0.0
+        if not isinstance(self.model, LanguageModel):
+            length = len(stage.sample[0])
+            rows = min(len(stage.sample), max(1, _SAMPLE_TOKENS // length))
+            return self._of_batch(threads, rows, length), one_by_one
+        return self._of_texts(self.model, threads, stage.sample), one_by_one
 
-    def _seconds(self, threads: int, rows: int, length: int) -> float:
-        """For a token and block of a batch: the best of a few passes, as a pause of the machine is not its
-        speed."""
-        key = threads, rows, length
+    def _of_texts(self, lm: LanguageModel, threads: int, sample: Sequence[Ids]) -> float:
+        """Measured on the first texts, as the engine runs them."""
+        ends = np.cumsum([len(text) for text in sample])
+        count = max(1, int(np.searchsorted(ends, _SAMPLE_TOKENS)))
+        key = "texts", threads, count, int(ends[count - 1]).bit_length()
         if key not in self._known:
-            device = next(self.model.parameters()).device
-            ids = torch.ones((rows, length), dtype=torch.int64, device=device)
-            taken: list[float] = []
-            with _threads(threads), torch.inference_mode():
-                while len(taken) < 2 or sum(taken) < _LEAST_SECONDS:
-                    started = time.perf_counter()
-                    outputs = self.model(input_ids=ids, attention_mask=torch.ones_like(ids))
-                    outputs[0].cpu()
-                    taken.append(time.perf_counter() - started)
-            self._known[key] = min(taken) / (rows * length * self.n_blocks)
+            vocabulary, top = int(lm.config.vocab_size), self.n_blocks - 1
+            ids = [[token % vocabulary for token in text] for text in sample[:count]]
+            most = lm.largest_batch(_SAMPLE_TOKENS)
+            cost = captured(lm, ids, [len(text) - 1 for text in ids], True, top, most)
+            taken = _seconds(threads, lambda: capture_ids(lm, ids, [top]))
+            self._known[key] = taken / cost.over_texts(self.n_blocks, 0.0)
+        return self._known[key]
+
+    def _of_batch(self, threads: int, rows: int, length: int) -> float:
+        """Measured on one pass over so many texts of one length."""
+        key = "batch", threads, rows, length
+        if key not in self._known:
+            module = self.model.decoder if isinstance(self.model, LanguageModel) else self.model
+            ids = torch.ones((rows, length), dtype=torch.int64, device=next(module.parameters()).device)
+
+            def run() -> None:
+                with torch.inference_mode():
+                    module(input_ids=ids, attention_mask=torch.ones_like(ids))[0].cpu()
+
+            self._known[key] = _seconds(threads, run) / (rows * length * self.n_blocks)
         return self._known[key]
 
 
-def _of_dtype(dtype: torch.dtype, device: str, model: PlannedModel | PlannedJudge) -> nn.Module:
-    """The lowest blocks of a model, with random weights."""
+def _with_random_weights(model: PlannedModel | PlannedJudge) -> LanguageModel | nn.Module:
+    """Its lowest blocks."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(DTYPES[model.dtype])
     try:
-        with torch.device(device):
-            return model.made(_SAMPLE_BLOCKS).requires_grad_(False)
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            return model.made(_SAMPLE_BLOCKS)
     finally:
         torch.set_default_dtype(before)
+
+
+def _seconds(threads: int, work: Callable[[], object]) -> float:
+    """Of the best of a few calls with so many threads: a pause of the machine is not its speed."""
+    taken: list[float] = []
+    with _threads(threads):
+        while len(taken) < 2 or sum(taken) < _LEAST_SECONDS:
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+    return min(taken)
 
 
 @contextmanager
