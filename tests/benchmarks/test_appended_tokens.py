@@ -128,7 +128,7 @@ def _without(row: dict[str, Any], names: set[str]) -> str:
 
 
 def test_single_prompts_are_continued_and_compared_alike(pair: tuple[LanguageModel, LanguageModel]) -> None:
-    probe = Probe("joy", "vector", 3.0, VECTOR, ITEMS[:2], [item.prompt for item in ITEMS])
+    probe = Probe("joy", "vector", 3.0, VECTOR, ITEMS[:2], ["", ""], [item.prompt for item in ITEMS])
     expected, found = (probe.on(cast(SystemActor, SimpleNamespace(lm=lm)), None) for lm in pair)
     assert found == expected
     examples, tokens = found
