@@ -45,7 +45,7 @@ class Probe:
     condition: str
     strength: float
     rows: dict[int, NDArray[np.float32]]
-    examples: list[ScoredItem]
+    examples: Sequence[ScoredItem]
     """Items that are continued."""
     kinds: list[str]
     """Which kind of item each of them is."""

@@ -115,9 +115,9 @@ def test_a_benchmark_gives_the_same_rows(
     benchmark: Benchmark, pair: tuple[LanguageModel, LanguageModel]
 ) -> None:
     items = benchmark.items()
-    expected, scored = (benchmark.score(lm, items, SWEEP).to_pylist() for lm in pair)
-    assert len(scored) >= 2 * len(items) > 0
-    assert scored == expected
+    expected, found = (benchmark.score(lm, items, SWEEP).to_pylist() for lm in pair)
+    assert len(found) >= 2 * len(items) > 0
+    assert found == expected
     base, steered = expected[: len(items)], expected[-len(items) :]
     strip = {"condition", "strength", "block"}
     assert [_without(row, strip) for row in base] != [_without(row, strip) for row in steered]
@@ -128,10 +128,10 @@ def _without(row: dict[str, Any], names: set[str]) -> str:
 
 
 def test_single_prompts_are_continued_and_compared_alike(pair: tuple[LanguageModel, LanguageModel]) -> None:
-    probe = Probe("joy", "vector", 3.0, VECTOR, [*ITEMS[:2]], ["toxic"] * 2, [item.prompt for item in ITEMS])
-    expected, probed = (probe.on(cast(SystemActor, SimpleNamespace(lm=lm)), None) for lm in pair)
-    assert probed == expected
-    examples, tokens = probed
+    probe = Probe("joy", "vector", 3.0, VECTOR, ITEMS[:2], ["", ""], [item.prompt for item in ITEMS])
+    expected, found = (probe.on(cast(SystemActor, SimpleNamespace(lm=lm)), None) for lm in pair)
+    assert found == expected
+    examples, tokens = found
     assert len(examples) == 4
     assert any(row.continuation for row in examples)
     assert len(tokens) > 4
