@@ -17,7 +17,7 @@ from contrans_dist.cli import planning, reducing, runs, stages, steered
 from contrans_dist.cli.usage import run_command
 from contrans_dist.config.limits import VARIABLE
 from contrans_dist.console import shown
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.store.provenance import versions
 
 _INTERRUPTED = 130
@@ -131,9 +131,10 @@ def _told(work: Callable[[], Any]) -> None:
     except BrokenPipeError as error:
         _fail(error, 1, "")
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         _fail(
-            error, 1, f"unexpected {type(error).__name__}: {reason} (CONTRANS_DEBUG=1 shows where it arose)"
+            error,
+            1,
+            f"unexpected {type(error).__name__}: {one_line(error)} (CONTRANS_DEBUG=1 shows where it arose)",
         )
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from contrans_dist.config.characters import check_whole
 from contrans_dist.config.limits import RECIPE_BYTES, RECIPE_NODES, check_size
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, one_line
 
 _DEEPEST = 64
 _TOO_DEEP = f"more than {_DEEPEST} levels"
@@ -50,7 +50,7 @@ def parse_yaml(data: bytes, where: str, expected: str = "YAML") -> Any:
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         # Not only its own errors: what is no date or no number makes the library raise whatever comes.
-        raise UserError(f"{where}: expected {expected} ({' '.join(str(error).split())[:300]})") from error
+        raise UserError(f"{where}: expected {expected} ({one_line(error)})") from error
 
 
 def _nodes(node: yaml.Node, where: str, counted: dict[int, tuple[int, int]]) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Files of texts by others: lines, JSON and Parquet, within limits that hold while they are read."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from contrans_dist.config.characters import check_whole
 from contrans_dist.config.limits import (
     CELLS,
     COLUMNS,
@@ -22,6 +20,7 @@ from contrans_dist.config.limits import (
     raised,
 )
 from contrans_dist.errors import UserError, one_line
+from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
 from contrans_dist.store.unpacked import unpacked_bytes
 
@@ -106,33 +105,12 @@ def read_document(location: Location) -> str:
     return text
 
 
-def parse_json(data: bytes | str, where: str, expected: str = "JSON") -> Any:
-    """JSON of whole characters. Raises UserError, also for a key that is there twice and endless nesting."""
-    try:
-        content = json.loads(data, object_pairs_hook=_distinct)
-    except RecursionError as error:
-        raise UserError(f"{where}: expected {expected}, found lists in lists without end") from error
-    except ValueError as error:
-        raise UserError(f"{where}: expected {expected} ({one_line(error)})") from error
-    if isinstance(data, bytes) or "\\u" in data:
-        check_whole(json.dumps(content, ensure_ascii=False), where)
-    return content
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {name!r} is there twice")
-    return content
-
-
 def read_json(location: Location) -> Any:
     """A whole file of JSON. Raises UserError as `parse_json`, and for a file that is too large."""
     with opened(location) as stream:
         check_size(str(location), stream.size(), JSON_BYTES)
         data = stream.read(raised(JSON_BYTES))
-    return parse_json(data, str(location))
+    return parse_json(data, str(location), finite=False)
 
 
 def read_json_lines(location: Location) -> tuple[dict[str, list[Any]], list[int]]:
@@ -144,7 +122,7 @@ def read_json_lines(location: Location) -> tuple[dict[str, list[Any]], list[int]
     numbers: list[int] = []
     for number, line in lines(location):
         where = f"{location}, line {number}"
-        record = parse_json(line, where, "a JSON object")
+        record = parse_json(line, where, "a JSON object", finite=False)
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise UserError(f"{where}: expected a JSON object with a string `text`")
         for name, value in record.items():

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from contrans_dist.config import CaptureSettings, ModelSettings
-from contrans_dist.console import note, without_credentials
+from contrans_dist.console import count_of, note, without_credentials
 from contrans_dist.data.table_hash import table_hash
 from contrans_dist.harvest.shards import HarvestSpec, ShardReport
 from contrans_dist.models import ModelFacts, around
@@ -119,7 +119,7 @@ def warn(manifest: Manifest, out: Location) -> None:
     if manifest.truncated:
         limit, context = manifest.identity.max_tokens, manifest.context
         by = f"--max-tokens {limit}" if limit and limit < (context or limit + 1) else "the model's context"
-        note(f"{out}: {manifest.truncated} texts are longer than {by}; their start was cut")
+        note(f"{out}: {count_of(manifest.truncated, 'text')} longer than {by}, cut at the start")
     limit = manifest.tokenizer_limit
     if limit and limit < (manifest.context or limit + 1):
         note(

@@ -6,7 +6,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from contrans_dist.config.limits import SHARDS, check_size
-from contrans_dist.console import note
+from contrans_dist.console import count_of, note
 from contrans_dist.distributed.actors import of_each
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.left_out import check_left_out
@@ -84,10 +84,10 @@ class PlannedSet:
                 self.reports[shard.address] = report
         out, rows = self.out, self.spec.identity.rows
         if self.complete:
-            note(f"{out}: complete, {rows:,} rows; nothing to do")
+            note(f"{out}: complete, {count_of(rows, 'row')}; nothing to do")
             return
         if appended := rows - self.rows_there:
-            note(f"{out}: {appended:,} texts were appended to the {self.rows_there:,} it is of")
+            note(f"{out}: {count_of(appended, 'text')} appended to the {self.rows_there:,} it is of")
         if self.reports:
             note(f"{out}: {len(self.reports)} of {len(self.shards)} shards are there; going on with the rest")
 

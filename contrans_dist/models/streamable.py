@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, one_line
 from contrans_dist.models.blocks import find_blocks, model_type
 from contrans_dist.models.language_model import LanguageModel
 from contrans_dist.models.passing import Stop, run_replaced, stream_of
@@ -23,9 +23,7 @@ class _Altered(Exception):
 
 def refusal(kind: str, why: str) -> UserError:
     """For a model of this type, which cannot be streamed."""
-    return UserError(
-        f"--placement stream: model type '{kind}' cannot be streamed: {' '.join(why.split())[:200]}"
-    )
+    return UserError(f"--placement stream: model type '{kind}' cannot be streamed: {one_line(why)}")
 
 
 def block_form(lm: LanguageModel) -> Form:

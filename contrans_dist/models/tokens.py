@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from contrans_dist.config import CHAT_DATE
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from contrans_dist.models.language_model import LanguageModel
@@ -130,8 +130,9 @@ def rendered(
             tokenizer.apply_chat_template(conversations, chat_template=template, tokenize=False, **given)
         )
     except (*_TEMPLATE_FAILS, TemplateError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"--chat: the chat template of {name or 'this model'} fails: {why}") from error
+        raise UserError(
+            f"--chat: the chat template of {name or 'this model'} fails: {one_line(error)}"
+        ) from error
 
 
 _TEMPLATE_FAILS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

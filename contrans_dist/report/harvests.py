@@ -4,6 +4,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from contrans_dist.console import count_of
 from contrans_dist.evaluation.analysis import Run
 from contrans_dist.report.figures import log_axis
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, count_text, seconds_text, size_text
@@ -46,7 +47,7 @@ def harvest_warnings(name: str, harvest: ActivationSet) -> list[str]:
     """What a reader must know about an activation set before trusting it, one line each."""
     warnings = []
     if harvest.manifest.truncated:
-        warnings.append(f"activations {name}: {harvest.manifest.truncated} texts were truncated")
+        warnings.append(f"activations {name}: {count_of(harvest.manifest.truncated, 'text')} truncated")
     if _canary_kind(harvest.manifest):
         warnings.append(f"activations {name}: batched rows differ from the same texts run alone")
     return warnings

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from contrans_dist.console import count_of
 from contrans_dist.evaluation.analysis import Published, Run
 from contrans_dist.report.harvests import harvest_table, harvest_warnings, norms_drawing
 from contrans_dist.report.maps import MapView, map_view
@@ -144,7 +145,11 @@ def _describe(run: Run, side: str) -> str:
     if not harvest:
         return name
     identity = harvest.manifest.identity
-    parts = [f"{harvest.n_blocks} blocks of width {harvest.d}", identity.dtype, identity.quantization]
+    parts = [
+        f"{count_of(harvest.n_blocks, 'block')} of width {harvest.d}",
+        identity.dtype,
+        identity.quantization,
+    ]
     return f"{name}: {', '.join(filter(None, parts))}"
 
 

@@ -2,24 +2,43 @@
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
-from contrans_dist.errors import UserError
+from contrans_dist.config.characters import check_whole
+from contrans_dist.errors import UserError, one_line
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
-    """JSON as plain data. Raises UserError, which begins with `where`, for anything else, NaN included."""
+def parse_json(data: bytes | str, where: str, expected: str = "JSON", *, finite: bool = True) -> Any:
+    """JSON of whole characters, as plain data.
+
+    Args:
+        data: the text.
+        where: what the message of an error begins with.
+        expected: what the message says that it should have been.
+        finite: refuse NaN and numbers beyond float64, which texts of others may hold and files of ours not.
+
+    Raises:
+        UserError: for anything else, a key that is there twice and endless nesting included.
+    """
+    number = _finite if finite else float
     try:
-        value = json.loads(data, parse_constant=_finite, parse_float=_finite)
-        if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
-            json.dumps(value, ensure_ascii=False).encode()
+        content = json.loads(data, object_pairs_hook=_distinct, parse_constant=number, parse_float=number)
     except RecursionError as error:
-        raise UserError(f"{where}: expected JSON, found lists in lists without end") from error
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: expected JSON, found half of a surrogate pair") from error
+        raise UserError(f"{where}: expected {expected}, found lists in lists without end") from error
     except ValueError as error:  # a UnicodeDecodeError is one
-        raise UserError(f"{where}: expected JSON ({error})") from error
-    return value
+        raise UserError(f"{where}: expected {expected} ({one_line(error)})") from error
+    if isinstance(data, bytes) or "\\u" in data:
+        check_whole(json.dumps(content, ensure_ascii=False), where)
+    return content
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {name!r} is there twice")
+    return content
 
 
 def _finite(text: str) -> float:

@@ -107,7 +107,7 @@ def test_appended_texts_are_harvested_alone_and_again(
     options = ["--placement", placement]
     assert len(before) == 3
     assert cli(*command(model, write(texts, NEW), out, *options), monkeypatch=monkeypatch) == 0
-    assert f"{NEW - OLD} texts were appended to the {OLD} it is of" in capsys.readouterr().err
+    assert f"{NEW - OLD} texts appended to the {OLD} it is of" in capsys.readouterr().err
     after = stamps(out)
     assert {name: after[name] for name in before} == before
     assert len(after) == 5
@@ -416,7 +416,7 @@ def test_a_run_harvests_what_was_appended_to_its_corpus(
     for n in (OLD, NEW):
         write(texts, n, text=whole[:n])
         sides, _ = RunDriver(recipe, Location.parse(out), RecipeTexts(recipe, tmp_path))._harvest()
-    assert "4 texts were appended to the 5 it is of" in capsys.readouterr().err
+    assert "4 texts appended to the 5 it is of" in capsys.readouterr().err
     for side in (sides.corpus_source, sides.corpus_target):
         assert [entry.rows for entry in side.manifest.shards] == [OLD, NEW - OLD]
         cut = side.read_columns(["text"]).column("text").to_pylist()

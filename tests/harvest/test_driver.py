@@ -475,7 +475,7 @@ def test_killed_in_the_middle_and_run_again(
     assert (summary["rows"], summary["truncated"]) == (N_TEXTS, 1)
     assert f"{len(before)} of {N_SHARDS} shards are there" in printed.err
     assert f"{N_TEXTS - SHARD * len(before)} of {N_TEXTS - SHARD * len(before)} texts" in printed.err
-    assert "1 texts are longer than the model's context" in printed.err
+    assert "1 text longer than the model's context, cut at the start" in printed.err
 
 
 def test_two_harvests_on_one_folder_at_once(made: Path, model: str, texts: str, tmp_path: Path) -> None:

@@ -386,12 +386,12 @@ def test_the_models_positions_decide_and_a_smaller_limit_is_told(
     assert (manifest["context"], manifest["tokenizer_limit"]) == (CONTEXT, 24)
     assert 24 < lengths[4] < CONTEXT == lengths[5]
     assert manifest["truncated"] == 1
-    assert "1 texts are longer than the model's context; their start was cut" in told
+    assert "1 text longer than the model's context, cut at the start" in told
     assert "the tokenizer's own limit, 24 tokens, is below the model's" in told
     manifest, lengths, told = harvested("short", "--max-tokens", "24")
     assert lengths.max() == 24
     assert manifest["identity"]["max_tokens"] == 24
-    assert f"{manifest['truncated']} texts are longer than --max-tokens 24" in told
+    assert f"{manifest['truncated']} texts longer than --max-tokens 24" in told
     lm = wrap_model(tiny_model(n_blocks=2, d=16), tiny_tokenizer())
     ids = lm.tokenizer(" ".join(CORPUS), add_special_tokens=False)["input_ids"]
     expected = capture_ids(lm, [[0, *ids[-23:]]], [1])[1]

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.engine.prefixes import limits_of, plan_groups
 from contrans_dist.models import LanguageModel
 
-Ids = list[int]
 Span = tuple[int, int | None]
 """The block that a pass begins at, and the one before which it ends; None for the model's last."""
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from contrans_dist.benchmarks import Benchmark, Completions, Judged, ScoredItem, load_benchmark
+from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.engine.scoring import Intervention
@@ -22,7 +23,7 @@ from contrans_dist.evaluation.work_units import plan_units, scored_items
 from contrans_dist.mapping.map_header import BlockTable
 from contrans_dist.models import cut_to, encode_many, matched_depth, resolve_blocks
 from contrans_dist.pipeline.inputs import captures, harvested
-from contrans_dist.pipeline.plan.costs import Cost, Ids, generated, scored
+from contrans_dist.pipeline.plan.costs import Cost, generated, scored
 from contrans_dist.pipeline.plan.models import PlannedModel
 from contrans_dist.pipeline.plan.stages import PlannedRun, Stage
 from contrans_dist.vectors.from_activations import contrast_rows

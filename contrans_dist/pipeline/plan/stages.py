@@ -8,10 +8,11 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.pipeline.inputs import RecipeTexts
 from contrans_dist.pipeline.plan.actors import Actors, Nodes, Placing
-from contrans_dist.pipeline.plan.costs import Cost, Ids
+from contrans_dist.pipeline.plan.costs import Cost
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.models import DTYPES, LanguageModel
 from contrans_dist.models.devices import host_memory
-from contrans_dist.pipeline.plan.costs import Ids, captured
+from contrans_dist.pipeline.plan.costs import captured
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 from contrans_dist.pipeline.plan.stages import Stage
 
