@@ -19,7 +19,7 @@ from contrans_dist.pipeline.plan.costs import Cost, generated
 from contrans_dist.pipeline.plan.stages import limits
 from tests.models.test_placement import LLAMA_7B, LLAMA_13B, LLAMA_70B
 from tests.sets import write_lines
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_tokenizer
 
 CONCEPTS = ["happy", "sad", "angry"]
 WORDS = ["the", "boy", "was", "happy", "sad", "angry", "afraid", "dog", "cat", "tree", "ball", "forest"]
@@ -51,7 +51,9 @@ def _recipe(folder: Path, source: str, target: str, texts: int = 600, blocks: st
 
 
 def _bare(folder: Path, config: dict[str, Any]) -> str:
+    """A model of which all but the weights is there."""
     folder.mkdir()
+    tiny_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
@@ -75,7 +77,7 @@ def _error(path: Path, *options: str, capsys: pytest.CaptureFixture, monkeypatch
 def test_7b_to_70b_on_a_cluster_described_by_flags(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of these models is there but a configuration."""
+    """No weights of these models are there."""
     bare = _bare(tmp_path / "7b", LLAMA_7B), _bare(tmp_path / "70b", LLAMA_70B)
     path = _recipe(tmp_path, bare[0], bare[1], blocks="24:60")
     flags = ["--nodes", "2", "--gpus-per-node", "8", "--gpu-memory", "80", "--memory-per-node", "1000"]
@@ -87,8 +89,8 @@ def test_7b_to_70b_on_a_cluster_described_by_flags(
     assert scored["weights"] == pytest.approx(138e9, rel=0.01)
     corpus = next(stage for stage in plan["stages"] if stage["name"] == "harvest corpus-target")
     assert corpus["disk"] == pytest.approx(600 * 8192 * 4 * 0.7, rel=0.1)
-    words = [word for line in (tmp_path / "corpus.jsonl").open() for word in json.loads(line)["text"].split()]
-    assert corpus["tokens"] == 600 + sum(1 + (len(word) > 5) for word in words)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").open()]
+    assert corpus["tokens"] == sum(map(len, tiny_tokenizer()(texts)["input_ids"]))
     assert 0 < corpus["seconds"] < 600
     assert plan["rate"] == "at 200 TFLOP/s an actor, and 1 GB/s for checkpoints"
     assert plan["limits"][0].startswith("time: ")
@@ -124,7 +126,7 @@ def test_what_is_missing_is_one_line(
 def test_samples_give_hours(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With weights for one model, and for the other a configuration alone."""
+    """With weights for one model, and for the other none."""
     small = {
         **LLAMA_7B,
         "hidden_size": 64,
@@ -246,7 +248,8 @@ def test_conditions_cost_what_they_run(tmp_path: Path, models: dict[str, str]) -
     assert order[1] == "evaluate seen, inst-align"
     assert [stages[name].begins for name in order] == [True, False, True, True]
     longer = stages["evaluate seen, inst-align"].tokens - stages["evaluate seen, align-training"].tokens
-    assert longer == 72 * 2  # two words before each prompt
+    line = tiny_tokenizer()("the boy\n", add_special_tokens=False)["input_ids"]
+    assert longer == 72 * len(line)  # before each prompt
     # The three models' memory: their weights, written out.
     weights = [4 * (2 * 500 * 64) + 4 * 4 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 4 * 64] * 2
     weights.append(4 * (2 * 500 * 128) + 4 * 8 * (4 * 128 * 128 + 3 * 128 * 128 + 2 * 128) + 4 * 128)

@@ -1,6 +1,6 @@
-"""What a recipe will take: memory, disk and hours, from its texts and the models' configurations alone.
+"""What a recipe will take: memory, disk and hours, from its texts and the models without their weights.
 
-The benchmarks and the engine are asked what they would run, with models that have no weights.
+The benchmarks and the engine are asked what they would run.
 """
 
 from functools import cache
