@@ -361,9 +361,13 @@ def test_a_lost_node_loses_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
             said = _until("a node of the cluster was lost (", capfd)
     finally:
         cluster.shutdown()
-    starts = ("an actor was lost at ", "a node of the cluster was lost (", "the answer of ")
-    # An actor that was not yet up on that node says so in its own words.
-    starts += ("an actor could not be started (an actor's process was gone before it was up: with its node",)
+    starts = (
+        "an actor was lost at ",
+        # In its own words where it was not up yet.
+        "an actor could not be started (an actor's process was gone before it was up: with its node",
+        "a node of the cluster was lost (",
+        "the answer of ",
+    )
     # Ray's own line on a lost object comes from below Python.
     assert [line for line in said if not line.startswith(starts) and "core_worker.cc" not in line] == []
 
