@@ -114,9 +114,9 @@ class Benchmark(Generic[S, I]):
         """What the engine is asked for these items: what `score` runs, and what a plan counts.
 
         Args:
-            lm: needs no weights; tokenizer and configuration are enough.
-            items: of one concept.
-            apart: whether each item has vectors of its own, so that no text is run for several of them.
+            lm: Needs no weights; tokenizer and configuration are enough.
+            items: Of one concept.
+            apart: Whether each item has vectors of its own, so that no text is run for several of them.
         """
         raise NotImplementedError
 
@@ -131,11 +131,11 @@ class Benchmark(Generic[S, I]):
     def summarise(self, table: pa.Table, reference: str = "vector") -> dict[str, Any]:
         """From all rows what `metrics.json` says of them: `reference`, `conditions`, and `notes` for people.
 
-        Here by `metrics` alone; see `summary.table_of` for the form of `conditions`.
+        Here by `metrics` alone; see `summary.condition_entries` for the form of `conditions`.
 
         Args:
-            table: the rows of `score`, judged where the benchmark is `Judged`.
-            reference: the condition under test, where there are rows of it.
+            table: The rows of `score`, judged where the benchmark is `Judged`.
+            reference: The condition under test, where there are rows of it.
         """
         there = [metric for metric in self.metrics if set(metric.of) <= set(table.column_names)]
         return summarise(table, there, reference)
@@ -179,7 +179,7 @@ def result_table(
 
     Args:
         rows: `[interventions][items]`, each a mapping with a value for every one of `fields`.
-        fields: columns besides `item`, `concept`, `condition`, `strength` and `block` (the lowest one that is
+        fields: Columns besides `item`, `concept`, `condition`, `strength` and `block` (the lowest one that is
             steered, null for none), which are filled in here.
     """
     made = [

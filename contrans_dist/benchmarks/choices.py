@@ -21,11 +21,11 @@ def question_template(template: str, *others: str) -> str:
     """A template as a benchmark fills it, a two-character `\\n` turned into a line break.
 
     Args:
-        template: has a place for `{text}`.
-        others: fields that it may name besides.
+        template: Has a place for `{text}`.
+        others: Fields that it may name besides.
 
     Raises:
-        UserError: for one that is malformed, lacks `{text}`, or names anything else.
+        UserError: For one that is malformed, lacks `{text}`, or names anything else.
     """
     template = template.replace("\\n", "\n")
     unknown = set(template_fields(template)) - {"text", *others}
@@ -39,11 +39,11 @@ def read_questions(location: Location, fields: Sequence[str]) -> list[tuple[str,
     """The questions of a file, each with where it stands, for messages.
 
     Args:
-        location: a JSON list of objects, or a Parquet table.
-        fields: the columns that such a table must have.
+        location: A JSON list of objects, or a Parquet table.
+        fields: The columns that such a table must have.
 
     Raises:
-        UserError: for a file that is neither, or is empty.
+        UserError: For a file that is neither, or is empty.
     """
     if location.name.endswith(".parquet"):
         questions: Any = records(read_parquet(location, list(fields)), str(location), fields)
@@ -74,9 +74,9 @@ def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
     lm-evaluation-harness does.
 
     Args:
-        lm: needs no weights.
-        prompts: there is no second space after one that ends on whitespace.
-        answers: one for each prompt.
+        lm: Needs no weights.
+        prompts: There is no second space after one that ends on whitespace.
+        answers: One for each prompt.
 
     Returns:
         (context, answer) for each of them, as token ids.

@@ -19,7 +19,7 @@ def content_hash(value: Any) -> str:
     """The hash of a value, the same in every process and version.
 
     Args:
-        value: dataclasses, mappings, sequences, arrays and plain values, however deeply nested. The order of
+        value: Dataclasses, mappings, sequences, arrays and plain values, however deeply nested. The order of
             a mapping's keys does not count, that of a sequence does. A function counts by its name, any other
             object by its type's: what such a one does must be hashed beside.
 

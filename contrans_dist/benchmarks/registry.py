@@ -13,7 +13,7 @@ def load_benchmark(settings: EvaluationSettings) -> Benchmark:
     """The benchmark that settings name, over every concept of its data.
 
     Raises:
-        UserError: for data that are missing or wrong, or a benchmark that there is not.
+        UserError: For data that are missing or wrong, or a benchmark that there is not.
     """
     benchmark: type[Benchmark] = find_benchmark(settings.benchmark)
     return benchmark.load(settings)
@@ -37,9 +37,9 @@ def metric_of(key: str, benchmark: str = "") -> Metric:
     """How a metric is read.
 
     Args:
-        key: as in `metrics.json`, such as `token_acc_negative` or, for one concept,
+        key: As in `metrics.json`, such as `token_acc_negative` or, for one concept,
             `fear/token_acc_negative`.
-        benchmark: whose it is; empty is the first of all that has one of that name, ours before others'.
+        benchmark: Whose it is; empty is the first of all that has one of that name, ours before others'.
     """
     metric = key.rpartition("/")[2]
     meanings = (about(name).metric(metric) for name in ([benchmark] if benchmark else benchmark_names()))

@@ -57,7 +57,7 @@ def read_scenarios(source: Location | str) -> list[Record]:
     """Scenarios with their concept.
 
     Args:
-        source: a file with columns `text` and `concept`; or a folder of `<concept>.json`, each a list of
+        source: A file with columns `text` and `concept`; or a folder of `<concept>.json`, each a list of
             texts, or of the authors' `eval_<concept>.json`, of which the positive scenarios are taken out of
             their prompts.
 
@@ -65,7 +65,7 @@ def read_scenarios(source: Location | str) -> list[Record]:
         For each scenario `text`, `concept`, and what other columns the file has.
 
     Raises:
-        UserError: for anything else.
+        UserError: For anything else.
     """
     location = Location.parse(source)
     names = location.names() if not location.name.endswith((".jsonl", ".parquet", ".json", ".txt")) else []

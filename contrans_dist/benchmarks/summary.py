@@ -77,7 +77,7 @@ class Metric:
         return columns if self.kind is None else (*columns, "kind")
 
 
-def table_of(
+def condition_entries(
     cells: Sequence[Cell],
     metrics: Callable[[Cell], dict[str, Estimate]],
     p_values: Callable[[Cell, Cell], dict[str, float]],
@@ -123,7 +123,7 @@ def _opponents(cell: Cell, steered: Sequence[Cell]) -> dict[str, Cell]:
 
 
 def summarise(table: pa.Table, metrics: Sequence[Metric], reference: str = "vector") -> dict[str, Any]:
-    """`table_of` the estimates of each condition and strength, over all items and by concept.
+    """`condition_entries` the estimates of each condition and strength, over all items and by concept.
 
     `table` has `item`, `concept`, `condition`, `strength`, the metrics' columns, and `kind` where a metric
     names one. What is counted are items: one that was scored under several concepts' vectors counts once,
@@ -162,7 +162,7 @@ def summarise(table: pa.Table, metrics: Sequence[Metric], reference: str = "vect
                 made[metric.name] = metric.test(mine, theirs)
         return made
 
-    return table_of(list(cells), estimates, p_values, reference)
+    return condition_entries(list(cells), estimates, p_values, reference)
 
 
 def _of_kind(rows: np.ndarray, kinds: np.ndarray | None, kind: str | None) -> np.ndarray:

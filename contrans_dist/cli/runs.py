@@ -70,10 +70,11 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html from the artefacts of a run; given several runs, a page that compares them."""
-    from contrans_dist.report import runs_in, write_comparison, write_report
+    from contrans_dist.evaluation.analysis import run_folders
+    from contrans_dist.report import write_comparison, write_report
 
     places = [Location.parse(uri) for uri in uris]
-    several = runs_in(places[0]) if len(places) == 1 else places
+    several = run_folders(places[0]) if len(places) == 1 else places
     if not several:
         show(f"report: {write_report(places[0])}")
         return

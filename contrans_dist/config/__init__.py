@@ -17,22 +17,17 @@ from contrans_dist.config.parts import (
     ClusterSettings,
     ConceptSettings,
     ContrastSettings,
-    CorpusSettings,
-    Dtype,
     MapSettings,
     ModelSettings,
     PlacementChoice,
-    Position,
-    Protocol,
     Quantization,
-    SourceSettings,
 )
 from contrans_dist.config.whole import PublishedSettings, Recipe
 
 __all__ = [
     "CHAT_DATE", "AnyEvaluation", "CaptureSettings", "ClusterSettings", "ConceptSettings", "ContrastSettings",
-    "CorpusSettings", "Dtype", "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings",
-    "PlacementChoice", "Position", "Protocol", "PublishedSettings", "Quantization", "Recipe",
-    "SearchSettings", "Settings", "SourceSettings", "ValidatedEvaluation", "benchmark_names", "differing",
+    "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings",
+    "PlacementChoice", "PublishedSettings", "Quantization", "Recipe",
+    "SearchSettings", "Settings", "ValidatedEvaluation", "benchmark_names", "differing",
     "evaluation_class", "find_benchmark", "fingerprint",
 ]  # fmt: skip

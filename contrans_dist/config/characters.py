@@ -21,11 +21,11 @@ def check_whole(text: str, where: str) -> None:
     """Refuse half a character: a lone surrogate, which no file can hold.
 
     Args:
-        text: an argument of the command line that is not UTF-8 has such too.
-        where: what the message begins with.
+        text: An argument of the command line that is not UTF-8 has such too.
+        where: What the message begins with.
 
     Raises:
-        UserError: for one.
+        UserError: For one.
     """
     try:
         text.encode()

@@ -7,11 +7,11 @@ worth was measured on two pairs of trained models (jobs/MAPS.md).
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Protocol = Literal["default", "paper", "lcross"]
+MapProtocol = Literal["default", "paper", "lcross"]
 Centre = bool | Literal["token"]
 Regularise = Literal["ridge", "none"]
 
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+PROTOCOLS: tuple[MapProtocol, ...] = get_args(MapProtocol)
 SOURCE_BLOCKS = 2
 """Of the default protocol: the block below as well, which matters more than any other option."""
 
@@ -30,11 +30,11 @@ class MapOptions:
         ridges: the ridges that are tried, relative to the largest eigenvalue. Default: `solver.RIDGES`.
 
     Raises:
-        ValueError: in one line that begins with the option's name, for a value that there is not, or one that
+        ValueError: In one line that begins with the option's name, for a value that there is not, or one that
             contradicts another.
     """
 
-    protocol: Protocol = "default"
+    protocol: MapProtocol = "default"
     centre: Centre | None = None
     regularise: Regularise | None = None
     source_blocks: int | None = None

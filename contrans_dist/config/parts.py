@@ -12,7 +12,6 @@ from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "nf4"]
 PlacementChoice = Literal["auto", "device-map", "stream"]
-Protocol = Literal["default", "paper", "lcross"]
 Position = Literal["last", "mean"] | Annotated[int, Field(strict=True)]
 
 

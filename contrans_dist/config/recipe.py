@@ -22,12 +22,12 @@ def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = Fa
     """Read a recipe.
 
     Args:
-        path: a YAML file.
+        path: A YAML file.
         overrides: `key.subkey=value`, the values in YAML.
-        small: what stands under that key takes the place of the keys it names.
+        small: What stands under that key takes the place of the keys it names.
 
     Raises:
-        UserError: that names the file, the key and the nearest right key.
+        UserError: That names the file, the key and the nearest right key.
     """
     content = parse_yaml(_read(path), str(path))
     if not isinstance(content, dict):
@@ -60,7 +60,7 @@ def runs_of(recipe: Recipe) -> dict[str, Recipe]:
     """The runs of a recipe, by name, each as a recipe of its own; `all` where there is only one.
 
     Raises:
-        UserError: for a setting that there is not.
+        UserError: For a setting that there is not.
     """
     if not recipe.runs:
         return {"all": recipe}
@@ -90,14 +90,14 @@ def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
     """Carry out a `--set`.
 
     Args:
-        content: what is to be set, as plain data; it is changed in place.
+        content: What is to be set, as plain data; it is changed in place.
         change: `key.subkey=value`, the value in YAML.
 
     Returns:
         Key and value.
 
     Raises:
-        UserError: for anything else.
+        UserError: For anything else.
     """
     check_whole(change, "--set")
     key, mark, value = change.partition("=")

@@ -32,12 +32,12 @@ def parse_yaml(data: bytes, where: str, expected: str = "YAML") -> Any:
     """Plain data from YAML.
 
     Args:
-        data: in UTF-8.
-        where: what a message begins with.
-        expected: what it says should have been there.
+        data: In UTF-8.
+        where: What a message begins with.
+        expected: What it says should have been there.
 
     Raises:
-        UserError: for anything else: other types, a key that is there twice, half a character, an anchor that
+        UserError: For anything else: other types, a key that is there twice, half a character, an anchor that
             holds itself, or anchors that unfold to too much.
     """
     check_size(where, len(data), RECIPE_BYTES)

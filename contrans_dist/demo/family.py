@@ -72,10 +72,13 @@ def corpus(size: int = 6000, seed: int = 0) -> list[Text]:
     return [{"text": text} for text in texts]
 
 
-def whole_texts(size: int = 400, seed: int = 0) -> list[str]:
+_WHOLE_TEXTS = 400
+
+
+def whole_texts(seed: int = 0) -> list[str]:
     """Whole texts of the base models' world, a line each, to take the perplexity of."""
     source = training(seed=1_000_000 + seed)
-    return [" ".join(next(source)["text"].split()) for _ in range(size)]
+    return [" ".join(next(source)["text"].split()) for _ in range(_WHOLE_TEXTS)]
 
 
 def write_family(folder: Path, seed: int = 0) -> dict[str, Path]:

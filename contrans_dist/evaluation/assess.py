@@ -32,21 +32,21 @@ def assess(
     Examples and tokens are read under the condition and strength that the evaluation is headed by.
 
     Args:
-        model: the target.
-        settings: with the places of files. Only their `concepts` are steered; under `search` each condition
+        model: The target.
+        settings: With the places of files. Only their `concepts` are steered; under `search` each condition
             has the strength that was chosen for it (`search.json`).
-        steering: what is added where.
-        out: the evaluation's folder; parts of an unfinished one that are there are kept.
-        cluster: where it runs.
-        others: conditions that are no vectors.
-        replace: begin anew in a folder that holds another evaluation.
+        steering: What is added where.
+        out: The evaluation's folder; parts of an unfinished one that are there are kept.
+        cluster: Where it runs.
+        others: Conditions that are no vectors.
+        replace: Begin anew in a folder that holds another evaluation.
 
     Returns:
         The content of metrics.json.
 
     Raises:
-        UserError: for data that are missing or wrong, and a folder that holds another evaluation.
-        RunError: when parts failed.
+        UserError: For data that are missing or wrong, and a folder that holds another evaluation.
+        RunError: When parts failed.
     """
     if settings.concepts is not None:
         steering = steering.about(settings.concepts)

@@ -47,13 +47,13 @@ def fit_chosen(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: L
     """Fit the map of the recipe's pair of blocks, and save it with cosines to the target's own vectors.
 
     Args:
-        recipe: with the places of its files; `map.blocks` says how the pair is chosen.
-        sides: the activation sets.
-        vectors: of both models, `source` and `target` -> concept -> vector.
-        out: the run's folder; the map goes to `maps/corpus.safetensors`, trials of pairs to `selection/`.
+        recipe: With the places of its files; `map.blocks` says how the pair is chosen.
+        sides: The activation sets.
+        vectors: Of both models, `source` and `target` -> concept -> vector.
+        out: The run's folder; the map goes to `maps/corpus.safetensors`, trials of pairs to `selection/`.
 
     Raises:
-        UserError: for validation items that are scored too, and where there is no strength to try.
+        UserError: For validation items that are scored too, and where there is no strength to try.
     """
     spec, table, selection = recipe.blocks, None, None
     if spec == "best":
@@ -81,26 +81,24 @@ def reduce_sides(
     settings: MapSettings,
     out: Location,
     method: str = "mean",
-    seed: int = 0,
     address: str | None = None,
 ) -> tuple[MapSet, Vectors]:
     """Vectors of every concept, the map, and the vectors through it, all saved under `out`.
 
     Args:
-        sides: the activation sets.
-        settings: of the map. `blocks: best` is the pair of highest validation R2, none is matched depth.
-        out: for `vectors/` and `maps/`.
-        method: of the concept vectors, `mean` or `pca`.
-        seed: of the draw of rows, where a concept stands against others.
-        address: of the Ray cluster, as `--address` has it.
+        sides: The activation sets.
+        settings: Of the map. `blocks: best` is the pair of highest validation R2, none is matched depth.
+        out: For `vectors/` and `maps/`.
+        method: Of the concept vectors, `mean` or `pca`.
+        address: Of the Ray cluster, as `--address` has it.
 
     Returns:
         The map, and the source's vectors through it, by concept.
 
     Raises:
-        UserError: for more than one pair of blocks.
+        UserError: For more than one pair of blocks.
     """
-    vectors = refine_sides(sides, out, method, seed)
+    vectors = refine_sides(sides, out, method)
     maps = fit_sides(sides, settings, settings.blocks or "depth", address=address)
     maps = _finished(maps, vectors, out)
     carried = {concept: maps.carry(vector, settings.norm) for concept, vector in vectors["source"].items()}

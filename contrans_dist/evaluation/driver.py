@@ -46,29 +46,29 @@ def evaluate(
     """Score a model on a benchmark under every condition of `steering`.
 
     Args:
-        model: the target.
-        settings: what is scored, at which strengths.
-        steering: what is added where.
-        out: the evaluation's folder; parts of an unfinished one that are there are kept.
-        cluster: where it runs.
-        replace: begin anew in a folder that holds another evaluation.
-        title: heads the progress.
-        others: conditions that are no vectors, each scored by actors that load what it takes.
+        model: The target.
+        settings: What is scored, at which strengths.
+        steering: What is added where.
+        out: The evaluation's folder; parts of an unfinished one that are there are kept.
+        cluster: Where it runs.
+        replace: Begin anew in a folder that holds another evaluation.
+        title: Heads the progress.
+        others: Conditions that are no vectors, each scored by actors that load what it takes.
 
     Returns:
         The content of metrics.json.
 
     Raises:
-        UserError: for data that are missing or wrong; for a folder that holds another evaluation, naming the
+        UserError: For data that are missing or wrong; for a folder that holds another evaluation, naming the
             fields, without `replace`.
-        RunError: when parts failed.
+        RunError: When parts failed.
     """
     cluster = cluster or ClusterSettings()
     return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ReadyEvaluation:
     """An evaluation whose input is read and found good, and nothing scored of it yet."""
 
     spec: EvaluationSpec
@@ -86,7 +86,7 @@ def prepared(
     cluster: ClusterSettings,
     replace: bool = False,
     others: Sequence[System] = (),
-) -> Prepared:
+) -> ReadyEvaluation:
     """What `evaluate` does first, for which no Ray is needed. Raises the UserErrors of `evaluate`."""
     out = Location.parse(out)
     if cluster.placement == "stream":
@@ -102,10 +102,10 @@ def prepared(
         identity=_identity(benchmark, settings, steering, items, [target, *others]),
         out=out,
     )
-    return Prepared(spec, items, others, finished(spec.out, spec.identity, replace))
+    return ReadyEvaluation(spec, items, others, finished(spec.out, spec.identity, replace))
 
 
-def scored(ready: Prepared, cluster: ClusterSettings, title: str | None = None) -> MetricsFile:
+def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None = None) -> MetricsFile:
     """The rest of `evaluate`. Raises RunError when parts failed."""
     spec, items, target = ready.spec, ready.items, ready.spec.system
     out, benchmark, steering = spec.out, spec.benchmark, spec.steering

@@ -18,10 +18,10 @@ def map_similarity(
     The cosine of two maps is that of their weights as one long vector, <F, G> / (|F| |G|).
 
     Args:
-        sides: the activation sets; only those of the contrast texts are read.
-        pair: source block and target block that the maps join.
-        seed: of the draw where `limit` leaves some prompts out.
-        limit: prompts of each concept and label at most.
+        sides: The activation sets; only those of the contrast texts are read.
+        pair: Source block and target block that the maps join.
+        seed: Of the draw where `limit` leaves some prompts out.
+        limit: Prompts of each concept and label at most.
     """
     maps = {}
     for concept in sides.concepts:

@@ -52,17 +52,17 @@ def refine_sides(
     """The concept vectors of both models, saved under `out`.
 
     Args:
-        sides: the activation sets; those of the contrast texts are read.
-        out: for `vectors/source` and `vectors/target`.
+        sides: The activation sets; those of the contrast texts are read.
+        out: For `vectors/source` and `vectors/target`.
         method: `mean` or `pca`.
-        seed: of the draw of rows, where a concept stands against others.
-        limit: rows of each side of a concept at most.
+        seed: Of the draw of rows, where a concept stands against others.
+        limit: Rows of each side of a concept at most.
 
     Returns:
         `source` and `target` -> concept -> vector.
 
     Raises:
-        UserError: for a concept without rows of both kinds.
+        UserError: For a concept without rows of both kinds.
     """
     vectors: dict[str, Vectors] = {}
     for side, rows in (("source", sides.contrast_source), ("target", sides.contrast_target)):

@@ -22,7 +22,7 @@ class Steering:
     rows: dict[str, dict[str, dict[int, Row]]] = field(default_factory=dict)
     """concept -> condition -> block -> row"""
     vector_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """Units of the texts behind the vectors, and behind the map (`leak.unit_hashes`)."""
+    """Units of the texts behind the vectors, and behind the map (`contamination.unit_hashes`)."""
     map_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     seed: int = 0
     """Of directions that are drawn, whose rows above give no more than the norm."""
@@ -102,14 +102,14 @@ def steering(
     """What is added for every condition.
 
     Args:
-        given: condition -> concept -> vector in the target's space; `vector` among them, from which the
+        given: Condition -> concept -> vector in the target's space; `vector` among them, from which the
             conditions are derived that need no run.
-        conditions: by name. Some controls get the norm of the one under test (`reference_of`).
-        block: to be steered, from 0; None is the only one that a vector carries.
-        seed: of directions that are drawn.
+        conditions: By name. Some controls get the norm of the one under test (`reference_of`).
+        block: To be steered, from 0; None is the only one that a vector carries.
+        seed: Of directions that are drawn.
 
     Raises:
-        UserError: for a condition of which there are no vectors, and which cannot be derived either.
+        UserError: For a condition of which there are no vectors, and which cannot be derived either.
     """
     main = given.get("vector", {})
     reference = reference_of(conditions) or "vector"

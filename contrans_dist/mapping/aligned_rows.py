@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from contrans_dist.config.map_options import Protocol
+from contrans_dist.config.map_options import MapProtocol
 from contrans_dist.console import note
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.heldout import FIT, paper_split, split_of
@@ -43,19 +43,19 @@ class AlignedRows:
 
 
 def join(
-    source: ActivationSet, target: ActivationSet, protocol: Protocol, rows: NDArray[np.int64] | None = None
+    source: ActivationSet, target: ActivationSet, protocol: MapProtocol, rows: NDArray[np.int64] | None = None
 ) -> AlignedRows:
     """Join two activation sets on `row`; rows that one of them was harvested without are left out.
 
     Args:
-        source: of the source model.
-        target: of the target model.
-        protocol: the default one holds rows out by a hash of the text, or of the text that a prefix was cut
+        source: Of the source model.
+        target: Of the target model.
+        protocol: The default one holds rows out by a hash of the text, or of the text that a prefix was cut
             from.
-        rows: only these of the source's take part.
+        rows: Only these of the source's take part.
 
     Raises:
-        UserError: naming the first row whose texts differ.
+        UserError: Naming the first row whose texts differ.
     """
     _check_dates(source, target)
     source, target, rows = _in_both(source, target, rows)

@@ -30,18 +30,18 @@ def r2_table(
     for another; pairs are ranked by what they can reach.
 
     Args:
-        source_blocks: block number to rows [n, d_s]. Each block is asked for once, in the mapping's order, so
+        source_blocks: Block number to rows [n, d_s]. Each block is asked for once, in the mapping's order, so
             one that reads from disk holds one block in memory.
-        target_blocks: the same of the other model, rows [n, d_t].
-        split: str [n] of `split_of`.
-        width: of the wider model. Above `NARROW`, at most `MAX_FIT_ROWS` fit rows are used, evenly spaced;
+        target_blocks: The same of the other model, rows [n, d_t].
+        split: Str [n] of `split_of`.
+        width: Of the wider model. Above `NARROW`, at most `MAX_FIT_ROWS` fit rows are used, evenly spaced;
             memory is (n_target + n_ridges) * MAX_FIT_ROWS^2 / 2 numbers of 8 bytes.
 
     Returns:
         float64 [n_source, n_target].
 
     Raises:
-        ValueError: for rows that do not match the split, NaN or infinity, or a part without rows.
+        ValueError: For rows that do not match the split, NaN or infinity, or a part without rows.
     """
     parts = np.asarray(split)
     fit, validation = np.flatnonzero(parts == FIT), np.flatnonzero(parts == VALIDATION)

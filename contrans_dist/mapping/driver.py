@@ -17,7 +17,7 @@ from contrans_dist.mapping.block_pairs import choose_pairs, readable_blocks
 from contrans_dist.mapping.fit import SourceRows
 from contrans_dist.mapping.linear_map import AffineMap
 from contrans_dist.mapping.map_set import MapSet, Pair
-from contrans_dist.mapping.streamed import StreamedFit
+from contrans_dist.mapping.distributed_sums import FitFromSums
 from contrans_dist.store.activation_set import ActivationSet
 
 ROWS_IN_MEMORY = 16_384
@@ -40,19 +40,19 @@ def fit(
     """Fit the maps that `blocks` asks for between two activation sets over the same texts.
 
     Args:
-        source: the source model's activations.
-        target: the target model's, of the same texts.
+        source: The source model's activations.
+        target: The target model's, of the same texts.
         blocks: "depth", "best" (highest validation R2), or pairs such as "24:30,25:31".
-        options: how a map is fitted.
-        rows: only these rows take part (one concept's contrast prompts, as in L-Cross Modulation).
-        address: of the Ray cluster, for more rows than are held in memory.
-        shuffled: fit the control beside each map.
-        quiet: keep warnings in the maps alone.
-        vectors_at: the blocks at which there are vectors to carry. Without a number in the options, a map
+        options: How a map is fitted.
+        rows: Only these rows take part (one concept's contrast prompts, as in L-Cross Modulation).
+        address: Of the Ray cluster, for more rows than are held in memory.
+        shuffled: Fit the control beside each map.
+        quiet: Keep warnings in the maps alone.
+        vectors_at: The blocks at which there are vectors to carry. Without a number in the options, a map
             reads as many of its source blocks as were harvested and are among these.
 
     Raises:
-        UserError: for sets over different texts, blocks that were not harvested, or too few rows.
+        UserError: For sets over different texts, blocks that were not harvested, or too few rows.
     """
     aligned = join(source, target, options.protocol, rows)
     pairs, table = choose_pairs(blocks, aligned)
@@ -89,7 +89,7 @@ def fit_one_by_one(
     held = set(source.blocks) if vectors_at is None else set(source.blocks) & set(vectors_at)
     pairs = sorted(set(pairs))
     reads = {pair: readable_blocks(pair[0], options, held) for pair in pairs}
-    streamed = len(aligned.split) > ROWS_IN_MEMORY and aligned.rows is None
+    large = len(aligned.split) > ROWS_IN_MEMORY and aligned.rows is None
     about_both = MapSet(
         source_model=source.manifest.identity.model,
         target_model=target.manifest.identity.model,
@@ -100,9 +100,9 @@ def fit_one_by_one(
         target_norms=target.norms,
         text_hashes=_hashes(aligned),
     )
-    with connected(address) if streamed else nullcontext():
+    with connected(address) if large else nullcontext():
         try:
-            fits = (StreamedFit if streamed else _FitInMemory)(aligned, options, shuffled)
+            fits = (FitFromSums if large else _FitInMemory)(aligned, options, shuffled)
             for pair in pairs:
                 mapping, control = fits.fit(reads[pair], pair[1])
                 if len(reads[pair]) > 1:

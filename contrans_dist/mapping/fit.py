@@ -38,12 +38,12 @@ def fit_rows(
     Args:
         source: [n, d_s], any real dtype; several source blocks are side by side.
         target: [n, d_t].
-        options: how it is fitted.
-        split: str [n] of `split_of`; without it `default_split` is taken, which knows of no identical texts.
+        options: How it is fitted.
+        split: Str [n] of `split_of`; without it `default_split` is taken, which knows of no identical texts.
         tokens: [n], a label for the token that each row was taken from.
 
     Raises:
-        ValueError: for rows that do not match, NaN or infinity, or a part of the split without rows.
+        ValueError: For rows that do not match, NaN or infinity, or a part of the split without rows.
     """
     return SourceRows(source, options, split, tokens).fit(target)
 
@@ -157,13 +157,13 @@ class SourceSums:
     `solver.PseudoInverseOfSums` for the cut-off, and the map's warnings for what it cost.
 
     Args:
-        parts: the sums of "fit", "validation" and "test" rows; the latter two are needed for a choice of the
+        parts: The sums of "fit", "validation" and "test" rows; the latter two are needed for a choice of the
             ridge and for figures alone.
-        options: how it is fitted.
-        centre: what the rows are centred about; with "token" the sums are about the tokens' means already.
+        options: How it is fitted.
+        centre: What the rows are centred about; with "token" the sums are about the tokens' means already.
 
     Raises:
-        ValueError: without rows to fit on.
+        ValueError: Without rows to fit on.
     """
 
     def __init__(self, parts: SumsByPart, options: MapOptions, centre: Centre) -> None:
@@ -192,9 +192,9 @@ class SourceSums:
         """The map to the target that these sums are over.
 
         Args:
-            parts: the sums of each part over the same source rows, the source's own needed no more.
-            ridges: those that are tried; None is `solver.RIDGES`.
-            token_centre: what is known of the tokens' means, where the sums are about those.
+            parts: The sums of each part over the same source rows, the source's own needed no more.
+            ridges: Those that are tried; None is `solver.RIDGES`.
+            token_centre: What is known of the tokens' means, where the sums are about those.
         """
         fit = parts[FIT]
         means = self._mean, fit.mean_y if self._centre else np.zeros(len(fit.mean_y))

@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 import scipy.linalg
 
-from contrans_dist.config.map_options import MapOptions, Protocol
+from contrans_dist.config.map_options import MapOptions, MapProtocol
 from contrans_dist.engine.capture import Activations
 from contrans_dist.errors import UserError
 from contrans_dist.mapping import transplant as transplanting
@@ -86,17 +86,17 @@ def fit_map(
     `tokens` and `split` tell.
 
     Args:
-        source: rows by block, or an array [n, d_s] of any real dtype.
-        target: rows of the other model in the same form, or an array [n, d_t].
-        options: how it is fitted; `MapOptions("paper")` is equation 2 of ConTrans.
-        pair: the blocks (source, target); without it each side's is at three quarters of the depth, or the
+        source: Rows by block, or an array [n, d_s] of any real dtype.
+        target: Rows of the other model in the same form, or an array [n, d_t].
+        options: How it is fitted; `MapOptions("paper")` is equation 2 of ConTrans.
+        pair: The blocks (source, target); without it each side's is at three quarters of the depth, or the
             highest there is where that was not captured. Not for arrays.
-        split: str [n], "fit", "validation" or "test" for each row.
+        split: Str [n], "fit", "validation" or "test" for each row.
         tokens: [n], a label for the token that each row was taken from.
 
     Raises:
-        ValueError: in one line, for rows that do not match or options that contradict.
-        UserError: in one line, for other texts, or blocks that are not there.
+        ValueError: In one line, for rows that do not match or options that contradict.
+        UserError: In one line, for other texts, or blocks that are not there.
     """
     if isinstance(source, Activations) and isinstance(target, Activations):
         known_split, known_tokens = _of_texts(source, target, options.protocol), target.token_ids
@@ -135,7 +135,7 @@ def _block(side: Activations | ActivationSet, named: int | None) -> int:
     return named
 
 
-def _of_texts(source: Activations, target: Activations, protocol: Protocol) -> np.ndarray | None:
+def _of_texts(source: Activations, target: Activations, protocol: MapProtocol) -> np.ndarray | None:
     """The split of captured texts, None where the protocol has none."""
     a, b = source.text_ids, target.text_ids
     if len(a) != len(b):
@@ -156,20 +156,20 @@ def transplant(
     """The concept vector in the target's space: v_hat = v F, without the bias.
 
     Args:
-        vector: v, [d_source]; or by block, as `concept_vector` of captures or a file gives it, for a map of
+        vector: V, [d_source]; or by block, as `concept_vector` of captures or a file gives it, for a map of
             `fit_map`, which knows the source blocks that it reads.
-        mapping: an AffineMap, or its weight [d_source, d_target].
+        mapping: An AffineMap, or its weight [d_source, d_target].
         norm: "keep" is v F as it is. "match" scales v F so that it is the same fraction of the target's
             median residual norm as v is of the source's; one strength then means the same push in both.
-        source_norm: the source's median residual norm (`Activations.norms`), for "match", at the block of the
+        source_norm: The source's median residual norm (`Activations.norms`), for "match", at the block of the
             vector; of a map that reads several, at the highest.
-        target_norm: the target's, at the block where the vector will be added; for "match".
+        target_norm: The target's, at the block where the vector will be added; for "match".
 
     Returns:
         float32 [d_target].
 
     Raises:
-        ValueError: for wrong shapes, NaN, a block that the vector has not, norms that are missing or not
+        ValueError: For wrong shapes, NaN, a block that the vector has not, norms that are missing or not
             positive, or a v F of zero under "match".
     """
     if not isinstance(vector, Mapping | ConceptVector):
@@ -193,9 +193,9 @@ def map_vectors(vectors: np.ndarray, source: np.ndarray, target: np.ndarray) -> 
     For a few vectors, forming the map is most of the work.
 
     Args:
-        vectors: v, [k, d_s].
-        source: rows [n, d_s].
-        target: rows [n, d_t] of the same texts.
+        vectors: V, [k, d_s].
+        source: Rows [n, d_s].
+        target: Rows [n, d_t] of the same texts.
 
     Returns:
         v F, float64 [k, d_t], and warnings, one line each.

@@ -64,16 +64,16 @@ class MapSet:
         row at the pair's own source block, so that a strength means the same with any number of them.
 
         Args:
-            vector: of the source model.
-            norm: see `transplant.transplant`.
-            pair: through which of the maps; None is the only one.
+            vector: Of the source model.
+            norm: See `transplant.transplant`.
+            pair: Through which of the maps; None is the only one.
 
         Returns:
             The vector for the target, at the pair's target block alone; beside it the same vector through the
             shuffled map, as a control, where there is one.
 
         Raises:
-            UserError: when the vector is of another width or carries nothing at a source block, when `match`
+            UserError: When the vector is of another width or carries nothing at a source block, when `match`
                 lacks a norm, and when nothing, or no finite number, comes out.
         """
         source, target = self.only_pair(pair)

@@ -36,11 +36,11 @@ class Sums:
         Args:
             x: [n, d_s], any real dtype.
             y: [n, d_t].
-            chunk: rows that are turned to float64 at a time.
-            cross_only: leave out sxx.
+            chunk: Rows that are turned to float64 at a time.
+            cross_only: Leave out sxx.
 
         Raises:
-            ValueError: when the row counts differ or a row holds NaN or infinity.
+            ValueError: When the row counts differ or a row holds NaN or infinity.
         """
         x, y = as_rows(x, "source"), as_rows(y, "target")
         check_same_length(x, y)
@@ -55,10 +55,10 @@ class Sums:
         Args:
             x: [n, d_s], any real dtype.
             y: [n, d_t].
-            rows: only those of these numbers, int [m].
+            rows: Only those of these numbers, int [m].
 
         Raises:
-            ValueError: for other widths or counts, NaN or infinity.
+            ValueError: For other widths or counts, NaN or infinity.
         """
         x, y = check_finite(x, "source"), check_finite(y, "target")
         check_same_length(x, y)

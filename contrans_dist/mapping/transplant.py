@@ -18,19 +18,19 @@ def transplant(
     """The concept vector in the target's space: v_hat = v F, without the bias.
 
     Args:
-        vector: v, [d_source]; for a map over several source blocks its rows at those, [blocks, d_source].
-        mapping: an AffineMap, or its weight [blocks * d_source, d_target].
+        vector: V, [d_source]; for a map over several source blocks its rows at those, [blocks, d_source].
+        mapping: An AffineMap, or its weight [blocks * d_source, d_target].
         norm: "keep" is v F as it is. "match" scales v F so that it is the same fraction of the target's
             median residual norm as v, at the last of its blocks, is of the source's; one strength then means
             the same push in both models.
-        source_norm: the source's median residual norm, at that block; for "match".
-        target_norm: the target's, at the map's target block; for "match".
+        source_norm: The source's median residual norm, at that block; for "match".
+        target_norm: The target's, at the map's target block; for "match".
 
     Returns:
         float32 [d_target].
 
     Raises:
-        ValueError: for wrong shapes, NaN, norms that are missing or not positive, or a v F of zero under
+        ValueError: For wrong shapes, NaN, norms that are missing or not positive, or a v F of zero under
             "match".
     """
     if norm not in NORMS:
@@ -74,7 +74,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
         Their cosine, -1 to 1; 0.0 when either is zero.
 
     Raises:
-        ValueError: for other shapes, NaN or infinity.
+        ValueError: For other shapes, NaN or infinity.
     """
     left, right = _finite_vector(a), _finite_vector(b)
     if left.size != right.size:

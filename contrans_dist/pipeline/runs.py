@@ -59,17 +59,17 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
     """Do all that a recipe says; what is already there is reused.
 
     Args:
-        recipe: relative paths in it start at the working directory.
-        out: the run's folder.
-        shared: a common folder of harvests, for this and other recipes, in a folder above `out`.
+        recipe: Relative paths in it start at the working directory.
+        out: The run's folder.
+        shared: A common folder of harvests, for this and other recipes, in a folder above `out`.
 
     Returns:
         A summary: `name`, `out`, `report` (where it is), `evaluations` (by name, `verdict` and the place of
         `metrics`), `seconds`.
 
     Raises:
-        UserError: for texts, models or data that are missing or wrong, or an artefact of other settings.
-        RunError: when a part failed.
+        UserError: For texts, models or data that are missing or wrong, or an artefact of other settings.
+        RunError: When a part failed.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

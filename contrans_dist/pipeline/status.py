@@ -21,13 +21,13 @@ def artefact_facts(location: Location) -> dict[str, Any]:
     """What an artefact says of itself, for printing; only headers and manifests are read.
 
     Args:
-        location: an activation set, a shard, a vector, a map, an evaluation or a run.
+        location: An activation set, a shard, a vector, a map, an evaluation or a run.
 
     Returns:
         Its `kind`, and the facts by name.
 
     Raises:
-        UserError: when it is none of them, or damaged.
+        UserError: When it is none of them, or damaged.
     """
     if not location.exists():
         raise UserError(f"{location}: no such file or folder")
@@ -63,13 +63,13 @@ def status_of(location: Location) -> dict[str, str]:
     """How far each part of a run, or a single harvest or evaluation, has come.
 
     Args:
-        location: the folder of it.
+        location: The folder of it.
 
     Returns:
         By part, its state in words.
 
     Raises:
-        UserError: when there is nothing of the kind.
+        UserError: When there is nothing of the kind.
     """
     return _status(location, 0)
 

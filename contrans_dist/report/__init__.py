@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from contrans_dist.evaluation.analysis import read_run, runs_of
+from contrans_dist.evaluation.analysis import read_run
 from contrans_dist.report.compare import compare
 from contrans_dist.report.comparison import build_comparison
 from contrans_dist.report.page import build_page
@@ -27,37 +27,32 @@ def write_report(run: Location) -> Location:
     that this one lacks are removed.
 
     Args:
-        run: the folder of a run, of an evaluation, or of an activation set.
+        run: The folder of a run, of an evaluation, or of an activation set.
 
     Returns:
         Where the page is.
 
     Raises:
-        UserError: when nothing that can be reported is there.
+        UserError: When nothing that can be reported is there.
     """
     studio = Studio()
     return _publish("page.html", build_page(read_run(run), studio), studio, run)
-
-
-def runs_in(location: Location) -> list[Location]:
-    """The runs of a recipe with several, in the recipe's order; empty for a single run."""
-    return runs_of(location)
 
 
 def write_comparison(runs: Sequence[Location], target: Location) -> Location:
     """Write a page with runs side by side, evaluation by evaluation.
 
     Args:
-        runs: their folders. They may be of one recipe or of several: evaluations are matched by name and
+        runs: Their folders. They may be of one recipe or of several: evaluations are matched by name and
             benchmark.
-        target: the folder of `report.html` and `figures/`. A `recipe.yaml` in it names what the runs are runs
+        target: The folder of `report.html` and `figures/`. A `recipe.yaml` in it names what the runs are runs
             of.
 
     Returns:
         Where the page is.
 
     Raises:
-        UserError: when no run has an evaluation.
+        UserError: When no run has an evaluation.
     """
     studio = Studio()
     return _publish(

@@ -30,13 +30,13 @@ def state_points(activations: ActivationSet, side: str, block: int, seed: int = 
     """The states of each concept's positive texts at a block, by t-SNE (ConTrans, Figs. 7 and 8).
 
     Args:
-        activations: of the contrast texts.
+        activations: Of the contrast texts.
         side: `source` or `target`, as the rows say it.
-        block: of the model, from 0.
-        seed: of the draw of texts, and of the t-SNE.
+        block: Of the model, from 0.
+        seed: Of the draw of texts, and of the t-SNE.
 
     Raises:
-        UserError: for a block that was not harvested.
+        UserError: For a block that was not harvested.
     """
     states, rows, labels = _states(activations, block), [], []
     for concept in concepts_in(activations):

@@ -96,7 +96,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     """Names of files for things that people named, none twice on a disk that does not tell case.
 
     Args:
-        names: most stay as they are; the file itself says the whole name.
+        names: Most stay as they are; the file itself says the whole name.
 
     Returns:
         Name to the name of its file, without an ending.

@@ -54,7 +54,7 @@ class PageFacts(Facts):
     seal: str
 
 
-def seal_of(metadata: pq.FileMetaData, facts: bytes, content: str, norms: str | None) -> str:
+def footer_seal(metadata: pq.FileMetaData, facts: bytes, content: str, norms: str | None) -> str:
     """Digest of a shard's columns, as a reader finds them, and of what it says of itself."""
     leaves = (metadata.schema.column(index) for index in range(metadata.num_columns))
     columns = [
@@ -77,11 +77,11 @@ def page_facts(
     pq.write_table(layout.empty_table(), sink, **options)
     metadata = pq.read_metadata(pa.BufferReader(sink.getvalue()))
     kept = base64.b64encode(norms.astype("<f4").tobytes()).decode() if norms.nbytes <= _MOST_NORMS else None
-    seal = seal_of(metadata, layout.metadata[schema.METADATA_KEY], content, kept)
+    seal = footer_seal(metadata, layout.metadata[schema.METADATA_KEY], content, kept)
     return {schema.PAGES_KEY.decode(): json.dumps({"content": content, "norms": kept, "seal": seal})}
 
 
-def content_hash(source: pa.NativeFile, length: int) -> str:
+def bytes_hash(source: pa.NativeFile, length: int) -> str:
     """SHA-256 of a file's first `length` bytes."""
     digest = hashlib.sha256()
     source.seek(0)

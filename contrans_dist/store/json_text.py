@@ -13,13 +13,13 @@ def parse_json(data: bytes | str, where: str, expected: str = "JSON", *, finite:
     """JSON of whole characters, as plain data.
 
     Args:
-        data: the text.
-        where: what the message of an error begins with.
-        expected: what the message says that it should have been.
-        finite: refuse NaN and numbers beyond float64, which texts of others may hold and files of ours not.
+        data: The text.
+        where: What the message of an error begins with.
+        expected: What the message says that it should have been.
+        finite: Refuse NaN and numbers beyond float64, which texts of others may hold and files of ours not.
 
     Raises:
-        UserError: for anything else, a key that is there twice and endless nesting included.
+        UserError: For anything else, a key that is there twice and endless nesting included.
     """
     number = _finite if finite else float
     try:

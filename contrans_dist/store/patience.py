@@ -60,7 +60,7 @@ def patiently(work: Callable[P, T]) -> Callable[P, T]:
     """`work`, tried again after a PassingError; what it calls is tried again with it, not by itself.
 
     Raises:
-        NoAnswerError: when it has not passed in the end.
+        NoAnswerError: When it has not passed in the end.
     """
 
     @wraps(work)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from contrans_dist.config.limits import EXPANDING, SMALL_BYTES, check_size
 from contrans_dist.errors import UserError
 from contrans_dist.store import schema
-from contrans_dist.store.footers import PageFacts, ShardFacts, content_hash
+from contrans_dist.store.footers import PageFacts, ShardFacts, bytes_hash
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import AGAIN, Manifest, ShardEntry
 from contrans_dist.store.unpacked import unpacked_bytes
@@ -123,7 +123,7 @@ class ShardFile:
 
         Raises UserError for the first thing that is wrong.
         """
-        if self.pages is not None and self.pages.content != content_hash(
+        if self.pages is not None and self.pages.content != bytes_hash(
             self.source, self.size - self.footer_bytes
         ):
             raise DamagedError(self.location, "its content is not what was written")

@@ -12,7 +12,7 @@ from contrans_dist.config.limits import CHUNKS, FOOTER_BYTES, check_size, raised
 from contrans_dist.config.recipe import validated
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store import schema
-from contrans_dist.store.footers import PageFacts, ShardFacts, seal_of
+from contrans_dist.store.footers import PageFacts, ShardFacts, footer_seal
 from contrans_dist.store.location import Location
 from contrans_dist.store.shard_file import DamagedError, ShardFile
 
@@ -107,5 +107,5 @@ def _check_seal(shard: ShardFile) -> None:
     if shard.pages is None:
         return
     facts = shard.file.metadata.metadata[schema.METADATA_KEY]
-    if shard.pages.seal != seal_of(shard.file.metadata, facts, shard.pages.content, shard.pages.norms):
+    if shard.pages.seal != footer_seal(shard.file.metadata, facts, shard.pages.content, shard.pages.norms):
         raise DamagedError(shard.location, "its footer is damaged")

@@ -167,15 +167,15 @@ def read_columns(
     """Columns of a Parquet file, as strings, float64 and int64.
 
     Args:
-        location: the file.
-        needed: columns and their kinds.
-        others: those that may be missing.
+        location: The file.
+        needed: Columns and their kinds.
+        others: Those that may be missing.
 
     Returns:
         What there is of them; None where a needed column is missing.
 
     Raises:
-        UserError: for a damaged file, columns of another kind, and more than `limits.RESULT_BYTES`.
+        UserError: For a damaged file, columns of another kind, and more than `limits.RESULT_BYTES`.
     """
     try:
         with location.open() as source:

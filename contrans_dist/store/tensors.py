@@ -83,7 +83,7 @@ class TensorFile:
         """Tensors by name; those that are not there are left out.
 
         Raises:
-            UserError: for one with a number that is not finite.
+            UserError: For one with a number that is not finite.
         """
         tensors: dict[str, NDArray[Any]] = {}
         with self.location.open() as source:
@@ -112,11 +112,11 @@ def open_tensors(location: Location, kind: str | None = None) -> TensorFile:
     """Read the head of a file written by `save_tensors`; tensors lie one behind the other and fill the rest.
 
     Args:
-        location: the file.
-        kind: what it must say that it holds, such as `map`; None takes any.
+        location: The file.
+        kind: What it must say that it holds, such as `map`; None takes any.
 
     Raises:
-        UserError: when the file is missing, is no safetensors, lacks our header, is not of `kind`, or when
+        UserError: When the file is missing, is no safetensors, lacks our header, is not of `kind`, or when
             types, shapes, places and the file's size do not agree.
     """
     foreign = f"{location}: expected a vector or map file written by contrans"

@@ -29,9 +29,9 @@ def work_folder(parent: Path, prefix: str, key: str) -> Iterator[Path]:
     another run is at work in it, or it is someone else's, a fresh one is taken.
 
     Args:
-        parent: is made where it is missing.
-        prefix: of all such folders; unused ones of a week ago are removed.
-        key: what tells this work from other work.
+        parent: Is made where it is missing.
+        prefix: Of all such folders; unused ones of a week ago are removed.
+        key: What tells this work from other work.
     """
     parent.mkdir(parents=True, exist_ok=True)
     remove_unused(parent, prefix, _STALE_SECONDS)

@@ -24,7 +24,7 @@ from contrans_dist.benchmarks.lm_eval import (
     Document,
     HarnessBenchmark,
     HarnessEvaluation,
-    Request,
+    HarnessRequest,
     answers,
     engine_lm,
 )
@@ -309,7 +309,7 @@ def test_texts_are_cut_at_stop_strings_as_the_harness_s_own(
             theirs += harness_lm.generate_until([instance], disable_tqdm=True)
         with monkeypatch.context() as patch:
             writing(model, patch, new)
-            request = Request("generate_until", prompt, until=("\nJ",), max_new_tokens=30)
+            request = HarnessRequest("generate_until", prompt, until=("\nJ",), max_new_tokens=30)
             [[[answer]]] = answers(model, [Document(str(i), "t", "", "", (request,))], [BASE])
             ours.append(answer.text)
     assert ours == theirs
@@ -438,7 +438,7 @@ def test_an_instruction_before_the_prompt_reaches_every_question(
     kept = {item.id: item for item in benchmark.items()}
     chosen = [kept["pages/0"], kept["pages/5"]]
     chosen.append(Document("t/0", "t", "", "the boy", (replace(kept["go_on/0"].requests[0], context=""),)))
-    chosen.append(Document("t/1", "t", "", "the boy", (Request("loglikelihood", "", " was happy"),)))
+    chosen.append(Document("t/1", "t", "", "the boy", (HarnessRequest("loglikelihood", "", " was happy"),)))
     told = [replace(item, prompt=instruction + item.prompt) for item in chosen]
     ((short,), (long,), (go_on,), (pair,)) = answers(tiny, told, [BASE])[0]
 
@@ -487,7 +487,7 @@ def test_generation_stops_at_a_special_token_too(tmp_path: Path) -> None:
     lm = load_model(str(save_tiny(tmp_path / "llama")))
     prompt = lm.tokenizer("One day")["input_ids"]
     free = lm.model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[0, len(prompt) :]
-    request = Request("generate_until", max_new_tokens=30)
+    request = HarnessRequest("generate_until", max_new_tokens=30)
     whole = answers(lm, [Document("t/0", "t", "", "One day", (request,))], [BASE])[0][0][0].text
     assert whole == lm.tokenizer.decode(free, skip_special_tokens=True)
     # One that the text does not show, as chat models end their turns with: the fifth, declared special.
@@ -549,12 +549,12 @@ def test_tasks_that_cannot_be_done_are_refused_before_anything_is_scored(
 
 
 def test_a_question_the_model_cannot_hold_is_named(tiny: LanguageModel) -> None:
-    long = Document("t/7", "t", "", "The", (Request("loglikelihood", "", " " + LONG),))
+    long = Document("t/7", "t", "", "The", (HarnessRequest("loglikelihood", "", " " + LONG),))
     with pytest.raises(
         UserError, match=rf"t/7: continuation ' Once.*has \d+ tokens; expected 1 to {CONTEXT}"
     ):
         answers(tiny, [long], [BASE])
-    much = Document("t/8", "t", "", "The", (Request("generate_until", max_new_tokens=CONTEXT),))
+    much = Document("t/8", "t", "", "The", (HarnessRequest("generate_until", max_new_tokens=CONTEXT),))
     with pytest.raises(
         UserError, match=rf"t/8: {CONTEXT} new tokens are asked for; the model holds {CONTEXT}"
     ):

@@ -12,7 +12,7 @@ from contrans_dist.data.corpus import prepare_corpus
 from contrans_dist.data.texts import text_table
 from contrans_dist.errors import UserError
 from contrans_dist.mapping import aligned_rows as joining
-from contrans_dist.mapping import driver, streamed
+from contrans_dist.mapping import distributed_sums, driver
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.block_pairs import all_pairs, choose_pairs
 from contrans_dist.mapping.driver import fit, fit_one_by_one
@@ -326,7 +326,7 @@ def test_sums_over_ray_give_the_map_of_the_rows(
         in_memory = fit(*sets, "0:3,2:1,2:3", MapOptions(protocol), quiet=True)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
             patch.setattr(driver, "ROWS_IN_MEMORY", 10)
-            patch.setattr(streamed, "CHUNK_ROWS", chunk)
+            patch.setattr(distributed_sums, "CHUNK_ROWS", chunk)
             patch.setattr(driver, "_FitInMemory", None)  # must not be taken
             by_sums = fit(*sets, "0:3,2:1,2:3", MapOptions(protocol), quiet=True)  # type: ignore[arg-type]
         for pair in pairs:
@@ -348,13 +348,13 @@ def test_a_source_blocks_own_sums_are_made_once_for_all_its_targets(
 ) -> None:
     monkeypatch.setattr(driver, "ROWS_IN_MEMORY", 10)
     factored: list[int] = []
-    source_sums = streamed.SourceSums
+    source_sums = distributed_sums.SourceSums
 
     def counted(parts: Any, *options: Any) -> Any:
         factored.append(parts[FIT].n)
         return source_sums(parts, *options)
 
-    monkeypatch.setattr(streamed, "SourceSums", counted)
+    monkeypatch.setattr(distributed_sums, "SourceSums", counted)
     joined = join(*sets, "default")
     fitted = list(fit_one_by_one(joined, [(0, 1), (0, 2), (0, 3), (2, 1)]))
     assert len(fitted) == 4

@@ -13,7 +13,7 @@ from contrans_dist.config import MapSettings
 from contrans_dist.config.map_options import MapOptions
 from contrans_dist.config.recipe import validated
 from contrans_dist.errors import UserError
-from contrans_dist.mapping import driver, streamed
+from contrans_dist.mapping import distributed_sums, driver
 from contrans_dist.mapping import tokens as token_means
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.driver import fit
@@ -238,7 +238,7 @@ def test_several_blocks_are_their_rows_side_by_side(
     if by_sums:
         request.getfixturevalue("local")
         monkeypatch.setattr(driver, "ROWS_IN_MEMORY", 10)
-        monkeypatch.setattr(streamed, "CHUNK_ROWS", 50)
+        monkeypatch.setattr(distributed_sums, "CHUNK_ROWS", 50)
     left, right, source, target = sets
     maps = fit(left, right, "3:2", MapOptions(source_blocks=count), quiet=True)
     blocks = [1, 2, 3][-count:]
@@ -307,7 +307,7 @@ def test_token_centring_by_the_tokens_of_a_harvest(
     assert error(mapping.weight, alone.weight) < 1e-6
     assert error(mapping.weight, fit_rows(source[3], target, split=split).weight) > 1e-3
     monkeypatch.setattr(driver, "ROWS_IN_MEMORY", 10)
-    monkeypatch.setattr(streamed, "CHUNK_ROWS", 50)
+    monkeypatch.setattr(distributed_sums, "CHUNK_ROWS", 50)
     for count in (1, 2):
         by_sums = fit(left, right, "3:2", MapOptions(source_blocks=count), quiet=True)
         rows = np.concatenate([source[b] for b in (2, 3)][-count:], axis=1)
@@ -372,7 +372,7 @@ def test_sums_tell_of_rare_tokens_as_rows_do(
     )
     by_rows = fit(left, right, "1:1", quiet=True).maps[1, 1]
     monkeypatch.setattr(driver, "ROWS_IN_MEMORY", 10)
-    monkeypatch.setattr(streamed, "CHUNK_ROWS", 50)
+    monkeypatch.setattr(distributed_sums, "CHUNK_ROWS", 50)
     by_sums = fit(left, right, "1:1", quiet=True).maps[1, 1]
     labels, counts = np.unique(tokens[join(left, right, "default").split == FIT], return_counts=True)
     assert len(labels) > 50

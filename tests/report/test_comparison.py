@@ -11,7 +11,8 @@ import yaml
 
 from contrans_dist.benchmarks.statistics import wilson
 from contrans_dist.errors import UserError
-from contrans_dist.report import runs_in, write_comparison, write_report
+from contrans_dist.evaluation.analysis import run_folders
+from contrans_dist.report import write_comparison, write_report
 from contrans_dist.report.compare import (
     compare,
     differing_settings,
@@ -38,7 +39,7 @@ def place(path: Path) -> Location:
 
 
 def compared(folder: Path) -> Page:
-    page = write_comparison(runs_in(place(folder)), place(folder))
+    page = write_comparison(run_folders(place(folder)), place(folder))
     return Page(Path(page.path).read_text(encoding="utf-8"))
 
 
@@ -51,8 +52,8 @@ def test_runs_come_in_the_recipes_order_and_a_single_run_has_none(tmp_path: Path
     names: dict[str, dict[str, Any]] = {"30": {}, "4": {}, "100": {}}
     folder = write_runs(tmp_path / "a", names, dict.fromkeys(names, MC1))
     (folder / "runs/begun").mkdir()
-    assert [run.name for run in runs_in(place(folder))] == ["30", "4", "100"]
-    assert runs_in(place(write_run(tmp_path / "single"))) == []
+    assert [run.name for run in run_folders(place(folder))] == ["30", "4", "100"]
+    assert run_folders(place(write_run(tmp_path / "single"))) == []
 
 
 def test_table_has_every_run_and_condition_with_the_papers_value(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_what_differs_between_recipes_is_listed_and_nothing_else(tmp_path: Path)
         "b": {"map": {"blocks": "3:4", "norm": "keep"}, "concepts": {}, "cluster": {"actors": 2}},
     }
     folder = write_runs(tmp_path, runs, dict.fromkeys(runs, MC1))
-    found = compare(runs_in(place(folder)), place(folder))
+    found = compare(run_folders(place(folder)), place(folder))
     assert differing_settings(found.runs) == {
         "map.norm": {"a": "match", "b": "keep"},
         "concepts.limit": {"a": "20", "b": ""},
@@ -186,7 +187,7 @@ def test_pairs_by_models_and_no_pairs_without_a_grid(tmp_path: Path) -> None:
             for i, (a, b) in enumerate(ends)
         }
         folder = write_runs(tmp_path / str(len(list(tmp_path.iterdir()))), runs, dict.fromkeys(runs, MC1))
-        return pairs_of(compare(runs_in(place(folder)), place(folder)).runs)
+        return pairs_of(compare(run_folders(place(folder)), place(folder)).runs)
 
     found = pairs(("a", "b"), ("c", "b"), ("a", "d"))
     assert found is not None
@@ -211,7 +212,7 @@ def test_no_part_of_next_to_nothing(tmp_path: Path, base: float, known: bool) ->
     """Of 100 questions, one right is .01 with an interval from .0018; ten right are .1, from .055."""
     scores = {"base": base, "vector": (0.5, 0.5, 0.5)}
     folder = write_runs(tmp_path, {"a": {}, "b": {}}, {"a": scores, "b": scores})
-    found = compare(runs_in(place(folder)), place(folder))
+    found = compare(run_folders(place(folder)), place(folder))
     gain, ratio = improvements(found.evaluations[0], "mc1")["a"]
     assert gain == pytest.approx(0.5 - base)
     assert ratio == (pytest.approx((0.5 - base) / base) if known else None)

@@ -15,10 +15,10 @@ from pydantic import Field
 
 from contrans_dist.benchmarks.base import Benchmark, result_table
 from contrans_dist.benchmarks.lm_eval.answering import Answer, answers, layout
-from contrans_dist.benchmarks.lm_eval.documents import Document, Request
+from contrans_dist.benchmarks.lm_eval.documents import Document, HarnessRequest
 from contrans_dist.benchmarks.lm_eval.summary import Figure, figures, headings, mean_over_concepts, p_values
 from contrans_dist.benchmarks.lm_eval.tasks import Tasks, engine_lm
-from contrans_dist.benchmarks.summary import Cell, Metric, in_order, table_of
+from contrans_dist.benchmarks.summary import Cell, Metric, in_order, condition_entries
 from contrans_dist.config import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from contrans_dist.models import LanguageModel
 
 __all__ = [
-    "Answer", "Document", "HarnessBenchmark", "HarnessEvaluation", "Request", "answers", "engine_lm",
+    "Answer", "Document", "HarnessBenchmark", "HarnessEvaluation", "HarnessRequest", "answers", "engine_lm",
 ]  # fmt: skip
 
 _FIELDS = [
@@ -155,7 +155,7 @@ class HarnessBenchmark(Benchmark[HarnessEvaluation, Document]):
         headed = any("/" not in name for means in over.values() for name in means)
         apart = f"{', '.join(top)} have no metric in common that could head the rest"
         return {
-            **table_of(
+            **condition_entries(
                 list(over),
                 lambda cell: {name: figure.entry() for name, figure in over[cell].items()},
                 lambda cell, other: p_values(over[cell], over[other]),

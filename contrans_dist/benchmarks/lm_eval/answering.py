@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from contrans_dist.benchmarks.calls import Completions, Continuations
-from contrans_dist.benchmarks.lm_eval.documents import Document, Request
+from contrans_dist.benchmarks.lm_eval.documents import Document, HarnessRequest
 from contrans_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Part:
+class AnswerPart:
     """A call of the engine, and which requests it answers."""
 
     call: Continuations | Completions
@@ -72,7 +72,7 @@ def answers(
     return answered
 
 
-def layout(lm: LanguageModel, documents: Sequence[Document], seed: int = 0) -> list[Part]:
+def layout(lm: LanguageModel, documents: Sequence[Document], seed: int = 0) -> list[AnswerPart]:
     """What the engine is asked: everything that is scored at once, then texts, those together that share stop
     strings, length and temperature."""
     pieces = [piece for d, document in enumerate(documents) for piece in _pieces(lm, d, document)]
@@ -80,8 +80,8 @@ def layout(lm: LanguageModel, documents: Sequence[Document], seed: int = 0) -> l
     if pieces:
         places, contexts, continuations, skips = map(list, zip(*pieces, strict=True))
         call = Continuations(contexts, continuations, [d for d, _ in places])
-        parts.append(Part(call, places, skips))
-    by_kind: dict[Request, list[tuple[int, int]]] = {}
+        parts.append(AnswerPart(call, places, skips))
+    by_kind: dict[HarnessRequest, list[tuple[int, int]]] = {}
     for d, document in enumerate(documents):
         for place, request in enumerate(document.requests):
             if request.method == "generate_until":
@@ -111,10 +111,10 @@ def _pieces(
 def _completed(
     lm: LanguageModel,
     documents: Sequence[Document],
-    kind: Request,
+    kind: HarnessRequest,
     places: list[tuple[int, int]],
     seed: int,
-) -> Part:
+) -> AnswerPart:
     """Texts for the requests at `places` (document, request), which differ in their contexts alone."""
     from contrans_dist.benchmarks.lm_eval.tokens import encode_prompt, end_text
     from contrans_dist.engine.scoring.generation import BATCH_SIZE
@@ -128,7 +128,7 @@ def _completed(
         prompts, [d for d, _ in places], kind.max_new_tokens, BATCH_SIZE,
         temperature=kind.temperature, seed=seed, until=(*kind.until, *end_text(lm)), alone=True,
     )  # fmt: skip
-    return Part(call, places, [])
+    return AnswerPart(call, places, [])
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ Method = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 
 
 @dataclass(frozen=True)
-class Request:
+class HarnessRequest:
     """One question to the model; its whole context is the document's `prompt` + `context`."""
 
     method: Method
@@ -39,7 +39,7 @@ class Document:
     scenario: str
     prompt: str
     """What the contexts of all its requests begin with."""
-    requests: tuple[Request, ...]
+    requests: tuple[HarnessRequest, ...]
     judged_by: str = ""
     """Hash of what the harness makes of the answers: the document, the task's metrics, the versions."""
     concept: str = ""
@@ -56,7 +56,7 @@ def document(key: str, task: str, scenario: str, instances: Sequence[Any], judge
     return Document(key, task, scenario, prompt, tuple(requests), judged_by)
 
 
-def request_of(instance: Any) -> Request:
+def request_of(instance: Any) -> HarnessRequest:
     """A harness `Instance` as plain data. Raises UserError for what this engine cannot answer."""
     task, method, arguments = instance.task_name, instance.request_type, instance.args
     if any(isinstance(argument, dict) and {"visual", "audio"} & set(argument) for argument in arguments):
@@ -64,13 +64,13 @@ def request_of(instance: Any) -> Request:
     if method not in get_args(Method):
         raise UserError(f"task {task}: asks for {method}; expected one of {', '.join(get_args(Method))}")
     if method == "loglikelihood_rolling":
-        return Request("loglikelihood_rolling", continuation=str(arguments[0]))
+        return HarnessRequest("loglikelihood_rolling", continuation=str(arguments[0]))
     if method == "loglikelihood":
-        return Request("loglikelihood", str(arguments[0]), str(arguments[1]))
+        return HarnessRequest("loglikelihood", str(arguments[0]), str(arguments[1]))
     return _generation(task, str(arguments[0]), arguments[1])
 
 
-def _generation(task: str, context: str, options: dict[str, Any]) -> Request:
+def _generation(task: str, context: str, options: dict[str, Any]) -> HarnessRequest:
     """A `generate_until` request, its options read as the harness's own models read them."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -89,7 +89,7 @@ def _generation(task: str, context: str, options: dict[str, Any]) -> Request:
         )
     if sampled and temperature <= 0:
         raise UserError(f"task {task}, generation_kwargs: do_sample needs a temperature above 0")
-    return Request(
+    return HarnessRequest(
         "generate_until",
         context,
         until=tuple(str(stop) for stop in until if stop),

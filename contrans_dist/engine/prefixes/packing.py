@@ -49,11 +49,10 @@ def pack(
     ids: Sequence[Sequence[int]],
     wanted: Sequence[Sequence[int]],
     trunk: int = 0,
-    pad: int = 0,
 ) -> Packed:
     """The rows of a batch; `wanted[i]` are the places in text i of the positions that are wanted of it."""
     width = max(row.length for row in rows)
-    padded = torch.full((len(rows), width), pad, dtype=torch.int64)
+    padded = torch.full((len(rows), width), 0, dtype=torch.int64)
     places = torch.full((len(rows), width), trunk, dtype=torch.int64)
     ends = torch.arange(1, width + 1).repeat(len(rows), 1)
     numbers: dict[tuple[int, int], int] = {}

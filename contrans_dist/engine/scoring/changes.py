@@ -12,6 +12,8 @@ from contrans_dist.models import LanguageModel
 
 _TOGETHER = 64
 """Prompts whose whole distributions are held at a time."""
+_BATCH_TOKENS = 4096
+"""Padding and interventions included."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,6 @@ class Changes:
 
     up: np.ndarray  # int64 [P, k]
     down: np.ndarray  # int64 [P, k]
-    up_by: np.ndarray  # float32 [P, k]: steered minus unsteered probability
-    down_by: np.ndarray  # float32 [P, k]
 
 
 @torch.inference_mode()
@@ -31,7 +31,6 @@ def token_changes(
     intervention: Intervention,
     *,
     k: int = 10,
-    batch_tokens: int = 4096,
 ) -> Changes:
     """The tokens that an intervention raises most after each prompt, and those that it lowers most.
 
@@ -40,10 +39,9 @@ def token_changes(
         prompts: Token ids of each of P prompts.
         intervention: What is done to the model.
         k: How many tokens each way.
-        batch_tokens: Tokens of a batch, padding and interventions included.
 
     Returns:
-        Tokens, int64 `[P, k]`, and the differences of their probabilities, float32 `[P, k]`.
+        The tokens, int64 `[P, k]` each way.
 
     Raises:
         UserError: For an empty or too long prompt, or a vector that does not fit.
@@ -54,7 +52,7 @@ def token_changes(
     for start in range(0, len(prompts), _TOGETHER):
         some = prompts[start : start + _TOGETHER]
         probabilities: dict[tuple[int, int], torch.Tensor] = {}
-        for members, batch, logits in run_all(lm, some, [1] * len(some), interventions, batch_tokens):
+        for members, batch, logits in run_all(lm, some, [1] * len(some), interventions, _BATCH_TOKENS):
             chances = logits.softmax(dim=2)[:, batch.index.to(logits.device)].cpu()
             for row, c in enumerate(members):
                 for place, p in enumerate(batch.texts):
@@ -63,7 +61,6 @@ def token_changes(
             torch.stack([probabilities[c, p] for p in range(len(some))]) for c in range(len(interventions))
         )
         change = after - before
-        up, down = change.topk(k, dim=1), change.topk(k, dim=1, largest=False)
-        parts.append((up.indices, down.indices, up.values, down.values))
+        parts.append((change.topk(k, dim=1).indices, change.topk(k, dim=1, largest=False).indices))
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     return Changes(*columns)

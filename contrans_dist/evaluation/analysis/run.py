@@ -51,10 +51,10 @@ def read_run(location: Location) -> Run:
     """What is there of a run; only headers and metrics are read.
 
     Args:
-        location: the folder of a run, of an evaluation, or of an activation set.
+        location: The folder of a run, of an evaluation, or of an activation set.
 
     Raises:
-        UserError: when nothing that can be reported is there.
+        UserError: When nothing that can be reported is there.
     """
     if (location / METRICS).exists():
         return Run(location, evaluations=[read_in_run(location)])
@@ -187,7 +187,7 @@ def left_out(run: Run, evaluation: Evaluation) -> str:
     return f"Asked for and not run: {', '.join(missing)}{why}."
 
 
-def runs_of(location: Location) -> list[Location]:
+def run_folders(location: Location) -> list[Location]:
     """The finished or begun runs of a recipe with several, in the recipe's order; none for a single run.
 
     Each is a folder `runs/<name>` with a `run.json`.

@@ -75,9 +75,9 @@ def judge(evaluation: Evaluation, key: str, strength: float | None = None) -> Ve
     """Whether steering did something in one metric that its controls do not do as well.
 
     Args:
-        evaluation: what was scored.
-        key: the metric, such as `token_acc_negative` or `fear/token_acc_negative`.
-        strength: at which the condition under test is read; None takes that of `best_point`.
+        evaluation: What was scored.
+        key: The metric, such as `token_acc_negative` or `fear/token_acc_negative`.
+        strength: At which the condition under test is read; None takes that of `best_point`.
 
     Returns:
         The verdict; None when nothing was steered or the metric is not there.

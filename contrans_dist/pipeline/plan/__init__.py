@@ -9,7 +9,7 @@ from pathlib import Path
 from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import runs_of
 from contrans_dist.pipeline.inputs import RecipeTexts
-from contrans_dist.pipeline.plan.actors import Actors, Nodes, Placing
+from contrans_dist.pipeline.plan.actors import ActorNeeds, Nodes, Placing
 from contrans_dist.pipeline.plan.evaluations import evaluation_stages
 from contrans_dist.pipeline.plan.harvests import harvest_stages
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
@@ -23,16 +23,16 @@ def plan_runs(recipe: Recipe, folder: Path, nodes: Nodes, base_memory: int) -> l
     """The stages of every run of a recipe, without their seconds; harvests that runs share are there once.
 
     Args:
-        recipe: what is to be run.
-        folder: a place for bundled texts.
-        nodes: what it is to run on.
-        base_memory: bytes of an actor's process before it loads anything (`actor_memory`).
+        recipe: What is to be run.
+        folder: A place for bundled texts.
+        nodes: What it is to run on.
+        base_memory: Bytes of an actor's process before it loads anything (`actor_memory`).
 
     Returns:
         The stages that run a model: the harvests, then the evaluations, run by run.
 
     Raises:
-        UserError: for texts or models that are not there, and for a model that the nodes cannot hold.
+        UserError: For texts or models that are not there, and for a model that the nodes cannot hold.
     """
     stages: list[Stage] = []
     shared = set[str]()
@@ -50,7 +50,7 @@ def plan_runs(recipe: Recipe, folder: Path, nodes: Nodes, base_memory: int) -> l
     return stages
 
 
-def _kept(before: Actors, actors: Actors) -> bool:
+def _kept(before: ActorNeeds, actors: ActorNeeds) -> bool:
     """Whether a stage goes on with the actors of the one before: two harvests of one model made together, and
     whatever the same models answer, as a run keeps those until others are wanted."""
     answering = {actors.use, before.use} <= {"evaluate", "generate"}

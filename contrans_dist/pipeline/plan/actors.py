@@ -42,7 +42,7 @@ class Nodes:
 
 
 @dataclass(frozen=True)
-class Actors:
+class ActorNeeds:
     """What one actor of a stage takes, and how many fit. Bytes; of all models that it loads."""
 
     model: str
@@ -77,8 +77,8 @@ class Placing:
 
     def harvesters(
         self, model: PlannedModel, highest: int, batch_tokens: int, rows: int, tokens: int
-    ) -> Actors:
-        """Actors of a harvest up to a block. `rows`: bytes of captured rows in memory; `tokens`: those whose
+    ) -> ActorNeeds:
+        """ActorNeeds of a harvest up to a block. `rows`: bytes of captured rows in memory; `tokens`: those whose
         states a streamed model keeps."""
         gpus, placement = self._placed((model,), highest, False, batch_tokens)
         need = model.needs(highest, False, batch_tokens if gpus else min(batch_tokens, CPU_TOKENS))
@@ -90,8 +90,8 @@ class Placing:
             memory += need.total
         return self._actors(model.name, "harvest", gpus, placement, need, memory)
 
-    def answerers(self, models: Sequence[PlannedModel], together: int = 0) -> Actors:
-        """Actors of an evaluation, or of another system than the target; the model that answers is first.
+    def answerers(self, models: Sequence[PlannedModel], together: int = 0) -> ActorNeeds:
+        """ActorNeeds of an evaluation, or of another system than the target; the model that answers is first.
 
         `together`: tokens of the largest batch of texts that they write, which takes memory; a run does not
         look at that when it chooses GPUs.
@@ -108,8 +108,8 @@ class Placing:
         use = "generate" if together else "evaluate"
         return self._actors(name, use, gpus, placement, need, 0 if gpus else need.total)
 
-    def judges(self, judge: PlannedJudge, length: int) -> Actors:
-        """Actors of a classifier of texts of so many tokens: on a GPU each where there are any."""
+    def judges(self, judge: PlannedJudge, length: int) -> ActorNeeds:
+        """ActorNeeds of a classifier of texts of so many tokens: on a GPU each where there are any."""
         gpus = self._size(self.cluster.one_gpu_each().gpus_per_actor).gpus
         itemsize = DTYPES[judge.dtype].itemsize
         activations = activation_bytes(judge.config, BATCH_SIZE * length, itemsize, head=False)
@@ -148,14 +148,14 @@ class Placing:
 
     def _actors(
         self, name: str, use: str, gpus: float, placement: Placement, need: Needs, memory: int
-    ) -> Actors:
+    ) -> ActorNeeds:
         """As many as the nodes have room for, or as are wanted. `memory`: of a process beside its base."""
         nodes, memory = self.nodes, self.base_memory + memory
         fit = nodes.count * max(1, min(self._size(gpus).per_node, int(nodes.memory // memory)))
         count = self.cluster.actors or fit
         if gpus:  # an actor without its GPUs would never start
             count = min(count, nodes.count * max(1, int(nodes.gpus // gpus)))
-        return Actors(
+        return ActorNeeds(
             model=name, use=use, placement=placement.kind, why=placement.reason,
             weights=need.weights, activations=need.activations, memory=memory,
             gpus=gpus, count=count, threads=max(1, int(nodes.cpus * nodes.count // count)),

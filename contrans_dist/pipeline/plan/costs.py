@@ -85,12 +85,12 @@ def captured(
     """Texts whose states are captured up to block `highest`.
 
     Args:
-        lm: needs no weights.
-        ids: token ids of each text.
-        own_from: the first token of each that may not be run for several texts at once.
-        share: whether what texts begin with may be.
-        highest: the block.
-        most: tokens of a batch.
+        lm: Needs no weights.
+        ids: Token ids of each text.
+        own_from: The first token of each that may not be run for several texts at once.
+        share: Whether what texts begin with may be.
+        highest: The block.
+        most: Tokens of a batch.
     """
     return Cost(Counter({(0, highest + 1): _once(lm, ids, own_from, share, most, head=False)}))
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.pipeline.inputs import RecipeTexts
-from contrans_dist.pipeline.plan.actors import Actors, Nodes, Placing
+from contrans_dist.pipeline.plan.actors import ActorNeeds, Nodes, Placing
 from contrans_dist.pipeline.plan.costs import Cost
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 
@@ -53,7 +53,7 @@ class Stage:
     cost: Cost
     tasks: int
     """Pieces that the work comes in: more actors are of no use."""
-    actors: Actors
+    actors: ActorNeeds
     sample: Sequence[Ids] = ()
     """Some of what is run, for its lengths."""
     run: str = ""
@@ -84,7 +84,7 @@ def actor_memory() -> int:
 
 def as_content(stages: Sequence[Stage], nodes: Nodes, rate: str) -> dict[str, Any]:
     """The plan as plain values, with what limits it. `rate`: where the seconds come from, in words."""
-    largest: dict[tuple[str, str, float], Actors] = {}
+    largest: dict[tuple[str, str, float], ActorNeeds] = {}
     for actors in (stage.actors for stage in stages):
         key = actors.model, actors.use, actors.gpus
         largest[key] = max(largest.get(key, actors), actors, key=lambda a: a.memory + a.activations)

@@ -41,7 +41,7 @@ class Corpus:
     stand_in: NDArray[np.int64] | None
 
 
-class StreamedFit:
+class FitFromSums:
     """Maps from sums over an aligned corpus, and their controls where these are wanted.
 
     What pairs of blocks share is summed once: a block's token means, and the source blocks' own sums for
