@@ -27,5 +27,6 @@ def meant(name: str, names: Sequence[str]) -> str:
 
 
 def one_line(content: object) -> str:
-    """What an error of others, or anything else, says, on one line, and not at length."""
-    return " ".join(str(content).split())[:200]
+    """What an error of others, or anything else, says: one line of at most 300 characters."""
+    text = " ".join(str(content).split()).rstrip(".") or type(content).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."

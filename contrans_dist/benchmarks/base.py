@@ -178,6 +178,8 @@ def result_table(
     """The rows of `Benchmark.score`, intervention by intervention.
 
     Args:
+        items: What was scored.
+        interventions: Under which each of them was.
         rows: `[interventions][items]`, each a mapping with a value for every one of `fields`.
         fields: Columns besides `item`, `concept`, `condition`, `strength` and `block` (the lowest one that is
             steered, null for none), which are filled in here.

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
-from contrans_dist.errors import PassingError, RunError, UserError
-from contrans_dist.models.hub import hub_failure, one_line
+from contrans_dist.errors import PassingError, RunError, UserError, one_line
+from contrans_dist.models.hub import hub_failure
 from contrans_dist.store.location import Location
 from contrans_dist.store.patience import patiently
 

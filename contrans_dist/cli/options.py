@@ -94,6 +94,7 @@ def emit(as_json: bool, content: dict[str, Any], text: str) -> None:
 
 
 def model_settings(name: str, dtype: str | None, quantization: str | None, trust: bool) -> ModelSettings:
+    """The settings of `--model`, `--dtype`, `--quantization` and `--trust-remote-code`."""
     content = {"id": name, "dtype": dtype, "quantization": quantization, "trust_remote_code": trust}
     return validated(ModelSettings, content, "--model, --dtype, --quantization")
 
@@ -105,6 +106,7 @@ def cluster_settings(
     cpus: float | None,
     placement: str = "auto",
 ) -> ClusterSettings:
+    """The settings of `--address`, `--actors` and what an actor gets."""
     content = {
         "address": address,
         "actors": actors,

@@ -30,6 +30,8 @@ _TIMES_MORE = 4
 
 @dataclass
 class Crew:
+    """The actors of one call of the pool, and what is still to be done."""
+
     actors: Actors
     slots: int
     """Tasks that an actor has at a time."""

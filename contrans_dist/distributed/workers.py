@@ -38,6 +38,8 @@ class Given:
 
 @dataclass(eq=False)
 class Worker:
+    """One place for an actor: the actor that fills it now, and what that one is at."""
+
     actor: Any
     """None until it is started again."""
     running: dict[Any, Given] = field(default_factory=dict)

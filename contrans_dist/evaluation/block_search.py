@@ -13,11 +13,11 @@ from contrans_dist.evaluation.trials import try_out
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.block_pairs import all_pairs, one_block
 from contrans_dist.mapping.driver import fit, fit_one_by_one
-from contrans_dist.mapping.map_header import BlockSelection, BlockTable, Pair, TriedPair
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.mapping.transplant import cosine
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
+from contrans_dist.store.map_file import BlockSelection, BlockTable, Pair, TriedPair
 from contrans_dist.store.results import Trial
 
 _MOST_PAIRS = 64

@@ -47,6 +47,7 @@ def identity_of(
     texts: pa.Table,
     prompts: str = "",
 ) -> Identity:
+    """What the bytes of a set depend on, of this model, these settings and texts."""
     return Identity(
         **model_identity(model, facts),
         template=capture.template,
@@ -71,6 +72,7 @@ def manifest_of(
     throughput: Throughput,
     quantization: QuantizationCheck | None = None,
 ) -> Manifest:
+    """The manifest of a set whose shards are all there."""
     norms = [report.norms for report in reports if report.norms is not None]
     medians = np.median(np.concatenate(norms), axis=0)
     skipped = [text for report in reports for text in report.facts.skipped]
@@ -116,6 +118,7 @@ def _entry(report: ShardReport, fingerprint: str) -> ShardEntry:
 
 
 def warn(manifest: Manifest, out: Location) -> None:
+    """Notes on what a user would want to know of a finished set: texts cut, rows that depend on their batch."""
     if manifest.truncated:
         limit, context = manifest.identity.max_tokens, manifest.context
         by = f"--max-tokens {limit}" if limit and limit < (context or limit + 1) else "the model's context"

@@ -216,6 +216,7 @@ def _short(value: Any) -> str:
 
 
 def shards_in(out: Location) -> list[str]:
+    """Names of the shards in a folder, in the order of their numbers."""
     return sorted(
         (name for name in out.names() if name.startswith("shard-")), key=lambda name: (len(name), name)
     )

@@ -12,9 +12,9 @@ from contrans_dist.errors import UserError
 from contrans_dist.mapping.aligned_rows import AlignedRows
 from contrans_dist.mapping.block_r2 import r2_table
 from contrans_dist.mapping.heldout import FIT
-from contrans_dist.mapping.map_header import BlockTable, Pair
 from contrans_dist.models import matched_depth, resolve_blocks
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.map_file import BlockTable, Pair
 
 _TABLE_ROWS = 4_096
 """Rows that the table of all pairs is fitted on: it ranks pairs, it is not the map."""

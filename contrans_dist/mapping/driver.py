@@ -14,10 +14,10 @@ from contrans_dist.distributed.cluster import connected
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.aligned_rows import AlignedRows, column_text, join, side_by_side
 from contrans_dist.mapping.block_pairs import choose_pairs, readable_blocks
+from contrans_dist.mapping.distributed_sums import FitFromSums
 from contrans_dist.mapping.fit import SourceRows
 from contrans_dist.mapping.linear_map import AffineMap
 from contrans_dist.mapping.map_set import MapSet, Pair
-from contrans_dist.mapping.distributed_sums import FitFromSums
 from contrans_dist.store.activation_set import ActivationSet
 
 ROWS_IN_MEMORY = 16_384

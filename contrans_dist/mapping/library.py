@@ -20,10 +20,10 @@ from contrans_dist.mapping.block_pairs import readable_blocks
 from contrans_dist.mapping.fit import fit_rows
 from contrans_dist.mapping.heldout import split_of
 from contrans_dist.mapping.linear_map import AffineMap
-from contrans_dist.mapping.map_header import Pair
 from contrans_dist.mapping.solver import Triangle
 from contrans_dist.models import matched_depth
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.map_file import Pair
 from contrans_dist.vectors import extract as concepts
 from contrans_dist.vectors.concept_vector import ConceptVector
 

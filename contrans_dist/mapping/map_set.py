@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.linear_map import AffineMap
-from contrans_dist.mapping.map_header import (
+from contrans_dist.mapping.transplant import transplant
+from contrans_dist.store.location import Location
+from contrans_dist.store.map_file import (
     BlockSelection,
     BlockTable,
     MapHeader,
@@ -16,8 +18,6 @@ from contrans_dist.mapping.map_header import (
     PairHeader,
     open_map,
 )
-from contrans_dist.mapping.transplant import transplant
-from contrans_dist.store.location import Location
 from contrans_dist.store.tensors import save_tensors
 from contrans_dist.vectors.concept_vector import ConceptVector
 

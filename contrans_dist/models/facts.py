@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.utils.hub import extract_commit_hash
 
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.models.blocks import text_config
-from contrans_dist.models.hub import hub_errors, hub_failure, one_line
+from contrans_dist.models.hub import hub_errors, hub_failure
 from contrans_dist.models.language_model import positions, tokenizer_limit
 from contrans_dist.models.loading import describe
 from contrans_dist.models.model_files import ModelFiles

@@ -15,15 +15,9 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from contrans_dist.errors import PassingError, RunError, UserError
+from contrans_dist.errors import PassingError, RunError, UserError, one_line
 
 _BUSY = (408, 425, 429)
-
-
-def one_line(error: BaseException | None) -> str:
-    """An exception as one line of at most 300 characters."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from contrans_dist.config.limits import BUFFER_BYTES, check_size
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
-from contrans_dist.models.hub import hub_errors, one_line
+from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, wrap_model
 from contrans_dist.models.model_files import ModelFiles
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless

@@ -9,8 +9,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from contrans_dist.config.limits import MODEL_JSON_BYTES, check_size
-from contrans_dist.errors import UserError
-from contrans_dist.models.hub import one_line
+from contrans_dist.errors import UserError, one_line
 
 BUNDLED = "demo:"
 """Prefix of the models that come with the package, such as `demo:source`."""

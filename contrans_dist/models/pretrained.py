@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from contrans_dist.config.limits import BLOCKS, LABELS, TOKENIZER_BYTES, TOKENS, check_size
-from contrans_dist.errors import UserError
-from contrans_dist.models.hub import one_line
+from contrans_dist.errors import UserError, one_line
 from contrans_dist.models.model_files import ModelFiles, read_settings
 
 _EXPERTS, _SIZE = 4096, 1 << 24

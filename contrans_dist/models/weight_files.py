@@ -17,8 +17,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from contrans_dist.config.limits import HEADER_BYTES, JSON_BYTES, TENSORS, WEIGHT_FILES, check_size
-from contrans_dist.errors import UserError
-from contrans_dist.models.hub import one_line
+from contrans_dist.errors import UserError, one_line
 from contrans_dist.models.model_files import ModelFiles
 
 NOT_TENSORS = "holds more than tensors, which could run code when read, or is damaged; expected safetensors"

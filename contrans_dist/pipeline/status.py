@@ -5,14 +5,14 @@ from typing import Any
 
 from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
-from contrans_dist.mapping.map_header import open_map
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
+from contrans_dist.store.map_file import open_map
 from contrans_dist.store.results import METRICS, RECORD, RunFile, plain, read_file, read_metrics
 from contrans_dist.store.shard_reader import opened
 from contrans_dist.store.tensors import open_tensors
-from contrans_dist.vectors.concept_vector import VectorHeader
+from contrans_dist.store.vector_file import VectorHeader
 
 _LONG = ("identity", "shards", "conditions", "norms", "leak")
 
@@ -59,11 +59,12 @@ def _facts(kind: str, content: dict[str, Any]) -> dict[str, Any]:
     return {"kind": kind, **short, **(content.get("identity") or {})}
 
 
-def status_of(location: Location) -> dict[str, str]:
+def status_of(location: Location, *, with_runs: bool = True) -> dict[str, str]:
     """How far each part of a run, or a single harvest or evaluation, has come.
 
     Args:
         location: The folder of it.
+        with_runs: Look at the runs in it, too.
 
     Returns:
         By part, its state in words.
@@ -71,10 +72,6 @@ def status_of(location: Location) -> dict[str, str]:
     Raises:
         UserError: When there is nothing of the kind.
     """
-    return _status(location, 0)
-
-
-def _status(location: Location, depth: int) -> dict[str, str]:
     single = _state(location)
     if single is not None:
         return {str(location): single}
@@ -89,9 +86,9 @@ def _status(location: Location, depth: int) -> dict[str, str]:
         if count:
             states[folder] = count_of(count, "file")
     # A run has no runs of its own, whatever links lie there.
-    for run in (location / "runs").names() if depth == 0 else ():
+    for run in (location / "runs").names() if with_runs else ():
         with suppress(UserError):  # one that has not begun
-            parts = _status(location / "runs" / run, depth + 1)
+            parts = status_of(location / "runs" / run, with_runs=False)
             states |= {f"runs/{run}/{part}": state for part, state in parts.items()}
     if not states:
         raise UserError(f"{location}: expected a harvest, an evaluation or a run")

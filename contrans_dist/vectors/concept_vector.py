@@ -1,36 +1,15 @@
 """Concept vectors on disk: one row a block, what made them, and the model they are meant for."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, NonNegativeInt
 
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import Made
 from contrans_dist.store.tensors import open_tensors, save_tensors
-
-KIND = "vector"
-Norms = dict[NonNegativeInt, Annotated[FiniteFloat, Field(ge=0)]]
-"""Median norm of a model's residual stream by block, as a header holds it."""
-
-
-class VectorHeader(Made):
-    """The header of a vector file, for who writes and who reads it."""
-
-    format: Literal[1] = 1
-    kind: Literal["vector"] = "vector"
-    concept: str
-    model: str
-    method: str = "mean"
-    blocks: tuple[NonNegativeInt, ...] | None = None
-    absent: tuple[NonNegativeInt, ...] | None = None
-    n_positive: NonNegativeInt = 0
-    n_negative: NonNegativeInt = 0
-    norms: Norms = Field(default_factory=dict)
-    steps: tuple[str, ...] = ()
+from contrans_dist.store.vector_file import KIND, VectorHeader
 
 
 def _no_hashes() -> NDArray[np.int64]:

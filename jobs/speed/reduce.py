@@ -241,7 +241,7 @@ def _sums_error(rng: np.random.Generator) -> float:
 
 
 def _two_workers(bench: Bench) -> Row:
-    """`mapping.driver.fit` over more rows than are held in memory, with one worker of one thread and with two."""
+    """`fit` over more rows than are held in memory, with one worker of one thread and with two."""
     n, d = (51_000, 16) if bench.quick else (196_608, 2048)
     sets = [_write_set(bench.scratch / f"rows-{seed}", n, d, seed) for seed in (0, 1)]
     turns: dict[int, list[float]] = {1: [], 2: []}

@@ -12,9 +12,9 @@ from contrans_dist.config.map_options import MapOptions
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.fit import fit_rows
 from contrans_dist.mapping.linear_map import AffineMap
-from contrans_dist.mapping.map_header import BlockSelection, BlockTable
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.store.location import Location
+from contrans_dist.store.map_file import BlockSelection, BlockTable
 from contrans_dist.vectors.concept_vector import ConceptVector
 
 D_SOURCE, D_TARGET, N_TARGET = 6, 4, 5

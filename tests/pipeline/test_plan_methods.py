@@ -19,7 +19,7 @@ from contrans_dist import demo
 from contrans_dist.benchmarks.behaviours import BehaviourEvaluation
 from contrans_dist.benchmarks.emotions import EmotionEvaluation
 from contrans_dist.benchmarks.lm_eval import HarnessBenchmark, HarnessEvaluation
-from contrans_dist.benchmarks.lm_eval.documents import Document, Request
+from contrans_dist.benchmarks.lm_eval.documents import Document, HarnessRequest
 from contrans_dist.benchmarks.perplexity import PerplexityEvaluation
 from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
@@ -104,9 +104,12 @@ def documents() -> list[Document]:
     """With every kind of request; the long text takes several windows."""
     long = " ".join(np.random.default_rng(2).choice(WORDS, 400))
     requests = [
-        (Request("loglikelihood", "", " was happy"), Request("loglikelihood", " boy", " sat under the tree")),
-        (Request("loglikelihood_rolling", "", long),),
-        (Request("generate_until", " went", until=("\n\n\n",), max_new_tokens=6),),
+        (
+            HarnessRequest("loglikelihood", "", " was happy"),
+            HarnessRequest("loglikelihood", " boy", " sat under the tree"),
+        ),
+        (HarnessRequest("loglikelihood_rolling", "", long),),
+        (HarnessRequest("generate_until", " went", until=("\n\n\n",), max_new_tokens=6),),
     ]
     return [Document(f"t/{i}", "t", "", f"the {WORDS[i]}", requests[i % 3]) for i in range(9)]
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from contrans_dist.evaluation.analysis import MapSummary, Verdict, judge, read_evaluation, read_run
-from contrans_dist.mapping.map_header import MapHeader
 from contrans_dist.report.answers import answers_table, token_table
 from contrans_dist.report.examples import examples_of
 from contrans_dist.report.maps import map_view
@@ -15,6 +14,7 @@ from contrans_dist.report.parts import Studio, Table
 from contrans_dist.report.pictures import concept_states, picture, read_vectors
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
+from contrans_dist.store.map_file import MapHeader
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.runextras import write_examples, write_tokens
 from tests.runfolder import BLOCK, CONCEPTS, TARGET, centre, write_activations, write_evaluation, write_run

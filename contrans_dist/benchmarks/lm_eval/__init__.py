@@ -18,7 +18,7 @@ from contrans_dist.benchmarks.lm_eval.answering import Answer, answers, layout
 from contrans_dist.benchmarks.lm_eval.documents import Document, HarnessRequest
 from contrans_dist.benchmarks.lm_eval.summary import Figure, figures, headings, mean_over_concepts, p_values
 from contrans_dist.benchmarks.lm_eval.tasks import Tasks, engine_lm
-from contrans_dist.benchmarks.summary import Cell, Metric, in_order, condition_entries
+from contrans_dist.benchmarks.summary import Cell, Metric, condition_entries, in_order
 from contrans_dist.config import EvaluationSettings
 
 if TYPE_CHECKING:

@@ -19,6 +19,6 @@ from contrans_dist.evaluation.analysis.verdict import Rival, Verdict, judge, rul
 __all__ = [
     "Beside", "BlockTable", "Evaluation", "Figures", "MapSummary", "Published", "Rival", "Run", "Verdict",
     "beside", "best_point", "block_rows", "companion_scores", "companions_of", "judge", "left_out",
-    "main_condition", "number", "read_evaluation", "read_in_run", "read_map", "read_run", "rule", "run_folders",
-    "score_table", "sentence", "strength_text", "sweep_of",
+    "main_condition", "number", "read_evaluation", "read_in_run", "read_map", "read_run", "rule",
+    "run_folders", "score_table", "sentence", "strength_text", "sweep_of",
 ]  # fmt: skip

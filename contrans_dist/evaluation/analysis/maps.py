@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from contrans_dist.mapping.map_header import BlockTable, MapHeader, Pair, PairHeader, TriedPair, open_map
 from contrans_dist.store.location import Location
+from contrans_dist.store.map_file import BlockTable, MapHeader, Pair, PairHeader, TriedPair, open_map
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Placing:
     def harvesters(
         self, model: PlannedModel, highest: int, batch_tokens: int, rows: int, tokens: int
     ) -> ActorNeeds:
-        """ActorNeeds of a harvest up to a block. `rows`: bytes of captured rows in memory; `tokens`: those whose
+        """Actors of a harvest up to a block. `rows`: bytes of captured rows in memory; `tokens`: those whose
         states a streamed model keeps."""
         gpus, placement = self._placed((model,), highest, False, batch_tokens)
         need = model.needs(highest, False, batch_tokens if gpus else min(batch_tokens, CPU_TOKENS))
@@ -91,7 +91,7 @@ class Placing:
         return self._actors(model.name, "harvest", gpus, placement, need, memory)
 
     def answerers(self, models: Sequence[PlannedModel], together: int = 0) -> ActorNeeds:
-        """ActorNeeds of an evaluation, or of another system than the target; the model that answers is first.
+        """Actors of an evaluation, or of another system than the target; the model that answers is first.
 
         `together`: tokens of the largest batch of texts that they write, which takes memory; a run does not
         look at that when it chooses GPUs.
@@ -109,7 +109,7 @@ class Placing:
         return self._actors(name, use, gpus, placement, need, 0 if gpus else need.total)
 
     def judges(self, judge: PlannedJudge, length: int) -> ActorNeeds:
-        """ActorNeeds of a classifier of texts of so many tokens: on a GPU each where there are any."""
+        """Actors of a classifier of texts of so many tokens: on a GPU each where there are any."""
         gpus = self._size(self.cluster.one_gpu_each().gpus_per_actor).gpus
         itemsize = DTYPES[judge.dtype].itemsize
         activations = activation_bytes(judge.config, BATCH_SIZE * length, itemsize, head=False)

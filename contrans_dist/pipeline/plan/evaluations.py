@@ -20,12 +20,12 @@ from contrans_dist.evaluation.samples import NEW_TOKENS, probe_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.trials import budget_text, validation_of
 from contrans_dist.evaluation.work_units import plan_units, scored_items
-from contrans_dist.mapping.map_header import BlockTable
 from contrans_dist.models import cut_to, encode_many, matched_depth, resolve_blocks
 from contrans_dist.pipeline.inputs import captures, harvested
 from contrans_dist.pipeline.plan.costs import Cost, generated, scored
 from contrans_dist.pipeline.plan.models import PlannedModel
 from contrans_dist.pipeline.plan.stages import PlannedRun, Stage
+from contrans_dist.store.map_file import BlockTable
 from contrans_dist.vectors.from_activations import contrast_rows
 
 _ROW = np.ones(1, np.float32)

@@ -12,7 +12,7 @@ from contrans_dist.config import FileModel
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 from contrans_dist.store.tensors import TensorFile, open_tensors
-from contrans_dist.vectors.concept_vector import Norms
+from contrans_dist.store.vector_file import Norms
 
 KIND = "map"
 Pair = tuple[int, int]
