@@ -118,7 +118,7 @@ def _entry(report: ShardReport, fingerprint: str) -> ShardEntry:
 
 
 def warn(manifest: Manifest, out: Location) -> None:
-    """Notes on what a user would want to know of a finished set: texts cut, rows that depend on their batch."""
+    """Note what a user would want to know of a finished set: texts cut, rows that depend on their batch."""
     if manifest.truncated:
         limit, context = manifest.identity.max_tokens, manifest.context
         by = f"--max-tokens {limit}" if limit and limit < (context or limit + 1) else "the model's context"
