@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 
-import contrans_dist.mapping.streamed
+import contrans_dist.mapping.distributed_sums
 from tests.inprocess import ray_here
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -66,7 +66,7 @@ def reduced(
             asked.append(num_cpus)
             if num_cpus == 1:
                 started.enter_context(
-                    ray_here(contrans_dist.distributed.actors, contrans_dist.mapping.streamed)
+                    ray_here(contrans_dist.distributed.actors, contrans_dist.mapping.distributed_sums)
                 )
 
         patch.setattr(ray, "init", init)
