@@ -15,6 +15,7 @@ from contrans_dist.distributed.pool import Outcome, Task, run_kept
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.evaluation.baselines import TARGET, System
 from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, publish
+from contrans_dist.evaluation.precision import settled_system
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.classifier import load_classifier
@@ -119,6 +120,7 @@ def run_on(
 
     Raises UserError for a model that the cluster cannot hold.
     """
+    system = settled_system(system, cluster)
 
     def start() -> Actors:
         size, placement = place(system.model, cluster, head=True, beside=system.guides)
