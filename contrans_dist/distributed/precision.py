@@ -13,7 +13,7 @@ from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.distributed.actors import on_a_node
 from contrans_dist.distributed.cluster import connected, replicas
 from contrans_dist.models.loading import describe
-from contrans_dist.models.precision import choice, computed_in, say
+from contrans_dist.models.precision import choice, say
 from contrans_dist.models.weight_files import is_quantised
 
 
@@ -22,7 +22,8 @@ def settled(
     cluster: ClusterSettings,
     held: Callable[[], Mapping[str, Any] | None] = lambda: None,
 ) -> ModelSettings:
-    """The settings of a model with the precision that it is computed in, on whatever node.
+    """The settings of a model with the precision that it is computed in on whatever node, where there is a
+    choice.
 
     What is set is kept; then what the rows say that are there already, which are gone on with as they were
     begun; else it is measured where an actor would be, and said.
@@ -39,12 +40,12 @@ def settled(
     if model.compute_dtype is not None or model.quantization is not None:
         return model
     described = describe(model.id, head=False, trust_remote_code=model.trust_remote_code)
-    chosen = computed_in(described, model, on_gpu=True)
-    if chosen != "float32" and not is_quantised(described.full):
-        there = held() or {}
-        recorded = there.get("compute_dtype") or there.get("dtype")
-        chosen = recorded or _measured(model.id, chosen, cluster)
-    return model.model_copy(update={"compute_dtype": chosen})
+    weights = described.dtype(model.dtype)
+    if weights == "float32" or is_quantised(described.full):
+        return model
+    there = held() or {}
+    recorded = there.get("compute_dtype") or there.get("dtype")
+    return model.model_copy(update={"compute_dtype": recorded or _measured(model.id, weights, cluster)})
 
 
 def _measured(name: str, weights: str, cluster: ClusterSettings) -> str:

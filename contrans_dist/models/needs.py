@@ -23,6 +23,8 @@ class Needs:
     largest_block: int
     embedding: int = 0
     """Of the weights, the input embeddings."""
+    read: int = 0
+    """Of the weights in their own precision, as they are read."""
 
     @property
     def total(self) -> int:
@@ -49,9 +51,11 @@ def needs(
     _, blocks = find_blocks(empty)
     weights = itemsize * sum(p.numel() for p in empty.parameters())
     largest = itemsize * max(sum(p.numel() for p in block.parameters()) for block in blocks)
-    saved = itemsize - DTYPES[described.dtype(model.dtype)].itemsize
-    if narrow and saved > 0:
-        weights += largest - saved * sum(p.numel() for block in blocks for p in block.parameters())
+    held = DTYPES[described.dtype(model.dtype)].itemsize
+    if narrow and held < itemsize:
+        weights += largest - (itemsize - held) * sum(
+            p.numel() for block in blocks for p in block.parameters()
+        )
     if quantization is not None:
         matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
         weights -= round(matrices * (itemsize - _QUANTISED_BYTES[quantization]))
@@ -60,6 +64,7 @@ def needs(
         activation_bytes(text_config(described.config), batch_tokens, itemsize, described.head),
         largest,
         itemsize * empty.get_input_embeddings().weight.numel(),  # type: ignore[operator, union-attr]
+        weights if quantization is not None else held * sum(p.numel() for p in empty.parameters()),
     )
 
 

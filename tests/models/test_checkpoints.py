@@ -158,7 +158,7 @@ def test_a_model_that_runs_otherwise_on_a_node_is_refused(
         return load_placed(model.model_copy(update={"dtype": "float16"}), *args, **options)
 
     monkeypatch.setattr(harvesters, "load_placed", halved)
-    with pytest.raises(RunError, match="runs in float16 here, and in float32.*by --dtype"):
+    with pytest.raises(RunError, match=r"runs in float16 here, and in float32.*by --dtype"):
         harvest(ModelSettings(id=str(folder)), HARVESTED, str(tmp_path / "set"))
 
 
