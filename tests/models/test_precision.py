@@ -1,5 +1,6 @@
 """Which precision is computed in, and that rows are those of float32 on the same weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import capture_ids
@@ -21,7 +22,8 @@ from contrans_dist.models.placement import choose_placement, load_placed
 from contrans_dist.models.streaming import open_streamed
 from tests.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 
-_DEFAULT = ["llama", "gpt2", "gemma2", "mixtral", "gemma3"]
+MULTIMODAL = ("llava", "gemma3")
+_DEFAULT = ["llama", "gpt2", "gemma2", "mixtral"]
 IDS = [[1, *np.random.default_rng(i).integers(3, 290, size=n).tolist()] for i, n in enumerate((6, 30, 2, 17))]
 
 
@@ -34,7 +36,9 @@ def _stored(folder: Path, kind: torch.dtype, architecture: str = "llama") -> Pat
 
 def _by_transformers(folder: Path, rounded: torch.dtype | None = None) -> np.ndarray:
     """Rows `[texts, blocks but the last, d]` in float32, of weights as they are stored, or rounded."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    wrapped = json.loads((folder / "config.json").read_text())["model_type"] in MULTIMODAL
+    auto: Any = AutoModelForImageTextToText if wrapped else AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32)
     if rounded is not None:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(rounded).float()
@@ -153,11 +157,9 @@ def test_a_processor_that_is_slow_in_halves_computes_in_float32(
         assert (lm.dtype, lm.weights_dtype) == (torch.float32, getattr(torch, kind))
     told = f"weights in {kind}, computed in float32: 5.0 times as fast as {kind} on this processor"
     assert capsys.readouterr().err.replace("\n", "").count(told) == 1
-    for load in (load_model, open_streamed):
-        lm = load(folder, device="cpu", compute_dtype=kind)
-        assert (lm.lm if isinstance(lm, open_streamed(folder).__class__) else lm).dtype == getattr(
-            torch, kind
-        )
+    options: dict[str, Any] = {"device": "cpu", "compute_dtype": kind}
+    for lm in (load_model(folder, **options), open_streamed(folder, **options).lm):
+        assert lm.dtype == getattr(torch, kind)
     assert capsys.readouterr().err == ""
 
 
