@@ -55,18 +55,19 @@ def _measured(name: str, weights: str, cluster: ClusterSettings) -> str:
         gpus = torch.cuda.is_available() if cluster.gpus_per_actor is None else cluster.gpus_per_actor
         chosen, why = (weights, "") if gpus else choice(weights)
     else:
-        chosen, why = _on_a_node(weights, cluster)
+        with connected(cluster.address):
+            chosen, why = _on_a_node(weights, cluster, ray.get_runtime_context().get_job_id())
     if why:
         say(name, why)
     return chosen
 
 
 @cache
-def _on_a_node(weights: str, cluster: ClusterSettings) -> tuple[str, str]:
-    """As `choice`, where an actor would be; the weights' own where that has a GPU."""
-    with connected(cluster.address):
-        size = replicas(cluster)
-        if size.gpus:
-            return weights, ""
-        chosen, why = on_a_node(choice, size, weights)
-        return chosen, why
+def _on_a_node(weights: str, cluster: ClusterSettings, job: str) -> tuple[str, str]:
+    """As `choice`, where an actor would be; the weights' own where that has a GPU. Once for each connection to
+    Ray, which `job` names: to ask another node ends actors that are kept."""
+    size = replicas(cluster)
+    if size.gpus:
+        return weights, ""
+    chosen, why = on_a_node(choice, size, weights)
+    return chosen, why
