@@ -64,7 +64,7 @@ def _measured(name: str, weights: str, cluster: ClusterSettings) -> str:
 
 @cache
 def _on_a_node(weights: str, cluster: ClusterSettings, job: str) -> tuple[str, str]:
-    """As `choice`, where an actor would be; the weights' own where that has a GPU. Once for each connection to
+    """As `choice`, where an actor would be; the weights' own where that has a GPU. Once for a connection to
     Ray, which `job` names: to ask another node ends actors that are kept."""
     size = replicas(cluster)
     if size.gpus:
