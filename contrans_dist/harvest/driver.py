@@ -72,8 +72,8 @@ def harvest_sets(
 ) -> list[ActivationSet]:
     """Several activation sets of one model, for which each actor loads it once. As `harvest` otherwise."""
     cluster = cluster or ClusterSettings()
-    there = (identity for job in jobs if (identity := identity_in(job.out)) is not None)
-    model = settled(model, cluster, lambda: next(map(plain, there), None))
+    there = (plain(held) for job in jobs if (held := identity_in(job.out)) is not None)
+    model = settled(model, cluster, lambda: next(there, None))
     facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
     sets = [PlannedSet.of(Request.of(model, facts, job)) for job in jobs]
     with connected(cluster.address), ExitStack() as claims:

@@ -230,9 +230,8 @@ def load_model(
         highest_block=highest_block,
         trust_remote_code=trust_remote_code,
     )
-    settings = ModelSettings.model_construct(
-        id=name, dtype=weights, compute_dtype=asked, quantization=quantization
-    )
+    given: dict[str, Any] = {"dtype": weights, "compute_dtype": asked, "quantization": quantization}
+    settings = ModelSettings.model_construct(id=name, **given)
     weights, places = described.dtype(weights), _device_map(device, quantizer is not None)
     run, held = DTYPES[computed_in(described, settings, on_gpu(places), say_so=True)], DTYPES[weights]
     files, loaded, wider = described.files, described.loaded, held.itemsize < run.itemsize

@@ -162,7 +162,8 @@ def open_streamed(
     described = describe(name, revision=revision, head=False, trust_remote_code=trust_remote_code)
     if is_quantised(described.full):
         raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
-    settings = ModelSettings.model_construct(id=name, dtype=weights, compute_dtype=asked)
+    given: dict[str, Any] = {"dtype": weights, "compute_dtype": asked}
+    settings = ModelSettings.model_construct(id=name, **given)
     held = DTYPES[described.dtype(weights)]
     run = DTYPES[computed_in(described, settings, place.type == "cuda", say_so=True)]
     with hub_errors(name):

@@ -170,7 +170,8 @@ def test_dtypes(tmp_path):
     folder = save_tiny(tmp_path, "llama")
     assert load_model(str(folder)).dtype == torch.float32
     assert load_model(str(folder), dtype="float16").weights_dtype == torch.float16
-    load_model(str(folder), dtype="bfloat16").model.save_pretrained(tmp_path / "half")
+    half = load_model(str(folder), dtype="bfloat16", compute_dtype="bfloat16")
+    half.model.save_pretrained(tmp_path / "half")
     tiny_tokenizer().save_pretrained(tmp_path / "half")
     lm = load_model(str(tmp_path / "half"))
     assert lm.weights_dtype == torch.bfloat16
