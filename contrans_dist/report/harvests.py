@@ -24,7 +24,7 @@ def harvest_table(harvests: dict[str, ActivationSet]) -> Table:
     for name, harvest in harvests.items():
         manifest = harvest.manifest
         identity, pace, canary = manifest.identity, manifest.throughput, manifest.canary.worst_deviation
-        kept = [identity.dtype, identity.quantization, f"position {identity.position}"]
+        kept = [identity.precision, identity.quantization, f"position {identity.position}"]
         rows.append(
             [
                 Cell(name, f"{identity.model} · " + ", ".join(filter(None, kept))),
@@ -76,7 +76,7 @@ def norms_drawing(run: Run, studio: Studio) -> Drawing | None:
 
 
 def _canary_kind(manifest: Manifest) -> str:
-    worst, exact = manifest.canary.worst_deviation, manifest.identity.dtype == "float32"
+    worst, exact = manifest.canary.worst_deviation, manifest.identity.computed_in == "float32"
     return "warn" if worst is not None and exact and worst > _WORST_CANARY else ""
 
 

@@ -147,7 +147,7 @@ def _describe(run: Run, side: str) -> str:
     identity = harvest.manifest.identity
     parts = [
         f"{count_of(harvest.n_blocks, 'block')} of width {harvest.d}",
-        identity.dtype,
+        identity.precision,
         identity.quantization,
     ]
     return f"{name}: {', '.join(filter(None, parts))}"

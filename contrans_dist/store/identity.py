@@ -76,6 +76,12 @@ class Identity(Facts):
         return self.compute_dtype or self.dtype
 
     @property
+    def precision(self) -> str | None:
+        """That of the weights, and the one that was computed in where it is another, in words."""
+        same = self.computed_in == self.dtype
+        return self.dtype if same else f"{self.dtype}, computed in {self.compute_dtype}"
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint(plain(self))
 

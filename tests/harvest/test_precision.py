@@ -142,7 +142,7 @@ def _steered() -> Steering:
 def test_an_evaluation_too(
     half: ModelSettings, older: bool, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, out = tmp_path / "scenarios.jsonl", tmp_path / "out"
+    path, out = tmp_path / "scenarios.jsonl", str(tmp_path / "out")
     rows = [{"text": f"It was {i} and the boy was", "concept": c} for c in ("happy", "sad") for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = EmotionEvaluation(texts=str(path), strengths=(0.0, 1.0))
@@ -152,6 +152,7 @@ def test_an_evaluation_too(
         if older:
             _without_the_field(begun)
         made = evaluate(half, settings, _steered(), out, ONE)
+    assert made.identity is not None
     assert made.identity["dtype"] == "bfloat16"
     assert made.identity.get("compute_dtype") == (None if older else "float32")
     _processor(monkeypatch, then)
