@@ -21,6 +21,7 @@ HARVEST = {
     "harvest/no-prefix",
     "harvest/actors",
 }
+ANY_PROCESSOR = {f"{name}/any-processor" for name in ("harvest", "score", "generate", "stream", "widened")}
 EVALUATE = {"evaluate/emotion-sweep", "evaluate/mc1", "evaluate/mc1-sweep", "evaluate/generate"}
 
 
@@ -47,20 +48,21 @@ def found(
     local: None, script: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("out") / "figures.json"
-    assert script("harvest", "evaluate", "store", "--quick", "--json", str(path)) == 0
+    parts = ("harvest", "evaluate", "store")
+    assert script(*parts, "--quick", "--dtypes", "float32,bfloat16", "--json", str(path)) == 0
     return dict(json.loads(path.read_text()))
 
 
 def test_every_row_has_its_name_and_both_sides(found: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in found["rows"]}
-    assert set(rows) == HARVEST | EVALUATE | {"store/overhead"}
+    assert set(rows) == HARVEST | EVALUATE | ANY_PROCESSOR | {"store/overhead"}
     for name, row in rows.items():
-        assert row["part"] == name.partition("/")[0]
+        assert row["part"] == ("harvest" if name in ANY_PROCESSOR else name.partition("/")[0])
         assert row["ratio"] > 0
         assert row["ours"] > 0
         assert row["theirs"] > 0
         assert row["unit"] in ("tokens/s", "seconds", "GFLOP/s")
-    for name in HARVEST | EVALUATE - {"harvest/peak-float32", "harvest/peak-bfloat16"}:
+    for name in HARVEST | ANY_PROCESSOR | EVALUATE - {"harvest/peak-float32", "harvest/peak-bfloat16"}:
         if not name.startswith("harvest/peak"):
             assert rows[name]["max_error"] < (1e-2 if "bfloat16" in name else 1e-5), name
     assert 0 <= rows["store/overhead"]["ratio"] <= 1
@@ -106,5 +108,6 @@ def test_without_ray_the_rest_is_measured(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     names = {row["name"] for row in json.loads(path.read_text())["rows"]}
-    assert names == {name for name in HARVEST if "bfloat16" not in name} - {"harvest/actors"}
+    in_float32 = {name for name in HARVEST if "bfloat16" not in name}
+    assert names == in_float32 - {"harvest/actors"} | ANY_PROCESSOR
     assert "ray is not installed" in done.stdout
