@@ -88,8 +88,11 @@ class CorpusSettings(Settings):
     prefix that ends on one of `words`."""
     words: tuple[str, ...] = ()
     """For `cut: after`: the words that the prompts end on."""
+    template: str | None = None
+    """What is put around each text, with `{text}`: `"{text} Tom was very"` makes a corpus of any texts end as
+    prompts do that end so, which matters more than any option of the map."""
     source_template: str | None = None
-    """For the source alone: `"{text} "` suits a tokenizer without a token for space and word together."""
+    """Another for the source: `"{text} "` suits a tokenizer without a token for space and word together."""
     per_text: int = Field(1, ge=1)
     """Prefixes cut from each text (`cut: random`)."""
     limit: int | None = Field(None, ge=1)

@@ -24,6 +24,8 @@ from contrans_dist.store.results import Trial
 
 _MOST_ITEMS = 96
 """Validation items that they are tried on: enough to rank pairs."""
+_ENDS_ALIKE = 0.5
+"""Share of a corpus that ends as the contrast prompts do, below which that is told."""
 
 
 def harvested_blocks(recipe: Recipe, side: str, n_blocks: int) -> str:
@@ -69,6 +71,7 @@ def fit_chosen(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: L
 
 def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | None = None) -> MapSet:
     """The map of these blocks on the corpus with a recipe's options, for vectors from the contrast texts."""
+    _tell_ends(sides)
     return fit(
         sides.corpus_source,
         sides.corpus_target,
@@ -77,6 +80,20 @@ def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | N
         address=address,
         vectors_at=sides.contrast_source.blocks,
     )
+
+
+def _tell_ends(sides: Sides) -> None:
+    """Say so where the corpus ends on other tokens than the contrast prompts (jobs/MAPS.md)."""
+    corpus, prompts = (
+        side.read_columns(["token_id"]).column("token_id").to_numpy()
+        for side in (sides.corpus_target, sides.contrast_target)
+    )
+    share = float(np.isin(corpus, prompts).mean())
+    if share < _ENDS_ALIKE:
+        note(
+            f"{share:.0%} of the corpus end on a token that contrast prompts end on: a map carries more over "
+            "where most do (corpus.template, or corpus.cut: after)"
+        )
 
 
 def reduce_sides(
