@@ -109,15 +109,13 @@ def import_vector(
     if foreign.n_blocks not in (None, n_blocks):
         raise UserError(f"{location}: rows for {foreign.n_blocks} blocks, {model} has {n_blocks}")
     values = _table(location, foreign, n_blocks)
-    steps = (f"imported from {location.name} ({entry.name})",)
-    if said is not None:
-        steps = (f"exported at strength {said.strength:g} from {said.concept}", *steps)
+    steps = [f"exported at strength {said.strength:g} from {said.concept}"] if said is not None else []
     vector = ConceptVector(
         values=values,
         concept=concept or foreign.concept or (said and said.concept) or location.name.rpartition(".")[0],
         model=model,
         method="imported",
-        steps=steps,
+        steps=(*steps, f"imported from {location.name} ({entry.name})"),
     )
     known = _norms(norms, vector) if norms is not None else said.residual_norms if said else {}
     return replace(vector, norms={b: norm for b, norm in known.items() if b < n_blocks})

@@ -11,6 +11,7 @@ import ctypes
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xllamacpp
@@ -66,6 +67,9 @@ class Model:
         settings = self.library.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = 512
         settings.n_threads = settings.n_threads_batch = 1
+        # By default attention is in half precision, which alone changes logits by 3e-4.
+        settings.type_k = settings.type_v = self.library.GGML_TYPE_F32
+        settings.flash_attn_type = self.library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = self.library.llama_init_from_model(self.model, settings)
         vocabulary = self.library.llama_model_get_vocab(self.model)
         self.n_tokens = self.library.llama_vocab_n_tokens(vocabulary)
@@ -91,7 +95,7 @@ class Model:
 def main() -> None:
     path, prompts, out, *vectors = sys.argv[1:]
     model, every = Model(path), json.loads(Path(prompts).read_text())
-    told = {}
+    told: dict[str, Any] = {}
     for name, vector in [("base", None), *((str(i), vector) for i, vector in enumerate(vectors))]:
         model.steered(vector)
         told[name] = np.stack([model.logits(ids) for ids in every])

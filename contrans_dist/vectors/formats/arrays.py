@@ -60,7 +60,9 @@ def _load_npy(location: Location) -> np.ndarray:
         if header is None:
             raise UserError(f"{expected}; its format is too new")
         shape, fortran, kind = header(stream)
-    except ValueError as error:
+    except UserError:
+        raise
+    except Exception as error:  # numpy lets out whatever a damaged header leads to
         raise UserError(f"{expected} ({one_line(error)})") from error
     if kind.kind != "f" or len(shape) not in (1, 2) or 0 in shape:
         raise UserError(f"{expected}; found {list(shape)} of {kind}")

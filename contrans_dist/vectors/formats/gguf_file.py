@@ -19,7 +19,7 @@ ARCHITECTURE = "controlvector"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """How `struct` calls the types of a key's value."""
 _STRING, _ARRAY = 8, 9
-_NUMBERS = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+_NUMBERS: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 """The types of a tensor that are read."""
 _FIELDS = 1_000
 
@@ -71,12 +71,12 @@ def read(location: Location, _asked: Asked) -> Foreign:
     if len(rows) != len(tensors):
         raise UserError(f"{location}: a block is there twice")
     said = fields.get(KEY)
-    hint, name = fields.get(f"{ARCHITECTURE}.model_hint"), fields.get("general.name")
+    hint, title = fields.get(f"{ARCHITECTURE}.model_hint"), fields.get("general.name")
     return Foreign(
         rows=rows,
         said=None if said is None else read_said(said, f"{location}: {KEY}"),
         model_type=hint if isinstance(hint, str) else None,
-        concept=name if isinstance(name, str) else None,
+        concept=title if isinstance(title, str) else None,
     )
 
 

@@ -40,8 +40,8 @@ def write(addition: Addition, location: Location, asked: Asked) -> list[Location
         }
         for block, row in addition.rows().items()
     }
-    with location.staged() as path:
-        torch.save(content, path)
+    with location.staged() as path, path.open("wb") as file:
+        torch.save(content, file)
     return [location]
 
 
@@ -93,10 +93,16 @@ def _row(entry: Any, where: str) -> Row:
             raise UserError(f"{where}: {name}: expected none, a whole row is added")
     if type(coefficient) not in (int, float):
         raise UserError(f"{where}: steering_coefficient: expected a number")
-    plain = isinstance(vector, torch.Tensor) and vector.layout is torch.strided
-    if not (plain and vector.ndim == 1 and 0 < len(vector) <= WIDTH and vector.is_floating_point()):
+    if (
+        not isinstance(vector, torch.Tensor)
+        or vector.layout is not torch.strided
+        or vector.ndim != 1
+        or not 0 < len(vector) <= WIDTH
+        or not vector.is_floating_point()
+    ):
         raise UserError(f"{where}: steering_vector: expected one axis of floating-point numbers")
-    return (float(coefficient) * vector.detach().to(torch.float32)).numpy()  # type: ignore[no-any-return]
+    row: Row = (float(coefficient) * vector.detach().to(torch.float32)).numpy()
+    return row
 
 
 def _load(location: Location) -> Any:
