@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from contrans_dist.cli.options import AsJson, TrustCode, emit, lasting
-from contrans_dist.console import count_of
+from contrans_dist.console import count_of, note
 from contrans_dist.store.location import Location
 
 _WRITTEN = (
@@ -90,6 +90,7 @@ def import_(
     vector = import_vector(Location.parse(file), asked, format_, concept, norms)
     location = Location.parse(out)
     vector.save(location)
+    note("the file does not say which texts it was made of: the contamination check cannot look for them")
     content = {
         "out": str(location),
         "concept": vector.concept,

@@ -97,6 +97,8 @@ def import_vector(
     assert entry.read is not None
     foreign = entry.read(location, asked)
     said = foreign.said
+    if asked.block is not None and set(foreign.rows) != {asked.block}:
+        raise UserError(f"--block {asked.block}: {location} says itself: {sorted(foreign.rows)}")
     if asked.model is not None or said is None:
         n_blocks, model = _checked(location, foreign, asked), str(asked.model)
     else:

@@ -319,6 +319,8 @@ def test_files_of_others_are_asked_for_what_they_do_not_say(
     np.testing.assert_array_equal(joy.at(1), rows[0])
     np.testing.assert_array_equal(joy.at(3), rows[1].astype(np.float16).astype(np.float32))
     assert joy.norms == ct.ConceptVector.load(str(vector)).norms
+    assert "the contamination check cannot look for them" in ended.err
+    run(capsys, *command, "--model", model, "--block", 1).refused("says itself: [1, 3]")
 
 
 def test_an_array_of_one_row_is_asked_for_its_block(model: str, tmp_path: Path, capsys: Capture) -> None:
