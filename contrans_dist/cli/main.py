@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from contrans_dist.cli import planning, reducing, runs, stages, steered
+from contrans_dist.cli import exchange, planning, reducing, runs, stages, steered
 from contrans_dist.cli.usage import run_command
 from contrans_dist.config.limits import VARIABLE
 from contrans_dist.console import shown
@@ -52,11 +52,13 @@ for command in (
     reducing.reduce,
     steered.evaluate,
     steered.generate,
+    exchange.export,
+    exchange.import_,
     runs.report,
     runs.status,
     runs.inspect,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)  # `import` is no name of a function
 
 
 def _show_version(wanted: bool) -> None:
