@@ -11,8 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 from contrans_dist.console import note
-from contrans_dist.distributed.actors import MAX_ATTEMPTS, Actors
-from contrans_dist.distributed.workers import Given, Outcome, Task, Worker
+from contrans_dist.distributed.actors import Actors
+from contrans_dist.distributed.workers import MAX_ATTEMPTS, Given, Outcome, Task, Worker
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store.patience import PAUSES, pause
 

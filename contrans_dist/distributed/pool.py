@@ -15,10 +15,11 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from contrans_dist.console import note
-from contrans_dist.distributed.actors import MAX_ATTEMPTS, Actors, kept, let_go
+from contrans_dist.distributed.actors import Actors, actors_of, kept, let_go
 from contrans_dist.distributed.cluster import Replicas, first_line
 from contrans_dist.distributed.crew import RETRY_SECONDS, Crew
-from contrans_dist.distributed.workers import Outcome, Task, Worker
+from contrans_dist.distributed.in_process import InProcess
+from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task, Worker
 from contrans_dist.errors import NoAnswerError, RunError, UserError
 
 __all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
@@ -32,7 +33,7 @@ _GONE = (
 
 def run_kept(
     key: Hashable,
-    start: Callable[[], Actors],
+    start: Callable[[], Actors | InProcess],
     tasks: Sequence[Task],
     on_result: Callable[[Task, Any], None],
     shared: Any = None,
@@ -40,6 +41,8 @@ def run_kept(
     """`run_tasks` on the actors that were started under an equal key, if they are still there, else on new
     ones from `start`. Outside `kept_actors` they end with the call."""
     with kept(key, start) as actors:
+        if isinstance(actors, InProcess):
+            return actors.run(tasks, on_result, shared)
         return _run(actors, tasks, on_result, shared)
 
 
@@ -74,8 +77,10 @@ def run_tasks(
         NoAnswerError: Where it was raised three times with no task done between.
     """
     let_go()
-    actors = Actors(actor_class, arguments, size, slots + (on_progress is not None))
+    actors = actors_of(actor_class, arguments, size, slots + (on_progress is not None))
     try:
+        if isinstance(actors, InProcess):
+            return actors.run(tasks, on_result, shared, on_progress)
         return _run(actors, tasks, on_result, shared, slots, on_progress)
     finally:
         actors.end()

@@ -1,5 +1,6 @@
 """The actors of an evaluation: a model that scores work units, and a classifier that judges what it wrote."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ import pyarrow as pa
 
 from contrans_dist.benchmarks import Benchmark, Judged, ScoredItem
 from contrans_dist.config import ClusterSettings
-from contrans_dist.distributed.actors import Actors
+from contrans_dist.distributed.actors import Actors, actors_of
+from contrans_dist.distributed.cluster import Replicas, replicas
+from contrans_dist.distributed.in_process import InProcess, operations, stays_here, this_process
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_kept
 from contrans_dist.engine.scoring import Intervention
@@ -17,7 +20,8 @@ from contrans_dist.evaluation.baselines import TARGET, System
 from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, publish
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel
-from contrans_dist.models.classifier import load_classifier
+from contrans_dist.models.classifier import describe_classifier, load_classifier
+from contrans_dist.models.loading import describe
 from contrans_dist.models.placement import Placement
 from contrans_dist.store.location import Location
 from contrans_dist.store.tables import read_table
@@ -37,6 +41,11 @@ class WorkUnit:
     def name(self) -> str:
         stem = "part" if self.system == TARGET else self.system
         return f"{stem}-{self.index:05d}.parquet"
+
+    def trials(self, spec: "EvaluationSpec") -> int:
+        """How often each item is scored."""
+        steered = self.system == TARGET
+        return spec.steering.trials(self.concept, spec.strengths) if steered else 1
 
     def on(self, actor: "SystemActor", spec: "EvaluationSpec") -> dict[str, float]:
         """Score the items and publish their rows; returns how many there are, and what they cost."""
@@ -114,17 +123,43 @@ def run_on(
     tasks: Sequence[Task],
     on_result: Callable[[Task, Any], None],
     shared: Any = None,
+    *,
+    texts: "Texts",
 ) -> Outcome:
     """Every task (its payload a `Work`) on actors that have loaded the system's models; see `pool.run_kept`.
 
-    Raises UserError for a model that the cluster cannot hold.
+    `texts`: all that is run. Raises UserError for a model that the cluster cannot hold.
     """
+    work = _operations(system, texts)
 
-    def start() -> Actors:
-        size, placement = place(system.model, cluster, head=True, beside=system.guides)
-        return Actors(SystemActor, (system, placement), size)
+    def start() -> Actors | InProcess:
+        size, placement = place(system.model, cluster, head=True, beside=system.guides, operations=work)
+        return actors_of(SystemActor, (system, placement), size)
 
-    return run_kept((system.models, cluster), start, tasks, on_result, shared)
+    key = (system.models, cluster, stays_here(cluster, work))
+    return run_kept(key, start, tasks, on_result, shared)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How much is run, counted as often as it is run: characters that are read, tokens that are written."""
+
+    characters: int
+    tokens: int = 0
+
+
+def _operations(system: System, texts: Texts) -> float:
+    if any(model.quantization for model in system.models):
+        return math.inf
+    described = (describe(model.id, trust_remote_code=model.trust_remote_code) for model in system.models)
+    parameters = sum(model.parameters for model in described)
+    return operations(parameters, texts.characters, texts.tokens)
+
+
+def judges(name: str, cluster: ClusterSettings, texts: Texts) -> Replicas:
+    """The actors of a classifier that judges so much."""
+    work = operations(describe_classifier(name).parameters, texts.characters, texts.tokens)
+    return this_process() if stays_here(cluster, work) else replicas(cluster.one_gpu_each())
 
 
 class JudgeActor:

@@ -16,10 +16,10 @@ from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, fingerprint
 from contrans_dist.console import Progress, note
 from contrans_dist.data.contamination import leak_report
-from contrans_dist.distributed.cluster import connected, replicas
+from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, WorkUnit, run_on
+from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, Texts, WorkUnit, judges, run_on
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
 from contrans_dist.evaluation.conditions import reference_of
 from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, delete_parts, finished, missing
@@ -31,6 +31,9 @@ from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import made_by, versions
 from contrans_dist.store.results import METRICS, MetricsFile, write_file
 from contrans_dist.store.tables import RESULTS, read_table, write_table
+
+_NEW_TOKENS = 64
+"""Of a text that is judged, about."""
 
 
 def evaluate(
@@ -118,14 +121,16 @@ def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None =
         for system in in_turn(target, ready.others):
             of_system = plan_units(items, steering.concepts, system.name)
             named = head if system is target else f"{head}, {system.name}"
-            on_system = partial(run_on, system, cluster, shared=changed(spec, system=system))
+            on_system = partial(
+                run_on, system, cluster, shared=changed(spec, system=system), texts=_texts(spec, of_system)
+            )
             _make_missing(spec, PARTS, of_system, named, on_system)
             units += of_system
         if isinstance(benchmark, Judged):
             judge = benchmark.classifier
 
             def on_judges(tasks: list[Task], on_result: Callable[[Task, Any], None]) -> Outcome:
-                size = replicas(cluster.one_gpu_each())
+                size = judges(judge, cluster, _texts(spec, units))
                 return run_tasks(JudgeActor, (judge,), tasks, size, on_result, spec)
 
             _make_missing(spec, JUDGED, units, f"judge by {judge}", on_judges)
@@ -196,6 +201,16 @@ def _make_missing(
             f"{spec.out}: {len(outcome.failures)} of {len(units)} parts failed ({name}: {reason}); "
             "run the same command again to try only these"
         )
+
+
+def _texts(spec: EvaluationSpec, units: Sequence[WorkUnit]) -> Texts:
+    """All that is run for these units, about; each of a unit's items has its texts within its fields."""
+    trials = [(unit.trials(spec), unit) for unit in units]
+    new = _NEW_TOKENS if isinstance(spec.benchmark, Judged) else 0
+    return Texts(
+        characters=sum(count * len(repr(item)) for count, unit in trials for item in unit.items),
+        tokens=sum(count * new * len(unit.items) for count, unit in trials),
+    )
 
 
 def _costs(units: Sequence[WorkUnit], tables: dict[str, pa.Table]) -> dict[str, dict[str, float]]:

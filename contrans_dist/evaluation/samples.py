@@ -15,7 +15,7 @@ from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Task
 from contrans_dist.engine.scoring import BASE, Intervention, generate, token_changes
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.evaluation.actors import SystemActor, run_on
+from contrans_dist.evaluation.actors import SystemActor, Texts, run_on
 from contrans_dist.evaluation.baselines import TARGET, System
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import scored_items
@@ -33,6 +33,8 @@ from contrans_dist.store.tables import (
 )
 
 NEW_TOKENS = 40
+_TWICE = 2
+"""Each prompt is read without the vector and under it."""
 _MOST_TOKENS = 20
 """Tokens kept a concept and direction; the papers print ten."""
 
@@ -147,7 +149,11 @@ def probe(
             progress.advance(1)
 
         tasks = [Task(probe.concept, probe) for probe in probes]
-        outcome = run_on(System(TARGET, model), cluster, tasks, keep)
+        read = sum(len(item.prompt) for probe in probes for item in probe.examples)
+        read += sum(len(prompt) for probe in probes for prompt in probe.prompts)
+        written = NEW_TOKENS * sum(len(probe.examples) for probe in probes)
+        texts = Texts(_TWICE * read, _TWICE * written)
+        outcome = run_on(System(TARGET, model), cluster, tasks, keep, texts=texts)
     if outcome.failures:
         concept, reason = next(iter(outcome.failures.items()))
         raise RunError(f"{out}: prompts of {concept!r} were not read ({reason}); run the same command again")

@@ -29,6 +29,9 @@ class Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
 
+    def end(self) -> None:
+        logging.getLogger("contrans_dist").removeHandler(self)
+
     def taken(self) -> tuple[str, ...]:
         """Those since the last call."""
         lines, self.lines = self.lines, []
@@ -64,6 +67,10 @@ class HarvestActor:
         report = compute_shard(self.lm, shard, rows, self.in_turn)
         return MadeShards({shard.address: report}, notes=self.notes.taken())
 
+    def end(self) -> None:
+        """In the driver's process an actor is not the last thing that there is."""
+        self.notes.end()
+
 
 class SweepActor:
     """A model that is never whole in memory, on one node."""
@@ -94,3 +101,7 @@ class SweepActor:
     def progress(self) -> float:
         """Texts of the running sweep, each counted by the share of the blocks that it is through."""
         return self.through
+
+    def end(self) -> None:
+        """As of `HarvestActor`."""
+        self.notes.end()
