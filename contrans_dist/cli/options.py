@@ -41,7 +41,8 @@ ModelName = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Hub id (with @revision if wanted), local folder, or one that is bundled: demo:source.",
+        help="Hub id (with @revision if wanted), local folder, llama.cpp file (.gguf), or one that is "
+        "bundled: demo:source.",
     ),
 ]
 

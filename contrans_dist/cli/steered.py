@@ -211,6 +211,9 @@ def generate(
         int | None, typer.Option(help="Block to steer. Default: the one the vector carries.")
     ] = None,
     strength: Annotated[float, typer.Option(help="Coefficient of the vector.")] = 1.0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Each prompt is the user's turn in the model's chat template.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 40,
     dtype: Dtype = None,
     quantization: Quantization = None,
@@ -234,11 +237,12 @@ def generate(
         at, row = row_of(ConceptVector.load(vector), block)
         interventions.append(Intervention("steered", {at: row}, strength))
     lm = load_placed(model_settings(model, dtype, quantization, trust_remote_code))
-    texts = continue_prompts(lm, encode_many(lm, prompts), interventions, max_new_tokens=max_new_tokens)
+    ids = encode_many(lm, prompts, chat)
+    texts = continue_prompts(lm, ids, interventions, max_new_tokens=max_new_tokens)
     names = [intervention.name for intervention in interventions]
     rows = [
         {"prompt": prompt, **{name: texts[i][j] for i, name in enumerate(names)}}
         for j, prompt in enumerate(prompts)
     ]
-    lines = [f"{name}: {row['prompt']}{row[name]}" for row in rows for name in names]
+    lines = [f"{name}: {'' if chat else row['prompt']}{row[name]}" for row in rows for name in names]
     emit(as_json, {"model": model, "texts": rows}, "\n".join(lines))

@@ -15,7 +15,7 @@ from contrans_dist.models.blocks import text_config
 from contrans_dist.models.hub import hub_errors, hub_failure
 from contrans_dist.models.language_model import positions, tokenizer_limit
 from contrans_dist.models.loading import describe
-from contrans_dist.models.model_files import ModelFiles
+from contrans_dist.models.model_files import ModelFiles, file_hash
 from contrans_dist.models.pretrained import load_tokenizer
 from contrans_dist.models.tokens import chat_prompts
 from contrans_dist.models.weight_files import weight_files
@@ -124,14 +124,17 @@ def weights_identity(name: str, revision: str | None = None, full_limit: int = _
         full_limit: Bytes of weight files of which all is read.
 
     Returns:
-        `commit:<hash>` for a hub model, `sha256:<hex>` over the weight files of a folder, or
-        `sha256-sampled:<hex>` (headers and evenly spaced samples) where they are larger than `full_limit`.
+        `commit:<hash>` for a hub model, `gguf-sha256:<hex>` of a GGUF file, `sha256:<hex>` over the weight
+        files of a folder, or `sha256-sampled:<hex>` (headers and evenly spaced samples) where they are larger
+        than `full_limit`.
 
     Raises:
         UserError: For a folder without weights.
         RunError: Where the hub cannot be asked.
     """
     files = ModelFiles.of(name, revision)
+    if files.gguf is not None:
+        return f"gguf-sha256:{file_hash(files.gguf)}"
     if not files.in_folder:
         try:
             commit = extract_commit_hash(str(files.config_file()), None)

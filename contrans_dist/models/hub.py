@@ -57,13 +57,25 @@ def hub_failure(name: str, error: OSError | HTTPError) -> UserError | RunError:
 
 
 @contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """What transformers raises, as one line; and its bars and its report on skipped weights silenced."""
+def silent() -> Iterator[None]:
+    """Without transformers' bars and its report on skipped weights."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """What transformers raises, as one line; and what it would print, silenced."""
+    try:
+        with silent():
+            yield
     except (OSError, HTTPError) as error:
         raise hub_failure(name, error) from error
     except (ValueError, KeyError, ImportError, RecursionError, StrictDataclassError) as error:
@@ -72,7 +84,3 @@ def hub_errors(name: str) -> Iterator[None]:
         raise RunError(f"{name}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
     except (SafetensorError, RuntimeError) as error:
         raise RunError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

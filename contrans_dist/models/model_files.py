@@ -1,7 +1,9 @@
-"""Where a model's files are: in a folder, or on the hub."""
+"""Where a model's files are: in a folder, in a llama.cpp file, or on the hub."""
 
+import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from contrans_dist.errors import UserError, one_line
 
 BUNDLED = "demo:"
 """Prefix of the models that come with the package, such as `demo:source`."""
+GGUF = ".gguf"
+"""How the names of llama.cpp's files end."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class ModelFiles:
     """Folder or hub id."""
     revision: str | None = None
     trust_remote_code: bool = False
+    gguf: Path | None = None
+    """The llama.cpp file that the folder was made of."""
 
     @classmethod
     def of(cls, name: str, revision: str | None = None, trust_remote_code: bool = False) -> "ModelFiles":
-        """Those of `--model`: `org/name@revision`, a folder (@ allowed in it), or a bundled model.
+        """Those of `--model`: `org/name@revision`, a folder (@ allowed in it), a GGUF file, a bundled model.
 
-        Raises UserError where a path is meant and no model's folder is there.
+        Raises UserError where a path is meant and no model is there, or one that cannot be read.
         """
         if name.startswith(BUNDLED):
             folder = Path(__file__).parents[1] / "demo" / "models" / name.removeprefix(BUNDLED)
@@ -42,8 +48,19 @@ class ModelFiles:
                     f"--model {name}: no config.json in this folder; a Hugging Face model is expected"
                 )
             return cls(name, str(folder), None, trust_remote_code)
-        if name.startswith((BUNDLED, ".", "/", "~")) or name.count("/") > 1 or folder.exists():
-            raise UserError(f"--model {name}: no such folder")
+        if folder.suffix == GGUF and folder.is_file():
+            # Imported for them alone: it takes a moment.
+            from contrans_dist.models.gguf_files import cached_folder
+
+            return cls(name, str(cached_folder(folder)), None, trust_remote_code, folder)
+        if (
+            name.startswith((BUNDLED, ".", "/", "~"))
+            or name.count("/") > 1
+            or folder.suffix == GGUF
+            or folder.exists()
+        ):
+            kind = "file" if folder.suffix == GGUF else "folder"
+            raise UserError(f"--model {name}: no such {kind}")
         place, at, tag = name.rpartition("@")
         return cls(name, place if at else name, tag if at else revision, trust_remote_code)
 
@@ -72,6 +89,18 @@ class ModelFiles:
         """The content of a file of settings, empty where there is none; see `read_settings`."""
         path = self.find(file)
         return {} if path is None else read_settings(path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file, computed again only when it has changed."""
+    status = path.stat()
+    return _file_hash(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _file_hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""llama.cpp's files (GGUF): taken out of their quantisation once, into a Hugging Face folder."""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock
+from gguf import GGMLQuantizationType, GGUFReader
+from huggingface_hub import cached_assets_path
+
+from contrans_dist.config.limits import MODEL_JSON_BYTES, TENSORS, check_size
+from contrans_dist.console import note
+from contrans_dist.errors import RunError, UserError, one_line
+from contrans_dist.models.hub import silent
+from contrans_dist.models.model_files import file_hash
+
+_MAGIC = b"GGUF"
+_MADE_FROM = "made_from.json"
+_WIDTHS = {GGMLQuantizationType.F16: torch.float16, GGMLQuantizationType.BF16: torch.bfloat16}
+_UNREADABLE = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
+"""What transformers and gguf raise for files that they cannot read. NotImplementedError is among them."""
+
+
+def cached_folder(path: Path) -> Path:
+    """The Hugging Face folder of a GGUF file, made at first use, in the cache of the hub (`HF_HOME`).
+
+    Raises UserError for a file that is none, and for one that transformers cannot read.
+    """
+    _check_header(path)
+    folder = cached_assets_path("contrans_dist", "gguf", file_hash(path)[:32])
+    with FileLock(f"{folder}.lock"):
+        if not (folder / _MADE_FROM).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            note(f"{path}: taking its weights out of their quantisation once, into {folder}")
+            unpack(path, folder)
+    return folder
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Write the model in a GGUF file as a Hugging Face folder: configuration, tokenizer, float weights.
+
+    Args:
+        path: The GGUF file. One in float16 or bfloat16 stays in that precision; what is quantised becomes
+            float32, which holds every value exactly.
+        folder: Must not exist; it is there when all of it is.
+
+    Raises:
+        UserError: For a file that transformers cannot read.
+        RunError: Where there is no room for the folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    try:
+        try:
+            model, tokenizer = _read(path)
+        except _UNREADABLE as error:
+            raise UserError(
+                f"--model {path}: transformers cannot read this GGUF file: {one_line(error)}"
+            ) from error
+        try:
+            with silent():
+                model.save_pretrained(made)
+                tokenizer.save_pretrained(made)
+            (made / _MADE_FROM).write_text(json.dumps({"sha256": file_hash(path)}))
+            made.chmod(0o755)  # as any folder of the cache; a temporary one is closed to others
+            os.replace(made, folder)
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be written: {one_line(error)}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    """Model and tokenizer, as transformers reads them, on the CPU."""
+    place, file = str(path.parent), path.name
+    options = {}
+    if hasattr(transformers, "GgufConfig"):  # earlier releases always take weights out of their quantisation
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with silent(), redirect_stderr(io.StringIO()):  # one of its bars cannot be switched off
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            place, gguf_file=file, dtype=_precision(path), output_loading_info=True, **options
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=file)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ValueError(f"weights missing: {', '.join(sorted(info['missing_keys'])[:5])}")
+    # What is saved is plain weights; marked as quantised, transformers refuses to save them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model, tokenizer
+
+
+def _precision(path: Path) -> torch.dtype:
+    """That of most numbers where it is a half precision, else float32."""
+    numbers: dict[torch.dtype, int] = {}
+    for tensor in GGUFReader(path).tensors:
+        width = _WIDTHS.get(tensor.tensor_type, torch.float32)
+        numbers[width] = numbers.get(width, 0) + int(tensor.n_elements)
+    return max(numbers, key=lambda width: numbers[width], default=torch.float32)
+
+
+def _check_header(path: Path) -> None:
+    """Raise UserError for what is no GGUF file, and for one whose lists are absurdly long."""
+    with path.open("rb") as file:
+        start = file.read(24)
+    if start[:4] != _MAGIC or len(start) < 24:
+        raise UserError(f"--model {path}: no GGUF file (it does not begin with GGUF)")
+    tensors, fields = (int.from_bytes(start[at : at + 8], "little") for at in (8, 16))
+    check_size(f"{path}: its tensors", tensors, TENSORS, "")
+    check_size(f"{path}: its metadata fields", fields, MODEL_JSON_BYTES >> 13, "")
