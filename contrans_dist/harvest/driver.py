@@ -138,9 +138,11 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
             reached()
 
         if placement.kind == "stream":
-            outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=reached)
+            outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=reached, alike=False)
         else:
-            outcome = run_tasks(HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS)
+            outcome = run_tasks(
+                HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS, on_progress=reached
+            )
     failures = made.failures | outcome.failures
     if failures:
         name, reason = next(iter(failures.items()))

@@ -207,7 +207,7 @@ Runner = Callable[..., Outcome]
 def in_process(kept: list[str] | None = None, stop_after: int = 1000) -> Runner:
     """A stand-in for the pool: the same actor in this process, and a record of what it was given."""
 
-    def run(system: System, _: Any, tasks: Sequence[Task], on_result: Any, shared: Any) -> Outcome:
+    def run(system: System, _: Any, tasks: Sequence[Task], on_result: Any, shared: Any, **__: Any) -> Outcome:
         worker = SystemActor(system, Placement("resident", "a test"))
         for count, task in enumerate(tasks):
             if count == stop_after:
@@ -448,8 +448,8 @@ def test_failed_parts_are_named_and_the_finished_ones_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fails(system: Any, cluster: Any, tasks: Any, on_result: Any, shared: Any) -> Outcome:
-        in_process()(system, cluster, tasks[1:], on_result, shared)
+    def fails(system: Any, cluster: Any, tasks: Any, **named: Any) -> Outcome:
+        in_process()(system, cluster, tasks[1:], **named)
         return Outcome(failures={tasks[0].name: "out of memory"})
 
     out = tmp_path / "evaluation"
