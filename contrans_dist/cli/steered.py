@@ -24,11 +24,10 @@ from contrans_dist.config import EvaluationSettings, ModelSettings, find_benchma
 from contrans_dist.config.benchmarks import OURS
 from contrans_dist.config.recipe import override, validated
 from contrans_dist.errors import UserError
-from contrans_dist.store.location import Location
-from contrans_dist.store.results import MetricsFile, Score, plain
 
 if TYPE_CHECKING:
     from contrans_dist.evaluation.baselines import Available
+    from contrans_dist.store.results import MetricsFile, Score
 
 
 _FLAGS = {
@@ -95,6 +94,8 @@ def evaluate(
     from contrans_dist.evaluation.assess import assess
     from contrans_dist.evaluation.conditions import systems
     from contrans_dist.evaluation.steering import derivable, load_vectors, steering
+    from contrans_dist.store.location import Location
+    from contrans_dist.store.results import plain
 
     content = {
         "texts": data,
@@ -168,7 +169,7 @@ def _available(
     return Available(target, like(instruct) if instruct is not None else None, instruction or "", pair)
 
 
-def _metrics_lines(metrics: MetricsFile) -> list[str]:
+def _metrics_lines(metrics: "MetricsFile") -> list[str]:
     """For each overall metric a line a condition and strength (value, 95 % interval, n); then the leak check.
 
     Where a benchmark has numbers by group alone, those are listed.
@@ -197,7 +198,7 @@ def _metrics_lines(metrics: MetricsFile) -> list[str]:
     return [*lines, *(metrics.notes or [])]
 
 
-def _interval(score: Score) -> str:
+def _interval(score: "Score") -> str:
     known = score.low is not None and score.high is not None
     interval = f"[{score.low:.3f}, {score.high:.3f}]" if known else "no interval"
     return f"{score.value:9.3f}  {interval:<20} {score.n or 0:>6}"
