@@ -15,8 +15,6 @@ from contrans_dist.cli.options import (
     emit,
     lasting,
 )
-from contrans_dist.config import MapSettings
-from contrans_dist.config.recipe import validated
 from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
 
@@ -80,6 +78,8 @@ def reduce(
     The contrast texts need a column `concept` (and `label`, or each concept is set against the others).
     Writes `vectors/source`, `vectors/target`, `vectors/vector` (transplanted) and `maps/corpus.safetensors`.
     """
+    from contrans_dist.config import MapSettings
+    from contrans_dist.config.recipe import validated
     from contrans_dist.evaluation.block_search import reduce_sides
     from contrans_dist.evaluation.sides import Sides
     from contrans_dist.store.activation_set import ActivationSet

@@ -25,9 +25,8 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import CHAT_DATE, CaptureSettings
+from contrans_dist.config import CHAT_DATE
 from contrans_dist.config.map_options import MapOptions
-from contrans_dist.config.recipe import validated
 from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
 
@@ -66,6 +65,8 @@ def harvest(
     as_json: AsJson = False,
 ) -> None:
     """Harvest hidden states into Parquet, one row a text. Run it again to go on after an interruption."""
+    from contrans_dist.config import CaptureSettings
+    from contrans_dist.config.recipe import validated
     from contrans_dist.data.texts import read_texts
     from contrans_dist.harvest.driver import harvest as run_harvest
     from contrans_dist.store.location import Location

@@ -20,12 +20,11 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import EvaluationSettings, ModelSettings, find_benchmark
-from contrans_dist.config.benchmarks import OURS
-from contrans_dist.config.recipe import override, validated
+from contrans_dist.config.benchmarks import OURS, find_benchmark
 from contrans_dist.errors import UserError
 
 if TYPE_CHECKING:
+    from contrans_dist.config import EvaluationSettings, ModelSettings
     from contrans_dist.evaluation.baselines import Available
     from contrans_dist.store.results import MetricsFile, Score
 
@@ -119,8 +118,10 @@ def evaluate(
     emit(as_json, plain(metrics), "\n".join(_metrics_lines(metrics)))
 
 
-def _settings(benchmark: str, content: dict[str, Any], changes: list[str]) -> EvaluationSettings:
+def _settings(benchmark: str, content: dict[str, Any], changes: list[str]) -> "EvaluationSettings":
     """The settings of a benchmark: what its flags say, and every `--set`."""
+    from contrans_dist.config.recipe import override, validated
+
     try:
         settings_class = find_benchmark(benchmark).settings_class
     except UserError as error:
@@ -154,12 +155,12 @@ def _controls_in(controls: str | None) -> list[str]:
 
 
 def _available(
-    target: ModelSettings, instruct: str | None, instruction: str | None, guides: str | None
+    target: "ModelSettings", instruct: str | None, instruction: str | None, guides: str | None
 ) -> "Available":
     """What baselines are made of; other models are loaded in the target's precision."""
     from contrans_dist.evaluation.baselines import Available
 
-    def like(name: str) -> ModelSettings:
+    def like(name: str) -> "ModelSettings":
         return target.model_copy(update={"id": name})
 
     both = (guides or "").split(",")
