@@ -18,7 +18,6 @@ from contrans_dist.cli.usage import run_command
 from contrans_dist.config.limits import VARIABLE
 from contrans_dist.console import shown
 from contrans_dist.errors import RunError, UserError, one_line
-from contrans_dist.store.provenance import versions
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -63,6 +62,8 @@ for command in (
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from contrans_dist.store.provenance import versions
+
         typer.echo("\n".join(f"{package} {version}" for package, version in versions().items()))
         raise typer.Exit
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from contrans_dist.config.base import CHAT_DATE, Settings
+from contrans_dist.config.base import Settings
+from contrans_dist.config.chat_date import CHAT_DATE
 from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 
 Dtype = Literal["float32", "bfloat16", "float16"]
