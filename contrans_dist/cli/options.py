@@ -34,7 +34,17 @@ PlacementName = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's own.")
+    str | None,
+    typer.Option(
+        help="Precision of the weights: float32, bfloat16 or float16. Default: the checkpoint's own."
+    ),
+]
+ComputeDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision that is computed in. Default: that of the weights; on a processor that or float32, "
+        "whichever is measured to be the faster."
+    ),
 ]
 Quantization = Annotated[str | None, typer.Option(help="int8 or nf4, through bitsandbytes.")]
 TrustCode = Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")]
@@ -95,13 +105,21 @@ def emit(as_json: bool, content: dict[str, Any], text: str) -> None:
         show(text)
 
 
-def model_settings(name: str, dtype: str | None, quantization: str | None, trust: bool) -> "ModelSettings":
-    """The settings of `--model`, `--dtype`, `--quantization` and `--trust-remote-code`."""
+def model_settings(
+    name: str, dtype: str | None, compute_dtype: str | None, quantization: str | None, trust: bool
+) -> "ModelSettings":
+    """The settings of `--model`, `--dtype`, `--compute-dtype`, `--quantization` and `--trust-remote-code`."""
     from contrans_dist.config import ModelSettings
     from contrans_dist.config.recipe import validated
 
-    content = {"id": name, "dtype": dtype, "quantization": quantization, "trust_remote_code": trust}
-    return validated(ModelSettings, content, "--model, --dtype, --quantization")
+    content = {
+        "id": name,
+        "dtype": dtype,
+        "compute_dtype": compute_dtype,
+        "quantization": quantization,
+        "trust_remote_code": trust,
+    }
+    return validated(ModelSettings, content, "--model, --dtype, --compute-dtype, --quantization")
 
 
 def cluster_settings(

@@ -10,6 +10,7 @@ from contrans_dist.cli.options import (
     Address,
     AsJson,
     Centring,
+    ComputeDtype,
     Cpus,
     Dtype,
     Gpus,
@@ -50,6 +51,7 @@ def harvest(
         int | None, typer.Option(help="Tokens of a prompt; its end is kept. Default: the model's positions.")
     ] = None,
     dtype: Dtype = None,
+    compute_dtype: ComputeDtype = None,
     quantization: Quantization = None,
     actors: Actors = None,
     gpus_per_actor: Gpus = None,
@@ -85,7 +87,7 @@ def harvest(
         CaptureSettings, content, "--position, --chat-date, --max-tokens, --batch-tokens, --shard-size"
     )
     result = run_harvest(
-        model_settings(model, dtype, quantization, trust_remote_code),
+        model_settings(model, dtype, compute_dtype, quantization, trust_remote_code),
         read_texts(texts),
         out,
         capture,

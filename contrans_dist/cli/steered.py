@@ -9,6 +9,7 @@ from contrans_dist.cli.options import (
     Actors,
     Address,
     AsJson,
+    ComputeDtype,
     Cpus,
     Dtype,
     Gpus,
@@ -81,6 +82,7 @@ def evaluate(
         typer.Option("--set", help="Another setting of the benchmark: key=value, such as limit=100."),
     ] = None,
     dtype: Dtype = None,
+    compute_dtype: ComputeDtype = None,
     quantization: Quantization = None,
     actors: Actors = None,
     gpus_per_actor: Gpus = None,
@@ -106,7 +108,7 @@ def evaluate(
     settings = _settings(benchmark, content, set_ or [])
     vectors = load_vectors(vector or [])
     conditions = settings.conditions if controls is not None else ("vector", *derivable(vectors, block))
-    target = model_settings(model, dtype, quantization, trust_remote_code)
+    target = model_settings(model, dtype, compute_dtype, quantization, trust_remote_code)
     metrics = assess(
         target,
         settings,
@@ -218,6 +220,7 @@ def generate(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 40,
     dtype: Dtype = None,
+    compute_dtype: ComputeDtype = None,
     quantization: Quantization = None,
     trust_remote_code: TrustCode = False,
     as_json: AsJson = False,
@@ -238,7 +241,7 @@ def generate(
     if vector is not None:
         at, row = row_of(ConceptVector.load(vector), block)
         interventions.append(Intervention("steered", {at: row}, strength))
-    lm = load_placed(model_settings(model, dtype, quantization, trust_remote_code))
+    lm = load_placed(model_settings(model, dtype, compute_dtype, quantization, trust_remote_code))
     ids = encode_many(lm, prompts, chat)
     texts = continue_prompts(lm, ids, interventions, max_new_tokens=max_new_tokens)
     names = [intervention.name for intervention in interventions]

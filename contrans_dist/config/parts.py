@@ -23,10 +23,20 @@ class ModelSettings(Settings):
     """Hub id, with `@revision` if wanted, a local directory, or a bundled one such as `demo:source`."""
     dtype: Dtype | None = None
     """Precision of the weights; None is the checkpoint's own."""
+    compute_dtype: Dtype | None = None
+    """Precision that is computed in; None is that of the weights on a GPU, and on a processor that one or
+    float32, whichever is the faster there."""
     quantization: Quantization | None = None
     """bitsandbytes weights instead."""
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint. Off unless asked for."""
+
+    @model_validator(mode="after")
+    def _quantised_as_it_is(self) -> Self:
+        if self.compute_dtype is not None and self.quantization is not None:
+            told = "compute_dtype or quantization, not both: quantised weights are computed with in `dtype`"
+            raise PydanticCustomError("compute_dtype", told)  # type: ignore[arg-type]
+        return self
 
 
 class SourceSettings(ModelSettings):

@@ -18,6 +18,7 @@ from contrans_dist.distributed.pool import Outcome, Task, run_kept
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.evaluation.baselines import TARGET, System
 from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, publish
+from contrans_dist.evaluation.precision import settled_system
 from contrans_dist.evaluation.sizes import Texts, operations_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel
@@ -169,6 +170,7 @@ def run_on(
 
     `texts`: all that is run. Raises UserError for a model that the cluster cannot hold.
     """
+    system = settled_system(system, cluster)
     work = operations_of(system, texts)
 
     def start() -> Actors | InProcess:

@@ -36,7 +36,7 @@ class System:
         from contrans_dist.models import guided, load_model
 
         lm, *guides = (
-            load_model(model.id, **model.model_dump(exclude={"id"}), device=device)
+            load_model(model.id, **model.model_dump(exclude={"id"}), device=device, narrow=placement.narrow)
             for model, device in zip(
                 self.models, (placement.device_map, *map(_device, placement.beside)), strict=True
             )

@@ -38,18 +38,12 @@ def missing(folder: Location, names: Sequence[str], identity: dict[str, Any]) ->
 def finished(out: Location, identity: dict[str, Any], replace: bool) -> MetricsFile | None:
     """The metrics, where all is done already. Raises UserError for a folder that holds another evaluation,
     naming the fields; with `replace` that is cleared away."""
-    metrics, parts = out / METRICS, out / PARTS
-    there: dict[str, Any] | None = None
-    content: MetricsFile | None = None
+    metrics = out / METRICS
     if metrics.exists() and not (out / RESULTS).exists():
         note(f"{out}: {RESULTS} is gone; it is evaluated anew")
         metrics.delete()
-    if metrics.exists():
-        content = read_metrics(out)
-        there = content.identity
-    else:
-        identities = (_identity_in(parts / name) for name in parts.names())
-        there = next(filter(None, identities), None)
+    content = read_metrics(out) if metrics.exists() else None
+    there = identity_in(out)
     if there is None or there == identity:
         return content
     if not replace:
@@ -59,6 +53,15 @@ def finished(out: Location, identity: dict[str, Any], replace: bool) -> MetricsF
     metrics.delete()
     delete_parts(out)
     return None
+
+
+def identity_in(out: Location) -> dict[str, Any] | None:
+    """The identity of the evaluation in a folder, finished or not; None where none is begun. Raises UserError
+    for damaged metrics."""
+    if (out / METRICS).exists() and (out / RESULTS).exists():
+        return read_metrics(out).identity
+    identities = (_identity_in(out / PARTS / name) for name in (out / PARTS).names())
+    return next(filter(None, identities), None)
 
 
 def delete_parts(out: Location) -> None:

@@ -40,14 +40,18 @@ class Notes(logging.Handler):
 
 
 def _check_dtype(lm: LanguageModel, shard: Shard) -> None:
-    """RunError where the model here does not run in the precision that the manifest will name."""
-    dtype = str(lm.dtype).removeprefix("torch.")
-    said = shard.spec.identity.dtype or dtype
-    if dtype != said:
-        raise RunError(
-            f"{lm.name}: it runs in {dtype} here, and in {said} by the files of the machine that started the "
-            "harvest; say by --dtype in which it is to be run"
-        )
+    """RunError where the weights here have another precision than the manifest will name, or are computed
+    with in another."""
+    identity = shard.spec.identity
+    said = {"dtype": identity.dtype, "compute-dtype": identity.computed_in}
+    here = {"dtype": lm.weights_dtype or lm.dtype, "compute-dtype": lm.dtype}
+    for option, dtype in here.items():
+        name = str(dtype).removeprefix("torch.")
+        if said[option] not in (None, name):
+            raise RunError(
+                f"{lm.name}: it runs in {name} here, and in {said[option]} by the files of the machine that "
+                f"started the harvest; say by --{option} in which it is to be run"
+            )
 
 
 class HarvestActor:
@@ -90,7 +94,7 @@ class SweepActor:
     """A model that is never whole in memory, on one node."""
 
     def __init__(self, model: ModelSettings) -> None:
-        self.model = open_streamed(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+        self.model = open_streamed(**model.model_dump(exclude={"id", "quantization"}), name=model.id)
         self.through = 0.0
         self.notes = Notes()
 

@@ -17,9 +17,10 @@ from contrans_dist.distributed.cluster import Replicas, connected, first_line, r
 from contrans_dist.distributed.in_process import operations
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
+from contrans_dist.distributed.precision import settled
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.actors import SLOTS, HarvestActor, SweepActor
-from contrans_dist.harvest.planned_set import PlannedSet
+from contrans_dist.harvest.planned_set import PlannedSet, identity_in
 from contrans_dist.harvest.quantization_check import quantization_check
 from contrans_dist.harvest.request import HarvestJob, Request
 from contrans_dist.harvest.shards import HarvestSpec, MadeShards, Timing
@@ -73,6 +74,8 @@ def harvest_sets(
 ) -> list[ActivationSet]:
     """Several activation sets of one model, for which each actor loads it once. As `harvest` otherwise."""
     cluster = cluster or ClusterSettings()
+    there = (plain(held) for job in jobs if (held := identity_in(job.out)) is not None)
+    model = settled(model, cluster, lambda: next(there, None))
     facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
     sets = [PlannedSet.of(Request.of(model, facts, job)) for job in jobs]
     with connected(cluster.address), ExitStack() as claims:

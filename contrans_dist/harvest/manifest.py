@@ -21,13 +21,17 @@ CANARY_WARNING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 def model_identity(model: ModelSettings, facts: ModelFacts) -> dict[str, Any]:
-    """What a model's numbers depend on: its weights, how they are loaded, and the libraries that run them."""
+    """What a model's numbers depend on: its weights, how they are loaded, and the libraries that run them.
+
+    `model`: with the precision that it is computed in, as `settled` gives it.
+    """
     installed = versions()
     identity: dict[str, Any] = {
         "model": without_credentials(model.id),
         "weights": facts.weights,
         "config": facts.config,
         "dtype": facts.dtype,
+        "compute_dtype": model.compute_dtype or facts.dtype,
         "quantization": model.quantization,
         "tokenizer": facts.tokenizer,
         "torch": installed["torch"],
@@ -129,6 +133,6 @@ def warn(manifest: Manifest, out: Location) -> None:
             f"{out}: the tokenizer's own limit, {limit} tokens, is below the model's; texts are cut at the "
             f"model's (--max-tokens {limit} would cut them there)"
         )
-    worst, dtype = manifest.canary.worst_deviation, manifest.identity.dtype
+    worst, dtype = manifest.canary.worst_deviation, manifest.identity.computed_in
     if worst is not None and dtype is not None and worst > CANARY_WARNING[dtype]:
         note(f"{out}: a text in a batch and alone differ by {worst:.1e}; look at the model's padding")

@@ -17,6 +17,7 @@ from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_s
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.claims import Claim
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import AGAIN, Manifest, OtherFormatError, QuantizationCheck, Throughput
 from contrans_dist.store.results import plain
@@ -163,6 +164,14 @@ def _refuse_folders(out: Location) -> None:
         name = info.base_name
         if info.type is fs.FileType.Directory and (name == schema.MANIFEST or name.startswith("shard-")):
             raise UserError(f"{out / name}: expected a place for a file, there is a folder")
+
+
+def identity_in(out: Location) -> Identity | None:
+    """The identity of the rows in a folder, if there are any. Nothing is checked, and nothing said."""
+    try:
+        return Manifest.read(out / schema.MANIFEST).identity
+    except UserError:
+        return next(filter(None, (shard_identity(out / name) for name in shards_in(out))), None)
 
 
 def _manifest_in(out: Location) -> Manifest | None:

@@ -119,15 +119,20 @@ class Request:
 
     def _like(self, held: Identity) -> Identity:
         """The identity that is asked for, with the blocks, the parts and the size of shards that a set has
-        which is there, where these serve."""
-        if not set(self.identity.blocks) <= set(held.blocks):
-            return self.identity
+        which is there, where these serve, and as it was said when that set was made."""
+        identity = self.identity
+        if held.compute_dtype is None and identity.compute_dtype == held.dtype:
+            content = plain(identity)
+            del content["compute_dtype"]  # which sets did not say that were computed in that of the weights
+            identity = Identity.model_validate(content)
+        if not set(identity.blocks) <= set(held.blocks):
+            return identity
         kept: dict[str, Any] = {"blocks": held.blocks}
         if held.earlier:
             kept["earlier"] = held.earlier
         if self.job.capture.shard_size is None and held.shard_size:
             kept["shard_size"] = held.shard_size
-        return self.identity.model_copy(update=kept)
+        return identity.model_copy(update=kept)
 
     def _refusal(self, held: Identity) -> UserError:
         """Why rows of the identity `held` cannot stay in the folder."""

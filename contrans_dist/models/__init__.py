@@ -6,7 +6,8 @@ Imports: config, store.
 from contrans_dist.models.blocks import find_blocks, matched_depth, resolve_blocks, text_config, upper_blocks
 from contrans_dist.models.facts import ModelFacts, model_facts, tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
-from contrans_dist.models.loading import DTYPES, load_model
+from contrans_dist.models.loading import load_model
+from contrans_dist.models.precision import DTYPES
 from contrans_dist.models.tokens import (
     After,
     around,

@@ -47,7 +47,12 @@ class Stored:
         return self.dtype.is_floating_point
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        return self.checkpoint.read(self).view(self.dtype).view(self.shape)[index]
+        tensor = self.checkpoint.read(self).view(self.dtype).view(self.shape)[index]
+        rounded_to = self.checkpoint.rounded_to
+        wider = (
+            rounded_to is not None and self.is_floating_point() and self.dtype.itemsize > rounded_to.itemsize
+        )
+        return tensor.to(rounded_to) if wider else tensor
 
 
 class Checkpoint:
@@ -57,8 +62,12 @@ class Checkpoint:
     and what is read stays, however little memory is left for the page cache.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        """Raises UserError for a file that is no safetensors file, or not whole."""
+    def __init__(self, files: Sequence[Path], rounded_to: torch.dtype | None = None) -> None:
+        """`rounded_to`: a precision that wider tensors are rounded to when they are read.
+
+        Raises UserError for a file that is no safetensors file, or not whole.
+        """
+        self.rounded_to = rounded_to
         self.tensors: dict[str, Stored] = {}
         self.bytes_read = 0
         self._lock = threading.Lock()

@@ -16,8 +16,9 @@ from contrans_dist.errors import UserError
 from contrans_dist.models.facts import config_hash, tokenizer_hash, weights_identity
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import tokenizer_limit
-from contrans_dist.models.loading import DTYPES, Described
+from contrans_dist.models.loading import Described
 from contrans_dist.models.model_files import ModelFiles
+from contrans_dist.models.precision import DTYPES
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
 from contrans_dist.models.weight_files import check_weights, missing_weights, own_dtype
 from contrans_dist.store.patience import patiently

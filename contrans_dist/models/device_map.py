@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.models.blocks import find_blocks
-from contrans_dist.models.loading import DTYPES, Described
+from contrans_dist.models.loading import Described
 from contrans_dist.models.needs import Needs
+from contrans_dist.models.precision import DTYPES, computed_in
 
 Device = int | str
 """A GPU's number, or `cpu`."""
@@ -29,13 +30,13 @@ def spread_blocks(
     spill: bool = False,
 ) -> dict[str, Device] | None:
     """Accelerate's map over these devices, in balance, with room for activations on each and every block
-    whole; None where it would not hold. `spill`: what does not fit goes to disk."""
+    whole; None where it would not hold. `spill`: there is no GPU, and what does not fit goes to disk."""
     empty = described.empty()
     whole = {type(block).__name__ for block in find_blocks(empty)[1]}
     room = {device: max(0, round(SPARE * size) - need.activations) for device, size in memories.items()}
     small: Any = {"int8": torch.int8, "nf4": CustomDtype.INT4}
     plain = model.quantization is None
-    kind = DTYPES[described.dtype(model.dtype)] if plain else small[model.quantization]
+    kind = DTYPES[computed_in(described, model, not spill)] if plain else small[model.quantization]
     options = {"no_split_module_classes": sorted(whole), "dtype": kind}
     # It warns of GPUs that are planned for and are not here.
     logging.getLogger("accelerate.utils.modeling").setLevel(logging.ERROR)

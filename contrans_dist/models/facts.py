@@ -38,7 +38,7 @@ class ModelFacts:
     """Width of the residual stream."""
     parameters: int
     dtype: str
-    """The precision it will be run in: as asked, else the checkpoint's own."""
+    """The precision of its weights: as asked, else the checkpoint's own."""
     weights: str
     """See `weights_identity`."""
     tokenizer: str
@@ -64,7 +64,7 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
 
     Args:
         name: A hub model, a local folder, or a bundled model.
-        dtype: The precision that it is to be run in; None for the checkpoint's own.
+        dtype: The precision of the weights; None for the checkpoint's own.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:

@@ -47,6 +47,8 @@ class LanguageModel:
     """Tokens for which the model has positions; None where nothing limits them."""
     front: list[int] = field(default_factory=list)
     """Tokens that the tokenizer puts before every text (BOS)."""
+    weights_dtype: torch.dtype | None = None
+    """Precision of the weights' values, where they were read from files; `dtype` may be a wider one."""
     split_at: int | None = None
     """Texts longer than this change the rotary frequencies of a whole batch: none shorter belongs in it."""
     fits: int | None = None

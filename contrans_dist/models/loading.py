@@ -15,25 +15,20 @@ from transformers import (
     PreTrainedModel,
 )
 
+from contrans_dist.config import ModelSettings
 from contrans_dist.config.limits import BUFFER_BYTES, check_size
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, wrap_model
 from contrans_dist.models.model_files import ModelFiles
+from contrans_dist.models.precision import DTYPES, computed_in, name_of, on_gpu
 from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_config, senseless
 from contrans_dist.models.weight_files import check_weights, in_short, missing_weights, own_dtype
+from contrans_dist.models.widening import narrowed, round_to, widen_as_run
 from contrans_dist.store.patience import patiently
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("int8", "nf4")
-
-
-def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The type of `--dtype`, None for the checkpoint's own. Raises UserError for an unknown name."""
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 def _model_class(
@@ -132,8 +127,8 @@ class Described:
     """Whether the language-model head is."""
 
     def dtype(self, dtype: str | None = None) -> str:
-        """The precision that it is run in: as asked, else the checkpoint's own (`own_dtype`). Raises
-        UserError for one that no model is run in."""
+        """The precision of its weights: as asked, else the checkpoint's own (`own_dtype`). Raises UserError
+        for one that no model is run in."""
         if dtype is not None:
             return dtype
         with hub_errors(self.files.name):
@@ -195,23 +190,29 @@ def load_model(
     *,
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
+    compute_dtype: str | torch.dtype | None = None,
     quantization: str | None = None,
     device: str | dict[str, Any] | None = None,
     highest_block: int | None = None,
     head: bool = True,
     trust_remote_code: bool = False,
+    narrow: bool = False,
 ) -> LanguageModel:
     """A decoder-only language model from its files, in evaluation mode, without gradients.
 
     Args:
         name: A hub model (`org/name`, `org/name@revision`), a local folder, or `demo:source`.
         revision: Branch, tag or commit of a hub model.
-        dtype: `float32`, `bfloat16`, `float16`, or None for the checkpoint's own.
+        dtype: Precision of the weights: `float32`, `bfloat16`, `float16`, or None for the checkpoint's own.
+        compute_dtype: Precision that is computed in. None: on a GPU that of the weights; on a processor that
+            or float32, whichever is the faster there, which is measured and said.
         quantization: `int8` or `nf4` (bitsandbytes).
         device: None takes a GPU where there is one; `auto` or a dict is an accelerate device map.
         highest_block: Blocks above it, counted from 0, are not loaded.
         head: Whether the language-model head is.
         trust_remote_code: Whether code that comes with the model may run.
+        narrow: Hold the blocks in `dtype` and widen each while it runs, where it is computed in a wider
+            precision on a processor: half the memory, a little slower.
 
     Raises:
         UserError: For what is not a decoder-only language model, or not there.
@@ -220,8 +221,8 @@ def load_model(
     Example:
         >>> model = load_model("demo:source", dtype="float32")
     """
-    kind = torch_dtype(dtype)
-    quantizer = _quantization_config(quantization, kind)
+    weights, asked = name_of(dtype), name_of(compute_dtype, "--compute-dtype")
+    quantizer = _quantization_config(quantization, DTYPES[weights] if weights else None)
     described = describe(
         name,
         revision=revision,
@@ -229,17 +230,21 @@ def load_model(
         highest_block=highest_block,
         trust_remote_code=trust_remote_code,
     )
-    files, run = described.files, kind or DTYPES[described.dtype()]
+    given: dict[str, Any] = {"dtype": weights, "compute_dtype": asked, "quantization": quantization}
+    settings = ModelSettings.model_construct(id=name, **given)
+    weights, places = described.dtype(weights), _device_map(device, quantizer is not None)
+    run, held = DTYPES[computed_in(described, settings, on_gpu(places), say_so=True)], DTYPES[weights]
+    files, loaded, wider = described.files, described.loaded, held.itemsize < run.itemsize
     with hub_errors(name):
         check_weights(files, described.full, described.parameters, download=True)
         tokenizer = load_tokenizer(files)
-        model, info = described.loaded.from_pretrained(
+        model, info = (narrowed(loaded, held) if narrow and wider else loaded).from_pretrained(
             files.place,
             config=described.config,
             revision=files.revision,
             dtype=run,
             quantization_config=quantizer,
-            device_map=_device_map(device, quantizer is not None),
+            device_map=places,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told by name
         )
@@ -248,4 +253,11 @@ def load_model(
         # Some quantised checkpoints run in one precision only, whatever is asked.
         dtype = str(model.dtype).removeprefix("torch.")
         raise UserError(f"--model {name}: it runs in {dtype} alone; say so by --dtype {dtype}")
-    return wrap_model(model.requires_grad_(False), tokenizer, name)
+    model.requires_grad_(False)
+    if wider:
+        round_to(model, held, files, described.full)
+    if narrow and wider:
+        widen_as_run(find_blocks(model)[1], run)
+    lm = wrap_model(model, tokenizer, name)
+    lm.weights_dtype = held
+    return lm

@@ -6,7 +6,8 @@ from transformers import PretrainedConfig
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.models.blocks import find_blocks, text_config
-from contrans_dist.models.loading import DTYPES, Described
+from contrans_dist.models.loading import Described
+from contrans_dist.models.precision import DTYPES, computed_in
 
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """A weight of a block: nf4 has a float32 scale for every 64."""
@@ -22,35 +23,48 @@ class Needs:
     largest_block: int
     embedding: int = 0
     """Of the weights, the input embeddings."""
+    read: int = 0
+    """Of the weights in their own precision, as they are read."""
 
     @property
     def total(self) -> int:
         return self.weights + self.activations
 
 
-def needs(described: Described, model: ModelSettings, batch_tokens: int) -> Needs:
+def needs(
+    described: Described, model: ModelSettings, batch_tokens: int, on_gpu: bool = False, narrow: bool = False
+) -> Needs:
     """What a model takes, run in the precision and quantisation of its settings on batches of so many tokens.
 
     Args:
         described: The model, with or without its head and its higher blocks.
         model: Its settings.
         batch_tokens: Tokens of a batch, padding included.
+        on_gpu: Whether it runs on a GPU.
+        narrow: Whether its blocks are held in the precision of the weights, as `load_model` has it.
 
     Raises:
         UserError: For a checkpoint in a precision that no model is run in, unless the settings say another.
     """
     empty, quantization = described.empty(), model.quantization
-    itemsize = DTYPES[described.dtype(model.dtype)].itemsize
+    itemsize = DTYPES[computed_in(described, model, on_gpu)].itemsize
     _, blocks = find_blocks(empty)
     weights = itemsize * sum(p.numel() for p in empty.parameters())
+    largest = itemsize * max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    held = DTYPES[described.dtype(model.dtype)].itemsize
+    if narrow and held < itemsize:
+        weights += largest - (itemsize - held) * sum(
+            p.numel() for block in blocks for p in block.parameters()
+        )
     if quantization is not None:
         matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
         weights -= round(matrices * (itemsize - _QUANTISED_BYTES[quantization]))
     return Needs(
         weights,
         activation_bytes(text_config(described.config), batch_tokens, itemsize, described.head),
-        itemsize * max(sum(p.numel() for p in block.parameters()) for block in blocks),
+        largest,
         itemsize * empty.get_input_embeddings().weight.numel(),  # type: ignore[operator, union-attr]
+        weights if quantization is not None else held * sum(p.numel() for p in empty.parameters()),
     )
 
 

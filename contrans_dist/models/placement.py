@@ -24,6 +24,8 @@ class Placement:
     """For `device-map`: module name to device; `disk` is one more."""
     beside: tuple[Device, ...] = ()
     """Where each model lies that is loaded beside it."""
+    narrow: bool = False
+    """Whether blocks are held in the precision of the weights, and widened as they run (see `load_model`)."""
 
 
 def choose_placement(
@@ -63,8 +65,8 @@ def choose_placement(
     over = gpus or {"cpu": free["cpu"]}
     tokens = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
     described = _described(model, head=head, highest_block=highest_block)
-    need = needs(described, model, tokens)
-    others = [needs(_described(other), other, tokens) for other in beside]
+    loaded = [(described, model), *((_described(other), other) for other in beside)]
+    need, *others = (needs(*one, tokens, on_gpu=bool(gpus)) for one in loaded)
     load = f"{_gb(need.weights)} of weights and {_gb(need.activations)} of activations"
     if others:
         load += f", and {_gb(sum(other.total for other in others))} for {len(others)} models beside,"
@@ -75,6 +77,13 @@ def choose_placement(
         rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
         reason = f"{load} fit into {_free({first: over[first]})}{_also(seated[0], over)}{rest}"
         return Placement("resident", reason, beside=seated[0])
+    if placement == "auto" and not gpus:
+        held, *others_held = (needs(*one, tokens, narrow=True) for one in loaded)
+        seated = _seated(others_held, over, held.total) if held.weights < need.weights else None
+        if seated is not None:
+            reason = f"{load} are more than {_free(over)}: {described.dtype(model.dtype)} weights take "
+            reason += f"{_gb(held.weights)}, and each block is widened as it runs"
+            return Placement("resident", reason, beside=seated[0], narrow=True)
     mapped = placement == "device-map"
     seated = _seated(others, over) if mapped or len(gpus) > 1 else None
     # On a machine without a GPU it is only spread, over memory and disk, where that was asked for.
@@ -127,6 +136,7 @@ def load_placed(
         model.id,
         **model.model_dump(exclude={"id"}),
         device=placement.device_map,
+        narrow=placement.narrow,
         highest_block=highest_block,
         head=head,
     )

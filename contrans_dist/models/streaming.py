@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from contrans_dist.config import ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import find_blocks, model_type
 from contrans_dist.models.checkpoint import Checkpoint
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, check_looks_back, wrap_model
-from contrans_dist.models.loading import DTYPES, describe, torch_dtype
+from contrans_dist.models.loading import describe
 from contrans_dist.models.partial import load_block, load_skeleton
 from contrans_dist.models.passing import Stop, first_of, handing, replaced, run_replaced
+from contrans_dist.models.precision import DTYPES, computed_in, name_of
 from contrans_dist.models.pretrained import load_tokenizer
 from contrans_dist.models.streamable import block_form, refusal
 from contrans_dist.models.weight_files import is_quantised, weight_files
@@ -136,6 +138,7 @@ def open_streamed(
     *,
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
+    compute_dtype: str | torch.dtype | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> StreamedModel:
@@ -145,6 +148,7 @@ def open_streamed(
         name: As in `load_model`.
         revision: As in `load_model`.
         dtype: As in `load_model`.
+        compute_dtype: As in `load_model`; blocks are widened as they are read.
         device: None takes a GPU where there is one.
         trust_remote_code: As in `load_model`.
 
@@ -153,22 +157,25 @@ def open_streamed(
             that cannot be streamed.
         RunError: As `load_model`.
     """
-    kind = torch_dtype(dtype)
+    weights, asked = name_of(dtype), name_of(compute_dtype, "--compute-dtype")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     described = describe(name, revision=revision, head=False, trust_remote_code=trust_remote_code)
     if is_quantised(described.full):
         raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
-    kind = kind or DTYPES[described.dtype()]
+    given: dict[str, Any] = {"dtype": weights, "compute_dtype": asked}
+    settings = ModelSettings.model_construct(id=name, **given)
+    held = DTYPES[described.dtype(weights)]
+    run = DTYPES[computed_in(described, settings, place.type == "cuda", say_so=True)]
     with hub_errors(name):
         tokenizer = load_tokenizer(described.files)
-        weights = weight_files(described.files, described.full, download=True)
-        if not weights or weights[0].suffix != ".safetensors":
+        paths = weight_files(described.files, described.full, download=True)
+        if not paths or paths[0].suffix != ".safetensors":
             raise UserError(
                 f"--placement stream: {name} has no weights as safetensors, which streaming reads"
             )
-        checkpoint = Checkpoint(weights)
+        checkpoint = Checkpoint(paths, rounded_to=held)
         try:
-            model = load_skeleton(described.whole, described.config, checkpoint, kind, place)
+            model = load_skeleton(described.whole, described.config, checkpoint, run, place)
         except RunError as error:
             raise RunError(f"{name}: {error}") from error
         except AttributeError as error:
@@ -179,6 +186,7 @@ def open_streamed(
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
     with replaced(find_blocks(model)[1], {0: handing(lambda stream: stream)}):
         lm = wrap_model(model, tokenizer, name)
+    lm.weights_dtype = held
     return StreamedModel(lm, described.whole, checkpoint, place)
 
 

@@ -210,6 +210,12 @@ def own_dtype(files: ModelFiles, config: PretrainedConfig) -> str:
     return first or "float32"
 
 
+def stored_dtypes(files: ModelFiles, config: PretrainedConfig) -> set[str]:
+    """The precisions that the floating tensors in a checkpoint's files have."""
+    kinds = (kind for path in weight_files(files, config) for kind in _kinds_in(path))
+    return {kind for kind in kinds if kind in _STORED.values()}
+
+
 def _kinds_in(path: Path) -> list[str]:
     if path.suffix == ".safetensors":
         kinds = (entry["dtype"] for _, entry in sorted(header(path).items()))  # as transformers goes through

@@ -196,7 +196,9 @@ def harvested(recipe: Recipe) -> list[Harvested]:
 
 def harvest_key(model: ModelSettings, capture: CaptureSettings, table: pa.Table) -> str:
     """What an activation set holds, as a fingerprint: sets for which it is the same are shared by runs."""
-    held = [model.model_dump(mode="json"), capture.model_dump(mode="json"), table_hash(table)]
+    # Which precision is computed in belongs to what a set holds where it was set; else the set itself tells.
+    kept = model.model_dump(mode="json", exclude=set() if model.compute_dtype else {"compute_dtype"})
+    held = [kept, capture.model_dump(mode="json"), table_hash(table)]
     return fingerprint({"of": held})
 
 

@@ -41,6 +41,9 @@ class Identity(Facts):
     weights: str | None = None
     config: str | None = None
     dtype: str | None = None
+    """Precision of the weights."""
+    compute_dtype: str | None = None
+    """Precision that was computed in; None in older sets, which was that of the weights."""
     quantization: str | None = None
     tokenizer: str | None = None
     torch: str | None = None
@@ -66,6 +69,11 @@ class Identity(Facts):
         if self.earlier and ends != sorted(set(ends)):
             raise PydanticCustomError("parts", "parts that each end behind the one before")
         return self
+
+    @property
+    def computed_in(self) -> str | None:
+        """The precision that was computed in, where it is known."""
+        return self.compute_dtype or self.dtype
 
     @property
     def fingerprint(self) -> str:

@@ -138,6 +138,8 @@ class Bench:
 
     def allowed(self, row: Row) -> float:
         """How far the two sides of a row may differ, max|a - b| / max|b|."""
+        if row.name.endswith("/any-processor"):
+            return 1e-5
         if row.part in ("harvest", "evaluate") and "bfloat16" in (
             self.dtypes[0],
             row.name.rpartition("-")[2],

@@ -180,7 +180,7 @@ def _mc1(bench: Bench, lm: LanguageModel, steered: list[Intervention]) -> Iterat
 # -- generation ---------------------------------------------------------------------------------------
 
 
-class _Numbers:
+class Numbers:
     """What generation needs of a tokenizer."""
 
     pad_token_id, eos_token_id = 0, None
@@ -191,7 +191,7 @@ class _Numbers:
 
 def _generation(bench: Bench, lm: LanguageModel, block: int) -> Row:
     """32 rows, of 8 prompts under 4 interventions, over `generate` of one row after the other."""
-    lm.tokenizer = _Numbers()
+    lm.tokenizer = Numbers()
     lm.model.generation_config.eos_token_id = None
     new = 4 if bench.quick else _NEW_TOKENS
     prompts = bench.texts(2 if bench.quick else _GENERATED // 4)

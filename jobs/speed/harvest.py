@@ -10,6 +10,7 @@ import torch
 
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.models import LanguageModel
+from speed import any_processor
 from speed.common import REAL_TEXTS, SHAPES, Bench, Row, max_error
 from speed.machine import matmul_rate
 
@@ -25,6 +26,7 @@ def rows(bench: Bench) -> Iterator[Row]:
             yield _shared(bench, lm, "harvest/prefix", _honest(bench))
             yield _shared(bench, lm, "harvest/no-prefix", bench.texts())
         del lm
+    yield from any_processor.rows(bench)
     yield from _against_libraries(bench)
     yield from _actors(bench)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from contrans_dist.models.precision import linear_rates
 from speed.common import SHAPES, Bench
 
 _COPIED, _READ = 256 << 20, 512 << 20
@@ -80,6 +81,9 @@ def machine(bench: Bench) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "shape": bench.shape,
     }
+    if not bench.is_gpu:
+        own, wide = linear_rates("bfloat16")
+        about["small Linear, GFLOP/s"] = f"{own / 1e9:.1f} in bfloat16, {wide / 1e9:.1f} in float32"
     for dtype in bench.dtypes:
         about[f"matmul {dtype}, GFLOP/s"] = round(matmul_rate(bench, dtype) / 1e9, 1)
     about["copy, GB/s"] = round(_copy_bandwidth(bench) / 1e9, 1)

@@ -93,11 +93,12 @@ def test_what_is_run_is_what_is_said(options: dict[str, Any], expected: str, tmp
     assert str(by_transformers) == f"torch.{expected}"
     name = str(folder)
     assert model_facts(name).dtype == describe(name).dtype() == expected
-    assert load_model(name).dtype == load_model(name, highest_block=0, head=False).dtype == by_transformers
+    assert load_model(name).weights_dtype == by_transformers
+    assert load_model(name, highest_block=0, head=False).weights_dtype == by_transformers
     if options.get("end") != "bin":
-        assert open_streamed(name).lm.dtype == by_transformers
+        assert open_streamed(name).lm.weights_dtype == by_transformers
     assert model_facts(name, dtype="bfloat16").dtype == "bfloat16"
-    assert load_model(name, dtype="bfloat16").dtype == torch.bfloat16
+    assert load_model(name, dtype="bfloat16").weights_dtype == torch.bfloat16
 
 
 def test_a_wrapped_models_outer_configuration_decides(tmp_path: Path) -> None:
@@ -107,7 +108,8 @@ def test_a_wrapped_models_outer_configuration_decides(tmp_path: Path) -> None:
     edit(tmp_path, **config | {"dtype": "bfloat16"})
     for head in (True, False):
         lm = load_model(str(tmp_path), head=head)
-        assert str(lm.dtype) == "torch." + describe(str(tmp_path), head=head).dtype() == "torch.bfloat16"
+        assert describe(str(tmp_path), head=head).dtype() == "bfloat16"
+        assert lm.weights_dtype == torch.bfloat16
     assert model_facts(str(tmp_path)).dtype == "bfloat16"
 
 
@@ -156,7 +158,7 @@ def test_a_model_that_runs_otherwise_on_a_node_is_refused(
         return load_placed(model.model_copy(update={"dtype": "float16"}), *args, **options)
 
     monkeypatch.setattr(harvesters, "load_placed", halved)
-    with pytest.raises(RunError, match="runs in float16 here, and in float32"):
+    with pytest.raises(RunError, match=r"runs in float16 here, and in float32.*by --dtype"):
         harvest(ModelSettings(id=str(folder)), HARVESTED, str(tmp_path / "set"))
 
 

@@ -186,7 +186,7 @@ def test_the_precision_of_a_model_that_says_none(hub: Hub, tmp_path: Path, end: 
     _edit(hub.folder, dtype=None)
     assert model_facts("org/model").dtype == "float16"
     assert not [path for path in (tmp_path / "cache").rglob("*.safetensors") if path.stat().st_size]
-    assert load_model("org/model").dtype == torch.float16
+    assert load_model("org/model").weights_dtype == torch.float16
     assert model_facts("org/model").dtype == "float16"
 
 

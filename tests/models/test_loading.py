@@ -169,11 +169,12 @@ def test_a_hybrid_model_cut_below_its_attention(tmp_path):
 def test_dtypes(tmp_path):
     folder = save_tiny(tmp_path, "llama")
     assert load_model(str(folder)).dtype == torch.float32
-    assert load_model(str(folder), dtype="float16").dtype == torch.float16
-    load_model(str(folder), dtype="bfloat16").model.save_pretrained(tmp_path / "half")
+    assert load_model(str(folder), dtype="float16").weights_dtype == torch.float16
+    half = load_model(str(folder), dtype="bfloat16", compute_dtype="bfloat16")
+    half.model.save_pretrained(tmp_path / "half")
     tiny_tokenizer().save_pretrained(tmp_path / "half")
     lm = load_model(str(tmp_path / "half"))
-    assert lm.dtype == torch.bfloat16
+    assert lm.weights_dtype == torch.bfloat16
     assert not lm.model.training
     assert not any(p.requires_grad for p in lm.model.parameters())
     with pytest.raises(UserError, match="--dtype half: expected one of float32"):

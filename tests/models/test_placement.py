@@ -13,7 +13,7 @@ from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.scoring import Intervention, next_token
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.models import CPU_TOKENS, load_model
+from contrans_dist.models import CPU_TOKENS, load_model, precision
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.loading import describe
 from contrans_dist.models.needs import Needs, activation_bytes, needs
@@ -26,6 +26,12 @@ GB = 10**9
 def needed(name: str, tokens: int = CPU_TOKENS, quantization: Quantization | None = None) -> Needs:
     """What a whole model needs, in its own precision."""
     return needs(describe(name), ModelSettings(id=name, quantization=quantization), tokens)
+
+
+@pytest.fixture(autouse=True)
+def fast_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that is not, weights in bfloat16 would be computed with in float32."""
+    monkeypatch.setattr(precision, "linear_rates", lambda kind: (2e11, 1e11))
 
 
 def placed(name: str, **options: Any) -> Placement:

@@ -81,8 +81,9 @@ def test_precision(stored: str, dtype: str | None, tmp_path: Path) -> None:
     model = tiny_model("qwen3").to(getattr(torch, stored))
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    whole = capture_ids(load_model(str(tmp_path), dtype=dtype, device="cpu"), _ids(), share_prefixes=False)
-    streamed = open_streamed(str(tmp_path), dtype=dtype, device="cpu")
+    options: dict[str, Any] = {"dtype": dtype, "compute_dtype": "bfloat16", "device": "cpu"}
+    whole = capture_ids(load_model(str(tmp_path), **options), _ids(), share_prefixes=False)
+    streamed = open_streamed(str(tmp_path), **options)
     assert streamed.lm.dtype == torch.bfloat16
     rows = capture_streamed(streamed, _ids())
     for k in whole:

@@ -41,7 +41,7 @@ def test_a_half_precision_bin_file_is_run_as_the_manifest_says(folder: Path) -> 
     torch.save(state, folder / "pytorch_model.bin")
     configured(folder, dtype=None, torch_dtype=None)
     assert model_facts(str(folder)).dtype == "float16"
-    assert load_model(str(folder)).dtype == torch.float16
+    assert load_model(str(folder)).weights_dtype == torch.float16
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_one_precision_for_manifest_and_run(
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     configured(folder, dtype=config, torch_dtype=None)
     assert model_facts(str(folder)).dtype == expected
-    assert str(load_model(str(folder)).dtype) == f"torch.{expected}"
-    assert str(open_streamed(str(folder)).lm.dtype) == f"torch.{expected}"
+    assert str(load_model(str(folder)).weights_dtype) == f"torch.{expected}"
+    assert str(open_streamed(str(folder)).lm.weights_dtype) == f"torch.{expected}"
 
 
 class Runs:

@@ -14,6 +14,7 @@ from contrans_dist import demo
 from contrans_dist.cli import main
 from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import validated
+from contrans_dist.models import precision
 from contrans_dist.pipeline.plan import Nodes, Stage, from_rate, from_samples, plan_runs, times
 from contrans_dist.pipeline.plan.costs import Cost, generated
 from contrans_dist.pipeline.plan.stages import limits
@@ -155,6 +156,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     large = SMALL | {"hidden_size": 128, "num_hidden_layers": 8}
     sizes = dict.fromkeys(("source", "base", "third"), SMALL) | {"target": large, "instruct": large}
     return {name: _bare(folder / name, config) for name, config in sizes.items()}
+
+
+@pytest.fixture(autouse=True)
+def fast_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that is not, weights in bfloat16 would be computed with in float32."""
+    monkeypatch.setattr(precision, "linear_rates", lambda kind: (2e11, 1e11))
 
 
 def _stages(folder: Path, content: dict[str, Any], nodes: Nodes | None = None) -> dict[str, Stage]:

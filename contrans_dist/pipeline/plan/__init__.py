@@ -3,7 +3,7 @@
 The benchmarks and the engine are asked what they would run.
 """
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from contrans_dist.config import Recipe
@@ -39,7 +39,8 @@ def plan_runs(recipe: Recipe, folder: Path, nodes: Nodes, base_memory: int) -> l
     model, judge = cache(PlannedModel), cache(PlannedJudge)
     for name, one in runs_of(recipe).items():
         placing = Placing(one.cluster, nodes, base_memory)
-        run = PlannedRun(one, RecipeTexts(one, folder), placing, model, judge)
+        on_gpu = nodes.gpus > 0 and one.cluster.gpus_per_actor != 0
+        run = PlannedRun(one, RecipeTexts(one, folder), placing, partial(model, on_gpu=on_gpu), judge)
         harvests = [stage for stage in harvest_stages(run) if stage.key not in shared]
         if recipe.runs:
             shared |= {stage.key for stage in harvests}

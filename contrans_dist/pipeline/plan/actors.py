@@ -51,6 +51,8 @@ class ActorNeeds:
     placement: str
     why: str
     weights: int
+    read: int
+    """Of the weights as the checkpoint has them."""
     activations: int
     memory: int
     """Of the node, by its process at the peak."""
@@ -81,7 +83,8 @@ class Placing:
         """Actors of a harvest up to a block. `rows`: bytes of captured rows in memory; `tokens`: those whose
         states a streamed model keeps."""
         gpus, placement = self._placed((model,), highest, False, batch_tokens)
-        need = model.needs(highest, False, batch_tokens if gpus else min(batch_tokens, CPU_TOKENS))
+        batch = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
+        need = model.needs(highest, False, batch, placement.narrow)
         memory = rows
         if placement.kind == "stream":
             states = min(MEMORY, tokens * model.d * DTYPES[model.dtype].itemsize)
@@ -98,10 +101,11 @@ class Placing:
         """
         gpus, placement = self._placed(tuple(models), None, True, _BATCH_TOKENS)
         batch = _BATCH_TOKENS if gpus else min(_BATCH_TOKENS, CPU_TOKENS)
-        needs = [model.needs(None, True, batch) for model in models]
+        needs = [model.needs(None, True, batch, placement.narrow) for model in models]
         need = replace(
             needs[0],
             weights=sum(need.weights for need in needs),
+            read=sum(need.read for need in needs),
             activations=max(sum(need.activations for need in needs), _generating(models, together)),
         )
         name = " + ".join(model.name for model in models)
@@ -113,7 +117,7 @@ class Placing:
         gpus = self._size(self.cluster.one_gpu_each().gpus_per_actor).gpus
         itemsize = DTYPES[judge.dtype].itemsize
         activations = activation_bytes(judge.config, BATCH_SIZE * length, itemsize, head=False)
-        need = Needs(judge.weights, activations, 0)
+        need = Needs(judge.weights, activations, 0, read=judge.weights)
         placement = Placement("resident", "a classifier lies on one device")
         return self._actors(judge.name, "judge", gpus, placement, need, 0 if gpus else need.total)
 
@@ -157,7 +161,7 @@ class Placing:
             count = min(count, nodes.count * max(1, int(nodes.gpus // gpus)))
         return ActorNeeds(
             model=name, use=use, placement=placement.kind, why=placement.reason,
-            weights=need.weights, activations=need.activations, memory=memory,
+            weights=need.weights, read=need.read, activations=need.activations, memory=memory,
             gpus=gpus, count=count, threads=max(1, int(nodes.cpus * nodes.count // count)),
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from contrans_dist.models.classifier import describe_classifier, load_classifier
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.loading import Described, describe
 from contrans_dist.models.needs import Needs, needs
+from contrans_dist.models.precision import computed_in
 from contrans_dist.models.pretrained import load_tokenizer
 
 
@@ -20,11 +21,16 @@ class PlannedModel:
     """One language model of a recipe: its configuration and its tokenizer. Raises as `load_model`, but needs
     no weights."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, on_gpu: bool = False) -> None:
+        """`on_gpu`: whether it runs on GPUs; else it is computed in what suits this machine's processor."""
         self.settings, self.name = settings, settings.id
         self.up_to, self.needs = cache(self._up_to), cache(self._needs)
         described = self.up_to(None, False)
-        self.dtype, self.config = described.dtype(settings.dtype), text_config(described.config)
+        self.config = text_config(described.config)
+        self.dtype = computed_in(described, settings, on_gpu, say_so=True)
+        """Precision that it is computed in."""
+        if settings.quantization is None:
+            self.settings = settings.model_copy(update={"compute_dtype": self.dtype})
         with hub_errors(self.name):
             tokenizer = load_tokenizer(described.files)
         self.lm: LanguageModel = wrap_model(described.empty(), tokenizer, settings.id)
@@ -44,9 +50,9 @@ class PlannedModel:
         trust = self.settings.trust_remote_code
         return describe(self.name, head=head, highest_block=highest, trust_remote_code=trust)
 
-    def _needs(self, highest: int | None, head: bool, batch_tokens: int) -> Needs:
+    def _needs(self, highest: int | None, head: bool, batch_tokens: int, narrow: bool = False) -> Needs:
         """Bytes that it takes, up to a block."""
-        return needs(self.up_to(highest, head), self.settings, batch_tokens)
+        return needs(self.up_to(highest, head), self.settings, batch_tokens, narrow=narrow)
 
     def loaded(self) -> LanguageModel:
         """It on this machine, without a head."""
