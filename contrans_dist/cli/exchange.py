@@ -6,7 +6,6 @@ import typer
 
 from contrans_dist.cli.options import AsJson, TrustCode, emit, lasting
 from contrans_dist.console import count_of, note
-from contrans_dist.store.location import Location
 
 _WRITTEN = (
     "gguf (llama.cpp, repeng, EasySteer), lm-eval (--model steered), vllm-lens, easysteer, neuronpedia, "
@@ -38,6 +37,7 @@ def export(
     """Write a concept vector as a file that another tool steers with. What its format cannot say is refused.
 
     The file says what it is where it has a place for that, else a second file beside it does."""
+    from contrans_dist.store.location import Location
     from contrans_dist.vectors.concept_vector import ConceptVector
     from contrans_dist.vectors.exchange import export_vector
     from contrans_dist.vectors.formats.foreign import Asked
@@ -83,6 +83,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Read a vector that another tool steers with. At strength 1 it does what the file does there."""
+    from contrans_dist.store.location import Location
     from contrans_dist.vectors.exchange import import_vector
     from contrans_dist.vectors.formats.foreign import Asked
 
