@@ -3,10 +3,14 @@
 import json
 import re
 import sys
+import threading
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +19,7 @@ from rich.progress import Progress as Bar
 
 console = Console(stderr=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 5.0
+_T = TypeVar("_T")
 
 # Up to the last @ of the authority; a secret with a slash in it reaches beyond that, up to the last @ at all.
 _CREDENTIALS = re.compile(r"(\w:/{1,2})(?:[^\s/\"<>]*@|[^\s/@:\"<>]*:(?!\d+(?:/|\s|$))[^\s\"<>]*@)")
@@ -62,13 +67,18 @@ def note(message: str) -> None:
 
 
 class Progress:
-    """Counts finished items of a long piece of work, as a context manager."""
+    """Counts finished items of a long piece of work, as a context manager.
+
+    Where there is no terminal, a line every few seconds says how far it is, news or not.
+    """
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = shown(title), total, unit
         self.done = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Bar | None = None
+        self._lock, self._over = threading.RLock(), threading.Event()
+        self._lines = threading.Thread(target=self._keep_telling, name="progress", daemon=True)
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             self._bar = Bar(
@@ -79,6 +89,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._bar:
             self._bar.start()
+        else:
+            self._lines.start()
         return self
 
     def __exit__(
@@ -86,27 +98,90 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+        else:
+            self._over.set()
+            self._lines.join()
 
     def reach(self, done: int) -> None:
         """So many items are finished altogether; fewer than were known of before change nothing."""
-        if done > self.done:
-            self.advance(done - self.done)
+        with self._lock:
+            if done > self.done:
+                self.advance(done - self.done)
 
     def advance(self, items: int) -> None:
         """Count `items` more as finished."""
-        self.done += items
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        rate = self.done / elapsed
-        if self._bar:
-            self._bar.update(self._task, advance=items, rate=f"{rate:,.0f} {self.unit}/s")
-            return
-        now = time.monotonic()
-        if self.done >= self.total or now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            left = (self.total - self.done) / rate if rate else 0.0
-            line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s"
-            print(line + (f", {left:,.0f} s left" if left >= 1 else ""), file=sys.stderr, flush=True)
+        with self._lock:
+            self.done += items
+            if self._bar:
+                self._bar.update(self._task, advance=items, rate=_per_second(self._rate(), self.unit))
+            elif self.done >= self.total:
+                self._say()
+            else:
+                self._say_again()
 
     def note(self, message: str) -> None:
         """One line that does not tear the bar."""
         (self._bar.console if self._bar else console).print(shown(message), markup=False, soft_wrap=True)
+
+    def _rate(self) -> float:
+        return self.done / max(time.monotonic() - self._started, 1e-9)
+
+    def _keep_telling(self) -> None:
+        while not self._over.wait(_SECONDS_BETWEEN_LINES / 5):
+            with self._lock:
+                self._say_again()
+
+    def _say_again(self) -> None:
+        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._say()
+
+    def _say(self) -> None:
+        self._last_line = time.monotonic()
+        line, rate = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}", self._rate()
+        left = (self.total - self.done) / rate if rate else 0.0
+        line += f", {_per_second(rate)}" if rate else f", {_time(self._last_line - self._started)} so far"
+        print(line + (f", {_time(left)} left" if left >= 1 else ""), file=sys.stderr, flush=True)
+
+
+def _per_second(rate: float, unit: str = "") -> str:
+    """A rate; by the minute where that makes a number above one of it."""
+    many, per = (rate, "s") if rate >= 1 else (60 * rate, "min")
+    number = f"{many:,.0f}" if many >= 10 else f"{many:.1f}"
+    return f"{number} {unit}/{per}" if unit else f"{number}/{per}"
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
+
+
+_LISTENER: ContextVar[Callable[[float], None]] = ContextVar("listener", default=lambda share: None)
+
+
+@contextmanager
+def listening(listener: Callable[[float], None]) -> Iterator[None]:
+    """What is told in the block goes to `listener`: the share, 0 to 1, of a long call that is done."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def tell(share: float) -> None:
+    """Tell who listens, if anybody does, which share of the call is done."""
+    _LISTENER.get()(share)
+
+
+def one_by_one(parts: Sequence[_T]) -> Iterator[_T]:
+    """Each part of a call in turn; what is told while one is at work is told of that part alone."""
+    whole = _LISTENER.get()
+    for place, part in enumerate(parts):
+
+        def of_part(share: float, place: int = place) -> None:
+            whole((place + share) / len(parts))
+
+        with listening(of_part):
+            yield part

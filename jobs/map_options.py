@@ -11,6 +11,8 @@ of the texts that the map is fitted on (of the cut as well, where texts are cut 
 standard deviation. Runs in this process, without Ray.
 
 `--rows 60 150 400` instead: what few rows carry over, at matched depth, with and without some of the options.
+`--pairs 8 14 20` instead: R2, cosine to the target's own vectors and Token Acc of every source block with
+these target blocks, on `--items` validation items.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import time
 
 import numpy as np
 from mapping.few import rare, thinned
+from mapping.pairs import pairs_table
 from mapping.variants import (
     ADDED,
     CUTS,
@@ -54,6 +57,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=("added", "removed", "cuts"), help="one part of the table")
     parser.add_argument("--rows", nargs="+", type=int, help="so many fit rows, and all of them")
+    parser.add_argument("--pairs", nargs="+", type=int, help="target blocks that are compared")
+    parser.add_argument("--items", type=int, default=96, help="validation items for --pairs")
     return parser.parse_args()
 
 
@@ -82,10 +87,10 @@ def _files(options: argparse.Namespace) -> Files:
 def _corpora(world: World, seeds: int, parts: set[str]) -> dict[str, list[Corpus]]:
     """The corpora by name, one a seed where their cut is drawn."""
     corpora = {}
-    if parts & {"added", "removed", "few"}:
+    if parts & {"added", "removed", "few", "pairs"}:
         corpora["main"] = [world.corpus("after" if world.files.words else "none")] * seeds
     rows = (world.files.limit or 2000) // 4 * 4
-    if parts & {"cuts", "few"}:
+    if parts & {"cuts", "few", "pairs"}:
         corpora["random"] = [world.corpus("random", 1, 42 + seed, rows) for seed in range(seeds)]
     if "cuts" in parts:
         corpora["random-4"] = [world.corpus("random", 4, 42 + seed, rows // 4) for seed in range(seeds)]
@@ -160,16 +165,21 @@ def main() -> int:
     started = time.monotonic()
     world = World(_files(options))
     parts = {options.only} if options.only else {"added", "removed", "cuts"}
-    if options.rows:
-        parts = {"few"}
+    if options.rows or options.pairs:
+        parts = {"pairs"} if options.pairs else {"few"}
     # With few rows, one cut of the texts: what is drawn anew is the rows.
-    corpora = _corpora(world, 1 if options.rows else options.seeds, parts)
+    corpora = _corpora(world, 1 if parts & {"few", "pairs"} else options.seeds, parts)
     scenarios, seen = world.leave_out_seen([corpus for cuts in corpora.values() for corpus in cuts])
     print(
         f"{scenarios} different scenarios, {seen} of them left out: the texts behind a map share a sentence."
     )
     for name, cuts in corpora.items():
         print(f"Corpus {name}: {len(cuts[0].texts):,} rows.")
+    if options.pairs:
+        for name, cuts in corpora.items():
+            print(f"\n{name}\n")
+            pairs_table(world, cuts[0], options.pairs, options.items)
+        return 0
     _own(world)
     for name in ("main", "random") if "few" in parts else ():
         print(f"\n{name}\n")

@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import threading
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -241,3 +244,51 @@ def test_what_steers_a_terminal_is_text() -> None:
     line = json_line({"text": hostile})
     assert json.loads(line) == {"text": hostile}
     assert line.isprintable()
+
+
+def test_progress_without_a_terminal_is_told_though_nothing_happens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However long one task takes: with rate and time left once there is a rate."""
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.05)
+    before = threading.active_count()
+    with progress.Progress("choose blocks", 96, "trials") as told:
+        time.sleep(0.2)
+        told.reach(2)
+        told.reach(1)
+        time.sleep(0.2)
+        told.reach(96)
+    assert threading.active_count() == before
+    first, *middle, last = capsys.readouterr().err.splitlines()
+    assert first == "choose blocks: 0 of 96 trials, 0 s so far"
+    going = [line for line in middle if line.startswith("choose blocks: 2 of 96 trials, ")]
+    assert len(going) >= 2
+    assert all(re.fullmatch(r".* trials, [\d.]+/s, \d+ s left", line) for line in going), going
+    assert last.startswith("choose blocks: 96 of 96 trials, ")
+    assert "left" not in last
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [(1234.5, "1,234/s"), (12.34, "12/s"), (1.25, "1.2/s"), (0.5, "30/min"), (0.02, "1.2/min")],
+)
+def test_a_rate_has_digits(rate: float, said: str) -> None:
+    assert progress._per_second(rate) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(59.6, "60 s"), (150, "2 min"), (7199, "120 min"), (9000, "2 h")]
+)
+def test_a_time_is_short(seconds: float, said: str) -> None:
+    assert progress._time(seconds) == said
+
+
+def test_what_is_told_of_parts_is_told_of_the_whole() -> None:
+    heard: list[float] = []
+    with progress.listening(heard.append):
+        for parts in progress.one_by_one((2, 4)):
+            for part in range(parts):
+                progress.tell((part + 1) / parts)
+        progress.tell(1.0)
+    progress.tell(0.5)  # to nobody
+    assert heard == [0.25, 0.5, 0.625, 0.75, 0.875, 1.0, 1.0]

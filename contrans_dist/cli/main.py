@@ -13,12 +13,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from contrans_dist.cli import planning, reducing, runs, stages, steered
+from contrans_dist.cli import exchange, planning, reducing, runs, stages, steered
 from contrans_dist.cli.usage import run_command
 from contrans_dist.config.limits import VARIABLE
 from contrans_dist.console import shown
 from contrans_dist.errors import RunError, UserError, one_line
-from contrans_dist.store.provenance import versions
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -52,15 +51,19 @@ for command in (
     reducing.reduce,
     steered.evaluate,
     steered.generate,
+    exchange.export,
+    exchange.import_,
     runs.report,
     runs.status,
     runs.inspect,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)  # `import` is no name of a function
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from contrans_dist.store.provenance import versions
+
         typer.echo("\n".join(f"{package} {version}" for package, version in versions().items()))
         raise typer.Exit
 

@@ -3,15 +3,16 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from contrans_dist.config import ClusterSettings, ModelSettings
-from contrans_dist.config.recipe import validated
 from contrans_dist.console import json_line, shown, without_credentials
 from contrans_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from contrans_dist.config import ClusterSettings, ModelSettings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Address = Annotated[
@@ -106,8 +107,11 @@ def emit(as_json: bool, content: dict[str, Any], text: str) -> None:
 
 def model_settings(
     name: str, dtype: str | None, compute_dtype: str | None, quantization: str | None, trust: bool
-) -> ModelSettings:
+) -> "ModelSettings":
     """The settings of `--model`, `--dtype`, `--compute-dtype`, `--quantization` and `--trust-remote-code`."""
+    from contrans_dist.config import ModelSettings
+    from contrans_dist.config.recipe import validated
+
     content = {
         "id": name,
         "dtype": dtype,
@@ -124,8 +128,11 @@ def cluster_settings(
     gpus: float | None,
     cpus: float | None,
     placement: str = "auto",
-) -> ClusterSettings:
+) -> "ClusterSettings":
     """The settings of `--address`, `--actors` and what an actor gets."""
+    from contrans_dist.config import ClusterSettings
+    from contrans_dist.config.recipe import validated
+
     content = {
         "address": address,
         "actors": actors,

@@ -1,8 +1,8 @@
 """Commands that make concept vectors of activations: refine one, or reduce four sets to all there is."""
 
+from statistics import fmean
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from contrans_dist.cli.options import (
@@ -15,11 +15,8 @@ from contrans_dist.cli.options import (
     emit,
     lasting,
 )
-from contrans_dist.config import MapSettings
-from contrans_dist.config.recipe import validated
 from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
-from contrans_dist.store.location import Location
 
 
 def refine(
@@ -38,6 +35,7 @@ def refine(
 ) -> None:
     """Make a concept vector from the activations of positive and negative texts."""
     from contrans_dist.store.activation_set import ActivationSet
+    from contrans_dist.store.location import Location
     from contrans_dist.vectors.from_activations import refine as make_vector
     from contrans_dist.vectors.from_activations import select_rows
 
@@ -80,9 +78,12 @@ def reduce(
     The contrast texts need a column `concept` (and `label`, or each concept is set against the others).
     Writes `vectors/source`, `vectors/target`, `vectors/vector` (transplanted) and `maps/corpus.safetensors`.
     """
+    from contrans_dist.config import MapSettings
+    from contrans_dist.config.recipe import validated
     from contrans_dist.evaluation.block_search import reduce_sides
     from contrans_dist.evaluation.sides import Sides
     from contrans_dist.store.activation_set import ActivationSet
+    from contrans_dist.store.location import Location
 
     _check_method(method)
     content = {
@@ -107,7 +108,7 @@ def reduce(
     summary = {"out": str(location), "blocks": list(pair), "concepts": list(vectors), "cosines": cosines}
     text = (
         f"{location}: {count_of(len(vectors), 'concept')} from block {pair[0]} to block {pair[1]}, "
-        f"mean cosine to the target's own {np.mean(list(cosines.values())):.3f}"
+        f"mean cosine to the target's own {fmean(cosines.values()):.3f}"
     )
     emit(as_json, summary, text)
 

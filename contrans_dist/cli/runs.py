@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +13,6 @@ from rich.text import Text
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
 from contrans_dist.console import count_of, note, shown
 from contrans_dist.errors import RunError
-from contrans_dist.store.location import Location
 
 
 def demo(
@@ -23,6 +21,7 @@ def demo(
 ) -> None:
     """Move six emotions between the two bundled models and write the report. Needs no GPU and no network."""
     from contrans_dist.pipeline.runs import run_demo
+    from contrans_dist.store.location import Location
 
     _finish(run_demo(Location.parse(out)), as_json)
 
@@ -41,8 +40,11 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Do all of a recipe: harvest, reduce, transplant, evaluate, report. What is already there is reused."""
+    import yaml
+
     from contrans_dist.pipeline.run import resolved
     from contrans_dist.pipeline.runs import open_recipe, run_recipe
+    from contrans_dist.store.location import Location
 
     changes = [*(set_ or []), *([f"cluster.address={address}"] if address else [])]
     settings = open_recipe(recipe, changes, small)
@@ -72,6 +74,7 @@ def report(
     """Write report.html from the artefacts of a run; given several runs, a page that compares them."""
     from contrans_dist.evaluation.analysis import run_folders
     from contrans_dist.report import write_comparison, write_report
+    from contrans_dist.store.location import Location
 
     places = [Location.parse(uri) for uri in uris]
     several = run_folders(places[0]) if len(places) == 1 else places
@@ -95,6 +98,7 @@ def status(
     """How far a harvest or a run is."""
     from contrans_dist.pipeline.status import status_of
     from contrans_dist.store import verification
+    from contrans_dist.store.location import Location
 
     damaged = verification.verify(Location.parse(uri)) if verify else []
     for line in damaged:
@@ -108,6 +112,7 @@ def status(
 def inspect(uri: Annotated[str, typer.Argument(help="Any artefact.")], as_json: AsJson = False) -> None:
     """What an artefact is and where it comes from."""
     from contrans_dist.pipeline.status import artefact_facts
+    from contrans_dist.store.location import Location
 
     facts = artefact_facts(Location.parse(uri))
     if as_json:

@@ -26,12 +26,10 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import CHAT_DATE, CaptureSettings
+from contrans_dist.config import CHAT_DATE
 from contrans_dist.config.map_options import MapOptions
-from contrans_dist.config.recipe import validated
 from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
-from contrans_dist.store.location import Location
 
 
 def harvest(
@@ -69,8 +67,11 @@ def harvest(
     as_json: AsJson = False,
 ) -> None:
     """Harvest hidden states into Parquet, one row a text. Run it again to go on after an interruption."""
+    from contrans_dist.config import CaptureSettings
+    from contrans_dist.config.recipe import validated
     from contrans_dist.data.texts import read_texts
     from contrans_dist.harvest.driver import harvest as run_harvest
+    from contrans_dist.store.location import Location
 
     content = {
         "blocks": blocks,
@@ -125,6 +126,7 @@ def fit(
     """Fit the linear map between two models' hidden states."""
     from contrans_dist.mapping.driver import fit as fit_maps
     from contrans_dist.store.activation_set import ActivationSet
+    from contrans_dist.store.location import Location
     from contrans_dist.vectors.from_activations import select_rows
 
     try:
@@ -172,6 +174,7 @@ def transplant(
     """Carry a concept vector through a map into the target's space."""
     from contrans_dist.mapping.map_set import MapSet
     from contrans_dist.mapping.transplant import cosine
+    from contrans_dist.store.location import Location
     from contrans_dist.vectors.concept_vector import ConceptVector
 
     if norm not in ("keep", "match"):

@@ -21,15 +21,13 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import EvaluationSettings, ModelSettings, find_benchmark
-from contrans_dist.config.benchmarks import OURS
-from contrans_dist.config.recipe import override, validated
+from contrans_dist.config.benchmarks import OURS, find_benchmark
 from contrans_dist.errors import UserError
-from contrans_dist.store.location import Location
-from contrans_dist.store.results import MetricsFile, Score, plain
 
 if TYPE_CHECKING:
+    from contrans_dist.config import EvaluationSettings, ModelSettings
     from contrans_dist.evaluation.baselines import Available
+    from contrans_dist.store.results import MetricsFile, Score
 
 
 _FLAGS = {
@@ -97,6 +95,8 @@ def evaluate(
     from contrans_dist.evaluation.assess import assess
     from contrans_dist.evaluation.conditions import systems
     from contrans_dist.evaluation.steering import derivable, load_vectors, steering
+    from contrans_dist.store.location import Location
+    from contrans_dist.store.results import plain
 
     content = {
         "texts": data,
@@ -120,8 +120,10 @@ def evaluate(
     emit(as_json, plain(metrics), "\n".join(_metrics_lines(metrics)))
 
 
-def _settings(benchmark: str, content: dict[str, Any], changes: list[str]) -> EvaluationSettings:
+def _settings(benchmark: str, content: dict[str, Any], changes: list[str]) -> "EvaluationSettings":
     """The settings of a benchmark: what its flags say, and every `--set`."""
+    from contrans_dist.config.recipe import override, validated
+
     try:
         settings_class = find_benchmark(benchmark).settings_class
     except UserError as error:
@@ -155,12 +157,12 @@ def _controls_in(controls: str | None) -> list[str]:
 
 
 def _available(
-    target: ModelSettings, instruct: str | None, instruction: str | None, guides: str | None
+    target: "ModelSettings", instruct: str | None, instruction: str | None, guides: str | None
 ) -> "Available":
     """What baselines are made of; other models are loaded in the target's precision."""
     from contrans_dist.evaluation.baselines import Available
 
-    def like(name: str) -> ModelSettings:
+    def like(name: str) -> "ModelSettings":
         return target.model_copy(update={"id": name})
 
     both = (guides or "").split(",")
@@ -170,7 +172,7 @@ def _available(
     return Available(target, like(instruct) if instruct is not None else None, instruction or "", pair)
 
 
-def _metrics_lines(metrics: MetricsFile) -> list[str]:
+def _metrics_lines(metrics: "MetricsFile") -> list[str]:
     """For each overall metric a line a condition and strength (value, 95 % interval, n); then the leak check.
 
     Where a benchmark has numbers by group alone, those are listed.
@@ -199,7 +201,7 @@ def _metrics_lines(metrics: MetricsFile) -> list[str]:
     return [*lines, *(metrics.notes or [])]
 
 
-def _interval(score: Score) -> str:
+def _interval(score: "Score") -> str:
     known = score.low is not None and score.high is not None
     interval = f"[{score.low:.3f}, {score.high:.3f}]" if known else "no interval"
     return f"{score.value:9.3f}  {interval:<20} {score.n or 0:>6}"

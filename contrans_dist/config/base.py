@@ -2,13 +2,9 @@
 
 import hashlib
 import json
-from datetime import date
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-
-CHAT_DATE = date(2024, 7, 26)
-"""What day it is for a chat template that asks, unless another is set: the day Llama's own fall back to."""
 
 
 class Settings(BaseModel):

@@ -51,6 +51,8 @@ class EvaluationSettings(Settings):
     """Prompts a concept on which the tokens are found whose probability rises and falls most."""
     only_unseen: bool = False
     """Leave out items that the vectors or the map have seen, so that the rest is held out."""
+    sample: int | None = Field(None, ge=1)
+    """Score only so many items, evenly spread over all of them."""
     seed: int = 0
     """Of everything that is drawn: items, shots, random directions."""
 

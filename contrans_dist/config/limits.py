@@ -37,6 +37,8 @@ SHARDS = 50_000
 BLOCKS = 1_000
 WIDTH = 1 << 20
 """Of a model: its blocks, and the numbers in one row of its residual stream."""
+VECTOR_FILE_BYTES = 256 << 20
+"""Of a vector that another tool wrote: 128 blocks of 16,384 numbers take 8 MB."""
 LABELS = 1 << 16
 MODEL_JSON_BYTES = 8 << 20
 TOKENIZER_BYTES = 64 << 20

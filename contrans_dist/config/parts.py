@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from contrans_dist.config.base import CHAT_DATE, Settings
+from contrans_dist.config.base import Settings
+from contrans_dist.config.chat_date import CHAT_DATE
 from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -98,8 +99,11 @@ class CorpusSettings(Settings):
     prefix that ends on one of `words`."""
     words: tuple[str, ...] = ()
     """For `cut: after`: the words that the prompts end on."""
+    template: str | None = None
+    """What is put around each text, with `{text}`: `"{text} Tom was very"` makes a corpus of any texts end as
+    prompts do that end so, which matters more than any option of the map."""
     source_template: str | None = None
-    """For the source alone: `"{text} "` suits a tokenizer without a token for space and word together."""
+    """Another for the source: `"{text} "` suits a tokenizer without a token for space and word together."""
     per_text: int = Field(1, ge=1)
     """Prefixes cut from each text (`cut: random`)."""
     limit: int | None = Field(None, ge=1)
@@ -162,9 +166,10 @@ class MapSettings(Settings):
     protocol: Literal["default", "paper"] = "default"
     """`paper` is equation 2 as the authors' code has it; `default` is centred, with a ridge."""
     blocks: str | None = None
-    """`depth` (three quarters of both models), `24:30`, or `best` (the pair whose vectors steer validation
-    items best; by R2 where no evaluation has any). None: `best` under `default` where an evaluation has
-    validation items, else `depth`."""
+    """`depth` (three quarters of both models), `24:30`, `best` (of some pairs in the upper half of both
+    models the one whose vectors steer validation items best, or where no evaluation has any, contrast texts),
+    or `r2` (the highest held-out R2 of all pairs, which may be one that does not steer). None: `best` under
+    `default` where an evaluation has validation items, else `depth`."""
     norm: Literal["keep", "match"] = "match"
     """`match` gives the mapped vector the share of the target's residual norm that it had in the source."""
     centre: Centre | None = None

@@ -3,6 +3,7 @@
 All of Ray's tasks and actors start here: what waits for cores that kept actors hold would wait for ever.
 """
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,11 +14,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from contrans_dist.console import note
-from contrans_dist.distributed.cluster import Replicas, first_line
+from contrans_dist.distributed.cluster import Replicas, first_line, need_ray
+from contrans_dist.distributed.in_process import InProcess
+from contrans_dist.distributed.workers import MAX_ATTEMPTS
 from contrans_dist.errors import RunError, UserError
-
-MAX_ATTEMPTS = 3
-"""At work that fails, or is lost."""
 
 
 class Actors:
@@ -26,6 +26,7 @@ class Actors:
     def __init__(
         self, actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
     ) -> None:
+        need_ray()
         self._start = ray.remote(actor_class).options(
             num_cpus=size.cpus,
             num_gpus=size.gpus,
@@ -58,12 +59,21 @@ class Actors:
         self._held = []
 
 
+def actors_of(
+    actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
+) -> Actors | InProcess:
+    """Those that `size` says, none of them started yet."""
+    if size.here:
+        return InProcess(actor_class, arguments)
+    return Actors(actor_class, arguments, size, concurrency)
+
+
 class _Left:
     """The actors that a use of `kept` left for the next; at most one set, as they hold GPUs."""
 
     def __init__(self) -> None:
         self.key: Hashable = None
-        self.actors: Actors | None = None
+        self.actors: Actors | InProcess | None = None
 
     def end(self) -> None:
         if self.actors is not None:
@@ -90,7 +100,7 @@ def kept_actors() -> Iterator[None]:
 
 
 @contextmanager
-def kept(key: Hashable, start: Callable[[], Actors]) -> Iterator[Actors]:
+def kept(key: Hashable, start: Callable[[], Actors | InProcess]) -> Iterator[Actors | InProcess]:
     """The actors that were started under an equal key, if they are still there, else new ones from `start`.
 
     Outside `kept_actors`, and after an error, they end with the frame.
@@ -118,6 +128,7 @@ def let_go() -> None:
 
 def as_task(function: Callable[..., Any]) -> Any:
     """A plain function as a Ray task (`.remote(...)`), for which there is room."""
+    need_ray()
     let_go()
     return ray.remote(function)
 
@@ -156,7 +167,8 @@ def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> l
     `answer`.
     """
     if _alone():
-        with ThreadPoolExecutor(max(1, int(ray.cluster_resources()["CPU"]))) as threads:
+        cores = ray.cluster_resources()["CPU"] if ray.is_initialized() else os.cpu_count() or 1
+        with ThreadPoolExecutor(max(1, int(cores))) as threads:
             return list(threads.map(lambda arguments: function(*arguments), calls))
     task = as_task(function)
     return list(answer(lambda: [task.remote(*arguments) for arguments in calls]))
@@ -164,6 +176,8 @@ def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> l
 
 def _alone() -> bool:
     """Whether this is the only node: a process of its own would take seconds to start and win nothing."""
+    if not ray.is_initialized():
+        return True
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     return bool(nodes == [ray.get_runtime_context().get_node_id()])
 
@@ -173,7 +187,7 @@ def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> 
 
     Raises as `answer`.
     """
-    if not size.gpus and _alone():
+    if size.here or (not size.gpus and _alone()):
         return function(*arguments)
     remote = as_task(_call).options(num_cpus=size.cpus, num_gpus=size.gpus)
     return answer(lambda: remote.remote(function, *arguments))

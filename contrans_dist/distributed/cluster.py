@@ -3,7 +3,8 @@
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import ray
@@ -14,6 +15,8 @@ from contrans_dist.distributed.local_ray import connect, first_line, local_ray
 from contrans_dist.errors import RunError, UserError
 
 _CONNECT_SECONDS = 10.0
+_ON_NEED: ContextVar[ExitStack | None] = ContextVar("on_need", default=None)
+"""Ends what `need_ray` starts, where no cluster was named."""
 
 
 @contextmanager
@@ -22,15 +25,23 @@ def connected(address: str | None) -> Iterator[None]:
 
     Args:
         address: `local`, `auto`, `ray://...`; None follows RAY_ADDRESS (which a submitted job finds set),
-            else starts Ray on this machine.
+            else starts Ray on this machine, not before something needs it.
 
     Raises:
         RunError: When no cluster answers.
     """
-    if ray.is_initialized():
+    address = address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized() or (address is None and _ON_NEED.get() is not None):
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address is None:
+        with ExitStack() as stack:
+            token = _ON_NEED.set(stack)
+            try:
+                yield
+            finally:
+                _ON_NEED.reset(token)
+        return
     if address == "local":
         with local_ray():
             yield
@@ -47,6 +58,13 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def need_ray() -> None:
+    """Start Ray where that was left until something needs it: within `connected`, whose block ends it."""
+    on_need = _ON_NEED.get()
+    if on_need is not None and not ray.is_initialized():
+        on_need.enter_context(local_ray())
 
 
 def _check_reachable(address: str) -> None:
@@ -69,6 +87,8 @@ class Replicas:
     cpus: float
     per_node: int = field(default=1, compare=False)
     """At most so many on one node."""
+    here: bool = False
+    """Whether it is one in the driver's own process."""
 
     @property
     def share(self) -> float:
@@ -87,6 +107,7 @@ def replicas(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]] | No
         UserError: When no node is large enough for one actor.
     """
     if nodes is None:
+        need_ray()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = cluster.gpus_per_actor
     if gpus is None:
@@ -111,6 +132,7 @@ def replicas(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]] | No
 
 def most_gpus() -> float:
     """GPUs of the node that has most of them."""
+    need_ray()
     return max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
 
 

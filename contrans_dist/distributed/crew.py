@@ -11,8 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 from contrans_dist.console import note
-from contrans_dist.distributed.actors import MAX_ATTEMPTS, Actors
-from contrans_dist.distributed.workers import Given, Outcome, Task, Worker
+from contrans_dist.distributed.actors import Actors
+from contrans_dist.distributed.workers import MAX_ATTEMPTS, Given, Outcome, Task, Worker
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store.patience import PAUSES, pause
 
@@ -59,6 +59,8 @@ class Crew:
     """Since the last task that was done: failures for want of an answer of a server or store, and actors that
     were started anew."""
     on_progress: Callable[[float], None] | None = None
+    alike: bool = True
+    """Whether tasks take about as long as their like; else one hangs when its actor says nothing."""
 
     def start(self, worker: Worker) -> None:
         if worker.actor is None:
@@ -138,7 +140,7 @@ class Crew:
 
     def _waited(self, worker: Worker, given: Given, now: float) -> tuple[float, float]:
         """Seconds that a task is waited for, and those after which it is taken to hang."""
-        if self.on_progress is not None:
+        if not self.alike:
             return (now - worker.question[1] if worker.question else 0.0), _SILENT_SECONDS
         if self.timed < _FEWEST_LIKE:
             return 0.0, _HANG_SECONDS
@@ -146,7 +148,7 @@ class Crew:
         return now - given.since, max(_HANG_SECONDS, _TIMES_LONGER * usual)
 
     def _verdict(self, seconds: float) -> str:
-        if self.on_progress is not None:
+        if not self.alike:
             return f"its actor has said nothing for {seconds:,.0f} s"
         return f"no answer after {seconds:,.0f} s, where its like took at most {self.longest:,.1f} s"
 

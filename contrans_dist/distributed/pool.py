@@ -15,10 +15,11 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from contrans_dist.console import note
-from contrans_dist.distributed.actors import MAX_ATTEMPTS, Actors, kept, let_go
+from contrans_dist.distributed.actors import Actors, actors_of, kept, let_go
 from contrans_dist.distributed.cluster import Replicas, first_line
 from contrans_dist.distributed.crew import RETRY_SECONDS, Crew
-from contrans_dist.distributed.workers import Outcome, Task, Worker
+from contrans_dist.distributed.in_process import InProcess
+from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task, Worker
 from contrans_dist.errors import NoAnswerError, RunError, UserError
 
 __all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
@@ -32,15 +33,19 @@ _GONE = (
 
 def run_kept(
     key: Hashable,
-    start: Callable[[], Actors],
+    start: Callable[[], Actors | InProcess],
     tasks: Sequence[Task],
     on_result: Callable[[Task, Any], None],
     shared: Any = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """`run_tasks` on the actors that were started under an equal key, if they are still there, else on new
-    ones from `start`. Outside `kept_actors` they end with the call."""
+    ones from `start`. Outside `kept_actors` they end with the call. With `on_progress` an actor needs
+    a thread to answer in."""
     with kept(key, start) as actors:
-        return _run(actors, tasks, on_result, shared)
+        if isinstance(actors, InProcess):
+            return actors.run(tasks, on_result, shared, on_progress)
+        return _run(actors, tasks, on_result, shared, on_progress=on_progress)
 
 
 def run_tasks(
@@ -52,6 +57,7 @@ def run_tasks(
     shared: Any = None,
     slots: int = 1,
     on_progress: Callable[[float], None] | None = None,
+    alike: bool = True,
 ) -> Outcome:
     """Run every task on a pool of actors.
 
@@ -64,8 +70,10 @@ def run_tasks(
         shared: What all tasks need and is too large to travel with each: `run(payload, shared)`. The driver
             keeps the one copy, so no lost node can take it along.
         slots: Tasks that an actor has at a time, each in a thread of its own.
-        on_progress: For tasks that take long: called every second or so with the sum of what the actors'
-            `progress()` says of their running tasks.
+        on_progress: Called every second or so with the sum of what the actors' `progress()` says of their
+            running tasks.
+        alike: Whether tasks take as long as others of their size. Else one is taken to hang, not when it
+            takes far longer than those, but when its actor does not say how far it is.
 
     Raises:
         RunError: When no actor can be started, or an actor's construction fails everywhere, or its process is
@@ -74,9 +82,11 @@ def run_tasks(
         NoAnswerError: Where it was raised three times with no task done between.
     """
     let_go()
-    actors = Actors(actor_class, arguments, size, slots + (on_progress is not None))
+    actors = actors_of(actor_class, arguments, size, slots + (on_progress is not None))
     try:
-        return _run(actors, tasks, on_result, shared, slots, on_progress)
+        if isinstance(actors, InProcess):
+            return actors.run(tasks, on_result, shared, on_progress)
+        return _run(actors, tasks, on_result, shared, slots, on_progress, alike)
     finally:
         actors.end()
 
@@ -88,9 +98,10 @@ def _run(
     shared: Any = None,
     slots: int = 1,
     on_progress: Callable[[float], None] | None = None,
+    alike: bool = True,
 ) -> Outcome:
     common = () if shared is None else (ray.put(shared),)
-    crew = Crew(actors, slots, deque(tasks), common=common, on_progress=on_progress)
+    crew = Crew(actors, slots, deque(tasks), common=common, on_progress=on_progress, alike=alike)
     crew.workers = [Worker(actor) for actor in actors.handles(len(tasks))]
     for worker in crew.workers:
         crew.start(worker)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_ATTEMPTS = 3
+"""At work that fails, or is lost."""
+
 
 @dataclass(frozen=True)
 class Task:

@@ -1,7 +1,8 @@
 """The actors of an evaluation: a model that scores work units, and a classifier that judges what it wrote."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,19 +10,25 @@ import pyarrow as pa
 
 from contrans_dist.benchmarks import Benchmark, Judged, ScoredItem
 from contrans_dist.config import ClusterSettings
-from contrans_dist.distributed.actors import Actors
+from contrans_dist.console import listening
+from contrans_dist.distributed.actors import Actors, actors_of
+from contrans_dist.distributed.in_process import InProcess, stays_here
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_kept
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.evaluation.baselines import TARGET, System
 from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, publish
 from contrans_dist.evaluation.precision import settled_system
+from contrans_dist.evaluation.sizes import Texts, operations_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.classifier import load_classifier
 from contrans_dist.models.placement import Placement
 from contrans_dist.store.location import Location
 from contrans_dist.store.tables import read_table
+
+_CONCURRENCY = 2
+"""Of an actor: while it works, it says how far it is."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,15 @@ class WorkUnit:
     def name(self) -> str:
         stem = "part" if self.system == TARGET else self.system
         return f"{stem}-{self.index:05d}.parquet"
+
+    @property
+    def size(self) -> int:
+        return len(self.items)
+
+    def trials(self, spec: "EvaluationSpec") -> int:
+        """How often each item is scored."""
+        steered = self.system == TARGET
+        return spec.steering.trials(self.concept, spec.strengths) if steered else 1
 
     def on(self, actor: "SystemActor", spec: "EvaluationSpec") -> dict[str, float]:
         """Score the items and publish their rows; returns how many there are, and what they cost."""
@@ -92,7 +108,31 @@ class Meter:
 class Work(Protocol):
     """What an actor that has loaded a system can be given; the result goes back to the driver."""
 
+    @property
+    def size(self) -> int:
+        """How much it is, in the unit of its progress."""
+
     def on(self, actor: "SystemActor", shared: Any) -> Any: ...
+
+
+class Told:
+    """How much of its running work an actor has done, as the engine tells it."""
+
+    def __init__(self) -> None:
+        self.done = 0.0
+
+    @contextmanager
+    def of(self, size: int) -> Iterator[None]:
+        """While work of this size is done."""
+
+        def told(share: float) -> None:
+            self.done = share * size
+
+        try:
+            with listening(told):
+                yield
+        finally:
+            self.done = 0.0
 
 
 class SystemActor:
@@ -102,11 +142,18 @@ class SystemActor:
         self.lm = system.load(placement)
         self.meter = Meter(self.lm)
 
+        self.told = Told()
+
     def ready(self) -> str:
         return str(self.lm.device)
 
     def run(self, work: Work, shared: Any = None) -> Any:
-        return work.on(self, shared)
+        with self.told.of(work.size):
+            return work.on(self, shared)
+
+    def progress(self) -> float:
+        """How much of the running work is done."""
+        return self.told.done
 
 
 def run_on(
@@ -115,18 +162,23 @@ def run_on(
     tasks: Sequence[Task],
     on_result: Callable[[Task, Any], None],
     shared: Any = None,
+    on_progress: Callable[[float], None] | None = None,
+    *,
+    texts: Texts,
 ) -> Outcome:
     """Every task (its payload a `Work`) on actors that have loaded the system's models; see `pool.run_kept`.
 
-    Raises UserError for a model that the cluster cannot hold.
+    `texts`: all that is run. Raises UserError for a model that the cluster cannot hold.
     """
     system = settled_system(system, cluster)
+    work = operations_of(system, texts)
 
-    def start() -> Actors:
-        size, placement = place(system.model, cluster, head=True, beside=system.guides)
-        return Actors(SystemActor, (system, placement), size)
+    def start() -> Actors | InProcess:
+        size, placement = place(system.model, cluster, head=True, beside=system.guides, operations=work)
+        return actors_of(SystemActor, (system, placement), size, _CONCURRENCY)
 
-    return run_kept((system.models, cluster), start, tasks, on_result, shared)
+    key = (system.models, cluster, stays_here(cluster, work))
+    return run_kept(key, start, tasks, on_result, shared, on_progress)
 
 
 class JudgeActor:
@@ -134,6 +186,7 @@ class JudgeActor:
 
     def __init__(self, name: str) -> None:
         self.classifier = load_classifier(name)
+        self.told = Told()
 
     def ready(self) -> str:
         return str(self.classifier.model.device)
@@ -142,6 +195,11 @@ class JudgeActor:
         """Judge the published rows of a work unit and publish them; returns how many there are."""
         assert isinstance(spec.benchmark, Judged)
         table = read_table(spec.out / PARTS / unit.name)
-        judged = spec.benchmark.judge(self.classifier, table)
+        with self.told.of(unit.size):
+            judged = spec.benchmark.judge(self.classifier, table)
         publish(spec.out / JUDGED / unit.name, judged, spec.identity, cost_of(table))
         return int(table.num_rows)
+
+    def progress(self) -> float:
+        """Items of the running work unit that are judged."""
+        return self.told.done

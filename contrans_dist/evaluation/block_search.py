@@ -1,33 +1,37 @@
 """Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by validation."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from contrans_dist.config import MapSettings, Recipe
-from contrans_dist.console import Progress, note
+from contrans_dist.config import EvaluationSettings, MapSettings, Recipe
+from contrans_dist.console import note
 from contrans_dist.errors import UserError
+from contrans_dist.evaluation.block_candidates import Candidate, best_sources
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
-from contrans_dist.evaluation.steering import Steering, steering
+from contrans_dist.evaluation.steering import steering
 from contrans_dist.evaluation.trials import try_out
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.block_pairs import all_pairs, one_block
-from contrans_dist.mapping.driver import fit, fit_one_by_one
+from contrans_dist.mapping.driver import fit
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.mapping.transplant import cosine
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
-from contrans_dist.store.map_file import BlockSelection, BlockTable, Pair, TriedPair
+from contrans_dist.store.map_file import BlockSelection, TriedPair
 from contrans_dist.store.results import Trial
 
-_MOST_PAIRS = 64
-"""Up to here every pair is tried; beyond, each target block with the source block that predicts it best."""
+_MOST_ITEMS = 96
+"""Validation items that they are tried on: enough to rank pairs."""
+_ENDS_ALIKE = 0.5
+"""Share of a corpus that ends as the contrast prompts do, below which that is told."""
 
 
 def harvested_blocks(recipe: Recipe, side: str, n_blocks: int) -> str:
     """The blocks of `side` that the recipe's map needs, as a `--blocks` specification."""
     spec = recipe.blocks
-    if spec == "best":
+    if spec in ("best", "r2"):
         return "all"
     if spec == "depth":
         block = matched_depth(n_blocks)
@@ -35,7 +39,7 @@ def harvested_blocks(recipe: Recipe, side: str, n_blocks: int) -> str:
         left, mark, right = spec.partition(":")
         if not mark:
             raise UserError(
-                f"map.blocks: expected depth, best, or source:target such as 24:30, found {spec!r}"
+                f"map.blocks: expected depth, best, r2, or source:target such as 24:30, found {spec!r}"
             )
         block = one_block(left if side == "source" else right, n_blocks, "map.blocks")
     if side == "target":
@@ -56,16 +60,18 @@ def fit_chosen(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: L
         UserError: For validation items that are scored too, and where there is no strength to try.
     """
     spec, table, selection = recipe.blocks, None, None
-    if spec == "best":
+    if spec in ("best", "r2"):
         table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
-        selection = _choose(recipe, sides, vectors, table, out)
-        spec = "{}:{}".format(*selection.chosen or table.best())
+    if spec == "best":
+        selection = _choose(recipe, sides, vectors, out)
+        spec = "{}:{}".format(*selection.chosen)
     maps = replace(fit_sides(sides, recipe.map, spec), r2_table=table, selection=selection)
     return _finished(maps, vectors, out)
 
 
 def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | None = None) -> MapSet:
     """The map of these blocks on the corpus with a recipe's options, for vectors from the contrast texts."""
+    _tell_ends(sides)
     return fit(
         sides.corpus_source,
         sides.corpus_target,
@@ -74,6 +80,20 @@ def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | N
         address=address,
         vectors_at=sides.contrast_source.blocks,
     )
+
+
+def _tell_ends(sides: Sides) -> None:
+    """Say so where the corpus ends on other tokens than the contrast prompts (jobs/MAPS.md)."""
+    corpus, prompts = (
+        side.read_columns(["token_id"]).column("token_id").to_numpy()
+        for side in (sides.corpus_target, sides.contrast_target)
+    )
+    share = float(np.isin(corpus, prompts).mean())
+    if share < _ENDS_ALIKE:
+        note(
+            f"{share:.0%} of the corpus end on a token that contrast prompts end on: a map carries more over "
+            "where most do (corpus.template, or corpus.cut: after)"
+        )
 
 
 def reduce_sides(
@@ -87,7 +107,8 @@ def reduce_sides(
 
     Args:
         sides: The activation sets.
-        settings: Of the map. `blocks: best` is the pair of highest validation R2, none is matched depth.
+        settings: Of the map. `blocks: best` is the pair through which vectors come nearest to the target's
+            own, none is matched depth.
         out: For `vectors/` and `maps/`.
         method: Of the concept vectors, `mean` or `pca`.
         address: Of the Ray cluster, as `--address` has it.
@@ -99,7 +120,11 @@ def reduce_sides(
         UserError: For more than one pair of blocks.
     """
     vectors = refine_sides(sides, out, method)
-    maps = fit_sides(sides, settings, settings.blocks or "depth", address=address)
+    spec, selection = settings.blocks or "depth", None
+    if spec == "best":
+        selection = _nearest(best_sources(sides, settings, vectors))
+        spec = "{}:{}".format(*selection.chosen)
+    maps = replace(fit_sides(sides, settings, spec, address=address), selection=selection)
     maps = _finished(maps, vectors, out)
     carried = {concept: maps.carry(vector, settings.norm) for concept, vector in vectors["source"].items()}
     save_vectors(carried, out, "vector")
@@ -124,32 +149,27 @@ def _finished(maps: MapSet, vectors: dict[str, Vectors], out: Location) -> MapSe
     return maps
 
 
-def candidates(table: BlockTable) -> list[Pair]:
-    """Pairs worth trying: all where they are few, else each target block with its best source block."""
-    if len(table.source) * len(table.target) <= _MOST_PAIRS:
-        return [(source, target) for source in table.source for target in table.target]
-    return [(table.best_source(target), target) for target in table.target]
+def tried_on(settings: EvaluationSettings) -> EvaluationSettings:
+    """An evaluation as pairs are tried on it."""
+    return settings.model_copy(update={"sample": min(settings.sample or _MOST_ITEMS, _MOST_ITEMS)})
 
 
-def _choose(
-    recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], table: BlockTable, out: Location
-) -> BlockSelection:
-    """The pair whose vectors steer validation items best, under the first evaluation that has some; by R2
-    where none has.
+def _choose(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Location) -> BlockSelection:
+    """The pair whose vectors steer validation items best, under the first evaluation that has some; where
+    none has, the one that `_nearest` says.
 
-    R2 alone proves little: a block can be predicted well and yet take no steering at all. Where there is a
-    perplexity budget, pairs and strengths beyond it do not count: a broken model is not toxic either.
+    Where there is a perplexity budget, pairs and strengths beyond it do not count: a broken model is not
+    toxic either.
     """
-    settings = recipe.chosen_on
+    settings, candidates = recipe.chosen_on, best_sources(sides, recipe.map, vectors)
     if settings is None:
-        source, target = table.best()
-        note(f"blocks {source} -> {target} chosen by R2: no evaluation has validation items")
-        return BlockSelection(criterion="validation R2", chosen=(source, target))
+        return _nearest(candidates)
     strengths = few_strengths(settings.strengths)
     if not strengths:
         raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
-    pairs = {f"{source}:{target}": (source, target) for source, target in candidates(table)}
-    steered = _candidate_steering(recipe, sides, vectors, pairs)
+    settings, by_name = tried_on(settings), {candidate.name: candidate for candidate in candidates}
+    given = {"vector": dict(vectors["target"]), **{name: c.carried for name, c in by_name.items()}}
+    steered = steering(given, list(by_name))
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)
     trials = try_out(
@@ -158,16 +178,16 @@ def _choose(
     tried = [trial for trial in trials.candidates if trial.strength != 0]
     best = max(
         trials.within(tried) or tried,
-        key=lambda trial: (trials.gain(trial), table.at(pairs[trial.condition]), -abs(trial.strength)),
+        key=lambda trial: (trials.gain(trial), by_name[trial.condition].cosine, -abs(trial.strength)),
     )
-    source, target = pairs[best.condition]
+    source, target = by_name[best.condition].pair
     note(
-        f"blocks {source} -> {target} chosen on validation items: {trials.criterion} {best.score:.2f} at "
-        f"strength {best.strength:g}"
+        f"blocks {source} -> {target} chosen among {len(by_name)} pairs on validation items: "
+        f"{trials.criterion} {best.score:.2f} at strength {best.strength:g}"
     )
 
     def of_pair(trial: Trial) -> TriedPair:
-        source, target = pairs[trial.condition]
+        source, target = by_name[trial.condition].pair
         outcome = trial.model_dump(exclude={"condition"})
         return TriedPair(source=source, target=target, **outcome)
 
@@ -179,25 +199,17 @@ def _choose(
     )
 
 
+def _nearest(candidates: Sequence[Candidate]) -> BlockSelection:
+    """The pair through which vectors come nearest to the target's own."""
+    best = max(candidates, key=lambda candidate: candidate.cosine)
+    source, target = best.pair
+    note(
+        f"blocks {source} -> {target} chosen among {len(candidates)} pairs: vectors come nearest to the "
+        f"target's own (mean cosine {best.cosine:.2f}); no validation items to try which pair steers best"
+    )
+    return BlockSelection(criterion="mean cosine to the target's own vectors", chosen=best.pair)
+
+
 def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
     """Every second strength, the largest among them: enough to rank pairs."""
     return tuple(sorted(strength for strength in strengths if strength != 0))[::-1][::2]
-
-
-def _candidate_steering(
-    recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], pairs: dict[str, Pair]
-) -> Steering:
-    """The transplanted vectors of every candidate as conditions, by the names of the pairs."""
-    given: dict[str, Vectors] = {"vector": dict(vectors["target"])}
-    options = recipe.map.options()
-    aligned = join(sides.corpus_source, sides.corpus_target, options.protocol)
-    fitted = fit_one_by_one(
-        aligned, list(pairs.values()), options, shuffled=False, vectors_at=sides.contrast_source.blocks
-    )
-    with Progress("fit maps", len(pairs), "pairs of blocks") as progress:
-        for name, maps in zip(pairs, fitted, strict=True):
-            given[name] = {
-                concept: maps.carry(vector, recipe.map.norm) for concept, vector in vectors["source"].items()
-            }
-            progress.advance(1)
-    return steering(given, list(pairs))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, fingerprint
 from contrans_dist.console import Progress, note
 from contrans_dist.data.contamination import leak_report
-from contrans_dist.distributed.cluster import connected, replicas
+from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, WorkUnit, run_on
@@ -24,6 +24,7 @@ from contrans_dist.evaluation.baselines import TARGET, System, in_turn
 from contrans_dist.evaluation.conditions import reference_of
 from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, delete_parts, finished, missing
 from contrans_dist.evaluation.precision import as_was_said, settled_system
+from contrans_dist.evaluation.sizes import judges, texts_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import joined, plan_units, scored_items
 from contrans_dist.harvest.manifest import model_identity
@@ -121,15 +122,22 @@ def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None =
         for system in in_turn(target, ready.others):
             of_system = plan_units(items, steering.concepts, system.name)
             named = head if system is target else f"{head}, {system.name}"
-            on_system = partial(run_on, system, cluster, shared=changed(spec, system=system))
-            _make_missing(spec, PARTS, of_system, named, on_system)
+            on_system = partial(
+                run_on, system, cluster, shared=changed(spec, system=system), texts=texts_of(spec, of_system)
+            )
+            trials = max((unit.trials(spec) for unit in of_system), default=0) if title else None
+            _make_missing(spec, PARTS, of_system, named, on_system, trials)
             units += of_system
         if isinstance(benchmark, Judged):
             judge = benchmark.classifier
 
-            def on_judges(tasks: list[Task], on_result: Callable[[Task, Any], None]) -> Outcome:
-                size = replicas(cluster.one_gpu_each())
-                return run_tasks(JudgeActor, (judge,), tasks, size, on_result, spec)
+            def on_judges(
+                tasks: list[Task],
+                on_result: Callable[[Task, Any], None],
+                on_progress: Callable[[float], None],
+            ) -> Outcome:
+                size = judges(judge, cluster, texts_of(spec, units))
+                return run_tasks(JudgeActor, (judge,), tasks, size, on_result, spec, on_progress=on_progress)
 
             _make_missing(spec, JUDGED, units, f"judge by {judge}", on_judges)
     folder = out / (JUDGED if isinstance(benchmark, Judged) else PARTS)
@@ -179,20 +187,44 @@ def _model(model: ModelSettings, benchmark: Benchmark, items: Sequence[ScoredIte
     return {**model_identity(model, facts), **benchmark.model_identity(facts.reads, items, model.id)}
 
 
+class _Run(Protocol):
+    """How work units are run."""
+
+    def __call__(
+        self,
+        tasks: list[Task],
+        on_result: Callable[[Task, Any], None],
+        on_progress: Callable[[float], None],
+    ) -> Outcome: ...
+
+
 def _make_missing(
     spec: EvaluationSpec,
     folder: str,
     units: Sequence[WorkUnit],
     title: str,
-    run: Callable[[list[Task], Callable[[Task, Any], None]], Outcome],
+    run: "_Run",
+    trials: int | None = None,
 ) -> None:
-    """Run every unit that has no part in a folder. Raises RunError when one failed."""
+    """Run every unit that has no part in a folder; `trials`: by which progress is counted, where these are
+    what is chosen between. Raises RunError when one failed."""
     names = missing(spec.out / folder, [unit.name for unit in units], spec.identity)
     tasks = [Task(unit.name, unit, len(unit.items)) for unit in units if unit.name in names]
     if not tasks:
         return
-    with Progress(title, sum(len(task.payload.items) for task in tasks), "items") as progress:
-        outcome = run(tasks, lambda task, _: progress.advance(len(task.payload.items)))
+    done, total = 0, sum(task.payload.size for task in tasks)
+    counted, unit = (trials, "trials") if trials else (total, "items")
+    with Progress(title, counted, unit) as progress:
+
+        def reached(besides: float = 0.0) -> None:
+            progress.reach(int((done + besides) * counted / total))
+
+        def keep(task: Task, _: Any) -> None:
+            nonlocal done
+            done += task.payload.size
+            reached()
+
+        outcome = run(tasks, on_result=keep, on_progress=reached)
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from contrans_dist.benchmarks import Benchmark, ScoredItem, load_benchmark
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
-from contrans_dist.console import Progress
+from contrans_dist.console import Progress, one_by_one
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Task
 from contrans_dist.engine.scoring import BASE, Intervention, generate, token_changes
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluation.actors import SystemActor, run_on
 from contrans_dist.evaluation.baselines import TARGET, System
+from contrans_dist.evaluation.sizes import Texts
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import scored_items
 from contrans_dist.models import After, LanguageModel, cut_to, encode_many
@@ -33,6 +34,8 @@ from contrans_dist.store.tables import (
 )
 
 NEW_TOKENS = 40
+_TWICE = 2
+"""Each prompt is read without the vector and under it."""
 _MOST_TOKENS = 20
 """Tokens kept a concept and direction; the papers print ten."""
 
@@ -51,11 +54,19 @@ class Probe:
     """Which kind of item each of them is."""
     prompts: list[str]
     """Prompts whose next tokens are compared."""
+    size = 1
 
     def on(self, actor: SystemActor, _: Any) -> tuple[list[ContinuationRow], list[TokenRow]]:
         """Rows of `examples.parquet` and of `tokens.parquet` for one concept."""
         steered = Intervention(self.condition, self.rows, self.strength)
-        return self._examples(actor.lm, steered), self._tokens(actor.lm, steered)
+        continuations: list[ContinuationRow] = []
+        tokens: list[TokenRow] = []
+        for examples in one_by_one((True, False)):
+            if examples:
+                continuations = self._examples(actor.lm, steered)
+            else:
+                tokens = self._tokens(actor.lm, steered)
+        return continuations, tokens
 
     def _examples(self, lm: LanguageModel, steered: Intervention) -> list[ContinuationRow]:
         if not self.examples:
@@ -147,7 +158,11 @@ def probe(
             progress.advance(1)
 
         tasks = [Task(probe.concept, probe) for probe in probes]
-        outcome = run_on(System(TARGET, model), cluster, tasks, keep)
+        read = sum(len(item.prompt) for probe in probes for item in probe.examples)
+        read += sum(len(prompt) for probe in probes for prompt in probe.prompts)
+        written = NEW_TOKENS * sum(len(probe.examples) for probe in probes)
+        texts = Texts(_TWICE * read, _TWICE * written)
+        outcome = run_on(System(TARGET, model), cluster, tasks, keep, texts=texts)
     if outcome.failures:
         concept, reason = next(iter(outcome.failures.items()))
         raise RunError(f"{out}: prompts of {concept!r} were not read ({reason}); run the same command again")

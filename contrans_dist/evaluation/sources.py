@@ -79,14 +79,17 @@ def brought(recipe: Recipe, sides: Sides, maps: MapSet, name: str, source: Furth
 def _map_of(recipe: Recipe, sides: Sides, given: Further, corpus: ActivationSet, maps: MapSet) -> MapSet:
     """The map from a further source to the block that the recipe steers, from its best or matched block."""
     from contrans_dist.mapping.aligned_rows import join
-    from contrans_dist.mapping.block_pairs import all_pairs
+    from contrans_dist.mapping.block_pairs import all_pairs, upper_part
     from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
 
     _, target = maps.only_pair()
-    if recipe.blocks != "best":
-        source = corpus.blocks[-1]  # the pair's own; those below it are read beside it
+    if recipe.blocks in ("best", "r2"):
+        table = all_pairs(join(corpus, sides.corpus_target, "default"))
+        if recipe.blocks == "best":
+            table = upper_part(table, corpus.n_blocks, sides.corpus_target.n_blocks)
+        source = table.best_source(target)
     else:
-        source = all_pairs(join(corpus, sides.corpus_target, "default")).best_source(target)
+        source = corpus.blocks[-1]  # the pair's own; those below it are read beside it
     return fit(
         corpus,
         sides.corpus_target,

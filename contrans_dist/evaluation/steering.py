@@ -63,6 +63,12 @@ class Steering:
             ),
         ]
 
+    def trials(self, concept: str, strengths: Sequence[float]) -> int:
+        """How many `interventions` there are."""
+        conditions = self.rows.get(concept, {})
+        of_sweep = sum(strength != 0 for strength in strengths)
+        return 1 + sum(self.chosen[name] != 0 if name in self.chosen else of_sweep for name in conditions)
+
     def only(self, conditions: Sequence[str]) -> "Steering":
         """The same with these conditions alone."""
         return replace(

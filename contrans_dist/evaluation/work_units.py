@@ -20,10 +20,14 @@ def scored_items(benchmark: Benchmark, settings: EvaluationSettings, steering: S
     """The items that an evaluation scores, in the benchmark's order.
 
     Those of the steered concepts (of all when nothing is steered) that the benchmark scores and, with
-    `only_unseen`, that were not seen before. Raises UserError when none is left.
+    `only_unseen`, that were not seen before; with `sample` some of these. Raises UserError when none is left.
     """
     items = _of_concepts(benchmark, settings, steering)
-    return _unseen(items, steering, settings.texts or benchmark.name) if settings.only_unseen else items
+    if settings.only_unseen:
+        items = _unseen(items, steering, settings.texts or benchmark.name)
+    if settings.sample is None or settings.sample >= len(items):
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, settings.sample).round().astype(int)]
 
 
 def _of_concepts(benchmark: Benchmark, settings: EvaluationSettings, steering: Steering) -> list[ScoredItem]:

@@ -6,6 +6,7 @@ import logging
 import pyarrow as pa
 
 from contrans_dist.config import ModelSettings
+from contrans_dist.console import listening
 from contrans_dist.errors import RunError
 from contrans_dist.harvest.compute import InTurn, compute_shard
 from contrans_dist.harvest.shards import MadeShards, Shard
@@ -28,6 +29,9 @@ class Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
+
+    def end(self) -> None:
+        logging.getLogger("contrans_dist").removeHandler(self)
 
     def taken(self) -> tuple[str, ...]:
         """Those since the last call."""
@@ -56,6 +60,7 @@ class HarvestActor:
     def __init__(self, model: ModelSettings, highest_block: int, placement: Placement | None = None) -> None:
         self.lm = load_placed(model, placement, highest_block=highest_block, head=False)
         self.in_turn = InTurn()
+        self.through: dict[str, float] = {}
         self.notes = Notes()
 
     def ready(self) -> str:
@@ -65,8 +70,24 @@ class HarvestActor:
         """Make a shard of its rows of the input."""
         shard, rows = task
         _check_dtype(self.lm, shard)
-        report = compute_shard(self.lm, shard, rows, self.in_turn)
+
+        def told(share: float) -> None:
+            self.through[shard.address] = share * shard.rows
+
+        try:
+            with listening(told):
+                report = compute_shard(self.lm, shard, rows, self.in_turn)
+        finally:
+            self.through.pop(shard.address, None)
         return MadeShards({shard.address: report}, notes=self.notes.taken())
+
+    def progress(self) -> float:
+        """Texts of the running shards that are captured."""
+        return sum(list(self.through.values()))
+
+    def end(self) -> None:
+        """In the driver's process an actor is not the last thing that there is."""
+        self.notes.end()
 
 
 class SweepActor:
@@ -98,3 +119,7 @@ class SweepActor:
     def progress(self) -> float:
         """Texts of the running sweep, each counted by the share of the blocks that it is through."""
         return self.through
+
+    def end(self) -> None:
+        """As of `HarvestActor`."""
+        self.notes.end()

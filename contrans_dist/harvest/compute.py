@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from contrans_dist.console import one_by_one
 from contrans_dist.engine.capture import Activations, canary, capture_ids
 from contrans_dist.harvest.runnable import Runnable, SpoiltError, canary_rows
 from contrans_dist.harvest.shard_files import ROW_GROUP, publish_shard
@@ -43,7 +45,7 @@ class InTurn:
         self._thread = ThreadPoolExecutor(1, "model")
 
     def __call__(self, work: Callable[[], _T]) -> tuple[_T, float]:
-        return self._thread.submit(timed, work).result()
+        return self._thread.submit(copy_context().run, timed, work).result()
 
 
 def piece_rows(n_blocks: int, d: int) -> int:
@@ -73,7 +75,7 @@ def compute_shard(
         return result
 
     def pieces(texts: Runnable) -> Iterator[Activations]:
-        for start in range(0, len(texts.ids), size):
+        for start in one_by_one(range(0, len(texts.ids), size)):
             ids = texts.ids[start : start + size]
             yield in_turn(partial(capture_ids, lm, ids, blocks, settings.position, settings.batch_tokens))
 

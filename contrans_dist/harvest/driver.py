@@ -1,5 +1,6 @@
 """The harvest driver: shards of texts over a pool of actors, exactly once on disk."""
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.console import Progress
 from contrans_dist.distributed.actors import on_a_node
 from contrans_dist.distributed.cluster import Replicas, connected, first_line, replicas
+from contrans_dist.distributed.in_process import operations
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.distributed.precision import settled
@@ -114,11 +116,14 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
     began = time.monotonic()
     highest = max(max(planned_set.spec.blocks) for planned_set in sets)
     batch_tokens = max(planned_set.spec.capture.batch_tokens for planned_set in sets)
-    size, placement = place(model, cluster, head=False, highest_block=highest, batch_tokens=batch_tokens)
+    texts = sum(shard.rows for planned_set in sets for shard in planned_set.missing)
+    work = math.inf if model.quantization else sum(map(_operations, sets))
+    size, placement = place(
+        model, cluster, head=False, highest_block=highest, batch_tokens=batch_tokens, operations=work
+    )
     tasks = _tasks(sets, size.actors if placement.kind == "stream" else None)
     owners = {shard.address: planned_set for planned_set in sets for shard in planned_set.missing}
     title = f"harvest {model.id.rstrip('/').rsplit('/', 1)[-1]}"
-    texts = sum(shard.rows for planned_set in sets for shard in planned_set.missing)
     made = MadeShards()
     with Progress(title, texts, "texts") as progress:
 
@@ -136,9 +141,11 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
             reached()
 
         if placement.kind == "stream":
-            outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=reached)
+            outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=reached, alike=False)
         else:
-            outcome = run_tasks(HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS)
+            outcome = run_tasks(
+                HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS, on_progress=reached
+            )
     failures = made.failures | outcome.failures
     if failures:
         name, reason = next(iter(failures.items()))
@@ -152,6 +159,12 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
         of_set = [report for address, report in made.reports.items() if owners[address] is planned_set]
         tokens = sum(report.facts.tokens for report in of_set)
         planned_set.throughput = Throughput(tokens=tokens, **throughput)
+
+
+def _operations(planned_set: PlannedSet) -> float:
+    """Of floating point, for all that is missing of a set."""
+    characters = sum(planned_set.rows_of(shard)["text"].nbytes for shard in planned_set.missing)
+    return operations(planned_set.request.facts.parameters, characters)
 
 
 def _tasks(sets: list[PlannedSet], sweeps: int | None) -> list[Task]:

@@ -7,37 +7,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrans_dist.config.map_options import MapOptions
-from contrans_dist.console import Progress
+from contrans_dist.console import Progress, note
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.aligned_rows import AlignedRows
 from contrans_dist.mapping.block_r2 import r2_table
 from contrans_dist.mapping.heldout import FIT
-from contrans_dist.models import matched_depth, resolve_blocks
+from contrans_dist.models import matched_depth, resolve_blocks, upper_blocks
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.map_file import BlockTable, Pair
 
 _TABLE_ROWS = 4_096
 """Rows that the table of all pairs is fitted on: it ranks pairs, it is not the map."""
 
+_UPPER = 1 / 3
+"""Share of both models' blocks among which R2 may choose."""
+
 
 def choose_pairs(spec: str, aligned: AlignedRows) -> tuple[list[Pair], BlockTable | None]:
     """The pairs of blocks that `--blocks` asks for, and the table of all pairs where that was needed.
 
-    `depth`: three quarters of both models; `24:30` (several joined by commas); `best`: highest validation R2.
+    `depth`: three quarters of both models; `24:30` (several joined by commas); `r2`: highest validation R2;
+    `best`: the same among the upper third of both models' blocks, for an early block is easily predicted and
+    does not steer (jobs/MAPS.md).
     """
     source, target = aligned.source, aligned.target
     if spec == "depth":
         return [(matched_depth(source.n_blocks), matched_depth(target.n_blocks))], None
-    if spec == "best":
+    if spec in ("best", "r2"):
         table = all_pairs(aligned)
-        return [table.best()], table
+        chosen = (upper_part(table, source.n_blocks, target.n_blocks) if spec == "best" else table).best()
+        if spec == "best":
+            note(
+                f"blocks {chosen[0]} -> {chosen[1]}: the highest held-out R2 ({table.at(chosen):.2f}) in the "
+                "upper third of both models; which pair steers, `contrans run` tries out"
+            )
+        return [chosen], table
     pairs = []
     for piece in spec.split(","):
         sides = piece.split(":")
         if len(sides) != 2:
-            raise UserError(f"--blocks {spec}: expected depth, best, or source:target such as 24:30")
+            raise UserError(f"--blocks {spec}: expected depth, best, r2, or source:target such as 24:30")
         pairs.append((one_block(sides[0], source.n_blocks), one_block(sides[1], target.n_blocks)))
     return pairs, None
+
+
+def upper_part(table: BlockTable, n_source: int, n_target: int) -> BlockTable:
+    """The part of a table for the upper thirds of models of so many blocks, as far as it has those."""
+    return table.only(upper_blocks(n_source, _UPPER), upper_blocks(n_target, _UPPER))
 
 
 def one_block(spec: str, n_blocks: int, flag: str = "--blocks") -> int:
@@ -52,7 +68,9 @@ def all_pairs(aligned: AlignedRows) -> BlockTable:
     """Validation R2 of the ridge map of every pair of harvested blocks, on at most 4,096 rows."""
     source, target = aligned.source, aligned.target
     if set(aligned.split) == {FIT}:
-        raise UserError("--blocks best needs held-out rows, which protocol lcross has not; name the pair")
+        raise UserError(
+            "--blocks best and r2 need held-out rows, which protocol lcross has not; name the pair"
+        )
     split = aligned.split[:_TABLE_ROWS]
     with Progress("compare blocks", len(source.blocks) + len(target.blocks), "blocks") as progress:
         first = [_FirstRows(aligned, side, len(split), progress) for side in (source, target)]

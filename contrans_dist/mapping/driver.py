@@ -42,7 +42,7 @@ def fit(
     Args:
         source: The source model's activations.
         target: The target model's, of the same texts.
-        blocks: "depth", "best" (highest validation R2), or pairs such as "24:30,25:31".
+        blocks: "depth", "best", "r2" (see `choose_pairs`), or pairs such as "24:30,25:31".
         options: How a map is fitted.
         rows: Only these rows take part (one concept's contrast prompts, as in L-Cross Modulation).
         address: Of the Ray cluster, for more rows than are held in memory.

@@ -3,7 +3,7 @@
 Imports: config, store.
 """
 
-from contrans_dist.models.blocks import find_blocks, matched_depth, resolve_blocks, text_config
+from contrans_dist.models.blocks import find_blocks, matched_depth, resolve_blocks, text_config, upper_blocks
 from contrans_dist.models.facts import ModelFacts, model_facts, tokenizer_hash, weights_identity
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
 from contrans_dist.models.loading import load_model
@@ -38,6 +38,7 @@ __all__ = [
     "text_config",
     "tokenizer_hash",
     "unusable",
+    "upper_blocks",
     "weights_identity",
     "wrap_model",
 ]

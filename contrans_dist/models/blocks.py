@@ -1,5 +1,6 @@
 """Where the decoder blocks of a model are, and which of them a user means."""
 
+import math
 import re
 from typing import Any
 
@@ -92,6 +93,11 @@ def matched_depth(n_blocks: int, fraction: float = 0.75) -> int:
     """The block, from 0, at a share of a model's depth: 24 of 32, 30 of 40, 60 of 80 at 0.75, as in the
     papers' code."""
     return min(max(round(fraction * n_blocks), 0), n_blocks - 1)
+
+
+def upper_blocks(n_blocks: int, share: float) -> range:
+    """The blocks, from 0, of the upper part of a model: the share of them, rounded up."""
+    return range(n_blocks - math.ceil(share * n_blocks - 1e-9), n_blocks)
 
 
 def _resolve_part(part: str, n_blocks: int) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from contrans_dist.console import tell
 from contrans_dist.errors import UserError
 from contrans_dist.models.facts import config_hash, tokenizer_hash, weights_identity
 from contrans_dist.models.hub import hub_errors
@@ -68,6 +69,7 @@ class Classifier:
             texts: Of one longer than the model takes, the beginning is judged.
             batch_size: Texts that are judged in one pass, at most.
         """
+        done = 0
         probabilities = np.zeros((len(texts), len(self.labels)), np.float32)
         # A decoder that knows no padding token takes one text at a time.
         batch_size = batch_size if self.model.config.pad_token_id is not None else 1
@@ -82,6 +84,8 @@ class Classifier:
                 logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
                 chances = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
                 probabilities[rows] = chances.cpu().numpy()
+                done += len(rows)
+                tell(done / len(texts))
         return probabilities
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:

@@ -36,6 +36,7 @@ class ModelFacts:
     n_blocks: int
     d: int
     """Width of the residual stream."""
+    parameters: int
     dtype: str
     """The precision of its weights: as asked, else the checkpoint's own."""
     weights: str
@@ -80,6 +81,7 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         model_type=config.model_type,
         n_blocks=text.num_hidden_layers,
         d=text.hidden_size,
+        parameters=described.parameters,
         dtype=described.dtype(dtype),
         weights=weights_identity(name),
         tokenizer=tokenizer_hash(tokenizer),

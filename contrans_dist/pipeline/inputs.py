@@ -209,7 +209,7 @@ def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings,
         blocks=harvested_blocks(recipe, side, n_blocks),
         batch_tokens=recipe.batch_tokens,
         max_tokens=recipe.max_tokens,
-        template=recipe.corpus.source_template if is_source else None,
+        template=(recipe.corpus.source_template if is_source else None) or recipe.corpus.template,
     )
     template = (settings.source_template if is_source else None) or settings.template
     if framed(settings):

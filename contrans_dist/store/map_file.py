@@ -1,6 +1,6 @@
 """What a map file says of itself: one model of its header, for writer and readers alike."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -75,6 +75,13 @@ class BlockTable(FileModel):
         """The values that there are."""
         return [value for line in self.values for value in line if value is not None]
 
+    def only(self, source: Collection[int], target: Collection[int]) -> Self:
+        """The part for those of these blocks that it has; a side of which it has none stays whole."""
+        rows = [i for i, block in enumerate(self.source) if block in source] or range(len(self.source))
+        columns = [i for i, block in enumerate(self.target) if block in target] or range(len(self.target))
+        kept = [self.source[i] for i in rows], [self.target[i] for i in columns]
+        return self.of(*kept, self.array[np.ix_(list(rows), list(columns))])
+
     def best(self) -> Pair:
         """The pair of the highest value."""
         row, column = np.unravel_index(np.nanargmax(self.array), self.array.shape)
@@ -100,11 +107,11 @@ class TriedPair(FileModel):
 
 
 class BlockSelection(FileModel):
-    """How a pair of blocks was chosen on validation items."""
+    """How a pair of blocks was chosen: on validation items, or by what is near without any."""
 
     criterion: str = ""
     candidates: list[TriedPair] = Field(default_factory=list)
-    chosen: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    chosen: tuple[NonNegativeInt, NonNegativeInt]
     best: TriedPair | None = None
     """The pair that was chosen, with the strength that chose it."""
 

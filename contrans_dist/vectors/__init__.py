@@ -1,4 +1,4 @@
-"""Concept vectors: made from rows of activations, on disk, and combined.
+"""Concept vectors: made from rows of activations, on disk, combined, exported and imported.
 
-Imports: store, data.
+Imports: config, store, data, models.
 """

@@ -100,7 +100,7 @@ def measured(world: World, corpus: Corpus, variant: Variant, seed: int, pair: Pa
     pairs = [pair] if pair else _pairs(world, variant)
     tried = [(_validated(world, corpus, variant, split, candidate), candidate) for candidate in pairs]
     (_, strength), chosen = max(tried, key=lambda candidate: candidate[0][0])
-    maps = _fit(world, corpus, variant, split, chosen, shuffled=True)
+    maps = fitted(world, corpus, variant, split, chosen, shuffled=True)
     carried = {concept: maps.carry(vector, variant.norm) for concept, vector in world.vectors.items()}
     rows = {concept: vector.at(chosen[1]) for concept, vector in carried.items()}
     shuffled = {concept: np.asarray(vector.shuffled_map)[chosen[1]] for concept, vector in carried.items()}
@@ -117,7 +117,7 @@ def reached(world: World, corpus: Corpus, variant: Variant, split: np.ndarray) -
     """Token Acc on the scored scenarios, at matched depth and at the strength best on validation."""
     pair = matched_depth(len(world.source.blocks)), matched_depth(len(world.target.blocks))
     _, strength = _validated(world, corpus, variant, split, pair)
-    rows = _carried(world, _fit(world, corpus, variant, split, pair), variant)
+    rows = carried(world, fitted(world, corpus, variant, split, pair), variant)
     return float(world.accuracy(world.evaluation, rows, pair[1], [strength], random=False)[0])
 
 
@@ -132,18 +132,18 @@ def _validated(
     world: World, corpus: Corpus, variant: Variant, split: np.ndarray, pair: Pair
 ) -> tuple[float, float]:
     """(Token Acc on validation scenarios, strength) at the best strength."""
-    rows = _carried(world, _fit(world, corpus, variant, split, pair), variant)
+    rows = carried(world, fitted(world, corpus, variant, split, pair), variant)
     accuracy = world.accuracy(world.validation, rows, pair[1], STRENGTHS, random=False)
     return float(accuracy.max()), STRENGTHS[int(accuracy.argmax())]
 
 
-def _carried(world: World, maps: MapSet, variant: Variant) -> dict[str, np.ndarray]:
+def carried(world: World, maps: MapSet, variant: Variant) -> dict[str, np.ndarray]:
     """Every concept's vector through the map."""
     block = maps.only_pair()[1]
     return {concept: maps.carry(v, variant.norm).at(block) for concept, v in world.vectors.items()}
 
 
-def _fit(
+def fitted(
     world: World, corpus: Corpus, variant: Variant, split: np.ndarray, pair: Pair, shuffled: bool = False
 ) -> MapSet:
     options = variant.options

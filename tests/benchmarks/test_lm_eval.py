@@ -37,6 +37,7 @@ from contrans_dist.evaluation.steering import Steering
 from contrans_dist.models import LanguageModel, load_model, wrap_model
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import plain
+from tests.commands import run
 from tests.models.test_tokens import metaspace, writing
 from tests.tiny import CONTEXT, CORPUS, save_tiny, tiny_model, tiny_tokenizer
 
@@ -44,6 +45,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="the extra lm-eval is not instal
 
 import datasets  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.hf_steered import SteeredModel  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
@@ -280,6 +282,38 @@ def test_steered_numbers_are_those_of_the_harness_s_model_while_it_is_steered(
         for s in (2.0, -2.0)
     ]
     assert min(moved) > 0.1
+
+
+def test_the_harness_steers_with_the_file_that_is_exported_as_our_engine_does(
+    benchmark: HarnessBenchmark,
+    lm: LanguageModel,
+    vector: np.ndarray,
+    include: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = np.zeros((lm.n_blocks, lm.d), np.float32)
+    values[[1, BLOCK]] = vector
+    made = ct.ConceptVector(values=values, concept="c", model=lm.name)
+    made.save(Location.parse(tmp_path / "c.safetensors"))
+    ended = run(
+        capsys, "export", "--vector", tmp_path / "c.safetensors", "--format", "lm-eval",
+        "--out", tmp_path / "c.pt", "--block", f"1,{BLOCK}", "--strength", 1.5,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    steered = SteeredModel(pretrained=lm.name, steer_path=str(tmp_path / "c.pt"), device="cpu", batch_size=1)
+    told = lm_eval.simple_evaluate(
+        model=steered, tasks=["choose"], num_fewshot=2, bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(include), include_defaults=False),
+    )  # fmt: skip
+    there = {f"choose/{sample['doc_id']}": sample["resps"] for sample in told["samples"]["choose"]}
+    items = [document for document in benchmark.items() if document.task == "choose"]
+    table = benchmark.score(lm, items, [BASE, Intervention("vector", {1: vector, BLOCK: vector}, 1.5)])
+    base, here = (rows_of(table, strength).to_pylist() for strength in (0.0, 1.5))
+    for row in here:
+        assert row["logprobs"] == pytest.approx([resp[0] for (resp,) in there[row["item"]]], abs=1e-4)
+    assert len(here) == len(there) == 9
+    assert min(abs(a["logprobs"][0] - b["logprobs"][0]) for a, b in zip(base, here, strict=True)) > 1e-2
 
 
 # A bar keeps apart what would be a special token.

@@ -88,11 +88,11 @@ def test_a_ray_that_does_not_start_is_tried_once_more(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     if failures == 1:
-        with connected(None):
+        with connected("local"):
             pass
     else:
         with pytest.raises(RunError, match=r"^Ray does not start on this machine \(.*startup\.\); run the"):
-            connected(None).__enter__()
+            connected("local").__enter__()
     assert tries == ["local", "local"]
     assert (
         capsys.readouterr().err

@@ -125,6 +125,7 @@ def go(
     slots: int = 1,
     size: Replicas = ONE_CORE,
     on_progress: Callable[[float], None] | None = None,
+    alike: bool = True,
 ) -> tuple[dict[str, int], Any]:
     results: dict[str, int] = {}
 
@@ -134,8 +135,9 @@ def go(
 
     named = [Task(task["name"], task, task.get("size", 1)) for task in tasks]
     return results, run_tasks(
-        Worker, (str(folder), *arguments), named, size, keep, slots=slots, on_progress=on_progress
-    )
+        Worker, (str(folder), *arguments), named, size, keep,
+        slots=slots, on_progress=on_progress, alike=alike,
+    )  # fmt: skip
 
 
 def test_actors_say_how_far_their_tasks_are(local: None, tmp_path: Path) -> None:
@@ -294,11 +296,11 @@ def test_a_sweep_that_says_how_far_it_is_is_no_alarm(
     monkeypatch.setattr(crew, "_HANG_SECONDS", 0.1)
     monkeypatch.setattr(crew, "_SILENT_SECONDS", 2.0)
     tasks = [{"name": f"t{i}", "value": i} for i in range(4)] + [{"name": "long", "value": 5, "steps": 7}]
-    results, _ = go(tasks, tmp_path, on_progress=lambda _: None)
+    results, _ = go(tasks, tmp_path, on_progress=lambda _: None, alike=False)
     assert (len(results), len(list(tmp_path.iterdir()))) == (5, 5)
     assert "nothing for" not in capsys.readouterr().err
     tasks = [{"name": "silent", "value": 5, "stops": 1}, {"name": "other", "value": 1}]
-    results, _ = go(tasks, tmp_path, on_progress=lambda _: None)
+    results, _ = go(tasks, tmp_path, on_progress=lambda _: None, alike=False)
     assert results == {"silent": 25, "other": 1}
     assert "silent: its actor has said nothing for" in capsys.readouterr().err
 

@@ -1,5 +1,7 @@
 """The scoring engine against the plain loop: one prompt, one intervention, a full forward, own hooks."""
 
+from collections.abc import Callable
+
 import accelerate
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from contrans_dist.console import listening
+from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.prefixes import groups
 from contrans_dist.engine.scoring import (
     Intervention,
@@ -14,6 +18,7 @@ from contrans_dist.engine.scoring import (
     cues,
     generate,
     next_token,
+    token_changes,
 )
 from contrans_dist.engine.steer import steer
 from contrans_dist.errors import UserError
@@ -467,3 +472,29 @@ def test_an_offloaded_model_scores_the_same():
     got = next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
     np.testing.assert_allclose(got.logits, expected.logits, rtol=0, atol=1e-5)
     assert [block.forward for block in lm.blocks] == before
+
+
+def test_every_call_says_how_far_it_is() -> None:
+    """In shares that grow, batch by batch and token by token, to the whole; the results are the same."""
+    lm = language_model()
+
+    def heard(call: Callable[[], object]) -> list[float]:
+        shares: list[float] = []
+        with listening(shares.append):
+            call()
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)
+        return shares
+
+    per_batch = heard(lambda: next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH, batch_tokens=64))
+    assert len(per_batch) > len(PROMPTS)
+    assert max(np.diff(per_batch)) < 0.5
+    heard(lambda: continuation_logprobs(lm, PROMPTS, [[3, 4]] * len(PROMPTS), INTERVENTIONS[:2]))
+    texts = [generate(lm, PROMPTS, INTERVENTIONS[:2], max_new_tokens=5, batch_size=7)]
+    per_token = heard(
+        lambda: texts.append(generate(lm, PROMPTS, INTERVENTIONS[:2], max_new_tokens=5, batch_size=7))
+    )
+    assert len(per_token) == 2 * 5
+    assert texts[0] == texts[1]
+    assert len(heard(lambda: token_changes(lm, PROMPTS * 10, INTERVENTIONS[1]))) >= 2
+    assert len(heard(lambda: capture_ids(lm, PROMPTS, batch_tokens=16))) > 2

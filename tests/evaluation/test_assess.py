@@ -236,12 +236,12 @@ def test_judging_goes_on_where_it_was(
     out = Location.parse(tmp_path / "broken")
     judging: list[int] = []
 
-    def interrupted(actor: Any, arguments: Any, tasks: Any, *rest: Any) -> Any:
+    def interrupted(actor: Any, arguments: Any, tasks: Any, *rest: Any, **named: Any) -> Any:
         judging.append(len(tasks))
         if len(judging) == 1:
-            run_tasks(actor, arguments, tasks[:1], *rest)
+            run_tasks(actor, arguments, tasks[:1], *rest, **named)
             raise KeyboardInterrupt
-        return run_tasks(actor, arguments, tasks, *rest)
+        return run_tasks(actor, arguments, tasks, *rest, **named)
 
     monkeypatch.setattr(room, "run_tasks", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -255,7 +255,7 @@ def test_judging_goes_on_where_it_was(
     assert again.conditions == whole.conditions
 
 
-def no_work(*_: Any) -> None:
+def no_work(*_: Any, **__: Any) -> None:
     raise AssertionError("something was scored again")
 
 

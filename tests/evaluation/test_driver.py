@@ -17,6 +17,7 @@ from contrans_dist.benchmarks.emotions import EmotionEvaluation
 from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.data.contamination import unit_hashes
+from contrans_dist.distributed import local_ray
 from contrans_dist.distributed.pool import Outcome, Task
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import RunError, UserError
@@ -207,7 +208,7 @@ Runner = Callable[..., Outcome]
 def in_process(kept: list[str] | None = None, stop_after: int = 1000) -> Runner:
     """A stand-in for the pool: the same actor in this process, and a record of what it was given."""
 
-    def run(system: System, _: Any, tasks: Sequence[Task], on_result: Any, shared: Any) -> Outcome:
+    def run(system: System, _: Any, tasks: Sequence[Task], on_result: Any, shared: Any, **__: Any) -> Outcome:
         worker = SystemActor(system, Placement("resident", "a test"))
         for count, task in enumerate(tasks):
             if count == stop_after:
@@ -339,6 +340,27 @@ def test_metrics_have_the_shape_of_the_design(made: tuple[Path, MetricsFile], mo
     assert not (made[0] / "parts").exists()
 
 
+def test_a_small_evaluation_needs_no_ray_and_finds_the_same(
+    made: tuple[Path, MetricsFile],
+    model: ModelSettings,
+    settings: EmotionEvaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(local_ray, "connect", None)  # whoever starts it fails
+    for word in ("get", "put", "nodes"):
+        monkeypatch.setattr(ray, word, None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = evaluate(model, settings, steered(), str(tmp_path / "here"), title="choose")
+    assert found.conditions == made[1].conditions
+    assert found.fingerprint == made[1].fingerprint
+    assert pq.read_table(tmp_path / "here/results.parquet").equals(pq.read_table(made[0] / "results.parquet"))
+    trials = 1 + 4 * len([strength for strength in STRENGTHS if strength])
+    assert f"choose: {trials} of {trials} trials, " in capsys.readouterr().err
+
+
 def test_what_is_complete_is_returned_at_once(
     made: tuple[Path, MetricsFile],
     model: ModelSettings,
@@ -448,8 +470,8 @@ def test_failed_parts_are_named_and_the_finished_ones_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fails(system: Any, cluster: Any, tasks: Any, on_result: Any, shared: Any) -> Outcome:
-        in_process()(system, cluster, tasks[1:], on_result, shared)
+    def fails(system: Any, cluster: Any, tasks: Any, **named: Any) -> Outcome:
+        in_process()(system, cluster, tasks[1:], **named)
         return Outcome(failures={tasks[0].name: "out of memory"})
 
     out = tmp_path / "evaluation"

@@ -196,7 +196,12 @@ def test_which_pairs_of_blocks(sets: tuple[ActivationSet, ActivationSet]) -> Non
     assert choose_pairs("2:3", joined)[0] == [(2, 3)]
     assert choose_pairs("0:1,2:2", joined)[0] == [(0, 1), (2, 2)]
     assert choose_pairs("depth", joined)[0] == [(3, 4)]
-    assert choose_pairs("best", joined)[0] == [(2, 1)]  # the least noise
+    assert choose_pairs("r2", joined)[0] == [(2, 1)]  # the least noise
+    (best,) = choose_pairs("best", joined)[0]  # the least noise among the upper thirds, as far as harvested
+    table = all_pairs(joined).only(range(2, 4), range(3, 5))
+    assert best == table.best()
+    assert best[0] >= 2
+    assert best[1] >= 3
     for spec in ("nonsense", "1", "a:b", "9:1", "1:2:3", "all:3", "2:0:2"):
         with pytest.raises(UserError):
             choose_pairs(spec, joined)
@@ -277,7 +282,7 @@ def test_the_table_of_all_pairs_is_each_pair_fitted_alone(
     assert np.argmax(table.array) == table.source.index(2) * 3
     with pytest.raises(UserError, match="protocol lcross"):
         all_pairs(join(*sets, "lcross"))
-    best = fit(*sets, "best", quiet=True)
+    best = fit(*sets, "r2", quiet=True)
     assert best.r2_table is not None
     assert best.only_pair() == (2, 1)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from contrans_dist.benchmarks.calls import Completions, Continuations
 from contrans_dist.benchmarks.lm_eval.documents import Document, HarnessRequest
+from contrans_dist.console import one_by_one
 from contrans_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def answers(
     temperature is asked for. Raises UserError, naming the document, for a request that the model cannot hold.
     """
     answered = [[[Answer()] * len(document.requests) for document in documents] for _ in interventions]
-    for part in layout(lm, documents, seed):
+    for part in one_by_one(layout(lm, documents, seed)):
         if isinstance(part.call, Completions):
             texts = part.call.run(lm, documents, interventions)
             for c, row in enumerate(texts):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from contrans_dist.config import CHAT_DATE
+from contrans_dist.console import tell
 from contrans_dist.data.texts import text_id
 from contrans_dist.engine.capture.activations import Activations
 from contrans_dist.engine.capture.batches import Position, Prepared, chosen_blocks, prepare, truncate
@@ -22,6 +23,7 @@ from contrans_dist.models import LanguageModel, encode_many
 def _run(lm: LanguageModel, groups: Sequence[Group], texts: Prepared, landing: Landing) -> None:
     """Runs the batches in order; once one has not fitted into memory, those as large are cut first."""
     ids, wanted = texts.ids, [[token] for token in texts.tokens]
+    done = 0
     with Gatherer(lm, list(landing.arrays), texts.mean) as gatherer:
         for group in groups:
             group, trunk = _with_trunk(gatherer, group, ids)
@@ -36,6 +38,8 @@ def _run(lm: LanguageModel, groups: Sequence[Group], texts: Prepared, landing: L
                 packed = pack(batch, ids, wanted, len(group.trunk))
                 try:
                     landing.add(packed.texts, gatherer.run(packed, trunk))
+                    done += len(packed.texts)
+                    tell(done / len(ids))
                     continue
                 except torch.OutOfMemoryError as error:
                     if not smaller:

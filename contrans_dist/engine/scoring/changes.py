@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from contrans_dist.console import one_by_one
 from contrans_dist.engine.scoring.forward import run_all
 from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets
 from contrans_dist.models import LanguageModel
@@ -49,7 +50,7 @@ def token_changes(
     interventions = [BASE, intervention]
     checked_offsets(lm, interventions, prompts)
     parts = []
-    for start in range(0, len(prompts), _TOGETHER):
+    for start in one_by_one(range(0, len(prompts), _TOGETHER)):
         some = prompts[start : start + _TOGETHER]
         probabilities: dict[tuple[int, int], torch.Tensor] = {}
         for members, batch, logits in run_all(lm, some, [1] * len(some), interventions, _BATCH_TOKENS):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrans_dist.console import tell
 from contrans_dist.engine.prefixes import (
     Group,
     Packed,
@@ -55,6 +56,7 @@ def run_all(
     own_from = [place.start for place in places]
     share_prefixes = share_prefixes and all(can_share(guide, head=True) for guide in lm.guides or ())
     # A vector of each prompt's own leaves nothing to share above it.
+    done = 0
     per_prompt = [i for i, rows in enumerate(offsets) if any(row.ndim == 2 for row in rows.values())]
     common = [i for i in range(len(offsets)) if i not in set(per_prompt)]
     for members, share in ((common, share_prefixes), (per_prompt, False)):
@@ -71,6 +73,8 @@ def run_all(
                         width = min(logits.shape[-1], shift.shape[-1])
                         logits[..., :width] += shift[..., :width].to(logits.device)
                     yield [members[c] for c in chunk], packed, logits
+                    done += len(chunk) * len(packed.texts)
+                    tell(done / (len(offsets) * len(sequences)))
 
 
 def _difference(guides: "Sequence[_Runner]", batch: Packed) -> Tensor | None:

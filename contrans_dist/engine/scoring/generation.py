@@ -1,7 +1,8 @@
 """Steered generation in batches with a cache; interventions are rows of one batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from contrans_dist.console import tell
 from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets
 from contrans_dist.engine.steer import added
 from contrans_dist.models import After, LanguageModel
@@ -84,8 +86,9 @@ def generate(
                 {k: row[p] if row.ndim == 2 else row for k, row in offsets[c].items()} for c, p in chunk
             ]
             new = None
+            told = partial(_tell, start / len(pairs), len(chunk) / len(pairs) / max_new_tokens)
             try:
-                new = _continue(lm, [prompts[p] for _, p in chunk], steered, until, pad, alone)
+                new = _continue(lm, [prompts[p] for _, p in chunk], steered, until, pad, alone, told)
             except torch.OutOfMemoryError:  # what keys and values take grows with every token
                 if len(chunk) == 1:
                     raise
@@ -106,8 +109,9 @@ def _continue(
     until: Sequence[str],
     pad: int,
     alone: bool,
+    told: Callable[[int], None],
 ) -> list[str]:
-    """The texts that follow left-padded prompts, row i steered by `offsets[i]`."""
+    """The texts that follow left-padded prompts, row i steered by `offsets[i]`; `told` how many tokens."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -124,7 +128,7 @@ def _continue(
             input_ids=ids.to(lm.device),
             attention_mask=mask.to(lm.device),
             logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([stops] if until else []),
+            stopping_criteria=StoppingCriteriaList([_Told(told, width), *([stops] if until else [])]),
         )
     ends = _end_ids(lm)
     texts = []
@@ -133,6 +137,21 @@ def _continue(
         end = next((i for i, token in enumerate(new) if token in ends), len(new))
         texts.append(after[row].text(new[: end + alone]))
     return texts
+
+
+def _tell(before: float, of_token: float, tokens: int) -> None:
+    tell(before + of_token * tokens)
+
+
+class _Told(StoppingCriteria):
+    """Stops nothing; says after each step how many tokens are written."""
+
+    def __init__(self, told: Callable[[int], None], width: int) -> None:
+        self.told, self.width = told, width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        self.told(input_ids.shape[1] - self.width)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Stops(StoppingCriteria):

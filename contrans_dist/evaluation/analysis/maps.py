@@ -24,7 +24,7 @@ class MapSummary:
     @property
     def chosen(self) -> Pair | None:
         """The pair that is used."""
-        if self.header.selection and self.header.selection.chosen:
+        if self.header.selection:
             return self.header.selection.chosen
         pairs = self.header.pairs
         return (pairs[0].source, pairs[0].target) if len(pairs) == 1 else None

@@ -14,7 +14,8 @@ from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.engine.scoring.generation import BATCH_SIZE
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
-from contrans_dist.evaluation.block_search import candidates, few_strengths
+from contrans_dist.evaluation.block_candidates import target_blocks
+from contrans_dist.evaluation.block_search import few_strengths, tried_on
 from contrans_dist.evaluation.conditions import condition_of, systems_of
 from contrans_dist.evaluation.samples import NEW_TOKENS, probe_of
 from contrans_dist.evaluation.steering import Steering
@@ -25,7 +26,6 @@ from contrans_dist.pipeline.inputs import captures, harvested
 from contrans_dist.pipeline.plan.costs import Cost, generated, scored
 from contrans_dist.pipeline.plan.models import PlannedModel
 from contrans_dist.pipeline.plan.stages import PlannedRun, Stage
-from contrans_dist.store.map_file import BlockTable
 from contrans_dist.vectors.from_activations import contrast_rows
 
 _ROW = np.ones(1, np.float32)
@@ -44,9 +44,9 @@ def evaluation_stages(run: PlannedRun) -> Iterator[Stage]:
             blocks[harvest.side] = resolve_blocks(on_corpus.blocks, n_blocks)
     chosen_on = run.placed.chosen_on
     if run.recipe.blocks == "best" and chosen_on is not None:
-        unknown = np.zeros((len(blocks["source"]), len(blocks["target"])))
-        pairs = candidates(BlockTable.of(blocks["source"], blocks["target"], unknown))
-        steered = _steering(run, chosen_on, {f"{source}:{target}": target for source, target in pairs})
+        chosen_on = tried_on(chosen_on)
+        tried = target_blocks(blocks["target"], run.model(run.recipe.target).n_blocks)
+        steered = _steering(run, chosen_on, {f"?:{block}": block for block in tried})
         yield from _tried(run, "choose blocks", chosen_on, steered, few_strengths(chosen_on.strengths))
     # That of matched depth where it is yet to be chosen.
     deepest = matched_depth(run.model(run.recipe.target).n_blocks)

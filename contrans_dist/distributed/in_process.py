@@ -1,0 +1,124 @@
+"""An actor of the driver's own process, for work that takes less time than Ray takes to start."""
+
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+
+from contrans_dist.config import ClusterSettings
+from contrans_dist.distributed.cluster import Replicas, first_line
+from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task
+from contrans_dist.errors import NoAnswerError, RunError, UserError
+
+_MOST_OPERATIONS = 1e13
+"""Of floating point; a minute or two of two cores. What ends the driver's process ends the work with it, and
+is not survived as the loss of an actor is: little of it must be at stake."""
+_CHARACTERS = 3
+"""That a token has at least, in most texts."""
+_ASK_SECONDS = 1.0
+
+
+def stays_here(cluster: ClusterSettings, operations: float) -> bool:
+    """Whether work is done in this process: there is little of it, nobody asked for a cluster or for actors,
+    there is no GPU, and Ray is not up.
+
+    `operations`: of floating point, estimated; too many rather than too few.
+    """
+    actors = (cluster.actors, cluster.gpus_per_actor, cluster.cpus_per_actor)
+    asked = cluster.address or os.environ.get("RAY_ADDRESS") or any(actors) or cluster.placement == "stream"
+    return not (asked or operations > _MOST_OPERATIONS or ray.is_initialized() or torch.cuda.is_available())
+
+
+def operations(parameters: int, characters: float, tokens: float = 0.0) -> float:
+    """Of floating point, for texts of so many characters, and further tokens, through a model: two for each
+    weight and token."""
+    return 2.0 * parameters * (characters / _CHARACTERS + tokens)
+
+
+def this_process() -> Replicas:
+    """One actor in this process, with as many threads as the matrix library takes."""
+    return Replicas(1, 0.0, float(torch.get_num_threads()), here=True)
+
+
+class InProcess:
+    """What `Actors` is on a cluster: made when it is first needed, there until `end`."""
+
+    def __init__(self, actor_class: Any, arguments: Sequence[Any]) -> None:
+        self._make = lambda: actor_class(*arguments)
+        self._actor: Any = None
+
+    def end(self) -> None:
+        if hasattr(self._actor, "end"):
+            self._actor.end()
+        self._actor = None
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        on_result: Callable[[Task, Any], None],
+        shared: Any = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Outcome:
+        """Every task in turn, in the calling thread, so that a signal finds it; arguments and errors as of
+        `pool.run_tasks`."""
+        if self._actor is None:
+            self._actor = self._made()
+        outcome, attempts, unanswered = Outcome(began=time.monotonic()), Counter[str](), 0
+        common, left = () if shared is None else (shared,), deque(tasks)
+        with _asked(self._actor, on_progress):
+            while left:
+                task = left.popleft()
+                try:
+                    result = self._actor.run(task.payload, *common)
+                except UserError:
+                    raise  # bad input stays bad
+                except Exception as error:
+                    attempts[task.name] += 1
+                    if isinstance(error, NoAnswerError):
+                        unanswered += 1
+                        if unanswered >= MAX_ATTEMPTS:  # each waited for minutes
+                            raise
+                    if attempts[task.name] < MAX_ATTEMPTS:
+                        left.append(task)
+                    else:
+                        outcome.failures[task.name] = first_line(error)
+                else:
+                    unanswered = 0
+                    on_result(task, result)
+        return outcome
+
+    def _made(self) -> Any:
+        try:
+            return self._make()
+        except (UserError, RunError):
+            raise
+        except Exception as error:
+            kind = type(error).__name__
+            raise RunError(f"{kind}: {first_line(error)}; run the same command again to go on") from error
+
+
+@contextmanager
+def _asked(actor: Any, on_progress: Callable[[float], None] | None) -> Iterator[None]:
+    """`on_progress` is called every second or so with how far the actor's running task is."""
+    if on_progress is None:
+        yield
+        return
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(_ASK_SECONDS):
+            on_progress(actor.progress())
+
+    asking = threading.Thread(target=ask, name="progress", daemon=True)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
