@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from contrans_dist.store.results import Trial
 
 _MOST_ITEMS = 96
 """Validation items that they are tried on: enough to rank pairs."""
+_MOST_TOKENS = 1_000
+"""Of the text whose perplexity is the budget."""
 _ENDS_ALIKE = 0.5
 """Share of a corpus that ends as the contrast prompts do, below which that is told."""
 
@@ -150,8 +153,12 @@ def _finished(maps: MapSet, vectors: dict[str, Vectors], out: Location) -> MapSe
 
 
 def tried_on(settings: EvaluationSettings) -> EvaluationSettings:
-    """An evaluation as pairs are tried on it."""
-    return settings.model_copy(update={"sample": min(settings.sample or _MOST_ITEMS, _MOST_ITEMS)})
+    """An evaluation as pairs are tried on it: on some of its items, and of the text of its budget."""
+    changes: dict[str, Any] = {"sample": min(settings.sample or _MOST_ITEMS, _MOST_ITEMS)}
+    if settings.search is not None:
+        limit = min(settings.search.limit or _MOST_TOKENS, _MOST_TOKENS)
+        changes["search"] = settings.search.model_copy(update={"limit": limit})
+    return settings.model_copy(update=changes)
 
 
 def _choose(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Location) -> BlockSelection:
