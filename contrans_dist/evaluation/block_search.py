@@ -25,8 +25,8 @@ from contrans_dist.store.results import Trial
 
 _MOST_ITEMS = 96
 """Validation items that they are tried on: enough to rank pairs."""
-_MOST_TOKENS = 1_000
-"""Of the text whose perplexity is the budget."""
+_MOST_TOKENS = 300
+"""Of the text whose perplexity is the budget: the ratio to the base is known to some per cent by then."""
 _ENDS_ALIKE = 0.5
 """Share of a corpus that ends as the contrast prompts do, below which that is told."""
 
