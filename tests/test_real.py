@@ -3,6 +3,7 @@ transformers. Skipped where the package index does not give it (`jobs/fetch_real
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ from tests.commands import run
 
 pytestmark = pytest.mark.real
 
+ROOT = Path(__file__).parents[1]
+HOME = fetch_real_model.CACHE / "home"
+ASSETS = str(HOME / "assets")
+"""Where the weights of the llama.cpp file go, once for all runs of the tests."""
 BLOCK, TEXTS = 20, [
     "The capital of France is",
     "She opened the letter, read the first line, and began to cry. She was very",
@@ -153,11 +158,11 @@ def test_a_llama_cpp_file_is_a_model(folder: Path, capsys: pytest.CaptureFixture
     """Through the command line: it is taken out of its quantisation at first use, and answers."""
     command = [sys.executable, "-m", "contrans_dist", "generate", "--model", str(fetch_real_model.GGUF)]
     options = ["--chat", "What is the capital of France?", "--max-new-tokens", "10", "--json"]
-    home = {**os.environ, "HF_HOME": str(fetch_real_model.CACHE / "home")}
+    home = {**os.environ, "HF_HOME": str(HOME)}
     done = subprocess.run([*command, *options], env=home, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["texts"][0]["base"] == "The capital of France is Paris."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", home["HF_HOME"] + "/assets")
+        patch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", ASSETS)
         file = weights_identity(str(fetch_real_model.GGUF))
         assert file == "gguf-sha256:" + fetch_real_model.GGUF_SHA256
         assert weights_identity(str(folder)).startswith("sha256:")
@@ -180,3 +185,26 @@ def test_a_llama_cpp_file_that_is_cut_off_is_told(
     assert ended.code == 2
     assert "cut.gguf" in ended.err.splitlines()[-1]
     assert "GGUF" in ended.err.splitlines()[-1]
+
+
+def test_the_readme_steers_a_chat_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands from the harvest on, as printed, and the answers that it shows."""
+    section = (ROOT / "README.md").read_text().partition("## A llama.cpp file")[2].partition("\n## ")[0]
+    blocks = [block.split("```")[0] for block in section.split("```sh\n")[1:]]
+    shown = section.split("```text\n")[1].split("```")[0]
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    commands = [line.replace("runs/", f"{tmp_path}/") for line in lines if line.startswith("contrans ")]
+    assert len(commands) == 4
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", ASSETS)
+        for command in commands:
+            ended = run(capsys, *shlex.split(command)[1:])
+            assert ended.code == 0, ended.err
+            said.append(ended.out)
+    answers = said[2].splitlines()
+    assert answers[:2] == shown.splitlines()
+    assert (tmp_path / "joy.gguf").is_file()
