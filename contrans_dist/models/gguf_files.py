@@ -5,25 +5,31 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import redirect_stderr
+from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType
 from huggingface_hub import cached_assets_path
 
-from contrans_dist.config.limits import MODEL_JSON_BYTES, TENSORS, check_size
+from contrans_dist.config.limits import TENSORS
 from contrans_dist.console import note
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.models.hub import silent
 from contrans_dist.models.model_files import file_hash
+from contrans_dist.store.gguf_head import HeldTensor, read_head
 
-_MAGIC = b"GGUF"
 _MADE_FROM = "made_from.json"
-_WIDTHS = {GGMLQuantizationType.F16: torch.float16, GGMLQuantizationType.BF16: torch.bfloat16}
+_WIDTHS: dict[int, torch.dtype] = {
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
 _UNREADABLE = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
     TypeError, ValueError,
@@ -36,7 +42,7 @@ def cached_folder(path: Path) -> Path:
 
     Raises UserError for a file that is none, and for one that transformers cannot read.
     """
-    _check_header(path)
+    _tensors(path)  # before all of it is read
     folder = cached_assets_path("contrans_dist", "gguf", file_hash(path)[:32])
     with FileLock(f"{folder}.lock"):
         if not (folder / _MADE_FROM).is_file():
@@ -62,7 +68,7 @@ def unpack(path: Path, folder: Path) -> None:
     made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     try:
         try:
-            model, tokenizer = _read(path)
+            model, tokenizer = _read(path, _precision(_tensors(path)))
         except _UNREADABLE as error:
             raise UserError(
                 f"--model {path}: transformers cannot read this GGUF file: {one_line(error)}"
@@ -80,7 +86,7 @@ def unpack(path: Path, folder: Path) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _read(path: Path) -> tuple[Any, Any]:
+def _read(path: Path, precision: torch.dtype) -> tuple[Any, Any]:
     """Model and tokenizer, as transformers reads them, on the CPU."""
     place, file = str(path.parent), path.name
     options = {}
@@ -88,7 +94,7 @@ def _read(path: Path) -> tuple[Any, Any]:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with silent(), redirect_stderr(io.StringIO()):  # one of its bars cannot be switched off
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            place, gguf_file=file, dtype=_precision(path), output_loading_info=True, **options
+            place, gguf_file=file, dtype=precision, output_loading_info=True, **options
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=file)
     if info["missing_keys"] or info["mismatched_keys"]:
@@ -100,21 +106,19 @@ def _read(path: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _precision(path: Path) -> torch.dtype:
+def _precision(infos: Mapping[str, HeldTensor]) -> torch.dtype:
     """That of most numbers where it is a half precision, else float32."""
     numbers: dict[torch.dtype, int] = {}
-    for tensor in GGUFReader(path).tensors:
-        width = _WIDTHS.get(tensor.tensor_type, torch.float32)
-        numbers[width] = numbers.get(width, 0) + int(tensor.n_elements)
+    for info in infos.values():
+        width = _WIDTHS.get(info.kind, torch.float32)
+        numbers[width] = numbers.get(width, 0) + prod(info.shape)
     return max(numbers, key=lambda width: numbers[width], default=torch.float32)
 
 
-def _check_header(path: Path) -> None:
-    """Raise UserError for what is no GGUF file, and for one whose lists are absurdly long."""
-    with path.open("rb") as file:
-        start = file.read(24)
-    if start[:4] != _MAGIC or len(start) < 24:
-        raise UserError(f"--model {path}: no GGUF file (it does not begin with GGUF)")
-    tensors, fields = (int.from_bytes(start[at : at + 8], "little") for at in (8, 16))
-    check_size(f"{path}: its tensors", tensors, TENSORS, "")
-    check_size(f"{path}: its metadata fields", fields, MODEL_JSON_BYTES >> 13, "")
+def _tensors(path: Path) -> dict[str, HeldTensor]:
+    """What tensors a file says it holds. Raises UserError for what is no GGUF file, or not whole."""
+    where = f"--model {path}"
+    if not path.stat().st_size:
+        raise UserError(f"{where}: expected a GGUF file, it is empty")
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return read_head(data, where, TENSORS)[1]

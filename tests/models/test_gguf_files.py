@@ -109,11 +109,13 @@ def test_a_control_vector_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "begin with GGUF"),
-        (b"GGUF", "begin with GGUF"),
+        (b"", "it is empty"),
+        (b"GGUF", "ends within its head"),
         (b"PK" + bytes(40), "begin with GGUF"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 40, 1), "its tensors"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1, 1 << 40), "its metadata fields"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 1 << 40), "its keys"),
+        # A list that says it has more entries than there are bytes in the world.
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 1, 1, 1, b"k", 9, 8, 1 << 62), "ends within its head"),
     ],
 )
 def test_what_is_none_is_refused_before_it_is_read(
