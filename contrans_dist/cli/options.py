@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Address = Annotated[
     str | None,
-    typer.Option(help="Ray cluster: `local`, `auto` or `ray://host:port`. Default: RAY_ADDRESS, else local."),
+    typer.Option(help="Ray cluster: `local`, `auto` or `ray://host:port`. Default: RAY_ADDRESS, else here."),
 ]
 Actors = Annotated[
     int | None, typer.Option(help="Model replicas. Default: as many as the nodes have room for.")

@@ -71,7 +71,7 @@ class ClusterSettings(Settings):
     """Where it runs."""
 
     address: str | None = None
-    """`local`, `auto` or `ray://...`; None follows RAY_ADDRESS, else starts locally."""
+    """`local`, `auto` or `ray://...`; None follows RAY_ADDRESS, else stays on this machine."""
     actors: int | None = Field(None, ge=1)
     """Model replicas; None is one for each `gpus_per_actor` GPUs of a node, or one on a machine without."""
     gpus_per_actor: float | None = Field(None, ge=0)
