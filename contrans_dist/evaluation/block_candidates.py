@@ -83,5 +83,10 @@ def best_sources(sides: Sides, settings: MapSettings, vectors: dict[str, Vectors
 def _candidate(maps: MapSet, settings: MapSettings, vectors: dict[str, Vectors]) -> Candidate:
     target = maps.only_pair()[1]
     carried = {concept: maps.carry(vector, settings.norm) for concept, vector in vectors["source"].items()}
-    cosines = [cosine(carried[c].at(target), vectors["target"][c].at(target)) for c in carried]
-    return Candidate(maps.only_pair(), carried, float(np.mean(cosines)))
+    near = cosines(carried, vectors["target"], target)
+    return Candidate(maps.only_pair(), carried, float(np.mean(list(near.values()))))
+
+
+def cosines(carried: Vectors, own: Vectors, block: int) -> dict[str, float]:
+    """Of each concept's carried vector and the target's own, at a block."""
+    return {concept: cosine(vector.at(block), own[concept].at(block)) for concept, vector in carried.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from contrans_dist.config import EvaluationSettings, MapSettings, Recipe
 from contrans_dist.console import note
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.block_candidates import Candidate, best_sources
+from contrans_dist.evaluation.block_candidates import Candidate, best_sources, cosines
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.evaluation.steering import steering
 from contrans_dist.evaluation.trials import try_out
@@ -17,7 +17,6 @@ from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.block_pairs import all_pairs, one_block
 from contrans_dist.mapping.driver import fit
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.mapping.transplant import cosine
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
 from contrans_dist.store.map_file import BlockSelection, TriedPair
@@ -137,13 +136,11 @@ def reduce_sides(
 def _finished(maps: MapSet, vectors: dict[str, Vectors], out: Location) -> MapSet:
     """Say how near the mapped vectors come to the target's own, and save the map."""
     source, target = pair = maps.only_pair()
-    cosines = {
-        concept: cosine(maps.carry(vector).at(target), vectors["target"][concept].at(target))
-        for concept, vector in vectors["source"].items()
-    }
-    maps = replace(maps, cosines={pair: cosines})
+    carried = {concept: maps.carry(vector) for concept, vector in vectors["source"].items()}
+    near = cosines(carried, vectors["target"], target)
+    maps = replace(maps, cosines={pair: near})
     maps.save(out / "maps" / "corpus.safetensors")
-    mapping, mean = maps.maps[pair], np.mean(list(cosines.values()))
+    mapping, mean = maps.maps[pair], np.mean(list(near.values()))
     r2 = "" if mapping.r2_test is None else f"held-out R2 {mapping.r2_test:.3f}, "
     note(
         f"map {source} -> {target}: {r2}rank {mapping.rank}, condition number "

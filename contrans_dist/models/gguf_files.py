@@ -42,12 +42,10 @@ def cached_folder(path: Path) -> Path:
 
     Raises UserError for a file that is none, and for one that transformers cannot read.
     """
-    _tensors(path)  # before all of it is read
     folder = cached_assets_path("contrans_dist", "gguf", file_hash(path)[:32])
     with FileLock(f"{folder}.lock"):
         if not (folder / _MADE_FROM).is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            note(f"{path}: taking its weights out of their quantisation once, into {folder}")
             unpack(path, folder)
     return folder
 
@@ -64,11 +62,13 @@ def unpack(path: Path, folder: Path) -> None:
         UserError: For a file that transformers cannot read.
         RunError: Where there is no room for the folder.
     """
+    precision = _precision(_tensors(path))
+    note(f"{path}: taking its weights out of their quantisation once, into {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     try:
         try:
-            model, tokenizer = _read(path, _precision(_tensors(path)))
+            model, tokenizer = _read(path, precision)
         except _UNREADABLE as error:
             raise UserError(
                 f"--model {path}: transformers cannot read this GGUF file: {one_line(error)}"
