@@ -1,0 +1,69 @@
+"""Public data taken apart for the experiments on a real model: what vectors are made from, what blocks and
+strengths are chosen on, and what is scored have nothing in common."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+PAIRS, CHOSEN_ON = 100, 30
+"""Of each emotion: scenarios behind its vector, and scenarios that are chosen on. The rest are scored."""
+BEHAVIOUR_PAIRS, BEHAVIOUR_CHOSEN_ON = 100, 24
+"""Of each behaviour, half of them with the matching answer under A, half under B."""
+
+
+def emotions(data: Path, out: Path) -> None:
+    """ConTrans's `eval_<emotion>.json`, of which `refine_<emotion>.json` has the same scenarios.
+
+    Writes `contrast.jsonl` (text, concept), and the authors' own prompts of the other scenarios into
+    `validation/` and `scored/`.
+    """
+    files = sorted((data / "emotions/contrans").glob("eval_*.json"))
+    prompts = {file.name: json.loads(file.read_text()) for file in files}
+    part: dict[str, str] = {}
+    contrast = []
+    for name, kinds in prompts.items():
+        concept = name.removeprefix("eval_").removesuffix(".json")
+        for place, scenario in enumerate(dict.fromkeys(map(_scenario, kinds["pos"]))):
+            if place < PAIRS:
+                contrast.append({"text": scenario, "concept": concept})
+            named = "contrast" if place < PAIRS else "validation" if place < PAIRS + CHOSEN_ON else "scored"
+            part.setdefault(scenario, named)
+    _write_lines(out / "contrast.jsonl", contrast)
+    for named in ("validation", "scored"):
+        for name, kinds in prompts.items():
+            kept = {kind: [p for p in kinds[kind] if part.get(_scenario(p)) == named] for kind in kinds}
+            _write(out / named / name, kept)
+
+
+def behaviours(data: Path, out: Path) -> None:
+    """CAA's `generate/<behaviour>`: `contrast/<behaviour>.json`, and questions to choose on in
+    `validation/<behaviour>/test_dataset_ab.json`. Each position of the matching answer has its half."""
+    for folder in sorted((data / "caa/generate").iterdir()):
+        questions = json.loads((folder / "generate_dataset.json").read_text())
+        contrast, chosen_on = [], []
+        for letter in ("(A)", "(B)"):
+            of_letter = [q for q in questions if q["answer_matching_behavior"].strip() == letter]
+            half = BEHAVIOUR_PAIRS // 2
+            contrast += of_letter[:half]
+            chosen_on += of_letter[half : half + BEHAVIOUR_CHOSEN_ON // 2]
+        _write(out / "contrast" / f"{folder.name}.json", contrast)
+        _write(out / "validation" / folder.name / "test_dataset_ab.json", chosen_on)
+
+
+PREPARED: dict[str, Callable[[Path, Path], None]] = {"emotions": emotions, "behaviours": behaviours}
+
+
+def _scenario(prompt: str) -> str:
+    return re.findall(r"Scenario: (.*?)\n", prompt)[-1]
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
