@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ClusterSettings,
         ConceptSettings,
         ContrastSettings,
+        CorpusSettings,
         MapSettings,
         ModelSettings,
         PlacementChoice,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAT_DATE", "AnyEvaluation", "CaptureSettings", "ClusterSettings", "ConceptSettings", "ContrastSettings",
-    "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings",
+    "CorpusSettings", "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings",
     "PlacementChoice", "PublishedSettings", "Quantization", "Recipe",
     "SearchSettings", "Settings", "ValidatedEvaluation", "benchmark_names", "differing",
     "evaluation_class", "find_benchmark", "fingerprint",

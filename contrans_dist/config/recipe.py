@@ -31,7 +31,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None, small: bool = Fa
     """
     content = parse_yaml(_read(path), str(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping with source, target, corpus, concepts and evaluations")
+        keys = "source, target, corpus, concepts and evaluations"
+        raise UserError(f"{path}: expected a mapping with {keys}, or without source and corpus")
     if small:
         if not isinstance(content.get("small"), dict):
             raise UserError(f"{path}: --small: the recipe has no key `small`")
@@ -148,6 +149,8 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"missing key {key!r}"
+    if first["type"] == "recipe":
+        return str(first["msg"])
     if first["type"] == "benchmark":
         return f"{key}.benchmark: {first['msg']}"
     wanted = dict.fromkeys(_expected(failure) for other, failure in related if other == path)

@@ -1,9 +1,18 @@
 """A recipe: everything that one run, or several, are made of."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, field_validator
+from pydantic import (
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from contrans_dist.config import own_vectors
 from contrans_dist.config.base import Settings
 from contrans_dist.config.evaluations import AnyEvaluation, EvaluationSettings
 from contrans_dist.config.parts import (
@@ -42,9 +51,12 @@ class Recipe(Settings):
     """What the runs' names are along an axis, such as `training steps`: they are then drawn as a curve."""
     small: dict[str, Any] | None = None
     """Settings that take the place of those above with `--small`: the same on bundled models."""
-    source: ModelSettings
+    source: ModelSettings | None = None
+    """The model that the vectors come from. Without it and `corpus` they are the target's own, and no map is
+    fitted; of `map` there is then `blocks` alone."""
     target: ModelSettings
-    corpus: CorpusSettings
+    """The model that is steered."""
+    corpus: CorpusSettings | None = None
     concepts: ConceptSettings
     map: MapSettings = MapSettings()
     sources: dict[str, SourceSettings] = Field(default_factory=dict)
@@ -88,3 +100,21 @@ class Recipe(Settings):
     @classmethod
     def _id_alone(cls, value: Any) -> Any:
         return {"id": value} if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_own(cls, content: Any) -> Any:
+        own = isinstance(content, dict) and own_vectors.is_own(content)
+        return own_vectors.completed(content) if own else content
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        refusal = own_vectors.refusal(self)
+        if refusal is not None:
+            raise PydanticCustomError("recipe", "{why}", {"why": refusal})
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_source(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = plain(self)
+        return content if self.source is not None else own_vectors.without_source(content, self)

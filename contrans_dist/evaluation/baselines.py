@@ -66,7 +66,8 @@ class Available:
 
     @classmethod
     def of(cls, recipe: Recipe, settings: EvaluationSettings) -> "Available":
-        guides = () if recipe.source_base is None else (recipe.source, recipe.source_base)
+        pair = (recipe.source, recipe.source_base)
+        guides = tuple(model for model in pair if model is not None) if all(pair) else ()
         return cls(recipe.target, recipe.target_instruct, settings.instruction or "", guides)
 
 

@@ -1,6 +1,6 @@
 """Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by validation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
 from contrans_dist.store.map_file import BlockSelection, TriedPair
-from contrans_dist.store.results import Trial
+from contrans_dist.store.results import SearchFile, Trial
 
 _MOST_ITEMS = 96
 """Validation items that they are tried on: enough to rank pairs."""
@@ -31,12 +31,15 @@ _ENDS_ALIKE = 0.5
 
 
 def harvested_blocks(recipe: Recipe, side: str, n_blocks: int) -> str:
-    """The blocks of `side` that the recipe's map needs, as a `--blocks` specification."""
+    """The blocks of `side` that the recipe's map needs, as a `--blocks` specification; without a source the
+    one that is steered, or all to choose it from."""
     spec = recipe.blocks
     if spec in ("best", "r2"):
         return "all"
     if spec == "depth":
         block = matched_depth(n_blocks)
+    elif recipe.source is None:
+        block = one_block(spec, n_blocks, "map.blocks")
     else:
         left, mark, right = spec.partition(":")
         if not mark:
@@ -121,7 +124,7 @@ def reduce_sides(
     Raises:
         UserError: For more than one pair of blocks.
     """
-    vectors = refine_sides(sides, out, method)
+    vectors = refine_sides(sides.contrast, out, method)
     spec, selection = settings.blocks or "depth", None
     if spec == "best":
         selection = _nearest(best_sources(sides, settings, vectors))
@@ -168,17 +171,9 @@ def _choose(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Loca
     settings, candidates = recipe.chosen_on, best_sources(sides, recipe.map, vectors)
     if settings is None:
         return _nearest(candidates)
-    strengths = few_strengths(settings.strengths)
-    if not strengths:
-        raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
-    settings, by_name = tried_on(settings), {candidate.name: candidate for candidate in candidates}
-    given = {"vector": dict(vectors["target"]), **{name: c.carried for name, c in by_name.items()}}
-    steered = steering(given, list(by_name))
-    if settings.concepts is not None:
-        steered = steered.about(settings.concepts)
-    trials = try_out(
-        recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
-    )
+    by_name = {candidate.name: candidate for candidate in candidates}
+    carried = {name: candidate.carried for name, candidate in by_name.items()}
+    trials = tried_blocks(recipe, settings, carried, vectors["target"], out)
     tried = [trial for trial in trials.candidates if trial.strength != 0]
     best = max(
         trials.within(tried) or tried,
@@ -200,6 +195,30 @@ def _choose(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Loca
         candidates=[of_pair(trial) for trial in tried],
         chosen=(source, target),
         best=of_pair(best),
+    )
+
+
+def tried_blocks(
+    recipe: Recipe,
+    settings: EvaluationSettings,
+    candidates: Mapping[str, Vectors],
+    own: Vectors,
+    out: Location,
+) -> SearchFile:
+    """The vectors of each candidate, by name, at a few strengths on some of an evaluation's validation items,
+    with what that costs; nothing is chosen yet.
+
+    `own`: the target's own vectors, by concept. Raises UserError where there is no strength to try.
+    """
+    strengths = few_strengths(settings.strengths)
+    if not strengths:
+        raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
+    settings = tried_on(settings)
+    steered = steering({"vector": own, **candidates}, list(candidates))
+    if settings.concepts is not None:
+        steered = steered.about(settings.concepts)
+    return try_out(
+        recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
     )
 
 

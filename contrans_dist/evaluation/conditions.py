@@ -53,6 +53,10 @@ class Condition:
     reached a mean Token Acc of .85, single directions reached 0 to .85 (two trained models, TinyStories)."""
     same_width: bool = False
     """Possible only for models whose residual streams are equally wide."""
+    several: bool = False
+    """Possible only where there are several concepts."""
+    without_source: bool = False
+    """Possible in a recipe that has no source: nothing of it goes through a map."""
     caveat: str = ""
     """A sentence that follows every verdict in its favour."""
 
@@ -99,23 +103,24 @@ CONDITIONS = [
         "self-align", "Target's own vector", "the target's own vector", "yardstick",
         "the concept vector made from the target itself, or from its instruct model",
         ("#009e73", "s", "--"), vectors=transfers.aligned, sources=sources.instruct_source,
+        without_source=True,
     ),
     Condition(
         "self-modulation", "Self-modulation", "self-modulation", "yardstick",
         "the target's own vector, as L-Cross Modulation applies it",
-        ("#5e8c31", "*", (0, (7, 2, 2, 2))), vectors=transfers.targets_own,
+        ("#5e8c31", "*", (0, (7, 2, 2, 2))), vectors=transfers.targets_own, without_source=True,
     ),
     Condition(
         "align-training", "Align-training", "alignment training", "baseline",
         "the target after alignment training: another model, to which nothing is added",
         ("#1c1c1a", "s", (0, (9, 3))), system=baselines.align_training,
-        requires="`target_instruct` in the recipe",
+        requires="`target_instruct` in the recipe", without_source=True,
     ),
     Condition(
         "inst-align", "Inst-align", "the instruction", "baseline",
         "the target with an instruction before every prompt, to which nothing is added",
         ("#7a4f9e", "^", (0, (9, 3, 2, 3))), system=baselines.inst_align,
-        requires="an `instruction` in the evaluation",
+        requires="an `instruction` in the evaluation", without_source=True,
     ),
     Condition(
         "proxy-tuning", "Proxy-tuning", "proxy-tuning", "baseline",
@@ -125,7 +130,7 @@ CONDITIONS = [
     Condition(
         "random", "Random direction", "a random direction", "control",
         "a random direction of the same norm, another for each scenario",
-        ("#6f6f6f", "X", ":"), row=derived.main_row, drawn=True, as_long=True,
+        ("#6f6f6f", "X", ":"), row=derived.main_row, drawn=True, as_long=True, without_source=True,
     ),
     Condition(
         "shuffled-map", "Shuffled map", "the shuffled map", "control",
@@ -134,8 +139,9 @@ CONDITIONS = [
     ),
     Condition(
         "other-concept", "Another concept", "another concept's vector", "control",
-        "the transplanted vector of another concept",
-        ("#b04f8c", "D", (0, (4, 1.5, 1, 1.5))), row=derived.other_row,
+        "the vector of another concept",
+        ("#b04f8c", "D", (0, (4, 1.5, 1, 1.5))), row=derived.other_row, without_source=True,
+        requires="a second concept", several=True,
     ),
     Condition(
         "random-map", "Random map", "a random map", "control",
@@ -198,13 +204,21 @@ def reference_of(names: Iterable[str]) -> str | None:
 
 
 def conditions_of(recipe: Recipe) -> list[Condition]:
-    """Every condition that an evaluation of the recipe names. Raises UserError for one that there is not."""
+    """Every condition that an evaluation of the recipe names. Raises UserError for one that there is not, or
+    that needs a source where the recipe has none."""
     names = {
         name: f"evaluations.{evaluation}.conditions"
         for evaluation, settings in recipe.evaluations.items()
         for name in settings.conditions
     }
-    return [known(name, where) for name, where in names.items()]
+    conditions = [known(name, where) for name, where in names.items()]
+    if recipe.source is None:
+        for condition in conditions:
+            if not condition.without_source:
+                where = f"{names[condition.name]}: {condition.name} needs a source"
+                possible = ", ".join(entry.name for entry in CONDITIONS if entry.without_source)
+                raise UserError(f"{where}; without one there are {possible}")
+    return conditions
 
 
 def further_sources(recipe: Recipe) -> dict[str, FurtherModel]:
@@ -216,11 +230,17 @@ def further_sources(recipe: Recipe) -> dict[str, FurtherModel]:
     return dict(sorted(needed.items(), key=lambda entry: order.index(entry[0])))
 
 
+def main_of(recipe: Recipe) -> str:
+    """The condition that a recipe is about, from whose vectors controls are derived: the transplanted
+    vectors, or without a source the target's own."""
+    return "vector" if recipe.source is not None else "self-align"
+
+
 def vectors_for(material: Material, names: Iterable[str]) -> dict[str, Vectors]:
-    """Vectors in the target's space, condition -> concept -> vector, of `vector` and of every condition that
-    has vectors of its own and can have them for these models."""
+    """Vectors in the target's space, condition -> concept -> vector, of the recipe's main condition and of
+    every condition that has vectors of its own and can have them for these models."""
     made = {}
-    for condition in map(condition_of, dict.fromkeys(["vector", *names])):
+    for condition in map(condition_of, dict.fromkeys([main_of(material.recipe), *names])):
         vectors = condition.vectors(material, condition.name) if condition.vectors is not None else None
         if vectors is not None:
             made[condition.name] = vectors

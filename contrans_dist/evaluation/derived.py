@@ -1,4 +1,4 @@
-"""Rows of the conditions that follow from the transplanted vectors alone, so that no run is needed."""
+"""Rows of the conditions that follow from the vectors under test alone, so that no run is needed."""
 
 from collections.abc import Callable, Mapping
 

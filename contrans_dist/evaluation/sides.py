@@ -1,5 +1,6 @@
 """The two models of a run as far as they are harvested, and their concept vectors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,11 @@ class Sides:
     def concepts(self) -> list[str]:
         return concepts_in(self.contrast_source)
 
+    @property
+    def contrast(self) -> dict[str, ActivationSet]:
+        """The states of the contrast texts, by side."""
+        return {"source": self.contrast_source, "target": self.contrast_target}
+
 
 def lcross_maps(sides: Sides, pair: Pair, rows: NDArray[np.int64], shuffled: bool = True) -> MapSet:
     """The map of one pair of blocks as L-Cross Modulation fits it, on these rows of the contrast sets."""
@@ -47,26 +53,30 @@ def lcross_maps(sides: Sides, pair: Pair, rows: NDArray[np.int64], shuffled: boo
 
 
 def refine_sides(
-    sides: Sides, out: Location, method: str = "mean", seed: int = 0, limit: int | None = None
+    contrast: Mapping[str, ActivationSet],
+    out: Location,
+    method: str = "mean",
+    seed: int = 0,
+    limit: int | None = None,
 ) -> dict[str, Vectors]:
-    """The concept vectors of both models, saved under `out`.
+    """The concept vectors of each model, saved under `out`.
 
     Args:
-        sides: The activation sets; those of the contrast texts are read.
+        contrast: The states of the contrast texts, by side: `source` and `target`, or `target` alone.
         out: For `vectors/source` and `vectors/target`.
         method: `mean` or `pca`.
         seed: Of the draw of rows, where a concept stands against others.
         limit: Rows of each side of a concept at most.
 
     Returns:
-        `source` and `target` -> concept -> vector.
+        Side -> concept -> vector.
 
     Raises:
         UserError: For a concept without rows of both kinds.
     """
     vectors: dict[str, Vectors] = {}
-    for side, rows in (("source", sides.contrast_source), ("target", sides.contrast_target)):
-        groups = {concept: concept_rows(rows, concept, seed, limit) for concept in sides.concepts}
+    for side, rows in contrast.items():
+        groups = {concept: concept_rows(rows, concept, seed, limit) for concept in concepts_in(rows)}
         vectors[side] = {
             concept: refine(rows, positive, negative, concept, method)
             for concept, (positive, negative) in groups.items()

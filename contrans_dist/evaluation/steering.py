@@ -104,35 +104,36 @@ def steering(
     conditions: Sequence[str],
     block: int | None = None,
     seed: int = 0,
+    main: str = "vector",
 ) -> Steering:
     """What is added for every condition.
 
     Args:
-        given: Condition -> concept -> vector in the target's space; `vector` among them, from which the
-            conditions are derived that need no run.
+        given: Condition -> concept -> vector in the target's space; `main` among them.
         conditions: By name. Some controls get the norm of the one under test (`reference_of`).
         block: To be steered, from 0; None is the only one that a vector carries.
         seed: Of directions that are drawn.
+        main: The condition from whose vectors those are derived that need no run.
 
     Raises:
         UserError: For a condition of which there are no vectors, and which cannot be derived either.
     """
-    main = given.get("vector", {})
-    reference = reference_of(conditions) or "vector"
+    vectors = given.get(main, {})
+    reference = reference_of(conditions) or main
     rows: dict[str, dict[str, dict[int, Row]]] = {}
-    for concept in main:
-        _, tested = _row(given, reference, concept, block)
+    for concept in vectors:
+        _, tested = _row(given, reference, concept, block, main)
         rows[concept] = {}
         for name in conditions:
-            at, row = _row(given, name, concept, block)
+            at, row = _row(given, name, concept, block, main)
             rows[concept][name] = {at: _as_long(row, tested) if condition_of(name).as_long else row}
-    texts = [vector.text_hashes for vector in main.values()]
-    maps = [vector.map_text_hashes for vector in main.values()]
+    texts = [vector.text_hashes for vector in vectors.values()]
+    maps = [vector.map_text_hashes for vector in vectors.values()]
     return Steering(rows, _union(texts), _union(maps), seed)
 
 
 def _row(
-    given: Mapping[str, Mapping[str, ConceptVector]], name: str, concept: str, block: int | None
+    given: Mapping[str, Mapping[str, ConceptVector]], name: str, concept: str, block: int | None, main: str
 ) -> tuple[int, Row]:
     made, derived = given.get(name), condition_of(name).row
     if made is not None:
@@ -141,7 +142,7 @@ def _row(
         return row_of(made[concept], block)
     if derived is None:
         raise UserError(f"condition {name}: no vectors were made for it")
-    return derived(given["vector"], concept, block)
+    return derived(given[main], concept, block)
 
 
 def _as_long(row: Row, other: Row) -> Row:

@@ -17,22 +17,45 @@ from contrans_dist.vectors.from_activations import concept_rows
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """Both models of a run, and the map between them."""
+
+    sides: Sides
+    maps: MapSet
+
+
+@dataclass(frozen=True)
 class Material:
     """What a run has made by the time that its conditions get their vectors."""
 
     recipe: Recipe
-    sides: Sides
     vectors: Mapping[str, Vectors]
-    """The concept vectors of both models, `source` and `target`."""
-    maps: MapSet
+    """The concept vectors of both models, `source` and `target`; of the target alone without a source."""
+    block: int
+    """Of the target, that is steered."""
+    fitted: Fitted | None = None
+    """None without a source."""
     further: Mapping[str, Further] = field(default_factory=dict)
     """By name, `INSTRUCT` among them."""
     _through: dict[str, Vectors] = field(default_factory=dict)
 
+    @property
+    def sides(self) -> Sides:
+        assert self.fitted is not None  # what needs a source is refused without one (conditions_of)
+        return self.fitted.sides
+
+    @property
+    def maps(self) -> MapSet:
+        assert self.fitted is not None
+        return self.fitted.maps
+
     def from_source(self, name: str) -> Vectors:
         """The vectors of a further source in the target's space; a map of its own is fitted once."""
         if name not in self._through:
-            self._through[name] = brought(self.recipe, self.sides, self.maps, name, self.further[name])
+            corpus = self.fitted.sides.corpus_target if self.fitted else None
+            self._through[name] = brought(
+                self.recipe, name, self.further[name], self.vectors["target"], self.block, corpus
+            )
         return self._through[name]
 
 
@@ -51,8 +74,7 @@ def carried(material: Material, _name: str) -> Vectors:
 
 def targets_own(material: Material, _name: str) -> Vectors:
     """The target's own vectors, at the block that is steered."""
-    _, target = material.maps.only_pair()
-    return {c: v.only(target) for c, v in material.vectors["target"].items()}
+    return {c: v.only(material.block) for c, v in material.vectors["target"].items()}
 
 
 def aligned(material: Material, name: str) -> Vectors:

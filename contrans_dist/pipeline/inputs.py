@@ -13,6 +13,7 @@ from contrans_dist.config import (
     CaptureSettings,
     ConceptSettings,
     ContrastSettings,
+    CorpusSettings,
     EvaluationSettings,
     ModelSettings,
     Recipe,
@@ -29,6 +30,7 @@ from contrans_dist.store.location import Location
 
 READS = ("corpus", "contrast")
 """The texts of a recipe: those the map is fitted on, and those that make the concept vectors."""
+SIDES = ("source", "target")
 _BUNDLED = "demo:"
 _FRAMED = "{before}{text}{after}"
 
@@ -51,9 +53,13 @@ class RecipeTexts:
             raise UserError(f"{path}: no such bundled texts; there are {known}")
         return str(there)
 
-    def corpus(self) -> pa.Table:
+    def tables(self) -> dict[str, pa.Table]:
+        """The texts of each of `READS`; without a corpus those of the others."""
+        corpus = self.recipe.corpus
+        return ({} if corpus is None else {"corpus": self.corpus(corpus)}) | {"contrast": self.contrast()}
+
+    def corpus(self, settings: CorpusSettings) -> pa.Table:
         """The texts that the map is fitted on, cut."""
-        settings = self.recipe.corpus
         table = read_texts(self.place(settings.texts))
         return prepare_corpus(
             table, settings.cut, settings.per_text, settings.seed, settings.limit, settings.words
@@ -179,13 +185,17 @@ class Harvested:
 
 
 def harvested(recipe: Recipe) -> list[Harvested]:
-    """Every model whose states a recipe needs: of both sides of the map, and of further sources."""
+    """Every model whose states a recipe needs: of both sides of the map, and of further sources; without a
+    source of the target alone."""
     models = []
+    mapped = recipe.source is not None
     for side, model, other in (
         ("source", recipe.source, recipe.map_source),
         ("target", recipe.target, recipe.map_target),
     ):
-        models.append(Harvested(side, side, model, READS if other is None else ("contrast",)))
+        if model is None:
+            continue
+        models.append(Harvested(side, side, model, READS if mapped and other is None else ("contrast",)))
         if other is not None:
             models.append(Harvested(side, side, other, ("corpus",)))
     for name, (model, mapped) in further_sources(recipe).items():
@@ -202,19 +212,22 @@ def harvest_key(model: ModelSettings, capture: CaptureSettings, table: pa.Table)
     return fingerprint({"of": held})
 
 
-def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings, CaptureSettings]:
-    """How one side (`source` or `target`) is harvested: on the corpus, and on the contrast texts."""
-    settings, is_source = recipe.concepts, side == "source"
+def captures(recipe: Recipe, side: str, n_blocks: int) -> dict[str, CaptureSettings]:
+    """How one side (`source` or `target`) is harvested on each of `READS`."""
+    corpus, settings, is_source = recipe.corpus, recipe.concepts, side == "source"
     plain = CaptureSettings(
         blocks=harvested_blocks(recipe, side, n_blocks),
         batch_tokens=recipe.batch_tokens,
         max_tokens=recipe.max_tokens,
-        template=(recipe.corpus.source_template if is_source else None) or recipe.corpus.template,
     )
+    by_text = {}
+    if corpus is not None:
+        around_corpus = (corpus.source_template if is_source else None) or corpus.template
+        by_text["corpus"] = plain.model_copy(update={"template": around_corpus})
     template = (settings.source_template if is_source else None) or settings.template
     if framed(settings):
         template = _FRAMED
-    return plain, plain.model_copy(
+    by_text["contrast"] = plain.model_copy(
         update={
             "template": template,
             "chat": settings.chat,
@@ -222,3 +235,4 @@ def captures(recipe: Recipe, side: str, n_blocks: int) -> tuple[CaptureSettings,
             "position": settings.position,
         }
     )
+    return by_text

@@ -19,18 +19,27 @@ from contrans_dist.evaluation.conditions import (
     condition_of,
     conditions_of,
     further_sources,
+    main_of,
     systems_of,
     vectors_for,
 )
 from contrans_dist.evaluation.map_similarity import map_similarity
+from contrans_dist.evaluation.own_block import own_block
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.evaluation.sources import Further
 from contrans_dist.evaluation.steering import steering
-from contrans_dist.evaluation.transfers import Material
+from contrans_dist.evaluation.transfers import Fitted, Material
 from contrans_dist.harvest.driver import HarvestJob, harvest_sets
-from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import model_facts
-from contrans_dist.pipeline.inputs import READS, Harvested, RecipeTexts, captures, harvest_key, harvested
+from contrans_dist.pipeline.inputs import (
+    READS,
+    SIDES,
+    Harvested,
+    RecipeTexts,
+    captures,
+    harvest_key,
+    harvested,
+)
 from contrans_dist.report import write_report
 from contrans_dist.report.tsne import difference_points, state_points
 from contrans_dist.store.activation_set import ActivationSet
@@ -88,16 +97,18 @@ class RunDriver:
     def all(self) -> dict[str, Any]:
         """Every stage; returns a summary."""
         keep_recipe(self.recipe, self.out)
-        sides, further = self._stage("harvest", self._harvest)
+        sets = self._stage("harvest", self._harvest)
+        contrast = {side: sets[name] for side in SIDES if (name := f"contrast-{side}") in sets}
         concepts = self.recipe.concepts
         vectors = self._stage(
             "refine",
-            lambda: refine_sides(sides, self.out, concepts.method, concepts.seed, concepts.limit),
+            lambda: refine_sides(contrast, self.out, concepts.method, concepts.seed, concepts.limit),
         )
-        maps = self._stage("fit", lambda: fit_chosen(self.texts.placed_recipe(), sides, vectors, self.out))
-        self._stage("evaluate", lambda: self._evaluate(sides, further, vectors, maps))
+        step = "fit" if self.recipe.source is not None else "choose"
+        material = self._stage(step, lambda: self._material(sets, vectors))
+        self._stage("evaluate", lambda: self._evaluate(material))
         if self.recipe.analyses:
-            self._stage("analyse", lambda: self._analyse(sides, maps))
+            self._stage("analyse", lambda: self._analyse(contrast, material))
         self._write_facts()
         page = self._stage("report", lambda: write_report(self.out))
         self._write_facts()
@@ -145,26 +156,36 @@ class RunDriver:
         ]
         (self.out / "texts" / f"{name}.jsonl").write_bytes(("\n".join(lines) + "\n").encode())
 
-    def _harvest(self) -> tuple[Sides, dict[str, Further]]:
-        """Both sides of the map, and what further sources need."""
-        texts = dict(zip(READS, (self.texts.corpus(), self.texts.contrast()), strict=True))
+    def _harvest(self) -> dict[str, ActivationSet]:
+        """The states of every model that the recipe needs, by what was read and by whom."""
+        texts = self.texts.tables()
         for name, table in texts.items():
             self._keep_texts(name, table)
         sets: dict[str, ActivationSet] = {}
         for model in harvested(self.recipe):
             sets |= self._states(model, {what: texts[what] for what in model.reads})
+        return sets
+
+    def _material(self, sets: dict[str, ActivationSet], vectors: dict[str, Vectors]) -> Material:
+        """With the map between both models, or without a source with the block that is steered."""
+        recipe, fitted = self.texts.placed_recipe(), None
+        if recipe.source is None:
+            block = own_block(recipe, sets["contrast-target"], vectors["target"], self.out)
+        else:
+            sides = Sides(*(sets[f"{what}-{side}"] for what in READS for side in SIDES))
+            fitted = Fitted(sides, fit_chosen(recipe, sides, vectors, self.out))
+            _, block = fitted.maps.only_pair()
         further = {
             name: Further(sets[f"contrast-{name}"], sets.get(f"corpus-{name}"))
             for name in further_sources(self.recipe)
         }
-        four = [sets[f"{what}-{side}"] for what in READS for side in ("source", "target")]
-        return Sides(*four), further
+        return Material(self.recipe, vectors, block, fitted, further)
 
     def _states(self, of: Harvested, texts: dict[str, pa.Table]) -> dict[str, ActivationSet]:
         """Activation sets `<what>-<name>` of one model, harvested as its side of the map is."""
         name, model = of.name, of.model
         facts = model_facts(model.id, trust_remote_code=model.trust_remote_code)
-        captured = dict(zip(READS, captures(self.recipe, of.side, facts.n_blocks), strict=True))
+        captured = captures(self.recipe, of.side, facts.n_blocks)
         jobs = [
             HarvestJob(
                 table,
@@ -187,10 +208,7 @@ class RunDriver:
         self.activations[name] = f"{_way(self.out, self.shared)}/{folder}"
         return self.shared / folder
 
-    def _evaluate(
-        self, sides: Sides, further: dict[str, Further], vectors: dict[str, Vectors], maps: MapSet
-    ) -> None:
-        material = Material(self.recipe, sides, vectors, maps, further)
+    def _evaluate(self, material: Material) -> None:
         given = vectors_for(material, [condition.name for condition in conditions_of(self.recipe)])
         for name, of_condition in given.items():
             save_vectors(of_condition, self.out, name)
@@ -198,8 +216,14 @@ class RunDriver:
             self._evaluate_one(name, settings, given)
 
     def _evaluate_one(self, name: str, settings: AnyEvaluation, given: dict[str, Vectors]) -> None:
-        conditions = [c for c in settings.conditions if c in given or condition_of(c).row is not None]
-        steered = steering(given, conditions, seed=settings.seed)
+        main = main_of(self.recipe)
+        conditions = [
+            condition.name
+            for condition in map(condition_of, settings.conditions)
+            if (condition.name in given or condition.row is not None)
+            and not (condition.several and len(given[main]) < 2)
+        ]
+        steered = steering(given, conditions, seed=settings.seed, main=main)
         assess(
             self.recipe.target,
             self.texts.placed(settings),
@@ -210,16 +234,18 @@ class RunDriver:
             replace=True,
         )
 
-    def _analyse(self, sides: Sides, maps: MapSet) -> None:
+    def _analyse(self, contrast: dict[str, ActivationSet], material: Material) -> None:
         """Files of the pictures that the recipe asks for, in `analyses/`."""
         wanted, folder = self.recipe.analyses, self.out / ANALYSES
-        pair, seed = maps.only_pair(), self.recipe.concepts.seed
-        both = (("source", sides.contrast_source, pair[0]), ("target", sides.contrast_target, pair[1]))
-        for side, states, block in both:
+        seed, blocks = self.recipe.concepts.seed, {"target": material.block}
+        if material.fitted is not None:
+            pair = material.maps.only_pair()
+            blocks["source"], _ = pair
+        for side, states in contrast.items():
             for kind, points_of in (("states", state_points), ("differences", difference_points)):
                 if kind in wanted:
-                    points = points_of(states, side, block, seed)
+                    points = points_of(states, side, blocks[side], seed)
                     write_table(folder / f"{kind}-{side}.parquet", table_of(points, PointRow))
         if "map-similarity" in wanted:
-            similar = map_similarity(sides, pair, seed, self.recipe.concepts.limit)
+            similar = map_similarity(material.sides, pair, seed, self.recipe.concepts.limit)
             write_table(folder / SIMILARITIES, table_of(similar, SimilarityRow))

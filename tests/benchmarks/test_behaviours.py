@@ -236,7 +236,7 @@ def test_the_recipes_take_their_vectors_from_the_letter(shared, tmp_path):
     concepts = recipe.concepts.model_copy(update={"texts": places})
     recipe = recipe.model_copy(update={"concepts": concepts})
     table = RecipeTexts(recipe, tmp_path).contrast()
-    _, capture = captures(recipe, "target", 32)
+    capture = captures(recipe, "target", 32)["contrast"]
     rows = list(zip(table.to_pylist(), prompts(table, capture.template), strict=True))
     assert len(rows) == 2 * (360 + 290 + 1000 + 950 + 408 + 903 + 1000)
     lm = load_model(str(shared / "models/stories3m"))

@@ -21,7 +21,7 @@ from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import load_recipe
 from contrans_dist.evaluation.conditions import vectors_for
 from contrans_dist.evaluation.sides import Sides
-from contrans_dist.evaluation.transfers import Material
+from contrans_dist.evaluation.transfers import Fitted, Material
 from contrans_dist.mapping.driver import fit
 from contrans_dist.pipeline.runs import run_recipe
 from contrans_dist.store.location import Location
@@ -272,7 +272,7 @@ def test_without_a_map_a_vector_is_taken_as_it_is_where_widths_agree(recipe: Pat
     }
     maps = fit(sides.corpus_source, sides.corpus_target, "2:1", quiet=True)
     settings = load_recipe(recipe)
-    found = vectors_for(Material(settings, sides, own, maps), ["no-map"])
+    found = vectors_for(Material(settings, own, 1, Fitted(sides, maps)), ["no-map"])
     for concept in CONCEPTS[:3]:
         carried = found["no-map"][concept]
         assert carried.blocks == [1]

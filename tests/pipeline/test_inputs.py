@@ -51,7 +51,7 @@ def test_the_blocks_that_a_map_needs_are_harvested(
     _, recipe = texts_of(tmp_path, {"texts": "x"})
     recipe = recipe.model_copy(update={"map": MapSettings.model_validate(settings)})
     for side, wanted in (("source", source), ("target", target)):
-        assert {each.blocks for each in captures(recipe, side, 4)} == {wanted}
+        assert {each.blocks for each in captures(recipe, side, 4).values()} == {wanted}
 
 
 def test_toxigen_evaluations_that_draw_differently_leave_nothing_for_both(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_toxigen_evaluations_that_draw_differently_leave_nothing_for_both(tmp_pa
 
 def harvested(texts: RecipeTexts, recipe: Recipe) -> list[str]:
     """The prompts as the harvest makes them."""
-    return prompts(texts.contrast(), captures(recipe, "target", 4)[1].template)
+    return prompts(texts.contrast(), captures(recipe, "target", 4)["contrast"].template)
 
 
 def test_each_text_under_both_templates(tmp_path: Path, questions: str) -> None:

@@ -22,7 +22,7 @@ from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.trials import budget_text, validation_of
 from contrans_dist.evaluation.work_units import plan_units, scored_items
 from contrans_dist.models import cut_to, encode_many, matched_depth, resolve_blocks
-from contrans_dist.pipeline.inputs import captures, harvested
+from contrans_dist.pipeline.inputs import captures
 from contrans_dist.pipeline.plan.costs import Cost, generated, scored
 from contrans_dist.pipeline.plan.models import PlannedModel
 from contrans_dist.pipeline.plan.stages import PlannedRun, Stage
@@ -36,21 +36,16 @@ _BATCH_TOKENS = 4096
 
 def evaluation_stages(run: PlannedRun) -> Iterator[Stage]:
     """Every stage in which a model is steered, or answers in another way."""
-    blocks = {}
-    for harvest in harvested(run.recipe):
-        if harvest.name == harvest.side and "corpus" in harvest.reads:
-            n_blocks = run.model(harvest.model).n_blocks
-            on_corpus, _ = captures(run.recipe, harvest.side, n_blocks)
-            blocks[harvest.side] = resolve_blocks(on_corpus.blocks, n_blocks)
+    n_blocks = run.model(run.recipe.target).n_blocks
+    blocks = resolve_blocks(captures(run.recipe, "target", n_blocks)["contrast"].blocks, n_blocks)
     chosen_on = run.placed.chosen_on
     if run.recipe.blocks == "best" and chosen_on is not None:
         chosen_on = tried_on(chosen_on)
-        tried = target_blocks(blocks["target"], run.model(run.recipe.target).n_blocks)
+        tried = target_blocks(blocks, n_blocks)
         steered = _steering(run, chosen_on, {f"?:{block}": block for block in tried})
         yield from _tried(run, "choose blocks", chosen_on, steered, few_strengths(chosen_on.strengths))
     # That of matched depth where it is yet to be chosen.
-    deepest = matched_depth(run.model(run.recipe.target).n_blocks)
-    block = blocks["target"][0] if len(blocks["target"]) == 1 else deepest
+    block = blocks[0] if len(blocks) == 1 else matched_depth(n_blocks)
     for name, settings in run.placed.evaluations.items():
         yield from _assessed(run, name, settings, block)
 
@@ -58,11 +53,14 @@ def evaluation_stages(run: PlannedRun) -> Iterator[Stage]:
 def _assessed(run: PlannedRun, name: str, settings: EvaluationSettings, block: int) -> Iterator[Stage]:
     """One evaluation, as `assess` goes about it."""
     recipe = run.recipe
-    one_width = run.model(recipe.source).d == run.model(recipe.target).d
+    one_width = recipe.source is not None and run.model(recipe.source).d == run.model(recipe.target).d
+    several = len(set(run.tables["contrast"].column("concept").to_pylist())) > 1
     vectors = [
         condition
         for condition in map(condition_of, settings.conditions)
-        if not condition.no_vector and (one_width or not condition.same_width)
+        if not condition.no_vector
+        and (one_width or not condition.same_width)
+        and (several or not condition.several)
     ]
     steered = _steering(run, settings, {condition.name: block for condition in vectors})
     if settings.search is not None:
@@ -76,22 +74,21 @@ def _assessed(run: PlannedRun, name: str, settings: EvaluationSettings, block: i
 
 def _steering(run: PlannedRun, settings: EvaluationSettings, blocks: Mapping[str, int]) -> Steering:
     """What is added where, by condition, without the vectors themselves."""
-    concepts = list(dict.fromkeys(run.contrast.column("concept").to_pylist()))
+    contrast, corpus = run.tables["contrast"], run.tables.get("corpus")
+    concepts = list(dict.fromkeys(contrast.column("concept").to_pylist()))
     rows = {concept: {name: {block: _ROW} for name, block in blocks.items()} for concept in concepts}
     steered = Steering(rows, seed=settings.seed)
     if settings.only_unseen:
-        of_vectors, texts = run.recipe.concepts, np.array(run.contrast.column("text").to_pylist(), object)
+        of_vectors, texts = run.recipe.concepts, np.array(contrast.column("text").to_pylist(), object)
         sides = [
             side
             for concept in concepts
-            for side in contrast_rows(
-                run.contrast, "concepts.texts", concept, of_vectors.seed, of_vectors.limit
-            )
+            for side in contrast_rows(contrast, "concepts.texts", concept, of_vectors.seed, of_vectors.limit)
         ]
         steered = replace(
             steered,
             vector_texts=unit_hashes(texts[np.unique(np.concatenate(sides))]),
-            map_texts=unit_hashes(run.corpus.column("text").to_pylist()),
+            map_texts=unit_hashes([] if corpus is None else corpus.column("text").to_pylist()),
         )
     return steered if settings.concepts is None else steered.about(settings.concepts)
 

@@ -8,7 +8,7 @@ from contrans_dist.harvest.compute import piece_rows
 from contrans_dist.harvest.runnable import canary_rows, token_ids
 from contrans_dist.harvest.shards import row_ranges, rows_per_shard
 from contrans_dist.models import resolve_blocks
-from contrans_dist.pipeline.inputs import READS, captures, harvest_key, harvested
+from contrans_dist.pipeline.inputs import captures, harvest_key, harvested
 from contrans_dist.pipeline.plan.costs import Cost, captured
 from contrans_dist.pipeline.plan.stages import PlannedRun, Stage
 
@@ -22,11 +22,11 @@ _HELD = 2 * SLOTS
 
 def harvest_stages(run: PlannedRun) -> Iterator[Stage]:
     """A stage for each activation set; those of one model are made by the same actors."""
-    tables = dict(zip(READS, (run.corpus, run.contrast), strict=True))
+    tables = run.tables
     for harvest in harvested(run.recipe):
         model = run.model(harvest.model)
-        settings = dict(zip(READS, captures(run.recipe, harvest.side, model.n_blocks), strict=True))
-        blocks = resolve_blocks(settings["corpus"].blocks, model.n_blocks)
+        settings = captures(run.recipe, harvest.side, model.n_blocks)
+        blocks = resolve_blocks(settings["contrast"].blocks, model.n_blocks)
         prepared = {
             what: prepare(
                 model.lm, token_ids(model.lm, tables[what], settings[what])[0], settings[what].position

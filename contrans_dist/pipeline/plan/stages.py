@@ -32,12 +32,9 @@ class PlannedRun:
         return self.texts.placed_recipe()
 
     @cached_property
-    def corpus(self) -> pa.Table:
-        return self.texts.corpus()
-
-    @cached_property
-    def contrast(self) -> pa.Table:
-        return self.texts.contrast()
+    def tables(self) -> dict[str, pa.Table]:
+        """The texts of each of `READS` that the recipe has."""
+        return self.texts.tables()
 
 
 @dataclass

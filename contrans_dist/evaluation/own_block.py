@@ -1,0 +1,54 @@
+"""The block at which the target is steered with its own vectors: by rule, by name, or by validation."""
+
+from contrans_dist.config import Recipe
+from contrans_dist.console import note
+from contrans_dist.evaluation.block_candidates import target_blocks
+from contrans_dist.evaluation.block_search import tried_blocks
+from contrans_dist.evaluation.sides import Vectors
+from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.block_choice import CHOICE, BlockChoice, TriedBlock
+from contrans_dist.store.location import Location
+from contrans_dist.store.provenance import made_by
+from contrans_dist.store.results import write_file
+
+
+def own_block(recipe: Recipe, states: ActivationSet, own: Vectors, out: Location) -> int:
+    """The block that a recipe without a source steers; one that was tried for is told in `selection/`.
+
+    Args:
+        recipe: With the places of its files; `map.blocks` says how the block is chosen.
+        states: The target's, of the contrast texts.
+        own: The target's vectors, by concept.
+        out: The run's folder; trials and choice go to `selection/`.
+
+    Raises:
+        UserError: For validation items that are scored too, and where there is no strength to try.
+    """
+    settings, file = recipe.chosen_on, out / CHOICE
+    if recipe.blocks != "best" or settings is None:
+        file.delete()  # of earlier settings
+        return states.blocks[-1]  # the only one that was harvested
+    blocks = {str(block): block for block in target_blocks(states.blocks, states.n_blocks)}
+    by_block = {
+        name: {concept: vector.only(block) for concept, vector in own.items()}
+        for name, block in blocks.items()
+    }
+    trials = tried_blocks(recipe, settings, by_block, own, out)
+    tried = [trial for trial in trials.candidates if trial.strength != 0]
+    best = max(trials.within(tried) or tried, key=lambda trial: (trials.gain(trial), -abs(trial.strength)))
+    note(
+        f"block {best.condition} chosen among {len(blocks)} on validation items: {trials.criterion} "
+        f"{best.score:.2f} at strength {best.strength:g}"
+    )
+    content = {
+        **trials.model_dump(include={"criterion", "higher", "budget", "base_perplexity"}),
+        "chosen": blocks[best.condition],
+        "strength": best.strength,
+        "candidates": [
+            TriedBlock(block=blocks[trial.condition], **trial.model_dump(exclude={"condition"}))
+            for trial in tried
+        ],
+        **made_by(),
+    }
+    write_file(file, BlockChoice.model_validate(content))
+    return blocks[best.condition]
