@@ -38,7 +38,8 @@ class EvaluationSettings(Settings):
         "other-concept",
         "self-align",
     )
-    """By name, or `from:<name>`: the vector of one of the recipe's further sources."""
+    """By name, or `from:<name>`: the vector of one of the recipe's further sources. In a recipe without a
+    source the default is `self-align`, `random` and, with several concepts, `other-concept`."""
     concepts: tuple[str, ...] | None = None
     """Of the recipe's concepts, those that are steered here; None steers all that the benchmark knows."""
     instruction: str | None = None

@@ -18,7 +18,7 @@ _SHARED = (
     " They run together and share what lies below the steered block, so below it each has the part that its "
     "rows are of all."
 )
-_BEFOREHAND = " Not counted: states and maps that a vector takes beforehand, which harvests and maps tell."
+_BEFOREHAND = " Not counted: what vectors take beforehand, states and maps, of which harvests and maps tell."
 
 
 def cost_table(evaluation: Evaluation) -> Table | None:

@@ -35,7 +35,7 @@ def map_view(summary: MapSummary, evaluations: Sequence[Evaluation], studio: Stu
 
     `evaluations`: of the run, which tell how the metric is read that the pair was chosen by.
     """
-    kind = _criterion(summary, evaluations)
+    kind = metric_in(summary.criterion, evaluations)
     tried, choice = summary.candidates(kind.higher), summary.choice(kind.higher)
     drawings = []
     if _drawable(summary.r2):
@@ -69,9 +69,8 @@ def map_view(summary: MapSummary, evaluations: Sequence[Evaluation], studio: Stu
     return MapView(summary.name, [fact for fact in facts if fact[1]], drawings, candidates)
 
 
-def _criterion(summary: MapSummary, evaluations: Sequence[Evaluation]) -> Metric:
-    """How the metric is read that the pair was chosen by."""
-    name = summary.criterion
+def metric_in(name: str, evaluations: Sequence[Evaluation]) -> Metric:
+    """How a metric is read in a run's evaluations; an empty name is that of any score."""
     if not name:
         return Metric("score", "Score")
     metrics = (evaluation.metric(name) for evaluation in evaluations if name in evaluation.metrics)

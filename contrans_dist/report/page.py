@@ -8,6 +8,7 @@ import yaml
 
 from contrans_dist.console import count_of
 from contrans_dist.evaluation.analysis import Published, Run
+from contrans_dist.report.blocks import BlockView, block_view
 from contrans_dist.report.harvests import harvest_table, harvest_warnings, norms_drawing
 from contrans_dist.report.maps import MapView, map_view
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, seconds_text
@@ -30,6 +31,10 @@ class Page:
     small: str
     paper: Table | None
     """All of the paper's figures, where none of them is for this very run."""
+    own: bool
+    """Whether the target is steered with its own vectors."""
+    block: BlockView | None
+    """How its block was chosen then."""
     maps: list[MapView]
     norms: Drawing | None
     harvests: Table | None
@@ -64,6 +69,8 @@ def build_page(run: Run, studio: Studio) -> Page:
         paper=paper_table(run.published)
         if run.published and not run.published.has_any(evaluation.name for evaluation in run.evaluations)
         else None,
+        own=run.recipe.without_source,
+        block=block_view(run.block_choice, run.evaluations) if run.block_choice else None,
         maps=[map_view(summary, run.evaluations, studio) for summary in run.maps],
         norms=norms_drawing(run, studio),
         harvests=harvest_table(run.harvests) if run.harvests else None,
@@ -113,7 +120,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     ):
         facts.append((title, run.recipe.model(key)))
     facts += [(f"Source {name}", _settings(value)) for name, value in (recipe.get("sources") or {}).items()]
-    for key, title in (("corpus", "Corpus of the map"), ("concepts", "Contrast sets"), ("map", "Map")):
+    steered = "Block" if run.recipe.without_source else "Map"
+    for key, title in (("corpus", "Corpus of the map"), ("concepts", "Contrast sets"), ("map", steered)):
         facts.append((title, _settings(recipe.get(key))))
     facts += [
         (f"Evaluation {name}", _settings(value)) for name, value in (recipe.get("evaluations") or {}).items()

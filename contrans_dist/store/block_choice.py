@@ -40,3 +40,7 @@ class BlockChoice(Made):
         if self.budget is None or self.base_perplexity is None:
             return None
         return self.budget * self.base_perplexity
+
+    def over(self, trial: TriedBlock) -> bool:
+        """Whether a trial is over the budget."""
+        return self.limit is not None and trial.perplexity is not None and trial.perplexity > self.limit

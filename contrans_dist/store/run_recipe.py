@@ -39,6 +39,11 @@ class RunRecipe(FileModel):
         """All of it, in the order of the file; empty where there is none."""
         return self._content
 
+    @property
+    def without_source(self) -> bool:
+        """Whether the recipe steers its target with the target's own vectors."""
+        return bool(self._content) and not self._content.get("source")
+
     def evaluation(self, name: str) -> RunEvaluation:
         """The settings of an evaluation; of one that the recipe does not name, empty ones."""
         return (self.evaluations or {}).get(name, RunEvaluation())

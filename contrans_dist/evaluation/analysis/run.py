@@ -12,6 +12,7 @@ from contrans_dist.evaluation.analysis.scores import Evaluation, read_evaluation
 from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.block_choice import CHOICE, BlockChoice
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import METRICS, RECORD, RunFile, read_file
 from contrans_dist.store.run_recipe import RunRecipe, read_run_recipe
@@ -28,6 +29,8 @@ class Run:
     record: RunFile = field(default_factory=RunFile)
     harvests: dict[str, ActivationSet] = field(default_factory=dict)
     maps: list[MapSummary] = field(default_factory=list)
+    block_choice: BlockChoice | None = None
+    """How the block was chosen, where the target is steered with its own vectors."""
     evaluations: list[Evaluation] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Parts that are there but unfinished or not readable, one line each."""
@@ -77,6 +80,12 @@ def read_run(location: Location) -> Run:
             maps.append(read_map(location / "maps" / name))
         except UserError as error:
             problems.append(str(error))
+    choice = None
+    try:
+        if (location / CHOICE).exists() and run.recipe.without_source:
+            choice = read_file(location / CHOICE, BlockChoice)
+    except UserError as error:
+        problems.append(str(error))
     if not (harvests or maps or run.evaluations):
         if problems:
             raise UserError(problems[0])
@@ -84,7 +93,7 @@ def read_run(location: Location) -> Run:
             f"{location}: nothing to report; expected a run folder (activations/, maps/ or evaluations/), "
             f"an evaluation ({METRICS}) or an activation set ({schema.MANIFEST})"
         )
-    return replace(run, harvests=harvests, maps=maps, problems=problems)
+    return replace(run, harvests=harvests, maps=maps, block_choice=choice, problems=problems)
 
 
 def _from(location: Location, path: str) -> Location:
@@ -184,6 +193,8 @@ def left_out(run: Run, evaluation: Evaluation) -> str:
     differ = [name for name in missing if condition_of(name).same_width and len(set(widths)) > 1]
     these = " and ".join(map(str, widths))
     why = f" ({differ[0]} needs models of one width; these have {these})" if differ else ""
+    alone = [name for name in missing if condition_of(name).several]
+    why = why or (f" ({alone[0]} needs a second concept)" if alone else "")
     return f"Asked for and not run: {', '.join(missing)}{why}."
 
 
