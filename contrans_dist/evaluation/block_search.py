@@ -1,6 +1,5 @@
-"""Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by validation."""
+"""Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by trial."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +8,16 @@ import numpy as np
 from contrans_dist.config import EvaluationSettings, MapSettings, Recipe
 from contrans_dist.console import note
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.block_candidates import Candidate, best_sources, cosines
+from contrans_dist.evaluation.block_candidates import best_sources, cosines
+from contrans_dist.evaluation.block_trials import (
+    as_conditions,
+    choose_for_sides,
+    contrast_strengths,
+    few_strengths,
+    on_contrast,
+    selected,
+)
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
-from contrans_dist.evaluation.steering import steering
 from contrans_dist.evaluation.trials import try_out
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.block_pairs import all_pairs, one_block
@@ -19,8 +25,7 @@ from contrans_dist.mapping.driver import fit
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
-from contrans_dist.store.map_file import BlockSelection, TriedPair
-from contrans_dist.store.results import Trial
+from contrans_dist.store.map_file import BlockSelection
 
 _MOST_ITEMS = 96
 """Validation items that they are tried on: enough to rank pairs."""
@@ -109,8 +114,8 @@ def reduce_sides(
 
     Args:
         sides: The activation sets.
-        settings: Of the map. `blocks: best` is the pair through which vectors come nearest to the target's
-            own, none is matched depth.
+        settings: Of the map. `blocks: best` is the pair whose vectors steer contrast prompts best; no
+            `blocks` is matched depth.
         out: For `vectors/` and `maps/`.
         method: Of the concept vectors, `mean` or `pca`.
         address: Of the Ray cluster, as `--address` has it.
@@ -124,7 +129,7 @@ def reduce_sides(
     vectors = refine_sides(sides, out, method)
     spec, selection = settings.blocks or "depth", None
     if spec == "best":
-        selection = _nearest(best_sources(sides, settings, vectors))
+        selection = choose_for_sides(sides, settings, vectors, out, address)
         spec = "{}:{}".format(*selection.chosen)
     maps = replace(fit_sides(sides, settings, spec, address=address), selection=selection)
     maps = _finished(maps, vectors, out)
@@ -160,60 +165,24 @@ def tried_on(settings: EvaluationSettings) -> EvaluationSettings:
 
 def _choose(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Location) -> BlockSelection:
     """The pair whose vectors steer validation items best, under the first evaluation that has some; where
-    none has, the one that `_nearest` says.
+    none has, contrast prompts (`on_contrast`).
 
     Where there is a perplexity budget, pairs and strengths beyond it do not count: a broken model is not
     toxic either.
     """
     settings, candidates = recipe.chosen_on, best_sources(sides, recipe.map, vectors)
     if settings is None:
-        return _nearest(candidates)
+        return on_contrast(
+            recipe.target, candidates, sides.contrast_target, vectors["target"], contrast_strengths(recipe),
+            out / "selection", recipe.cluster, recipe.concepts.seed, recipe.concepts.limit,
+        )  # fmt: skip
     strengths = few_strengths(settings.strengths)
     if not strengths:
         raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
-    settings, by_name = tried_on(settings), {candidate.name: candidate for candidate in candidates}
-    given = {"vector": dict(vectors["target"]), **{name: c.carried for name, c in by_name.items()}}
-    steered = steering(given, list(by_name))
+    settings, steered = tried_on(settings), as_conditions(candidates, vectors["target"])
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)
     trials = try_out(
         recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
     )
-    tried = [trial for trial in trials.candidates if trial.strength != 0]
-    best = max(
-        trials.within(tried) or tried,
-        key=lambda trial: (trials.gain(trial), by_name[trial.condition].cosine, -abs(trial.strength)),
-    )
-    source, target = by_name[best.condition].pair
-    note(
-        f"blocks {source} -> {target} chosen among {len(by_name)} pairs on validation items: "
-        f"{trials.criterion} {best.score:.2f} at strength {best.strength:g}"
-    )
-
-    def of_pair(trial: Trial) -> TriedPair:
-        source, target = by_name[trial.condition].pair
-        outcome = trial.model_dump(exclude={"condition"})
-        return TriedPair(source=source, target=target, **outcome)
-
-    return BlockSelection(
-        criterion=trials.criterion,
-        candidates=[of_pair(trial) for trial in tried],
-        chosen=(source, target),
-        best=of_pair(best),
-    )
-
-
-def _nearest(candidates: Sequence[Candidate]) -> BlockSelection:
-    """The pair through which vectors come nearest to the target's own."""
-    best = max(candidates, key=lambda candidate: candidate.cosine)
-    source, target = best.pair
-    note(
-        f"blocks {source} -> {target} chosen among {len(candidates)} pairs: vectors come nearest to the "
-        f"target's own (mean cosine {best.cosine:.2f}); no validation items to try which pair steers best"
-    )
-    return BlockSelection(criterion="mean cosine to the target's own vectors", chosen=best.pair)
-
-
-def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
-    """Every second strength, the largest among them: enough to rank pairs."""
-    return tuple(sorted(strength for strength in strengths if strength != 0))[::-1][::2]
+    return selected(trials, candidates, "validation items")
