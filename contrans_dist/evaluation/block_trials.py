@@ -77,7 +77,7 @@ def nearest(candidates: Sequence[Candidate], why: str) -> BlockSelection:
         f"blocks {source} -> {target} chosen among {len(candidates)} pairs: vectors come nearest to the "
         f"target's own (mean cosine {best.cosine:.2f}); {why}"
     )
-    return BlockSelection(criterion="mean cosine to the target's own vectors", chosen=best.pair)
+    return BlockSelection(criterion="mean cosine to the target's own vectors", tried_on="", chosen=best.pair)
 
 
 def on_contrast(

@@ -111,7 +111,7 @@ class BlockSelection(FileModel):
 
     criterion: str = ""
     tried_on: str = "validation items"
-    """What the candidates were tried on, in words; that or `contrast prompts`."""
+    """What the candidates were tried on, in words: that, `contrast prompts`, or empty where nothing was."""
     candidates: list[TriedPair] = Field(default_factory=list)
     chosen: tuple[NonNegativeInt, NonNegativeInt]
     best: TriedPair | None = None
