@@ -4,7 +4,7 @@ A benchmark is one file, or a package where it is big: its settings, and a `Benc
 the program knows by name (`config.benchmarks` lists them). Settings and names are read by reports and dry
 runs: what needs torch is imported inside functions.
 
-Imports: config, store, data, models, engine.
+Imports: config, store, data, models, engine, vectors.
 """
 
 from contrans_dist.benchmarks.base import Benchmark, Judged, ScoredItem, result_table

@@ -25,6 +25,8 @@ class NextTokens:
     contexts: list[Ids]
     watch: np.ndarray
     """int64 `[W]`, or `[items, W]`: tokens whose logits are wanted."""
+    steered: bool = True
+    """Whether under every intervention, or once by the model as it is, each."""
 
     @property
     def sequences(self) -> list[Ids]:

@@ -58,7 +58,10 @@ def reduce(
     target_corpus: Annotated[str, typer.Option(help="The same corpus, target model.")],
     out: Annotated[str, typer.Option(help="Folder or URI for vectors/ and maps/.", callback=lasting)],
     blocks: Annotated[
-        str, typer.Option(help="depth (three quarters of both), best (validation R2), or 24:30.")
+        str,
+        typer.Option(
+            help="depth (three quarters of both), best (what steers contrast prompts best), or 24:30."
+        ),
     ] = "depth",
     protocol: Annotated[
         str, typer.Option(help="default (centred, ridge) or paper (equation 2).")

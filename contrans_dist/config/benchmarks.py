@@ -22,6 +22,7 @@ OURS = tuple(
         ("toxigen", "toxigen:ToxigenBenchmark"),
         ("perplexity", "perplexity:PerplexityBenchmark"),
         ("lm-eval", "lm_eval:HarnessBenchmark"),
+        ("contrast", "contrast:ContrastBenchmark"),
     )
 )
 DEFAULT = OURS[0].name

@@ -63,6 +63,4 @@ def refusal(recipe: "Recipe") -> str | None:
     blocks = recipe.blocks
     if not _BLOCKS.fullmatch(blocks):
         return f"map.blocks: expected depth, best, or a block of the target such as 18, found {blocks!r}"
-    if blocks == "best" and recipe.chosen_on is None:
-        return "map.blocks: best: expected an evaluation with validation items, or a block"
     return None

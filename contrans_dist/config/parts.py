@@ -167,10 +167,11 @@ class MapSettings(Settings):
     """`paper` is equation 2 as the authors' code has it; `default` is centred, with a ridge."""
     blocks: str | None = None
     """`depth` (three quarters of both models), `24:30`, `best` (of some pairs in the upper part of both
-    models the one whose vectors steer validation items best, or where no evaluation has any, come nearest to
-    the target's own), or `r2` (the highest held-out R2 of all pairs, which may be one that does not steer).
-    None: `best` under `default` where an evaluation has validation items, else `depth`. In a recipe without a
-    source it is of the target alone: `depth`, `best`, or a block such as `18`."""
+    models the one whose vectors steer validation items best, or where no evaluation has any, move negative
+    contrast prompts best to what follows positive ones), or `r2` (the highest held-out R2 of all pairs, which
+    may be one that does not steer). None: `best` under `default` where an evaluation has validation items,
+    else `depth`. In a recipe without a source it is of the target alone: `depth`, `best`, or a block such as
+    `18`."""
     norm: Literal["keep", "match"] = "match"
     """`match` gives the mapped vector the share of the target's residual norm that it had in the source."""
     centre: Centre | None = None

@@ -7,6 +7,7 @@ import numpy as np
 
 from contrans_dist.config import MapSettings
 from contrans_dist.console import Progress
+from contrans_dist.data.spread import spread
 from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.driver import fit_one_by_one
@@ -38,9 +39,7 @@ class Candidate:
 def looked_at(blocks: Sequence[int], n_blocks: int, most: int) -> list[int]:
     """Of the harvested blocks of a model those that are looked at: spread over its upper part."""
     upper = [block for block in blocks if block in upper_blocks(n_blocks, _UPPER)] or list(blocks)
-    if len(upper) <= most:
-        return upper
-    return [upper[int(i)] for i in np.linspace(0, len(upper) - 1, most).round()]
+    return [upper[i] for i in spread(len(upper), most)]
 
 
 def target_blocks(blocks: Sequence[int], n_blocks: int) -> list[int]:

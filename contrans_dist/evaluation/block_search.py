@@ -1,31 +1,23 @@
-"""Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by validation."""
+"""Which blocks a recipe needs, and which pair of them the map joins: by rule, by name, or by trial."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from contrans_dist.config import EvaluationSettings, MapSettings, Recipe
+from contrans_dist.config import MapSettings, Recipe
 from contrans_dist.console import note
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.block_candidates import Candidate, best_sources, cosines
+from contrans_dist.evaluation.block_candidates import best_sources, cosines
+from contrans_dist.evaluation.block_trials import choose_for_sides, selected, try_blocks
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
-from contrans_dist.evaluation.steering import steering
-from contrans_dist.evaluation.trials import try_out
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.block_pairs import all_pairs, one_block
 from contrans_dist.mapping.driver import fit
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import matched_depth
 from contrans_dist.store.location import Location
-from contrans_dist.store.map_file import BlockSelection, TriedPair
-from contrans_dist.store.results import SearchFile, Trial
+from contrans_dist.store.map_file import BlockSelection
 
-_MOST_ITEMS = 96
-"""Validation items that they are tried on: enough to rank pairs."""
-_MOST_TOKENS = 300
-"""Of the text whose perplexity is the budget: the ratio to the base is known to some per cent by then."""
 _ENDS_ALIKE = 0.5
 """Share of a corpus that ends as the contrast prompts do, below which that is told."""
 
@@ -112,8 +104,8 @@ def reduce_sides(
 
     Args:
         sides: The activation sets.
-        settings: Of the map. `blocks: best` is the pair through which vectors come nearest to the target's
-            own, none is matched depth.
+        settings: Of the map. `blocks: best` is the pair whose vectors steer contrast prompts best; no
+            `blocks` is matched depth.
         out: For `vectors/` and `maps/`.
         method: Of the concept vectors, `mean` or `pca`.
         address: Of the Ray cluster, as `--address` has it.
@@ -127,7 +119,7 @@ def reduce_sides(
     vectors = refine_sides(sides.contrast, out, method)
     spec, selection = settings.blocks or "depth", None
     if spec == "best":
-        selection = _nearest(best_sources(sides, settings, vectors))
+        selection = choose_for_sides(sides, settings, vectors, out, address)
         spec = "{}:{}".format(*selection.chosen)
     maps = replace(fit_sides(sides, settings, spec, address=address), selection=selection)
     maps = _finished(maps, vectors, out)
@@ -152,87 +144,9 @@ def _finished(maps: MapSet, vectors: dict[str, Vectors], out: Location) -> MapSe
     return maps
 
 
-def tried_on(settings: EvaluationSettings) -> EvaluationSettings:
-    """An evaluation as pairs are tried on it: on some of its items, and of the text of its budget."""
-    changes: dict[str, Any] = {"sample": min(settings.sample or _MOST_ITEMS, _MOST_ITEMS)}
-    if settings.search is not None:
-        limit = min(settings.search.limit or _MOST_TOKENS, _MOST_TOKENS)
-        changes["search"] = settings.search.model_copy(update={"limit": limit})
-    return settings.model_copy(update=changes)
-
-
 def _choose(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Location) -> BlockSelection:
-    """The pair whose vectors steer validation items best, under the first evaluation that has some; where
-    none has, the one that `_nearest` says.
-
-    Where there is a perplexity budget, pairs and strengths beyond it do not count: a broken model is not
-    toxic either.
-    """
-    settings, candidates = recipe.chosen_on, best_sources(sides, recipe.map, vectors)
-    if settings is None:
-        return _nearest(candidates)
-    by_name = {candidate.name: candidate for candidate in candidates}
-    carried = {name: candidate.carried for name, candidate in by_name.items()}
-    trials = tried_blocks(recipe, settings, carried, vectors["target"], out)
-    tried = [trial for trial in trials.candidates if trial.strength != 0]
-    best = max(
-        trials.within(tried) or tried,
-        key=lambda trial: (trials.gain(trial), by_name[trial.condition].cosine, -abs(trial.strength)),
-    )
-    source, target = by_name[best.condition].pair
-    note(
-        f"blocks {source} -> {target} chosen among {len(by_name)} pairs on validation items: "
-        f"{trials.criterion} {best.score:.2f} at strength {best.strength:g}"
-    )
-
-    def of_pair(trial: Trial) -> TriedPair:
-        source, target = by_name[trial.condition].pair
-        outcome = trial.model_dump(exclude={"condition"})
-        return TriedPair(source=source, target=target, **outcome)
-
-    return BlockSelection(
-        criterion=trials.criterion,
-        candidates=[of_pair(trial) for trial in tried],
-        chosen=(source, target),
-        best=of_pair(best),
-    )
-
-
-def tried_blocks(
-    recipe: Recipe,
-    settings: EvaluationSettings,
-    candidates: Mapping[str, Vectors],
-    own: Vectors,
-    out: Location,
-) -> SearchFile:
-    """The vectors of each candidate, by name, at a few strengths on some of an evaluation's validation items,
-    with what that costs; nothing is chosen yet.
-
-    `own`: the target's own vectors, by concept. Raises UserError where there is no strength to try.
-    """
-    strengths = few_strengths(settings.strengths)
-    if not strengths:
-        raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
-    settings = tried_on(settings)
-    steered = steering({"vector": own, **candidates}, list(candidates))
-    if settings.concepts is not None:
-        steered = steered.about(settings.concepts)
-    return try_out(
-        recipe.target, settings, steered, strengths, out / "selection", recipe.cluster, "choose blocks"
-    )
-
-
-def _nearest(candidates: Sequence[Candidate]) -> BlockSelection:
-    """The pair through which vectors come nearest to the target's own."""
-    best = max(candidates, key=lambda candidate: candidate.cosine)
-    source, target = best.pair
-    note(
-        f"blocks {source} -> {target} chosen among {len(candidates)} pairs: vectors come nearest to the "
-        f"target's own (mean cosine {best.cosine:.2f}); no validation items to try which pair steers best"
-    )
-    return BlockSelection(criterion="mean cosine to the target's own vectors", chosen=best.pair)
-
-
-def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
-    """Every second strength, the largest among them: enough to rank pairs."""
-    return tuple(sorted(strength for strength in strengths if strength != 0))[::-1][::2]
+    """The pair whose vectors steer best what they are tried on."""
+    candidates = best_sources(sides, recipe.map, vectors)
+    carried = {candidate.name: candidate.carried for candidate in candidates}
+    tried = try_blocks(recipe, carried, vectors["target"], sides.contrast_target, out)
+    return selected(tried, candidates)

@@ -1,10 +1,11 @@
-"""The block at which the target is steered with its own vectors: by rule, by name, or by validation."""
+"""The block at which the target is steered with its own vectors: by rule, by name, or by trial."""
 
 from contrans_dist.config import Recipe
 from contrans_dist.console import note
 from contrans_dist.evaluation.block_candidates import target_blocks
-from contrans_dist.evaluation.block_search import tried_blocks
+from contrans_dist.evaluation.block_trials import try_blocks
 from contrans_dist.evaluation.sides import Vectors
+from contrans_dist.models import matched_depth
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.block_choice import CHOICE, BlockChoice, TriedBlock
 from contrans_dist.store.location import Location
@@ -24,8 +25,8 @@ def own_block(recipe: Recipe, states: ActivationSet, own: Vectors, out: Location
     Raises:
         UserError: For validation items that are scored too, and where there is no strength to try.
     """
-    settings, file = recipe.chosen_on, out / CHOICE
-    if recipe.blocks != "best" or settings is None:
+    file = out / CHOICE
+    if recipe.blocks != "best":
         file.delete()  # of earlier settings
         return states.blocks[-1]  # the only one that was harvested
     blocks = {str(block): block for block in target_blocks(states.blocks, states.n_blocks)}
@@ -33,22 +34,28 @@ def own_block(recipe: Recipe, states: ActivationSet, own: Vectors, out: Location
         name: {concept: vector.only(block) for concept, vector in own.items()}
         for name, block in blocks.items()
     }
-    trials = tried_blocks(recipe, settings, by_block, own, out)
-    tried = [trial for trial in trials.candidates if trial.strength != 0]
-    best = max(trials.within(tried) or tried, key=lambda trial: (trials.gain(trial), -abs(trial.strength)))
+    tried = try_blocks(recipe, by_block, own, states, out)
+    if tried.untold:
+        file.delete()
+        block = matched_depth(states.n_blocks)
+        note(f"block {block}, at three quarters of the depth: {tried.untold}")
+        return block
+    best = tried.best()
+    chosen = blocks[best.condition]
     note(
-        f"block {best.condition} chosen among {len(blocks)} on validation items: {trials.criterion} "
+        f"block {chosen} chosen among {len(blocks)} on {tried.on}: {tried.trials.criterion} "
         f"{best.score:.2f} at strength {best.strength:g}"
     )
     content = {
-        **trials.model_dump(include={"criterion", "higher", "budget", "base_perplexity"}),
-        "chosen": blocks[best.condition],
+        **tried.trials.model_dump(include={"criterion", "higher", "budget", "base_perplexity"}),
+        "tried_on": tried.on,
+        "chosen": chosen,
         "strength": best.strength,
         "candidates": [
             TriedBlock(block=blocks[trial.condition], **trial.model_dump(exclude={"condition"}))
-            for trial in tried
+            for trial in tried.steered()
         ],
         **made_by(),
     }
     write_file(file, BlockChoice.model_validate(content))
-    return blocks[best.condition]
+    return chosen

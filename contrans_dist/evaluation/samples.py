@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from contrans_dist.benchmarks import Benchmark, ScoredItem, load_benchmark
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.console import Progress, one_by_one
+from contrans_dist.data.spread import spread
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Task
 from contrans_dist.engine.scoring import BASE, Intervention, generate, token_changes
@@ -194,7 +195,7 @@ def probe_of(
     readable = [
         item for item in items if item.concept in ("", concept) and benchmark.kind(item) != "positive"
     ]
-    examples = _spread(readable, settings.examples)
+    examples = [readable[i] for i in spread(len(readable), settings.examples)]
     return Probe(
         concept=concept,
         condition=condition,
@@ -202,11 +203,5 @@ def probe_of(
         rows=rows,
         examples=examples,
         kinds=[benchmark.kind(item) for item in examples],
-        prompts=[item.prompt for item in _spread(readable, settings.token_changes)],
+        prompts=[readable[i].prompt for i in spread(len(readable), settings.token_changes)],
     )
-
-
-def _spread(items: list[ScoredItem], count: int) -> list[ScoredItem]:
-    """So many items, evenly spread over the list."""
-    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[place] for place in places]

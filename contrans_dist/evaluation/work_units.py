@@ -8,6 +8,7 @@ import pyarrow as pa
 from contrans_dist.benchmarks import Benchmark, ScoredItem
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.contamination import overlap
+from contrans_dist.data.spread import spread
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.actors import WorkUnit
 from contrans_dist.evaluation.baselines import TARGET
@@ -25,9 +26,7 @@ def scored_items(benchmark: Benchmark, settings: EvaluationSettings, steering: S
     items = _of_concepts(benchmark, settings, steering)
     if settings.only_unseen:
         items = _unseen(items, steering, settings.texts or benchmark.name)
-    if settings.sample is None or settings.sample >= len(items):
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, settings.sample).round().astype(int)]
+    return [items[i] for i in spread(len(items), settings.sample or len(items))]
 
 
 def _of_concepts(benchmark: Benchmark, settings: EvaluationSettings, steering: Steering) -> list[ScoredItem]:

@@ -41,7 +41,7 @@ def map_view(summary: MapSummary, evaluations: Sequence[Evaluation], studio: Stu
     if _drawable(summary.r2):
         drawings.append(_grid(summary, summary.r2, "r2", "R² on held-out rows", _R2_CAPTION, False, studio))
     if _drawable(choice):
-        title = f"{kind.title} on validation scenarios"
+        title = f"{kind.title} on {summary.tried_on}"
         drawings.append(_grid(summary, choice, "score", title, _CHOICE_CAPTION, kind.percent, studio))
     blocks = f"{summary.chosen[0]} → {summary.chosen[1]}" if summary.chosen else ""
     facts = [("Protocol", summary.header.protocol), ("Blocks", blocks)]
@@ -64,7 +64,7 @@ def map_view(summary: MapSummary, evaluations: Sequence[Evaluation], studio: Stu
             ]
             for pair in tried[:10]
         ]
-        caption = f"The best {len(rows)} of {len(tried)} candidates on the validation scenarios."
+        caption = f"The best {len(rows)} of {len(tried)} candidates on {summary.tried_on}."
         candidates = Table(["Blocks", "Strength", kind.title], rows, caption, compact=True)
     return MapView(summary.name, [fact for fact in facts if fact[1]], drawings, candidates)
 

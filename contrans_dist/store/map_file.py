@@ -97,7 +97,7 @@ class BlockTable(FileModel):
 
 
 class TriedPair(FileModel):
-    """A pair of blocks and a strength that were tried on validation items."""
+    """A pair of blocks and a strength that were tried."""
 
     source: NonNegativeInt
     target: NonNegativeInt
@@ -107,9 +107,11 @@ class TriedPair(FileModel):
 
 
 class BlockSelection(FileModel):
-    """How a pair of blocks was chosen: on validation items, or by what is near without any."""
+    """How a pair of blocks was chosen: by trial, or by what is near."""
 
     criterion: str = ""
+    tried_on: str = "validation items"
+    """What the candidates were tried on, in words: that, `contrast prompts`, or empty where nothing was."""
     candidates: list[TriedPair] = Field(default_factory=list)
     chosen: tuple[NonNegativeInt, NonNegativeInt]
     best: TriedPair | None = None

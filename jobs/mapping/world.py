@@ -10,8 +10,10 @@ import numpy as np
 
 import contrans_dist as ct
 from contrans_dist import demo
+from contrans_dist.benchmarks.contrast import ContrastBenchmark, ContrastEvaluation
 from contrans_dist.benchmarks.emotions import EmotionBenchmark, EmotionEvaluation
 from contrans_dist.benchmarks.scenarios import Item
+from contrans_dist.config import CaptureSettings
 from contrans_dist.data.contamination import leak_report, unit_hashes
 from contrans_dist.data.corpus import Cut, prepare_corpus
 from contrans_dist.data.texts import read_texts
@@ -72,7 +74,8 @@ class World:
     def __init__(self, files: Files) -> None:
         self.files = files
         self.source, self.target = ct.load_model(files.source), ct.load_model(files.target)
-        self.contrast = read_texts(files.contrast).to_pylist()
+        self.table = read_texts(files.contrast)
+        self.contrast = self.table.to_pylist()
         labels = [row["concept"] for row in self.contrast]
         self.concepts = list(dict.fromkeys(labels))
         self.vectors = self._vectors(self.source, files.source_template, labels)
@@ -152,6 +155,36 @@ class World:
         steered = [Intervention("vector", {block: added}, float(strength)) for strength in strengths]
         got = next_token(self.target, contexts, steered, watch=wanted[:, None])
         return np.asarray((got.argmax == wanted).mean(axis=1))
+
+    @cached_property
+    def _trial(self) -> ContrastBenchmark:
+        """The contrast prompts of the target, each concept against the others as its vector is."""
+        names = [name for name in self.table.column_names if name != "label"]
+        return ContrastBenchmark.of(
+            ContrastEvaluation(texts=self.files.contrast),
+            self.table.select(names),
+            CaptureSettings(template=self.files.template),
+            self.files.contrast,
+        )
+
+    def contrast_gain(
+        self, rows: dict[str, np.ndarray], block: int, strengths: Sequence[float]
+    ) -> np.ndarray:
+        """What the contrast prompts alone tell of rows, one a concept: their gain [strengths], in nats."""
+        items = self._trial.items()
+        tables = [
+            self._trial.score(
+                self.target,
+                [item for item in items if item.concept == concept],
+                [Intervention("vector", {block: row}, float(strength)) for strength in strengths],
+            )
+            for concept, row in rows.items()
+        ]
+        # [concepts, strengths, prompts, 2]
+        gains = np.array([[table[name] for name in ("towards", "away")] for table in tables])
+        by_strength = gains.reshape(len(rows), 2, len(strengths), -1).transpose(2, 0, 3, 1)
+        (metric,) = self._trial.metrics
+        return np.array([metric.estimate(of.reshape(-1, 2))["value"] for of in by_strength])
 
 
 def _random(row: np.ndarray, item: Item) -> np.ndarray:

@@ -222,6 +222,18 @@ def test_a_plan_and_the_status_know_it(run: Path, recipe: Path, contrans: Contra
 # -- what is refused -------------------------------------------------------------------------------
 
 
+def test_without_validation_items_blocks_are_tried_on_contrast_prompts(
+    recipe: Path, tmp_path: Path, contrans: Contrans
+) -> None:
+    changes = ["evaluations.emotions.validation=null", "evaluations.emotions.search=null"]
+    contrans("run", recipe, "--out", tmp_path / "run", *(f"--set={change}" for change in changes))
+    choice = _json(tmp_path / "run/selection/selection.json")
+    assert (choice["criterion"], choice["tried_on"]) == ("contrast_gain", "contrast prompts")
+    best = max(choice["candidates"], key=lambda trial: trial["score"])
+    assert choice["chosen"] == best["block"]
+    assert "on contrast prompts, of all blocks" in (tmp_path / "run/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -236,7 +248,6 @@ def test_a_plan_and_the_status_know_it(run: Path, recipe: Path, contrans: Contra
         ("analyses=[map-similarity]", "analyses: map-similarity: expected a source"),
         ("map.blocks=2:3", "map.blocks: expected depth, best, or a block of the target such as 18, found"),
         ("map.blocks=r2", "map.blocks: expected depth, best, or a block of the target such as 18, found"),
-        ("evaluations.emotions.validation=null", "map.blocks: best: expected an evaluation with validation"),
         (
             "evaluations.emotions.conditions=[vector, random]",
             "evaluations.emotions.conditions: vector needs a source; without one there are self-align, ",

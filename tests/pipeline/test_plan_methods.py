@@ -17,6 +17,7 @@ import yaml
 
 from contrans_dist import demo
 from contrans_dist.benchmarks.behaviours import BehaviourEvaluation
+from contrans_dist.benchmarks.contrast import ContrastBenchmark, ContrastEvaluation
 from contrans_dist.benchmarks.emotions import EmotionEvaluation
 from contrans_dist.benchmarks.lm_eval import HarnessBenchmark, HarnessEvaluation
 from contrans_dist.benchmarks.lm_eval.documents import Document, HarnessRequest
@@ -24,7 +25,8 @@ from contrans_dist.benchmarks.perplexity import PerplexityEvaluation
 from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
 from contrans_dist.benchmarks.truthfulqa import TruthfulQAEvaluation
-from contrans_dist.config import ModelSettings
+from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.data.texts import read_texts
 from contrans_dist.engine.capture import canary, capture_ids
 from contrans_dist.engine.prefixes import can_share
 from contrans_dist.engine.scoring import BASE, Intervention
@@ -94,6 +96,11 @@ def asked_of(kind: str, folder: Path) -> tuple[Any, list[Any]]:
         settings = ToxigenEvaluation(
             texts=str(folder / "remarks"), classifier="demo:classifier", per_group=6, max_new_tokens=5
         )
+    elif kind == "contrast":
+        table = read_texts(scenes(folder / "c.jsonl", 30))
+        capture = CaptureSettings(template="Scene: {text}\nIt is")
+        benchmark = ContrastBenchmark.of(ContrastEvaluation(texts="c"), table, capture, "c")
+        return benchmark, [item for item in benchmark.items() if item.concept == CONCEPTS[0]]
     else:
         return HarnessBenchmark(HarnessEvaluation(tasks=("t",))), documents()
     benchmark = load_benchmark(settings)
@@ -147,7 +154,9 @@ def interventions(n_items: int) -> list[Intervention]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["emotions", "truthfulqa", "behaviours", "perplexity", "toxigen", "lm-eval"])
+@pytest.mark.parametrize(
+    "kind", ["emotions", "truthfulqa", "behaviours", "perplexity", "toxigen", "lm-eval", "contrast"]
+)
 @pytest.mark.parametrize("how", ["steered", "guided"])
 def test_tokens_are_those_that_the_engine_runs(
     kind: str, how: str, folders: dict[str, str], tmp_path: Path

@@ -5,7 +5,7 @@ hook, so that the states of all other tokens never leave it, and each batch make
 """
 
 from contrans_dist.engine.capture.activations import Activations
-from contrans_dist.engine.capture.batches import plan_batches, truncate
+from contrans_dist.engine.capture.batches import plan_batches, prepare, truncate
 from contrans_dist.engine.capture.engine import canary, capture, capture_ids, deviation
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "capture_ids",
     "deviation",
     "plan_batches",
+    "prepare",
     "truncate",
 ]

@@ -3,7 +3,13 @@
 from contrans_dist.engine.scoring.changes import token_changes
 from contrans_dist.engine.scoring.generation import generate
 from contrans_dist.engine.scoring.interventions import BASE, Intervention
-from contrans_dist.engine.scoring.scores import NextToken, TokenScores, continuation_logprobs, next_token
+from contrans_dist.engine.scoring.scores import (
+    NextToken,
+    TokenScores,
+    continuation_logprobs,
+    distributions,
+    next_token,
+)
 from contrans_dist.engine.scoring.words import cues
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "TokenScores",
     "continuation_logprobs",
     "cues",
+    "distributions",
     "generate",
     "next_token",
     "token_changes",

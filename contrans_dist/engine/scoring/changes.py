@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from contrans_dist.console import one_by_one
-from contrans_dist.engine.scoring.forward import run_all
 from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets
+from contrans_dist.engine.scoring.scores import distributions
 from contrans_dist.models import LanguageModel
 
 _TOGETHER = 64
@@ -52,15 +52,7 @@ def token_changes(
     parts = []
     for start in one_by_one(range(0, len(prompts), _TOGETHER)):
         some = prompts[start : start + _TOGETHER]
-        probabilities: dict[tuple[int, int], torch.Tensor] = {}
-        for members, batch, logits in run_all(lm, some, [1] * len(some), interventions, _BATCH_TOKENS):
-            chances = logits.softmax(dim=2)[:, batch.index.to(logits.device)].cpu()
-            for row, c in enumerate(members):
-                for place, p in enumerate(batch.texts):
-                    probabilities[c, p] = chances[row, place]
-        before, after = (
-            torch.stack([probabilities[c, p] for p in range(len(some))]) for c in range(len(interventions))
-        )
+        before, after = torch.from_numpy(distributions(lm, some, interventions, batch_tokens=_BATCH_TOKENS))
         change = after - before
         parts.append((change.topk(k, dim=1).indices, change.topk(k, dim=1, largest=False).indices))
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]

@@ -79,6 +79,35 @@ def next_token(
 
 
 @torch.inference_mode()
+def distributions(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    interventions: Sequence[Intervention],
+    *,
+    batch_tokens: int = 4096,
+) -> np.ndarray:
+    """The whole distribution of the next token after each prompt.
+
+    Args:
+        lm: The model, with its head.
+        prompts: Token ids of each of P prompts, few enough that all of it fits into memory.
+        interventions: What is done to the model, C times over.
+        batch_tokens: Tokens of a batch, padding and interventions included.
+
+    Returns:
+        Probabilities, float32 `[C, P, vocabulary]`.
+
+    Raises:
+        UserError: For an empty or too long prompt, or a vector that does not fit.
+    """
+    rows: dict[tuple[int, int], np.ndarray] = {}
+    for members, batch, values in run_all(lm, prompts, [1] * len(prompts), interventions, batch_tokens):
+        chances = values.softmax(dim=2)[:, batch.index.to(values.device)].cpu().numpy()
+        rows |= {(c, p): chances[i, j] for i, c in enumerate(members) for j, p in enumerate(batch.texts)}
+    return np.stack([[rows[c, p] for p in range(len(prompts))] for c in range(len(interventions))])
+
+
+@torch.inference_mode()
 def continuation_logprobs(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],

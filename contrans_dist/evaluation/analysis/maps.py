@@ -34,14 +34,19 @@ class MapSummary:
         """The metric that the pair was chosen by; empty where none says."""
         return self.header.selection.criterion if self.header.selection else ""
 
+    @property
+    def tried_on(self) -> str:
+        """What pairs were tried on, in words."""
+        return self.header.selection.tried_on if self.header.selection else ""
+
     def candidates(self, higher: bool = True) -> list[TriedPair]:
-        """Block pairs and strengths tried on the validation scenarios, best score first; `higher`: whether
+        """Block pairs and strengths that were tried, best score first; `higher`: whether
         more is better."""
         tried = self.header.selection.candidates if self.header.selection else []
         return sorted(tried, key=lambda candidate: -candidate.score if higher else candidate.score)
 
     def choice(self, higher: bool = True) -> BlockTable | None:
-        """Best validation score of each block pair that was tried."""
+        """Best score of each block pair that was tried."""
         candidates = self.candidates(higher)
         if not candidates:
             return None

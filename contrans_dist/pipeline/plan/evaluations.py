@@ -3,23 +3,24 @@ systems, the judge, and the prompts that are read one by one."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from contrans_dist.benchmarks import Benchmark, Completions, Judged, ScoredItem, load_benchmark
-from contrans_dist.benchmarks.calls import Ids
+from contrans_dist.benchmarks.calls import Ids, NextTokens
+from contrans_dist.benchmarks.contrast import ContrastBenchmark
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.engine.scoring.generation import BATCH_SIZE
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
 from contrans_dist.evaluation.block_candidates import target_blocks
-from contrans_dist.evaluation.block_search import few_strengths, tried_on
+from contrans_dist.evaluation.block_trials import contrast_strengths, few_strengths, tried_on
 from contrans_dist.evaluation.conditions import condition_of, systems_of
 from contrans_dist.evaluation.samples import NEW_TOKENS, probe_of
 from contrans_dist.evaluation.steering import Steering
-from contrans_dist.evaluation.trials import budget_text, validation_of
+from contrans_dist.evaluation.trials import budget_text, contrast_trial, validation_of
 from contrans_dist.evaluation.work_units import plan_units, scored_items
 from contrans_dist.models import cut_to, encode_many, matched_depth, resolve_blocks
 from contrans_dist.pipeline.inputs import captures
@@ -38,16 +39,30 @@ def evaluation_stages(run: PlannedRun) -> Iterator[Stage]:
     """Every stage in which a model is steered, or answers in another way."""
     n_blocks = run.model(run.recipe.target).n_blocks
     blocks = resolve_blocks(captures(run.recipe, "target", n_blocks)["contrast"].blocks, n_blocks)
-    chosen_on = run.placed.chosen_on
-    if run.recipe.blocks == "best" and chosen_on is not None:
-        chosen_on = tried_on(chosen_on)
-        tried = target_blocks(blocks, n_blocks)
-        steered = _steering(run, chosen_on, {f"?:{block}": block for block in tried})
-        yield from _tried(run, "choose blocks", chosen_on, steered, few_strengths(chosen_on.strengths))
+    if run.recipe.blocks == "best":
+        yield from _chosen(run, target_blocks(blocks, n_blocks))
     # That of matched depth where it is yet to be chosen.
     block = blocks[0] if len(blocks) == 1 else matched_depth(n_blocks)
     for name, settings in run.placed.evaluations.items():
         yield from _assessed(run, name, settings, block)
+
+
+def _chosen(run: PlannedRun, blocks: Sequence[int]) -> Iterator[Stage]:
+    """A choice among these blocks of the target, on validation items or on contrast prompts."""
+    chosen_on, tried = run.placed.chosen_on, {f"?:{block}": block for block in blocks}
+    if chosen_on is not None:
+        chosen_on = tried_on(chosen_on)
+        steered = _steering(run, chosen_on, tried)
+        yield from _tried(run, "choose blocks", chosen_on, steered, few_strengths(chosen_on.strengths))
+        return
+    concepts, strengths = run.recipe.concepts, contrast_strengths(run.recipe)
+    settings = contrast_trial("concepts.texts", strengths, concepts.seed, concepts.limit)
+    capture = captures(run.recipe, "target", run.model(run.recipe.target).n_blocks)["contrast"]
+    benchmark = ContrastBenchmark.of(settings, run.tables["contrast"], capture, settings.texts)
+    if strengths:
+        yield from _evaluated(
+            run, "choose blocks", settings, _steering(run, settings, tried), benchmark=benchmark
+        )
 
 
 def _assessed(run: PlannedRun, name: str, settings: EvaluationSettings, block: int) -> Iterator[Stage]:
@@ -105,10 +120,10 @@ def _tried(
 
 def _evaluated(
     run: PlannedRun, title: str, settings: EvaluationSettings, steered: Steering,
-    others: Sequence[System] = (),
+    others: Sequence[System] = (), benchmark: Benchmark | None = None,
 ) -> Iterator[Stage]:  # fmt: skip
     """The target under every condition and strength, each other system, and what judges their texts."""
-    benchmark = load_benchmark(settings)
+    benchmark = benchmark or load_benchmark(settings)
     items = scored_items(benchmark, settings, steered)
     stages: list[Stage] = []
     for system in in_turn(System(TARGET, run.recipe.target), others):
@@ -150,6 +165,13 @@ def _evaluated(
         )
 
 
+@dataclass(frozen=True)
+class Once:
+    """What is run by the model as it is, however many interventions there are."""
+
+    cost: Cost
+
+
 class Calls:
     """What a benchmark asks of one model; items that come again are cut into tokens once.
 
@@ -160,7 +182,7 @@ class Calls:
         self.benchmark, self.lm, self.most = benchmark, model.lm, most
         self.texts: list[Ids] = []
         """Token ids of all that was asked, each item's once."""
-        self._known: dict[tuple[str, int, bool], list[Completions | Cost]] = {}
+        self._known: dict[tuple[str, int, bool], list[Completions | Once | Cost]] = {}
 
     def cost(self, items: Sequence[ScoredItem], interventions: Sequence[Intervention]) -> Cost:
         """Of the calls that `Benchmark.score` makes."""
@@ -170,11 +192,13 @@ class Calls:
             for call in self._calls(items, apart) if blocks or not apart else ():
                 if isinstance(call, Cost):
                     cost += call.under(blocks) if blocks else Cost()
+                elif isinstance(call, Once):
+                    cost += Cost() if apart else call.cost
                 elif not apart:  # texts are written under all at once
                     cost += generated(call.prompts, len(interventions), call.max_new_tokens, call.batch_size)
         return cost
 
-    def _calls(self, items: Sequence[ScoredItem], apart: bool) -> list[Completions | Cost]:
+    def _calls(self, items: Sequence[ScoredItem], apart: bool) -> list[Completions | Once | Cost]:
         """The calls without an intervention: texts to be written, or the cost of scoring some."""
         key = items[0].id, len(items), apart
         if key not in self._known:
@@ -186,7 +210,9 @@ class Calls:
                     self._known[key].append(call)
                 else:
                     texts = call.sequences
-                    self._known[key].append(scored(self.lm, texts, call.positions, not apart, self.most))
+                    cost = scored(self.lm, texts, call.positions, not apart, self.most)
+                    bare = isinstance(call, NextTokens) and not call.steered
+                    self._known[key].append(Once(cost) if bare else cost)
                 self.texts += [] if apart else texts
         return self._known[key]
 

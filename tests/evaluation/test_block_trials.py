@@ -1,0 +1,148 @@
+"""`blocks: best` without validation items: a recipe's run, and `contrans reduce` on its harvests."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from contrans_dist.evaluation.block_candidates import Candidate
+from contrans_dist.evaluation.block_trials import BlockTrials, few_strengths, nearest, selected
+from contrans_dist.mapping.map_set import MapSet
+from contrans_dist.pipeline.runs import open_recipe, run_recipe
+from contrans_dist.store.location import Location
+from contrans_dist.store.manifest import seal_of
+from contrans_dist.store.results import SearchFile, Trial
+from tests.commands import Ended
+from tests.commands import run as command
+
+TEMPLATE = "Scenario: {text}\nThe emotion of the above scenario is"
+RECIPE = {
+    "name": "unseen",
+    "source": "demo:source",
+    "target": "demo:target",
+    "corpus": {"texts": "demo:corpus.jsonl", "limit": 500},
+    "concepts": {"texts": "demo:contrast.jsonl", "template": TEMPLATE},
+    "map": {"blocks": "best"},
+    "evaluations": {
+        "emotions": {
+            "texts": "demo:evaluation.jsonl", "template": TEMPLATE, "kinds": ["negative"], "sample": 24,
+            "strengths": [0, 2, 4], "conditions": ["vector"],
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unseen")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    run_recipe(open_recipe(folder / "recipe.yaml"), Location.parse(folder / "run"))
+    return folder / "run"
+
+
+def reduced(capsys: pytest.CaptureFixture[str], activations: Path, out: Path, *options: str) -> Ended:
+    sets = [
+        f"--{side}-{what}={activations / f'{what}-{side}'}"
+        for side in ("source", "target")
+        for what in ("contrast", "corpus")
+    ]
+    return command(capsys, "reduce", *sets, f"--out={out}", "--blocks=best", "--json", *options)
+
+
+def test_the_pair_is_the_one_that_steers_contrast_prompts_best(made: Path) -> None:
+    maps = MapSet.load(str(made / "maps/corpus.safetensors"))
+    chosen = maps.selection
+    assert chosen is not None
+    assert chosen.best is not None
+    assert (chosen.criterion, chosen.tried_on) == ("contrast_gain", "contrast prompts")
+    best = max(chosen.candidates, key=lambda tried: tried.score)
+    assert maps.only_pair() == chosen.chosen == (best.source, best.target)
+    assert {tried.strength for tried in chosen.candidates} == {4.0}
+    metrics = json.loads((made / "selection/validation/metrics.json").read_text())
+    assert (metrics["benchmark"], set(metrics["rows"].values())) == ("contrast", {96})
+    scores = {
+        (entry["condition"], entry["strength"]): entry["metrics"]["contrast_gain"]["value"]
+        for entry in metrics["conditions"]
+    }
+    assert scores.pop(("base", 0.0)) == pytest.approx(0, abs=1e-5)
+    assert scores == {
+        (f"{tried.source}:{tried.target}", tried.strength): tried.score for tried in chosen.candidates
+    }
+    # What steers contrast prompts names the emotion of scenarios that were not seen.
+    metrics = json.loads((made / "evaluations/emotions/metrics.json").read_text())
+    reached = {
+        (entry["condition"], entry["strength"]): entry["metrics"]["token_acc_negative"]["value"]
+        for entry in metrics["conditions"]
+    }
+    assert reached["vector", 4.0] >= 0.4 > 0.1 > reached["base", 0.0]
+
+
+def test_the_report_says_what_pairs_were_tried_on(made: Path) -> None:
+    page = (made / "report.html").read_text()
+    said = "".join(re.findall(r"The best \d+ of \d+ candidates on [a-z ]*\.", page))
+    assert said.endswith("candidates on contrast prompts.")
+    assert "Gain in nats" in page
+
+
+def test_reduce_tries_the_model_that_was_harvested(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = reduced(capsys, made / "activations", tmp_path / "reduced")
+    assert ended.code == 0
+    chosen = MapSet.load(str(tmp_path / "reduced/maps/corpus.safetensors")).selection
+    assert chosen is not None
+    assert chosen.tried_on == "contrast prompts"
+    assert list(chosen.chosen) == json.loads(ended.out)["blocks"]
+    strengths = sorted({tried.strength for tried in chosen.candidates})
+    assert strengths[-1] == pytest.approx(8 * strengths[0], rel=0.1)
+
+
+@pytest.mark.parametrize("other", ["missing", "weights"])
+def test_where_the_model_is_not_there_the_nearest_pair_is_taken_and_that_is_told(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
+    shutil.copytree(made / "activations", tmp_path / "activations")
+    file = tmp_path / "activations/contrast-target/manifest.json"
+    content: dict[str, Any] = json.loads(file.read_text())
+    if other == "missing":
+        content["identity"]["model"] = str(tmp_path / "gone")
+    else:
+        content["identity"]["weights"] = "of another"
+    content.pop("seal")
+    file.write_text(json.dumps({**content, "seal": seal_of(content)}))
+    ended = reduced(capsys, tmp_path / "activations", tmp_path / "reduced")
+    assert ended.code == 0
+    (line,) = [line for line in ended.err.splitlines() if "chosen among" in line]
+    assert "nearest to the target's own" in line
+    assert "the target cannot be steered here" in line
+    assert ("gone" if other == "missing" else "other weights than those that were harvested") in line
+    chosen = MapSet.load(str(tmp_path / "reduced/maps/corpus.safetensors")).selection
+    assert chosen is not None
+    assert (chosen.criterion, chosen.candidates) == ("mean cosine to the target's own vectors", [])
+
+
+def test_the_highest_gain_wins_then_the_nearest_then_the_least_strength() -> None:
+    candidates = [Candidate((0, 1), {}, 0.5), Candidate((1, 2), {}, 0.6), Candidate((1, 3), {}, 0.1)]
+
+    def chosen(*trials: tuple[str, float, float]) -> tuple[tuple[int, int], float]:
+        tried = [Trial(condition=name, strength=s, score=score) for name, s, score in trials]
+        found = SearchFile(criterion="contrast_gain", higher=True, candidates=tried, chosen={})
+        selection = selected(BlockTrials(found, "contrast prompts"), candidates)
+        assert selection.best is not None
+        return selection.chosen, selection.best.strength
+
+    base = ("base", 0.0, 9.0)
+    assert chosen(base, ("0:1", 1, 0.2), ("1:2", 1, 0.1), ("1:3", 2, 0.3)) == ((1, 3), 2)
+    assert chosen(base, ("0:1", 1, 0.2), ("1:2", 2, 0.2), ("1:2", 1, 0.2)) == ((1, 2), 1)
+    assert nearest(candidates, "").chosen == (1, 2)
+
+
+def test_of_few_strengths_the_largest_is_one() -> None:
+    assert few_strengths((0.0, 1.0, 2.0, 3.0, 4.0)) == (4.0, 2.0)
+    assert few_strengths((0.0,)) == ()
+    assert np.isfinite(few_strengths((1.0, -1.0))).all()
