@@ -29,7 +29,7 @@ def block_view(choice: BlockChoice, evaluations: Sequence[Evaluation]) -> BlockV
     kept = any(not choice.over(trial) for trial in choice.candidates)
     text = (
         f"Block {choice.chosen}, of {len(blocks)} that were tried: at strength "
-        f"{strength_text(choice.strength)} it has the {best} {kind.title} on validation items, "
+        f"{strength_text(choice.strength)} it has the {best} {kind.title} on {choice.tried_on}, "
         f"of all blocks and strengths{f' that keep {budget}' if budget and kept else ''}."
         f"{f' None keeps {budget}.' if budget and not kept else ''}"
     )
@@ -52,7 +52,7 @@ def block_view(choice: BlockChoice, evaluations: Sequence[Evaluation]) -> BlockV
     table = Table(
         ["Block", "Strength", kind.title, "Perplexity", ""],
         rows,
-        "Every block and strength that was tried, on validation items.",
+        f"Every block and strength that was tried, on {choice.tried_on}.",
         compact=True,
     )
     return BlockView(text, table.with_columns([True, True, True, costed, True]))

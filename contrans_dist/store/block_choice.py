@@ -10,7 +10,7 @@ CHOICE = "selection/selection.json"
 
 
 class TriedBlock(FileModel):
-    """A block and a strength that were tried on validation items."""
+    """A block and a strength that were tried."""
 
     block: NonNegativeInt
     strength: FiniteFloat
@@ -23,6 +23,8 @@ class BlockChoice(Made):
 
     criterion: str
     """The metric."""
+    tried_on: str = "validation items"
+    """What the candidates were tried on, in words."""
     higher: bool = True
     """Whether more of it is wanted."""
     budget: FiniteFloat | None = None
