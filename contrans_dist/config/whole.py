@@ -64,7 +64,8 @@ class Recipe(Settings):
     source_base: ModelSettings | None = None
     """The source before its alignment training, for a baseline that takes the difference."""
     target_instruct: ModelSettings | None = None
-    """The target after alignment training: scored as a baseline, its vector is the target's own."""
+    """The target after alignment training: scored as a baseline. With a source its vector is what the
+    transplanted one is compared with; without, the target's own is steered."""
     map_source: ModelSettings | None = None
     """Model whose states of the corpus the map is fitted from, where it is not the source: the papers fit it
     between base models."""

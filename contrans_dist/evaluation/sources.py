@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.sides import Vectors
+from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.from_activations import concept_rows, refine
@@ -36,8 +36,11 @@ def no_sources(_recipe: Recipe, _name: str) -> dict[str, FurtherModel]:
 
 
 def instruct_source(recipe: Recipe, _name: str) -> dict[str, FurtherModel]:
-    """The target's instruct model, if the recipe names one."""
-    return {} if recipe.target_instruct is None else {INSTRUCT: FurtherModel(recipe.target_instruct, False)}
+    """The target's instruct model, if the recipe names one; none for a target that is steered with its own
+    vectors."""
+    if recipe.target_instruct is None or recipe.source is None:
+        return {}
+    return {INSTRUCT: FurtherModel(recipe.target_instruct, False)}
 
 
 def mapped_sources(recipe: Recipe, _name: str) -> dict[str, FurtherModel]:
@@ -59,57 +62,40 @@ def _source(recipe: Recipe, name: str) -> FurtherModel:
     return FurtherModel(ModelSettings(**source.model_dump(exclude={"map"})), source.map)
 
 
-def brought(
-    recipe: Recipe,
-    name: str,
-    source: Further,
-    own: Vectors,
-    block: int,
-    corpus_target: ActivationSet | None = None,
-) -> Vectors:
+def brought(recipe: Recipe, sides: Sides, maps: MapSet, name: str, source: Further) -> Vectors:
     """The concept vectors of a further source in the target's space: through a map of its own, if it has one.
 
-    Args:
-        recipe: The run's.
-        name: Of the source.
-        source: Its states.
-        own: The target's own vectors, by concept.
-        block: Of the target, that is steered.
-        corpus_target: The target's states of the corpus, for a source that has some too.
-
-    Raises:
-        UserError: For a source without a map that is not as wide as the target.
+    Raises UserError for one without a map that is not as wide as the target.
     """
     settings = recipe.concepts
-    rows = {c: concept_rows(source.contrast, c, settings.seed, settings.limit) for c in own}
+    rows = {c: concept_rows(source.contrast, c, settings.seed, settings.limit) for c in sides.concepts}
     vectors = {
         concept: refine(source.contrast, positive, negative, concept, settings.method)
         for concept, (positive, negative) in rows.items()
     }
-    if source.corpus is None or corpus_target is None:
-        return _as_they_are(vectors, own, block, name)
-    mapping = _map_of(recipe, source, source.corpus, corpus_target, block)
+    if source.corpus is None:
+        return _as_they_are(vectors, maps, name)
+    mapping = _map_of(recipe, sides, source, source.corpus, maps)
     return {concept: mapping.carry(vector, recipe.map.norm) for concept, vector in vectors.items()}
 
 
-def _map_of(
-    recipe: Recipe, given: Further, corpus: ActivationSet, corpus_target: ActivationSet, target: int
-) -> MapSet:
+def _map_of(recipe: Recipe, sides: Sides, given: Further, corpus: ActivationSet, maps: MapSet) -> MapSet:
     """The map from a further source to the block that the recipe steers, from its best or matched block."""
     from contrans_dist.mapping.aligned_rows import join
     from contrans_dist.mapping.block_pairs import all_pairs, upper_part
     from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
 
+    _, target = maps.only_pair()
     if recipe.blocks in ("best", "r2"):
-        table = all_pairs(join(corpus, corpus_target, "default"))
+        table = all_pairs(join(corpus, sides.corpus_target, "default"))
         if recipe.blocks == "best":
-            table = upper_part(table, corpus.n_blocks, corpus_target.n_blocks)
+            table = upper_part(table, corpus.n_blocks, sides.corpus_target.n_blocks)
         source = table.best_source(target)
     else:
         source = corpus.blocks[-1]  # the pair's own; those below it are read beside it
     return fit(
         corpus,
-        corpus_target,
+        sides.corpus_target,
         f"{source}:{target}",
         recipe.map.options(),
         vectors_at=given.contrast.blocks,
@@ -117,11 +103,13 @@ def _map_of(
     )
 
 
-def _as_they_are(vectors: Vectors, own: Vectors, block: int, name: str) -> Vectors:
+def _as_they_are(vectors: Vectors, maps: MapSet, name: str) -> Vectors:
     """Vectors of a model as wide as the target, at the block that is steered, without a map."""
-    for concept, vector in vectors.items():
-        if vector.d != own[concept].d:
-            raise UserError(f"source {name}: {vector.d} wide, the target {own[concept].d}; it needs a map")
+    _, target = maps.only_pair()
+    for vector in vectors.values():
+        width = len(next(iter(maps.maps.values())).bias)
+        if vector.d != width:
+            raise UserError(f"source {name}: {vector.d} wide, the target {width}; it needs a map")
     return {
-        concept: replace(vector.only(block), model=own[concept].model) for concept, vector in vectors.items()
+        concept: replace(vector.only(target), model=maps.target_model) for concept, vector in vectors.items()
     }

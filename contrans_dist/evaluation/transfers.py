@@ -52,10 +52,7 @@ class Material:
     def from_source(self, name: str) -> Vectors:
         """The vectors of a further source in the target's space; a map of its own is fitted once."""
         if name not in self._through:
-            corpus = self.fitted.sides.corpus_target if self.fitted else None
-            self._through[name] = brought(
-                self.recipe, name, self.further[name], self.vectors["target"], self.block, corpus
-            )
+            self._through[name] = brought(self.recipe, self.sides, self.maps, name, self.further[name])
         return self._through[name]
 
 

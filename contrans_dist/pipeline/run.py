@@ -217,12 +217,12 @@ class RunDriver:
 
     def _evaluate_one(self, name: str, settings: AnyEvaluation, given: dict[str, Vectors]) -> None:
         main = main_of(self.recipe)
-        conditions = [
-            condition.name
-            for condition in map(condition_of, settings.conditions)
-            if (condition.name in given or condition.row is not None)
-            and not (condition.several and len(given[main]) < 2)
-        ]
+        conditions = []
+        for condition in map(condition_of, settings.conditions):
+            if condition.several and len(given[main]) < 2:
+                note(f"condition {condition.name} is left out: there is one concept")
+            elif condition.name in given or condition.row is not None:
+                conditions.append(condition.name)
         steered = steering(given, conditions, seed=settings.seed, main=main)
         assess(
             self.recipe.target,

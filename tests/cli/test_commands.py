@@ -290,6 +290,7 @@ def stages(
 ) -> tuple[Path, dict[str, dict[str, Any]]]:
     """harvest, refine, fit, transplant, evaluate by their own commands; what each printed as JSON."""
     settings, out = load_recipe(recipe), tmp_path_factory.mktemp("stages")
+    assert settings.source is not None
     said: dict[str, dict[str, Any]] = {}
     for side, model in (("source", settings.source.id), ("target", settings.target.id)):
         for name, texts, more in (

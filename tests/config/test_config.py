@@ -42,6 +42,7 @@ def refusal(folder: Path, content: Any, *overrides: str) -> str:
 
 def test_a_good_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, GOOD))
+    assert recipe.source is not None
     assert (recipe.source.id, recipe.source.dtype, recipe.target.dtype) == ("org/weak", None, "float16")
     assert (recipe.map.protocol, recipe.blocks, recipe.concepts.position) == ("default", "depth", "last")
     assert load_recipe(written(tmp_path, recipe.model_dump(mode="json"))) == recipe
@@ -182,6 +183,8 @@ def test_overrides_reach_every_level(tmp_path: Path) -> None:
     assert (recipe.name, recipe.map.protocol, recipe.target.dtype) == ("other", "paper", None)
     assert recipe.evaluations["emotions"].strengths == (0.0, 2.5)
     assert recipe.evaluations["more"].texts == "more.jsonl"
+    assert recipe.source is not None
+    assert recipe.corpus is not None
     assert (recipe.source.id, recipe.source.dtype) == ("org/new", "bfloat16")
     assert recipe.corpus.texts == "s3://bucket/a=b.txt"
 

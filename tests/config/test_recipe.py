@@ -37,6 +37,8 @@ def test_overrides_reach_nested_keys(path: Path) -> None:
             "cluster.actors=2",
         ],
     )
+    assert recipe.source is not None
+    assert recipe.corpus is not None
     assert (recipe.source.id, recipe.source.dtype, recipe.target.id) == ("c", "bfloat16", "b")
     assert (recipe.corpus.texts, recipe.corpus.words) == ("corpus.jsonl", ("very", "so"))
     assert (recipe.map.blocks, recipe.map.protocol) == ("best", "default")
@@ -103,6 +105,7 @@ def test_runs_are_the_recipe_with_their_changes(path: Path) -> None:
 def test_small_takes_the_place_of_what_it_names(path: Path) -> None:
     path.write_text(SEVERAL)
     recipe = load_recipe(path, small=True)
+    assert recipe.source is not None
     assert (recipe.source.id, recipe.target.id, recipe.runs) == ("demo:source", "b", {})
     assert list(runs_of(recipe)) == ["all"]
     path.write_text(MINIMAL)

@@ -415,13 +415,13 @@ def test_a_run_harvests_what_was_appended_to_its_corpus(
     whole = [f"{line} went to the park to play there" for line in LINES]
     for n in (OLD, NEW):
         write(texts, n, text=whole[:n])
-        sides, _ = RunDriver(recipe, Location.parse(out), RecipeTexts(recipe, tmp_path))._harvest()
+        sets = RunDriver(recipe, Location.parse(out), RecipeTexts(recipe, tmp_path))._harvest()
     assert "4 texts appended to the 5 it is of" in capsys.readouterr().err
-    for side in (sides.corpus_source, sides.corpus_target):
+    for side in (sets["corpus-source"], sets["corpus-target"]):
         assert [entry.rows for entry in side.manifest.shards] == [OLD, NEW - OLD]
         cut = side.read_columns(["text"]).column("text").to_pylist()
         assert all(line.startswith(text) for line, text in zip(whole[:NEW], cut, strict=True))
-    found = np.stack([sides.corpus_target.read_block(1)], axis=1)
+    found = np.stack([sets["corpus-target"].read_block(1)], axis=1)
     wanted = by_transformers(Path(model), cut)[0][:, 1:]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 from contrans_dist import demo
 from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import load_recipe, runs_of
+from contrans_dist.evaluation.conditions import systems_of
+from contrans_dist.pipeline.inputs import harvested
 from contrans_dist.pipeline.runs import run_recipe
 from contrans_dist.report import write_report
 from contrans_dist.store.location import Location
@@ -278,6 +280,18 @@ def test_one_concept_has_no_other(recipe: Path, content: dict[str, Any]) -> None
     texts = json.dumps({"fear": content["concepts"]["texts"]["fear"]})
     alone = load_recipe(recipe, [f"concepts.texts={texts}"])
     assert alone.evaluations["emotions"].conditions == ("self-align", "random")
+
+
+def test_the_instruct_model_is_a_baseline_and_gives_no_vector(recipe: Path) -> None:
+    conditions = "evaluations.emotions.conditions=[self-align, align-training, inst-align]"
+    instruction = "evaluations.emotions.instruction=Be happy."
+    whole = load_recipe(recipe, ["target_instruct=demo:source", conditions, instruction])
+    assert [(harvest.name, harvest.reads) for harvest in harvested(whole)] == [("target", ("contrast",))]
+    systems = systems_of(whole, whole.evaluations["emotions"])
+    assert [(system.name, system.model.id) for system in systems] == [
+        ("align-training", "demo:source"),
+        ("inst-align", "demo:target"),
+    ]
 
 
 def test_several_runs_and_a_concept_alone_in_one_of_them(

@@ -289,12 +289,12 @@ def test_choices_are_tried_and_then_scored_at_one_strength(tmp_path: Path, model
     assert (stages["tokens of seen"].texts, stages["tokens of seen"].cost.logits) == (5 * 3, 5 * 3 * 2)
     # Without validation items on contrast prompts, each side of a concept once more by the model as it is.
     unseen = _content(tmp_path, models, map={"blocks": "best"})
-    tried = _stages(tmp_path, unseen)["choose blocks"]
-    once, known = tried.cost.passes[0, 8], tried.cost.passes[0, None]
-    assert tried.cost.passes == {(0, 8): once, (0, None): known, (8, None): once * (1 + 1)} | {
+    on_contrast = _stages(tmp_path, unseen)["choose blocks"]
+    once, known = on_contrast.cost.passes[0, 8], on_contrast.cost.passes[0, None]
+    assert on_contrast.cost.passes == {(0, 8): once, (0, None): known, (8, None): once * (1 + 1)} | {
         (above, None): once for above in range(4, 8)
     }
-    assert (tried.texts, tried.tasks) == (3 * 12, 3)
+    assert (on_contrast.texts, on_contrast.tasks) == (3 * 12, 3)
     by_r2 = _content(tmp_path, models, map={"blocks": "r2"})
     assert "choose blocks" not in _stages(tmp_path, by_r2)
     depth = _content(tmp_path, models, evaluations={"seen": evaluation}, map={"protocol": "paper"})

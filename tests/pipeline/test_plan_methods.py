@@ -99,8 +99,8 @@ def asked_of(kind: str, folder: Path) -> tuple[Any, list[Any]]:
     elif kind == "contrast":
         table = read_texts(scenes(folder / "c.jsonl", 30))
         capture = CaptureSettings(template="Scene: {text}\nIt is")
-        benchmark = ContrastBenchmark.of(ContrastEvaluation(texts="c"), table, capture, "c")
-        return benchmark, [item for item in benchmark.items() if item.concept == CONCEPTS[0]]
+        contrast = ContrastBenchmark.of(ContrastEvaluation(texts="c"), table, capture, "c")
+        return contrast, [item for item in contrast.items() if item.concept == CONCEPTS[0]]
     else:
         return HarnessBenchmark(HarnessEvaluation(tasks=("t",))), documents()
     benchmark = load_benchmark(settings)
