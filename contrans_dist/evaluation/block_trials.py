@@ -20,7 +20,7 @@ from contrans_dist.store.results import SearchFile, Trial
 
 _LEAST_GAIN = 0.05
 """On contrast prompts, in nats: below it, what is tried differs by chance."""
-_PARTS_OF_NORM = (0.05, 0.1, 0.2, 0.4, 0.8)
+_PARTS_OF_NORM = (0.05, 0.1, 0.2, 0.4)
 """Strengths that are tried where nothing names any: of the median vector, as parts of the residual norm."""
 
 

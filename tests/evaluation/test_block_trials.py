@@ -99,7 +99,7 @@ def test_reduce_tries_the_model_that_was_harvested(
     assert chosen.tried_on == "contrast prompts"
     assert list(chosen.chosen) == json.loads(ended.out)["blocks"]
     strengths = sorted({tried.strength for tried in chosen.candidates})
-    assert strengths[-1] == pytest.approx(16 * strengths[0], rel=0.1)
+    assert strengths[-1] == pytest.approx(8 * strengths[0], rel=0.1)
 
 
 @pytest.mark.parametrize("other", ["missing", "weights"])
