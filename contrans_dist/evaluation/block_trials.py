@@ -27,7 +27,7 @@ _MOST_TOKENS = 300
 """Of the text whose perplexity is the budget: the ratio to the base is known to some per cent by then."""
 _LEAST_GAIN = 0.05
 """On contrast prompts, in nats: below it, what is tried differs by chance."""
-_PARTS_OF_NORM = (0.15, 0.3, 0.6, 1.2)
+_PARTS_OF_NORM = (0.05, 0.1, 0.2, 0.4)
 """Strengths that are tried where nothing names any: of the median vector, as parts of the residual norm."""
 
 
