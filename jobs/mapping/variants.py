@@ -11,7 +11,7 @@ from contrans_dist.mapping.fit import SourceRows
 from contrans_dist.mapping.heldout import split_of
 from contrans_dist.mapping.map_set import MapSet, Pair
 from contrans_dist.models import matched_depth
-from mapping.world import Corpus, World
+from mapping.world import Corpus, Trial, World
 
 STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -104,10 +104,8 @@ def measured(world: World, corpus: Corpus, variant: Variant, seed: int, pair: Pa
     carried = {concept: maps.carry(vector, variant.norm) for concept, vector in world.vectors.items()}
     rows = {concept: vector.at(chosen[1]) for concept, vector in carried.items()}
     shuffled = {concept: np.asarray(vector.shuffled_map)[chosen[1]] for concept, vector in carried.items()}
-    scored = [
-        float(world.accuracy(world.evaluation, vectors, chosen[1], [strength], random)[0])
-        for vectors, random in ((rows, False), (rows, True), (shuffled, False))
-    ]
+    trials = [Trial(rows, strength), Trial(rows, strength, random=True), Trial(shuffled, strength)]
+    scored = world.accuracies(world.evaluation, chosen[1], trials).tolist()
     cosines = [ct.cosine(row, world.own[concept].at(chosen[1])) for concept, row in rows.items()]
     r2 = maps.maps[chosen].r2_test
     return Result(chosen, strength, float("nan") if r2 is None else r2, float(np.mean(cosines)), *scored)
