@@ -38,7 +38,7 @@ from mapping.variants import (
     measured,
     reached,
 )
-from mapping.ways import compare
+from mapping.ways import WAYS, compare
 from mapping.world import Corpus, Files, World
 from speed.machine import processor
 
@@ -68,6 +68,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--corpora", nargs="*", choices=KINDS, help="compare ways to fit on these corpora")
     parser.add_argument("--other", help="texts of another world than the models'")
     parser.add_argument("--pair", type=_pair, help="source and target block for --corpora, such as 1:4")
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), choices=WAYS, help="centre,regularise,source_blocks of each"
+    )
     options = parser.parse_args()
     if options.corpora is not None and options.pair is None:
         parser.error("--corpora: expected --pair SOURCE:TARGET")
@@ -186,7 +189,7 @@ def _compare(world: World, options: argparse.Namespace) -> None:
         for kind in KINDS
         if (kind != "after" or world.files.words) and (not kind.startswith("other") or world.files.other)
     ]
-    compare(world, kinds, options.pair, options.seeds, options.items)
+    compare(world, kinds, options.pair, options.seeds, options.items, [WAYS[way] for way in options.ways])
 
 
 def _finished(started: float) -> None:

@@ -1,5 +1,6 @@
 """Ways to fit a map at one pair of blocks, over many corpora: each one's mean and its worst case."""
 
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -7,38 +8,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contrans_dist.config.map_options import Centre, Regularise
+from contrans_dist.config.map_options import SOURCE_BLOCKS, MapOptions
 from contrans_dist.mapping.map_set import Pair
 from mapping.corpora import DRAWN, KINDS, TOLD, Texts
-from mapping.variants import BEST, STRENGTHS, Result, Variant, measured
+from mapping.variants import BEST, STRENGTHS, Result, Variant, drawn_split, measured_at
 from mapping.world import Corpus, World
 
 Outcomes = dict[str, list[Result]]
 """By corpus, a result a draw."""
 
 
-def _way(centre: Centre, regularise: Regularise, count: int) -> Variant:
-    name = f"centre {str(centre).lower()}, {'ridge' if regularise == 'ridge' else 'no ridge'}, {count} block"
-    return BEST.but(
-        f"{name}{'s' if count > 1 else ''}", centre=centre, regularise=regularise, source_blocks=count
-    )
+def _way(centre: str, regularise: str, count: str) -> Variant:
+    words = [f"centre {centre}", "ridge" if regularise == "ridge" else "no ridge"]
+    name = ", ".join([*words, "1 block" if count == "1" else f"{count} blocks"])
+    centring = {"true": True, "false": False}.get(centre, centre)
+    options = {"centre": centring, "regularise": regularise, "source_blocks": int(count)}
+    if options == {"centre": _DEFAULT.centring(True), "regularise": "ridge", "source_blocks": SOURCE_BLOCKS}:
+        name = f"**{name} (the default)**"
+    if options == {"centre": False, "regularise": "none", "source_blocks": 1}:
+        name = f"{name} (plain least squares)"
+    return BEST.but(name, **options)
 
 
-WAYS = [
-    _way(centre, regularise, count)
-    for centre in ("token", True, False)
-    for regularise in ("ridge", "none")
-    for count in (2, 1)
-]
-
-
-def _label(way: Variant) -> str:
-    options = way.options
-    if (options.centre, options.regularise, options.source_blocks) == ("token", "ridge", 2):
-        return f"**{way.name} (the default)**"
-    if (options.centre, options.regularise, options.source_blocks) == (False, "none", 1):
-        return f"{way.name} (plain least squares)"
-    return way.name
+_DEFAULT = MapOptions()
+WAYS = {
+    ",".join(options): _way(*options)
+    for options in itertools.product(("token", "true", "false"), ("ridge", "none"), ("2", "1"))
+}
+"""By the values of centre, regularise and source_blocks."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def _spread(values: list[float]) -> str:
 
 
 def compare(
-    world: World, kinds: Sequence[str], pair: Pair, seeds: int, items: int, ways: Sequence[Variant] = WAYS
+    world: World, kinds: Sequence[str], pair: Pair, seeds: int, items: int, ways: Sequence[Variant]
 ) -> None:
     """Print the yardsticks and the table: each way on each corpus, `seeds` draws of each.
 
@@ -126,28 +123,32 @@ def compare(
     counts = ", ".join(f"{TOLD[kind]} {len(draws[0][0]):,}" for kind, draws in texts.items())
     print(f"Texts: {counts}.")
     print(_yardsticks(world, pair[1]), flush=True)
-    reached: dict[str, Outcomes] = {_label(way): {} for way in ways}
+    reached: dict[str, Outcomes] = {way.name: {} for way in ways}
     for kind, draws in texts.items():
         started = time.monotonic()
-        corpora = [_captured(world, draw, pair, min(way.options.blocks_below(pair[0])[0] for way in ways)
-                             ) for draw in draws]  # fmt: skip
+        corpora = [_captured(world, draw, pair, ways) for draw in draws]
         captured = time.monotonic() - started
-        for way in ways:
-            reached[_label(way)][kind] = [
-                measured(world, corpora[seed % len(corpora)], way, seed, pair) for seed in range(seeds)
-            ]
-            told = [
-                f"{r.accuracy:.2f} at {r.strength:g}, random {r.random:.2f}, shuffled {r.shuffled:.2f}"
-                for r in reached[_label(way)][kind]
-            ]
-            print(f"{kind}, {way.name}: {'; '.join(told)}", file=sys.stderr, flush=True)
+        for seed in range(seeds):
+            corpus = corpora[seed % len(corpora)]
+            results = measured_at(world, corpus, ways, drawn_split(corpus, seed), pair)
+            for way, result in zip(ways, results, strict=True):
+                reached[way.name].setdefault(kind, []).append(result)
+                _progress(kind, seed, way, result)
         took = time.monotonic() - started
         print(f"{kind}: {took:.0f} s, {captured:.0f} of them harvest", file=sys.stderr, flush=True)
     print(f"\n{table(reached)}")
 
 
-def _captured(world: World, texts: Texts, pair: Pair, lowest: int) -> Corpus:
-    return world.captured(*texts, range(lowest, pair[0] + 1), [pair[1]])
+def _captured(world: World, texts: Texts, pair: Pair, ways: Sequence[Variant]) -> Corpus:
+    """The rows of the blocks that these ways read."""
+    read = sorted({block for way in ways for block in way.options.blocks_below(pair[0])})
+    return world.captured(*texts, read, [pair[1]])
+
+
+def _progress(kind: str, seed: int, way: Variant, result: Result) -> None:
+    told = f"{result.accuracy:.3f} at {result.strength:g} (R2 {result.r2:.2f}, cosine {result.cosine:.2f})"
+    controls = f"random {result.random:.3f}, shuffled {result.shuffled:.3f}"
+    print(f"{kind} {seed}, {way.name}: {told}, {controls}", file=sys.stderr, flush=True)
 
 
 def _yardsticks(world: World, block: int) -> str:
