@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from contrans_dist.benchmarks.scenarios import Item
 from contrans_dist.config.map_options import SOURCE_BLOCKS, MapOptions
 from contrans_dist.mapping.map_set import Pair
 from mapping.corpora import DRAWN, KINDS, TOLD, Texts
 from mapping.variants import BEST, STRENGTHS, Result, Variant, drawn_split, measured_at
 from mapping.world import Corpus, World
 
+_MOST_SCORED = 240
 Outcomes = dict[str, list[Result]]
 """By corpus, a result a draw."""
 
@@ -109,13 +111,11 @@ def compare(
         kind: [KINDS[kind](world.files, seed) for seed in range(seeds if kind in DRAWN else 1)]
         for kind in kinds
     }
-    world.evaluation = world.every_negative(world.files.evaluation)
+    world.evaluation = _thinned(world.every_negative(world.files.evaluation), _MOST_SCORED)
     scenarios, seen = world.leave_out_seen(
         text for draws in texts.values() for draw in draws for text in draw[0]
     )
-    world.validation = [
-        world.validation[int(i)] for i in np.linspace(0, len(world.validation) - 1, items).round()
-    ] if items < len(world.validation) else world.validation  # fmt: skip
+    world.validation = _thinned(world.validation, items)
     print(
         f"{scenarios} scenarios, {seen} of them left out: one of the texts shares a sentence. "
         f"{len(world.evaluation)} scored items, {len(world.validation)} to choose the strength on."
@@ -137,6 +137,11 @@ def compare(
         took = time.monotonic() - started
         print(f"{kind}: {took:.0f} s, {captured:.0f} of them harvest", file=sys.stderr, flush=True)
     print(f"\n{table(reached)}")
+
+
+def _thinned(items: list[Item], most: int) -> list[Item]:
+    """At most so many, evenly over all."""
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, min(most, len(items))).round()]
 
 
 def _captured(world: World, texts: Texts, pair: Pair, ways: Sequence[Variant]) -> Corpus:
