@@ -13,14 +13,18 @@ standard deviation. Runs in this process, without Ray.
 `--rows 60 150 400` instead: what few rows carry over, at matched depth, with and without some of the options.
 `--pairs 8 14 20` instead: R2, cosine to the target's own vectors and Token Acc of every source block with
 these target blocks, on `--items` validation items.
+`--corpora random sentence other` instead (without names, all there are): every way to fit, at the blocks of
+`--pair`, on each of these corpora, with its mean over them and its worst case; `--other` names the texts of
+another world.
 """
 
 import argparse
-import platform
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
+from mapping.corpora import KINDS
 from mapping.few import rare, thinned
 from mapping.pairs import pairs_table
 from mapping.variants import (
@@ -34,7 +38,9 @@ from mapping.variants import (
     measured,
     reached,
 )
+from mapping.ways import WAYS, compare
 from mapping.world import Corpus, Files, World
+from speed.machine import processor
 
 HEADER = (
     "| map | blocks | strength | R2 | cosine to own | Token Acc | random | shuffled map |\n"
@@ -58,13 +64,29 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", choices=("added", "removed", "cuts"), help="one part of the table")
     parser.add_argument("--rows", nargs="+", type=int, help="so many fit rows, and all of them")
     parser.add_argument("--pairs", nargs="+", type=int, help="target blocks that are compared")
-    parser.add_argument("--items", type=int, default=96, help="validation items for --pairs")
-    return parser.parse_args()
+    parser.add_argument("--items", type=int, default=96, help="validation items for --pairs and --corpora")
+    parser.add_argument("--corpora", nargs="*", choices=KINDS, help="compare ways to fit on these corpora")
+    parser.add_argument("--other", help="texts of another world than the models'")
+    parser.add_argument("--pair", type=_pair, help="source and target block for --corpora, such as 1:4")
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), choices=WAYS, help="centre,regularise,source_blocks of each"
+    )
+    options = parser.parse_args()
+    if options.corpora is not None and options.pair is None:
+        parser.error("--corpora: expected --pair SOURCE:TARGET")
+    return options
+
+
+def _pair(text: str) -> tuple[int, int]:
+    """ValueError, which argparse tells, for what is no pair."""
+    source, target = text.split(":")
+    return int(source), int(target)
 
 
 def _files(options: argparse.Namespace) -> Files:
     if options.demo:
-        return Files.bundled()
+        files = Files.bundled()
+        return replace(files, limit=options.limit or files.limit)
     wanted = ("source", "target", "corpus", "contrast", "validation", "scenarios", "template")
     missing = [f"--{name}" for name in wanted if getattr(options, name) is None]
     if missing:
@@ -81,6 +103,7 @@ def _files(options: argparse.Namespace) -> Files:
         corpus_source_template=options.corpus_source_template,
         words=tuple(options.words),
         limit=options.limit,
+        other=options.other,
     )
 
 
@@ -160,16 +183,35 @@ def _own(world: World) -> None:
     )
 
 
+def _compare(world: World, options: argparse.Namespace) -> None:
+    kinds = options.corpora or [
+        kind
+        for kind in KINDS
+        if (kind != "after" or world.files.words) and (not kind.startswith("other") or world.files.other)
+    ]
+    compare(world, kinds, options.pair, options.seeds, options.items, [WAYS[way] for way in options.ways])
+
+
+def _finished(started: float) -> None:
+    print(f"\n{time.monotonic() - started:.0f} s on {processor()}")
+
+
 def main() -> int:
     options = _options()
     started = time.monotonic()
     world = World(_files(options))
+    if options.corpora is not None:
+        _compare(world, options)
+        _finished(started)
+        return 0
     parts = {options.only} if options.only else {"added", "removed", "cuts"}
     if options.rows or options.pairs:
         parts = {"pairs"} if options.pairs else {"few"}
     # With few rows, one cut of the texts: what is drawn anew is the rows.
     corpora = _corpora(world, 1 if parts & {"few", "pairs"} else options.seeds, parts)
-    scenarios, seen = world.leave_out_seen([corpus for cuts in corpora.values() for corpus in cuts])
+    scenarios, seen = world.leave_out_seen(
+        text for cuts in corpora.values() for corpus in cuts for text in corpus.texts
+    )
     print(
         f"{scenarios} different scenarios, {seen} of them left out: the texts behind a map share a sentence."
     )
@@ -188,7 +230,7 @@ def main() -> int:
         if part in parts:
             print(f"\n{part}\n")
             _table(world, corpora, variants, options.seeds)
-    print(f"\n{time.monotonic() - started:.0f} s on {platform.processor() or platform.machine()}")
+    _finished(started)
     return 0
 
 

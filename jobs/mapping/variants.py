@@ -1,5 +1,6 @@
 """The ways to fit a map that are compared, and what one of them reaches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from contrans_dist.mapping.fit import SourceRows
 from contrans_dist.mapping.heldout import split_of
 from contrans_dist.mapping.map_set import MapSet, Pair
 from contrans_dist.models import matched_depth
-from mapping.world import Corpus, World
+from mapping.world import Corpus, Trial, World
 
 STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -94,23 +95,51 @@ class Result:
 def measured(world: World, corpus: Corpus, variant: Variant, seed: int, pair: Pair | None) -> Result:
     """Fit, choose the strength (and, without a pair, the blocks) on validation, and score what was held out.
 
-    `seed` draws which texts are fitted on; 0 is the split that every fit of the package takes.
+    `seed` draws which texts are fitted on.
     """
-    split = split_of(corpus.origins if seed == 0 else [f"{seed} {origin}" for origin in corpus.origins])
-    pairs = [pair] if pair else _pairs(world, variant)
-    tried = [(_validated(world, corpus, variant, split, candidate), candidate) for candidate in pairs]
-    (_, strength), chosen = max(tried, key=lambda candidate: candidate[0][0])
-    maps = fitted(world, corpus, variant, split, chosen, shuffled=True)
-    carried = {concept: maps.carry(vector, variant.norm) for concept, vector in world.vectors.items()}
-    rows = {concept: vector.at(chosen[1]) for concept, vector in carried.items()}
-    shuffled = {concept: np.asarray(vector.shuffled_map)[chosen[1]] for concept, vector in carried.items()}
-    scored = [
-        float(world.accuracy(world.evaluation, vectors, chosen[1], [strength], random)[0])
-        for vectors, random in ((rows, False), (rows, True), (shuffled, False))
+    split, pairs = drawn_split(corpus, seed), [pair] if pair else _pairs(world, variant)
+    chosen = pairs[0]
+    if len(pairs) > 1:
+        chosen = max(pairs, key=lambda tried: _validated(world, corpus, variant, split, tried)[0])
+    return measured_at(world, corpus, [variant], split, chosen)[0]
+
+
+def drawn_split(corpus: Corpus, seed: int) -> np.ndarray:
+    """The part of the fit that each row belongs to; seed 0 is the one that every fit of the package takes."""
+    return split_of(corpus.origins if seed == 0 else [f"{seed} {origin}" for origin in corpus.origins])
+
+
+def measured_at(
+    world: World, corpus: Corpus, variants: Sequence[Variant], split: np.ndarray, pair: Pair
+) -> list[Result]:
+    """`measured` for several ways to fit at one pair of blocks, which share the passes of the model."""
+    block = pair[1]
+    maps = [fitted(world, corpus, variant, split, pair, shuffled=True) for variant in variants]
+    vectors = [
+        {concept: way.carry(vector, variant.norm) for concept, vector in world.vectors.items()}
+        for way, variant in zip(maps, variants, strict=True)
     ]
-    cosines = [ct.cosine(row, world.own[concept].at(chosen[1])) for concept, row in rows.items()]
-    r2 = maps.maps[chosen].r2_test
-    return Result(chosen, strength, float("nan") if r2 is None else r2, float(np.mean(cosines)), *scored)
+    rows = [{concept: vector.at(block) for concept, vector in way.items()} for way in vectors]
+    shuffled = [
+        {concept: np.asarray(vector.shuffled_map)[block] for concept, vector in way.items()}
+        for way in vectors
+    ]
+    tried = world.accuracies(
+        world.validation, block, [Trial(way, strength) for way in rows for strength in STRENGTHS]
+    )
+    strengths = [STRENGTHS[i] for i in tried.reshape(len(variants), -1).argmax(axis=1)]
+    trials = [
+        trial
+        for way, control, strength in zip(rows, shuffled, strengths, strict=True)
+        for trial in (Trial(way, strength), Trial(way, strength, random=True), Trial(control, strength))
+    ]
+    scored = world.accuracies(world.evaluation, block, trials).reshape(len(variants), -1).tolist()
+    cosines = [[ct.cosine(row, world.own[concept].at(block)) for concept, row in way.items()] for way in rows]
+    r2 = [way.maps[pair].r2_test for way in maps]
+    return [
+        Result(pair, strength, np.nan if r2 is None else r2, float(np.mean(near)), *reached)
+        for strength, r2, near, reached in zip(strengths, r2, cosines, scored, strict=True)
+    ]
 
 
 def reached(world: World, corpus: Corpus, variant: Variant, split: np.ndarray) -> float:

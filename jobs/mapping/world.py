@@ -1,7 +1,7 @@
 """Two models, their texts, the rows captured on them, and a vector's score on unseen scenarios."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ class Files:
     corpus_source_template: str = "{text}"
     words: tuple[str, ...] = ()
     limit: int | None = None
+    other: str | None = None
+    """Texts of another world than the models'."""
 
     @classmethod
     def bundled(cls) -> "Files":
@@ -54,6 +56,7 @@ class Files:
             template=demo.TEMPLATE,
             source_template=demo.TEMPLATE,
             limit=4000,
+            other=str(folder / "family-corpus.jsonl"),
         )
 
 
@@ -66,6 +69,22 @@ class Corpus:
     source: dict[int, np.ndarray]
     target: dict[int, np.ndarray]
     tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Each concept's row times a strength, or a random direction of its norm for every item."""
+
+    rows: dict[str, np.ndarray]
+    strength: float
+    random: bool = False
+
+    def added(self, items: Sequence[Item]) -> np.ndarray:
+        """What is added to each item's last token: [items, d]."""
+        rows = [self.rows[item.concept] for item in items]
+        if self.random:
+            rows = [_random(row, item) for row, item in zip(rows, items, strict=True)]
+        return np.stack(rows)
 
 
 class World:
@@ -100,18 +119,40 @@ class World:
         items = EmotionBenchmark.load(EmotionEvaluation(texts=path, template=self.files.template)).items()
         return [item for item in items if item.kind == "negative"]
 
+    def every_negative(self, path: str) -> list[Item]:
+        """Every scenario with every concept that it is not about; the evaluation draws one of each."""
+        return [
+            Item(f"{concept}/negative/{row}", concept, "negative", scenario["text"], self._prompt(scenario))
+            for row, scenario in enumerate(read_texts(path).to_pylist())
+            for concept in self.concepts
+            if concept != scenario["concept"]
+        ]
+
+    def _prompt(self, scenario: dict[str, str]) -> str:
+        return self.files.template.format(**scenario)
+
     def corpus(self, cut: Cut, per_text: int = 1, seed: int = 42, limit: int | None = None) -> Corpus:
         """The corpus, cut and captured at every block of both models."""
         files = self.files
         limit = limit or files.limit
         table = prepare_corpus(read_texts(files.corpus), cut, per_text, seed, limit, files.words)
-        texts = table.column("text").to_pylist()
-        x = ct.capture(self.source, [files.corpus_source_template.format(text=text) for text in texts])
-        y = ct.capture(self.target, texts)
-        origins = [str(origin) for origin in table.column("source_row").to_pylist()]
+        texts, origins = (table.column(name).to_pylist() for name in ("text", "source_row"))
+        return self.captured(texts, [str(origin) for origin in origins])
+
+    def captured(
+        self,
+        texts: list[str],
+        origins: list[str],
+        source_blocks: Sequence[int] | None = None,
+        target_blocks: Sequence[int] | None = None,
+    ) -> Corpus:
+        """The rows of texts as they are, of these blocks or all."""
+        told = [self.files.corpus_source_template.format(text=text) for text in texts]
+        x = ct.capture(self.source, told, source_blocks)
+        y = ct.capture(self.target, texts, target_blocks)
         return Corpus(texts, origins, dict(x), dict(y), y.token_ids)
 
-    def leave_out_seen(self, corpora: Sequence[Corpus]) -> tuple[int, int]:
+    def leave_out_seen(self, texts: Iterable[str]) -> tuple[int, int]:
         """Score no scenario that shares a sentence with a text behind the vectors, the choices or the maps.
 
         Returns how many scenarios there were, and how many of them are left out.
@@ -119,7 +160,7 @@ class World:
         made = unit_hashes(
             [row["text"] for row in self.contrast] + [item.scenario for item in self.validation]
         )
-        corpus = unit_hashes(text for each in corpora for text in each.texts)
+        corpus = unit_hashes(texts)
         scenarios = list(dict.fromkeys(item.scenario for item in self.evaluation))
         leaks = {scenario: leak_report([scenario], made, corpus) for scenario in scenarios}
         seen = {s for s, leak in leaks.items() if leak["overlap_vector"] or leak["overlap_map"]}
@@ -142,6 +183,10 @@ class World:
 
         random: by a direction of the row's norm that is drawn anew for every item.
         """
+        return self.accuracies(items, block, [Trial(rows, strength, random) for strength in strengths])
+
+    def accuracies(self, items: list[Item], block: int, trials: Sequence[Trial]) -> np.ndarray:
+        """Token Acc [trials]; the blocks below the steered one are run once for all of them."""
         if id(items) not in self._cues:
             per_item = cues(self.target, [item.prompt for item in items], self.concepts)
             names = [
@@ -149,10 +194,9 @@ class World:
             ]
             self._cues[id(items)] = [cue.context for cue in per_item], np.array(names)
         contexts, wanted = self._cues[id(items)]
-        added = np.stack([rows[item.concept] for item in items])
-        if random:
-            added = np.stack([_random(rows[item.concept], item) for item in items])
-        steered = [Intervention("vector", {block: added}, float(strength)) for strength in strengths]
+        steered = [
+            Intervention("vector", {block: trial.added(items)}, float(trial.strength)) for trial in trials
+        ]
         got = next_token(self.target, contexts, steered, watch=wanted[:, None])
         return np.asarray((got.argmax == wanted).mean(axis=1))
 

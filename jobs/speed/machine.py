@@ -54,7 +54,8 @@ def _disk_rate(folder: Path) -> float:
     return _READ / seconds
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, where the system tells."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
@@ -70,7 +71,7 @@ def _version(name: str) -> str:
 def machine(bench: Bench) -> dict[str, Any]:
     """Processor, versions, command and date, and the ceilings: measured, not looked up."""
     about: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if bench.is_gpu else _processor(),
+        "device": torch.cuda.get_device_name() if bench.is_gpu else processor(),
         "cores": torch.get_num_threads(),
         "python": platform.python_version(),
         **{
