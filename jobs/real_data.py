@@ -46,8 +46,11 @@ def emotions(data: Path, out: Path) -> None:
 
 def behaviours(data: Path, out: Path) -> None:
     """CAA's `generate/<behaviour>`: `contrast/<behaviour>.json`, and questions to choose on in
-    `validation/<behaviour>/test_dataset_ab.json`. Each position of the matching answer has its half. Questions
-    that share a sentence with one of a `test` set are left out: 3 in 4 of sycophancy's, 1 in 5 on the whole."""
+    `validation/<behaviour>/test_dataset_ab.json`. Each position of the matching answer has its half.
+
+    Questions that share a sentence with one of a `test` set are left out: 785 of 1,000 of sycophancy's, 1,131
+    of all 4,911.
+    """
     scored = [
         stem(question["question"])
         for behaviour in BEHAVIOURS
