@@ -21,6 +21,7 @@ from contrans_dist.report import write_report
 from contrans_dist.store.location import Location
 from tests import commands
 from tests.commands import Ended
+from tests.runfolder import write_map
 from tests.sets import write_lines
 
 Contrans = Callable[..., Ended]
@@ -282,6 +283,17 @@ def test_one_concept_has_no_other(recipe: Path, content: dict[str, Any]) -> None
     assert alone.evaluations["emotions"].conditions == ("self-align", "random")
 
 
+def test_one_of_several_runs_may_be_of_the_targets_own_vectors(recipe: Path) -> None:
+    own = {
+        "source": None, "corpus": None, "map": {"blocks": 4},
+        "evaluations.emotions.conditions": ["self-align", "random"],
+    }  # fmt: skip
+    changes = ["source=demo:source", "corpus={texts: c.jsonl}", "map={norm: keep}"]
+    runs = runs_of(load_recipe(recipe, [*changes, f"runs={json.dumps({'moved': {}, 'own': own})}"]))
+    assert [(run.source is None, run.blocks) for run in runs.values()] == [(False, "best"), (True, "4")]
+    assert runs["moved"].evaluations["emotions"].conditions[0] == "vector"
+
+
 def test_the_instruct_model_is_a_baseline_and_gives_no_vector(recipe: Path) -> None:
     conditions = "evaluations.emotions.conditions=[self-align, align-training, inst-align]"
     instruction = "evaluations.emotions.instruction=Be happy."
@@ -341,3 +353,13 @@ def test_a_choice_of_another_form_is_told_and_costs_no_page(run: Path, tmp_path:
     (out / "selection/selection.json").write_text('{"chosen": -1}')
     write_report(Location.parse(out))
     assert "selection/selection.json: " in (out / "report.html").read_text()
+
+
+def test_a_map_that_an_earlier_run_left_is_not_shown(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "earlier"
+    shutil.copytree(run, out)
+    write_report(Location.parse(out))
+    before = (out / "report.html").read_text()
+    write_map(out / "maps/corpus.safetensors", ("fear",), "demo:source", "demo:target")
+    write_report(Location.parse(out))
+    assert (out / "report.html").read_text() == before

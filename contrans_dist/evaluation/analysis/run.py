@@ -73,7 +73,9 @@ def read_run(location: Location) -> Run:
             harvests[name] = ActivationSet.open(_from(location, folder))
         except UserError as error:
             problems.append(str(error))
-    files = [name for name in (location / "maps").names() if name.endswith(".safetensors")]
+    # Without a source they are what an earlier run has left.
+    there = () if run.recipe.without_source else (location / "maps").names()
+    files = [name for name in there if name.endswith(".safetensors")]
     maps = []
     for name in files:
         try:
