@@ -16,6 +16,7 @@ from contrans_dist.evaluation.block_trials import (
     few_strengths,
     on_contrast,
     selected,
+    vectors_of,
 )
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.evaluation.trials import try_out
@@ -179,7 +180,7 @@ def _choose(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: Loca
     strengths = few_strengths(settings.strengths)
     if not strengths:
         raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
-    settings, steered = tried_on(settings), as_conditions(candidates, vectors["target"])
+    settings, steered = tried_on(settings), as_conditions(vectors_of(candidates), vectors["target"])
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)
     trials = try_out(

@@ -1,6 +1,6 @@
 """What is made of trials of pairs of blocks, and the trial on contrast prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from contrans_dist.store.location import Location
 from contrans_dist.store.map_file import BlockSelection, TriedPair
 from contrans_dist.store.results import SearchFile, Trial
 
-_LEAST_GAIN = 0.05
+LEAST_GAIN = 0.05
 """On contrast prompts, in nats: below it, what is tried differs by chance."""
 _PARTS_OF_NORM = (0.05, 0.1, 0.2, 0.4)
 """Strengths that are tried where nothing names any: of the median vector, as parts of the residual norm."""
@@ -35,10 +35,14 @@ def contrast_strengths(recipe: Recipe) -> tuple[float, ...]:
     return few_strengths(tuple({abs(strength) for strength in first.strengths}))
 
 
-def as_conditions(candidates: Sequence[Candidate], own: Vectors) -> Steering:
-    """Every candidate as a condition; `own` knows the texts behind them."""
-    carried = {candidate.name: candidate.carried for candidate in candidates}
-    return steering({"vector": own, **carried}, list(carried))
+def vectors_of(candidates: Sequence[Candidate]) -> dict[str, Vectors]:
+    """The vectors of each candidate, by its name."""
+    return {candidate.name: candidate.carried for candidate in candidates}
+
+
+def as_conditions(candidates: Mapping[str, Vectors], own: Vectors) -> Steering:
+    """Every candidate's vectors as a condition; `own` knows the texts behind them."""
+    return steering({"vector": own, **candidates}, list(candidates))
 
 
 def selected(trials: SearchFile, candidates: Sequence[Candidate], tried_on: str) -> BlockSelection:
@@ -80,6 +84,41 @@ def nearest(candidates: Sequence[Candidate], why: str) -> BlockSelection:
     return BlockSelection(criterion="mean cosine to the target's own vectors", tried_on="", chosen=best.pair)
 
 
+def contrast_trials(
+    model: ModelSettings,
+    candidates: Mapping[str, Vectors],
+    contrast: ActivationSet,
+    own: Vectors,
+    strengths: tuple[float, ...],
+    out: Location,
+    cluster: ClusterSettings,
+    seed: int = 0,
+    limit: int | None = None,
+) -> SearchFile:
+    """How well each candidate steers negative contrast prompts to where positive ones lead; nothing is chosen
+    yet, and a gain below `LEAST_GAIN` is none.
+
+    The vectors are made of these prompts: a block may be chosen by them, nothing is shown.
+
+    Args:
+        model: The target.
+        candidates: By name, vectors by concept, each of one block.
+        contrast: The target's activation set of the contrast texts.
+        own: The target's own vectors, by concept.
+        strengths: Those to be tried.
+        out: For the trials.
+        cluster: Where they run.
+        seed: With `limit`, what decided which texts the vectors are made from.
+        limit: Texts of each side of a concept.
+
+    Raises:
+        UserError: For a model that cannot be loaded.
+    """
+    settings = contrast_trial(contrast.location.uri, strengths, seed, limit)
+    steered = as_conditions(candidates, own)
+    return try_on_contrast(model, settings, steered, out, cluster, "choose blocks")
+
+
 def on_contrast(
     model: ModelSettings,
     candidates: Sequence[Candidate],
@@ -91,32 +130,17 @@ def on_contrast(
     seed: int = 0,
     limit: int | None = None,
 ) -> BlockSelection:
-    """The candidate that steers negative contrast prompts best to where positive ones lead; where none gets
-    anywhere, the one nearest to the target's own vectors.
+    """The pair that does best in `contrast_trials`; where none gets anywhere, the nearest.
 
-    The vectors are made of these prompts: a block is chosen by them, nothing is shown.
-
-    Args:
-        model: The target.
-        candidates: To be tried, each at a block of its own.
-        contrast: The target's activation set of the contrast texts.
-        own: The target's vectors, by concept.
-        strengths: Those to be tried; with none, nothing is.
-        out: For the trials.
-        cluster: Where they run.
-        seed: With `limit`, what decided which texts the vectors are made from.
-        limit: Texts of each side of a concept.
-
-    Raises:
-        UserError: For a model that cannot be loaded.
+    Arguments as there.
     """
     if not strengths:
         return nearest(candidates, "no strength other than 0 to try")
-    settings = contrast_trial(contrast.location.uri, strengths, seed, limit)
-    trials = try_on_contrast(model, settings, as_conditions(candidates, own), out, cluster, "choose blocks")
+    by_name = vectors_of(candidates)
+    trials = contrast_trials(model, by_name, contrast, own, strengths, out, cluster, seed, limit)
     most = max(map(trials.gain, trials.candidates))
-    if most < _LEAST_GAIN:
-        return nearest(candidates, f"contrast prompts do not tell: {trials.criterion} of {most:.3f} at most")
+    if most < LEAST_GAIN:
+        return nearest(candidates, f"contrast prompts do not tell: {trials.criterion} {most:.3f} at most")
     return selected(trials, candidates, "contrast prompts")
 
 

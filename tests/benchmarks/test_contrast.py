@@ -136,6 +136,7 @@ def test_a_step_uphill_gains_one_downhill_loses_and_a_leap_loses_too(lm: Languag
         kept = np.argsort(-(goal + rest))[:256].copy()
         (torch.from_numpy(goal[kept]).float() @ logs[kept]).backward()
     handle.remove()
+    assert offset.grad is not None
     uphill = (offset.grad / offset.grad.norm()).numpy()
     steered = [BASE, *(Intervention("vector", {BLOCK: uphill}, s) for s in (-0.05, 0.05, 1000.0))]
     benchmark = of(pairs())
