@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from contrans_dist import demo
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.evaluation.block_candidates import Candidate
 from contrans_dist.evaluation.block_trials import few_strengths, nearest, on_contrast, selected
@@ -29,8 +30,8 @@ RECIPE = {
     "name": "unseen",
     "source": "demo:source",
     "target": "demo:target",
-    "corpus": {"texts": "demo:corpus.jsonl", "limit": 500},
-    "concepts": {"texts": "demo:contrast.jsonl", "template": TEMPLATE},
+    "corpus": {"texts": "demo:corpus.jsonl", "limit": 300},
+    "concepts": {"template": TEMPLATE},
     "map": {"blocks": "best"},
     "evaluations": {
         "emotions": {
@@ -45,7 +46,11 @@ RECIPE = {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unseen")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    run_recipe(open_recipe(folder / "recipe.yaml"), Location.parse(folder / "run"))
+    demo.write_texts(folder)
+    lines = (folder / "contrast.jsonl").read_text().splitlines(keepends=True)
+    (folder / "few.jsonl").write_text("".join(lines[::3]))
+    recipe = open_recipe(folder / "recipe.yaml", [f"concepts.texts={folder / 'few.jsonl'}"])
+    run_recipe(recipe, Location.parse(folder / "run"))
     return folder / "run"
 
 
