@@ -79,7 +79,8 @@ def reduce(
     """Make the vectors of every concept in both models, fit the map, and carry the source's over.
 
     The contrast texts need a column `concept` (and `label`, or each concept is set against the others).
-    Writes `vectors/source`, `vectors/target`, `vectors/vector` (transplanted) and `maps/corpus.safetensors`.
+    Writes `vectors/source`, `vectors/target`, `vectors/vector` (transplanted) and `maps/corpus.safetensors`,
+    and with `--blocks best` what was tried, `selection/`.
     """
     from contrans_dist.config import MapSettings
     from contrans_dist.config.recipe import validated

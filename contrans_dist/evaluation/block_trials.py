@@ -64,7 +64,7 @@ class BlockTrials:
         """Why the trials do not tell which candidate is best; empty where they do."""
         most = max(map(self.trials.gain, self.trials.candidates), default=0.0)
         if self.on == CONTRAST and most < _LEAST_GAIN:
-            return f"contrast prompts do not tell: {self.trials.criterion} of {most:.3f} at most"
+            return f"contrast prompts do not tell: {self.trials.criterion} {most:.3f} at most"
         return ""
 
     def steered(self) -> list[Trial]:
@@ -103,7 +103,7 @@ def try_blocks(
     if settings is None:
         first, concepts = next(iter(recipe.evaluations.values())), recipe.concepts
         _check_strengths(contrast_strengths(recipe), first)
-        return _on_contrast(
+        return on_contrast(
             recipe.target, candidates, own, contrast, contrast_strengths(recipe), folder, recipe.cluster,
             concepts.seed, concepts.limit,
         )  # fmt: skip
@@ -125,7 +125,7 @@ def _as_conditions(candidates: Mapping[str, Vectors], own: Vectors) -> Steering:
     return steering({"vector": own, **candidates}, list(candidates))
 
 
-def _on_contrast(
+def on_contrast(
     model: ModelSettings,
     candidates: Mapping[str, Vectors],
     own: Vectors,
@@ -198,7 +198,7 @@ def choose_for_sides(
     strengths = tuple(float(f"{part / unit:.2g}") for part in _PARTS_OF_NORM)
     carried = {candidate.name: candidate.carried for candidate in candidates}
     try:
-        tried = _on_contrast(
+        tried = on_contrast(
             _harvested_model(sides.contrast_target), carried, vectors["target"], sides.contrast_target,
             strengths, out / "selection", ClusterSettings(address=address),
         )  # fmt: skip

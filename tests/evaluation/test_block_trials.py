@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import yaml
 
+from contrans_dist import demo
+from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.evaluation.block_candidates import Candidate
-from contrans_dist.evaluation.block_trials import BlockTrials, few_strengths, nearest, selected
+from contrans_dist.evaluation.block_trials import BlockTrials, few_strengths, nearest, on_contrast, selected
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.pipeline.runs import open_recipe, run_recipe
+from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import seal_of
 from contrans_dist.store.results import SearchFile, Trial
+from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.commands import Ended
 from tests.commands import run as command
 
@@ -25,8 +30,8 @@ RECIPE = {
     "name": "unseen",
     "source": "demo:source",
     "target": "demo:target",
-    "corpus": {"texts": "demo:corpus.jsonl", "limit": 500},
-    "concepts": {"texts": "demo:contrast.jsonl", "template": TEMPLATE},
+    "corpus": {"texts": "demo:corpus.jsonl", "limit": 300},
+    "concepts": {"template": TEMPLATE},
     "map": {"blocks": "best"},
     "evaluations": {
         "emotions": {
@@ -41,7 +46,11 @@ RECIPE = {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unseen")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    run_recipe(open_recipe(folder / "recipe.yaml"), Location.parse(folder / "run"))
+    demo.write_texts(folder)
+    lines = (folder / "contrast.jsonl").read_text().splitlines(keepends=True)
+    (folder / "few.jsonl").write_text("".join(lines[::3]))
+    recipe = open_recipe(folder / "recipe.yaml", [f"concepts.texts={folder / 'few.jsonl'}"])
+    run_recipe(recipe, Location.parse(folder / "run"))
     return folder / "run"
 
 
@@ -140,6 +149,28 @@ def test_the_highest_gain_wins_then_the_nearest_then_the_least_strength() -> Non
     assert chosen(base, ("0:1", 1, 0.2), ("1:2", 1, 0.1), ("1:3", 2, 0.3)) == ((1, 3), 2)
     assert chosen(base, ("0:1", 1, 0.2), ("1:2", 2, 0.2), ("1:2", 1, 0.2)) == ((1, 2), 1)
     assert nearest(candidates, "").chosen == (1, 2)
+
+
+def test_where_no_pair_gains_the_nearest_is_taken_and_that_is_told(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Vectors so short that they do nothing."""
+    states = ActivationSet.open(str(made / "activations/contrast-target"))
+    own = {path.stem: ConceptVector.load(str(path)) for path in (made / "vectors/target").iterdir()}
+    own = {vector.concept: replace(vector, values=vector.values * 1e-6) for vector in own.values()}
+    candidates = [
+        Candidate((0, block), {concept: vector.only(block) for concept, vector in own.items()}, near)
+        for block, near in ((3, 0.1), (4, 0.2))
+    ]
+    capsys.readouterr()
+    carried = {candidate.name: candidate.carried for candidate in candidates}
+    tried = on_contrast(
+        ModelSettings(id="demo:target"), carried, own, states, (1.0,), Location.parse(tmp_path),
+        ClusterSettings(),
+    )  # fmt: skip
+    chosen = selected(tried, candidates)
+    assert (chosen.chosen, chosen.tried_on, chosen.candidates) == ((0, 4), "", [])
+    assert "contrast prompts do not tell: contrast_gain 0.000 at most" in capsys.readouterr().err
 
 
 def test_of_few_strengths_the_largest_is_one() -> None:
