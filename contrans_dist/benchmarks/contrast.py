@@ -141,6 +141,8 @@ class ContrastBenchmark(Benchmark[ContrastEvaluation, ContrastPrompt]):
         if missing:
             raise UserError(f"{where}: expected contrast texts, with a column {missing[0]!r}")
         concepts = [str(c) for c in dict.fromkeys(table.column("concept").to_pylist()) if c is not None]
+        if not concepts:
+            raise UserError(f"{where}: expected contrast texts, but none has a concept")
         whole, texts = prompts(table, capture.template), table.column("text").to_pylist()
         paired = {"label", "pair_id"} <= set(table.column_names)
         pairs = table.column("pair_id").to_pylist() if paired else [None] * table.num_rows
