@@ -83,6 +83,16 @@ def test_every_text_runs_once_with_its_own_tokens(
                 assert bound is None or len(row.texts) == 1 or len(trunk) + row.length <= bound
 
 
+@settings(deadline=None, max_examples=100)
+@given(texts, st.lists(st.integers(0, 2), min_size=12, max_size=12))
+def test_only_texts_that_are_alike_share_a_row(ids: list[list[int]], alike: list[int]) -> None:
+    plan = plan_groups(ids, [len(text) - 1 for text in ids], Limits(40), alike=alike)
+    rows = [row for group in plan for batch in group.batches for row in batch]
+    assert not any(group.trunk for group in plan)
+    assert sorted(i for row in rows for i in row.texts) == list(range(len(ids)))
+    assert all(len({alike[i] for i in row.texts}) == 1 for row in rows)
+
+
 @settings(deadline=None, max_examples=200)
 @given(texts, st.integers(0, 4))
 def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> None:

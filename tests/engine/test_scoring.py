@@ -293,6 +293,31 @@ def test_answers_to_one_question_share_it(monkeypatch):
 # --- generation ---
 
 
+def test_answers_that_get_the_same_vector_share_their_question(monkeypatch):
+    lm = language_model()
+    tokens = []
+    handle = lm.blocks[-1].register_forward_pre_hook(
+        lambda _m, args, named: tokens.append((args[0] if args else named["hidden_states"])[..., 0].numel()),
+        with_kwargs=True,
+    )
+    owners = [question for question in range(4) for _ in range(5)]
+    questions = [RNG.integers(3, 290, size=40).tolist() for _ in range(4)]
+    prompts = [questions[owner] for owner in owners]
+    answers = [RNG.integers(3, 290, size=1 + i % 4).tolist() for i in range(len(prompts))]
+    of_questions = np.stack([vec(200 + question) for question in range(4)])
+    own = [Intervention("own", {1: of_questions[owners]}, strength) for strength in (0.5, 2.0)]
+    scores = continuation_logprobs(lm, prompts, answers, own, batch_tokens=400)
+    handle.remove()
+    assert sum(tokens) < 2 * 4 * 80  # not the 20 times 40 of the prompts, under either
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        for c, strength in enumerate((0.5, 2.0)):
+            alone = Intervention("alone", {1: of_questions[owners[i]]}, strength)
+            expected = plain_logits(lm, [*prompt, *answer], alone).log_softmax(-1)
+            places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            by_hand = sum(float(expected[place, token]) for place, token in zip(places, answer, strict=True))
+            assert scores.sums[c][i] == pytest.approx(by_hand, abs=1e-4)
+
+
 def greedy_by_hand(lm, prompt: list[int], intervention: Intervention, steps: int) -> str:
     ids = list(prompt)
     for _ in range(steps):

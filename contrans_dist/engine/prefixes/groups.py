@@ -51,7 +51,11 @@ class Limits:
 
 
 def plan_groups(
-    ids: Sequence[Sequence[int]], own_from: Sequence[int], limits: Limits, share: bool = True
+    ids: Sequence[Sequence[int]],
+    own_from: Sequence[int],
+    limits: Limits,
+    share: bool = True,
+    alike: Sequence[int] | None = None,
 ) -> list[Group]:
     """Every text in one row of one batch of one group; longest rows first.
 
@@ -62,17 +66,15 @@ def plan_groups(
         own_from: For each text, the first of its tokens that may be in no trunk.
         limits: What batches and rows may hold.
         share: Whether what texts begin with may be run for several of them at once.
+        alike: For each text a number: only texts of the same one share, and a row alone. None: all may.
     """
     lengths = [len(text) for text in ids]
     texts = [tuple(text) for text in ids]
     bound = limits.shared_tokens
     sharing = [i for i, length in enumerate(lengths) if share and (bound is None or length <= bound)]
-    trunks = [
-        (depth, [sharing[c] for c in chosen])
-        for depth, chosen in _trunks(
-            [texts[i][: own_from[i]] for i in sharing], [lengths[i] for i in sharing]
-        )
-    ]
+    keys = [texts[i][: own_from[i]] for i in sharing]
+    chosen = _trunks(keys, [lengths[i] for i in sharing]) if alike is None else []
+    trunks = [(depth, [sharing[c] for c in members]) for depth, members in chosen]
     grouped = {i for _, members in trunks for i in members}
     logits = [length - first for length, first in zip(lengths, own_from, strict=True)]
     groups = []
@@ -82,7 +84,8 @@ def plan_groups(
         if depth:
             rows = _filled(texts, depth, sorted(members, key=lambda i: (texts[i], i)), longest)
         else:
-            rows = _rows(texts, sorted({*members} & {*sharing}), longest)
+            for kin in _kin(sorted({*members} & {*sharing}), alike):
+                rows += _rows(texts, kin, longest)
         packed = {i for row in rows for i in row.texts}
         alone = [Row((i,), lengths[i]) for i in members if i not in packed]
         # Single texts need no mask: they stay among themselves.
@@ -90,6 +93,14 @@ def plan_groups(
         if batches:
             groups.append(Group(texts[members[0]][:depth], batches))
     return groups
+
+
+def _kin(members: Sequence[int], alike: Sequence[int] | None) -> list[list[int]]:
+    """Texts that may share a row."""
+    kin: dict[int, list[int]] = {}
+    for i in members:
+        kin.setdefault(0 if alike is None else alike[i], []).append(i)
+    return list(kin.values())
 
 
 def _trunks(keys: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -15,6 +15,8 @@ class Packed:
 
     texts: list[int]
     """The texts in it."""
+    firsts: list[int]
+    """The first text of each row."""
     ids: Tensor
     """int64 [B, T]"""
     rows: Tensor
@@ -68,6 +70,7 @@ def pack(
     plain = trunk == 0 and all(len(row.texts) == 1 for row in rows)
     return Packed(
         [i for row in rows for i in row.texts],
+        [row.texts[0] for row in rows],
         padded,
         where[:, 0],
         where[:, 1],

@@ -52,10 +52,11 @@ def plan_for(
     *,
     head: bool,
     share: bool = True,
+    alike: Sequence[int] | None = None,
 ) -> list[Group]:
     """`plan_groups` within the model's limits, and without sharing where it cannot."""
     limits = limits_of(lm, batch_tokens, head)
-    groups = plan_groups(ids, own_from, limits, share)
+    groups = plan_groups(ids, own_from, limits, share, alike)
     # Tried only where there is something to share.
     if any(group.shares for group in groups) and not can_share(lm, head):
         return plan_groups(ids, own_from, limits, share=False)

@@ -24,7 +24,12 @@ from contrans_dist.engine.prefixes import (
     positions_per_pass,
 )
 from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache
-from contrans_dist.engine.scoring.interventions import Intervention, by_lowest_block, checked_offsets
+from contrans_dist.engine.scoring.interventions import (
+    Intervention,
+    by_lowest_block,
+    checked_offsets,
+    same_rows,
+)
 from contrans_dist.engine.steer import added
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.passing import first_of, handing, like, replaced, unpacked
@@ -55,14 +60,15 @@ def run_all(
     places = [range(len(text) - n, len(text)) for text, n in zip(sequences, wanted, strict=True)]
     own_from = [place.start for place in places]
     share_prefixes = share_prefixes and all(can_share(guide, head=True) for guide in lm.guides or ())
-    # A vector of each prompt's own leaves nothing to share above it.
     done = 0
     per_prompt = [i for i, rows in enumerate(offsets) if any(row.ndim == 2 for row in rows.values())]
     common = [i for i in range(len(offsets)) if i not in set(per_prompt)]
-    for members, share in ((common, share_prefixes), (per_prompt, False)):
+    for members, alike in ((common, None), (per_prompt, same_rows([offsets[i] for i in per_prompt]))):
         if not members:
             continue
-        for group in plan_for(lm, sequences, own_from, batch_tokens, head=True, share=share):
+        for group in plan_for(
+            lm, sequences, own_from, batch_tokens, head=True, share=share_prefixes, alike=alike
+        ):
             runner = _Runner(lm, group, [offsets[i] for i in members], batch_tokens)
             guides = [_Runner(guide, group, [{}], batch_tokens) for guide in lm.guides or ()]
             for batch in group.batches:
@@ -88,7 +94,7 @@ def _difference(guides: "Sequence[_Runner]", batch: Packed) -> Tensor | None:
 
 @dataclass
 class _Runner:
-    """One group of prompts under all interventions that add the same to every prompt, or one prompt a row."""
+    """One group of prompts under interventions that add the same to all of them, or to those of a row."""
 
     lm: LanguageModel
     group: Group
@@ -198,8 +204,8 @@ def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: T
     rows = []
     for vectors in offsets:
         offset = vectors.get(k, torch.zeros(d))
-        # With a vector for each prompt, each row is one prompt.
-        rows.append(offset[batch.texts] if offset.ndim == 2 else offset.expand(len(batch.ids), d))
+        # With a vector for each prompt, those of a row have the same.
+        rows.append(offset[batch.firsts] if offset.ndim == 2 else offset.expand(len(batch.ids), d))
     return torch.cat(rows).to(device=state.device, dtype=state.dtype)
 
 

@@ -82,6 +82,15 @@ def checked_offsets(
     return offsets
 
 
+def same_rows(offsets: Sequence[Mapping[int, Tensor]]) -> list[int]:
+    """A number for each prompt, the same for those to which all of these interventions add the same: the
+    choices of a question, say. Those without a vector for each prompt do not count."""
+    rows = [row for vectors in offsets for row in vectors.values() if row.ndim == 2]
+    keys = zip(*([vector.tobytes() for vector in row.numpy()] for row in rows), strict=True)
+    numbers: dict[tuple[bytes, ...], int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
 def by_lowest_block(offsets: Sequence[Mapping[int, Tensor]]) -> dict[int, list[int]]:
     """Interventions (by index) grouped by the block below which their runs are the same.
 

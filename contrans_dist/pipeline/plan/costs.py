@@ -96,11 +96,16 @@ def captured(
 
 
 def scored(
-    lm: LanguageModel, sequences: Sequence[Ids], positions: Sequence[int], share: bool, most: int
+    lm: LanguageModel,
+    sequences: Sequence[Ids],
+    positions: Sequence[int],
+    most: int,
+    alike: Sequence[int] | None = None,
 ) -> Cost:
-    """Sequences of which the last `positions` are scored, without an intervention."""
+    """Sequences of which the last `positions` are scored, without an intervention; `alike` as in
+    `plan_groups`, `most` tokens of a batch."""
     own_from = [len(sequence) - n for sequence, n in zip(sequences, positions, strict=True)]
-    return Cost(Counter({(0, None): _once(lm, sequences, own_from, share, most, head=True)}), sum(positions))
+    return Cost(Counter({(0, None): _once(lm, sequences, own_from, True, most, True, alike)}), sum(positions))
 
 
 def generated(prompts: Sequence[Ids], times: int, new_tokens: int, batch_size: int) -> Cost:
@@ -119,9 +124,15 @@ def generated(prompts: Sequence[Ids], times: int, new_tokens: int, batch_size: i
 
 
 def _once(
-    lm: LanguageModel, ids: Sequence[Ids], own_from: Sequence[int], share: bool, most: int, head: bool
+    lm: LanguageModel,
+    ids: Sequence[Ids],
+    own_from: Sequence[int],
+    share: bool,
+    most: int,
+    head: bool,
+    alike: Sequence[int] | None = None,
 ) -> int:
     """Tokens of the passes that run each text once."""
-    groups = plan_groups(ids, own_from, limits_of(lm, most, head), share)
+    groups = plan_groups(ids, own_from, limits_of(lm, most, head), share, alike)
     padded = sum(len(batch) * batch[0].length for group in groups for batch in group.batches)
     return padded + sum(len(group.trunk) for group in groups)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from contrans_dist.benchmarks import Benchmark, Completions, Judged, ScoredItem, load_benchmark
-from contrans_dist.benchmarks.calls import Ids, NextTokens
+from contrans_dist.benchmarks.calls import Continuations, Ids, NextTokens
 from contrans_dist.benchmarks.contrast import ContrastBenchmark
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.contamination import unit_hashes
@@ -210,7 +210,8 @@ class Calls:
                     self._known[key].append(call)
                 else:
                     texts = call.sequences
-                    cost = scored(self.lm, texts, call.positions, not apart, self.most)
+                    owners = call.owners if isinstance(call, Continuations) else range(len(texts))
+                    cost = scored(self.lm, texts, call.positions, self.most, owners if apart else None)
                     bare = isinstance(call, NextTokens) and not call.steered
                     self._known[key].append(Once(cost) if bare else cost)
                 self.texts += [] if apart else texts
@@ -238,7 +239,7 @@ def _probed(
         ("examples", examples, [generated(some, 2, NEW_TOKENS, BATCH_SIZE) for some in examples]),
         (
             "tokens", prompts,
-            [scored(model.lm, some, [1] * len(some), True, most).under([None, block]) for some in prompts],
+            [scored(model.lm, some, [1] * len(some), most).under([None, block]) for some in prompts],
         ),
     ):  # fmt: skip
         flat, cost = [text for some in texts for text in some], sum(costs, Cost())
