@@ -332,7 +332,10 @@ def test_a_lost_node_loses_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
     """Two nodes on this machine, both at work; one is taken away in the middle, and a line says so."""
     if ray.is_initialized():
         ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    # Whether a node that refuses the connection is gone is asked for 3 seconds, not for 15.
+    noticed = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": noticed}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         node = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
