@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from contrans_dist.config.recipe import load_recipe
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = REPOSITORY.parent / "shared"
 MADE: dict[str, Any] = runpy.run_path(str(REPOSITORY / "jobs/real_data.py"))
@@ -54,6 +56,20 @@ def test_emotions_fall_into_three_parts_with_nothing_in_common(planted: Path, tm
     assert len(parts["contrast"]) == 100 * len(CONCEPTS)
     for a, b in combinations(parts.values(), 2):
         assert not a & b
+
+
+@pytest.mark.parametrize("name", ["weak-to-strong", "emotions", "truthfulqa", "behaviours"])
+def test_the_recipes_take_what_the_script_sets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "jobs"))
+    script = runpy.run_path(str(REPOSITORY / "jobs/real.py"))
+    set_ = script["PLACES"][name] | script["TAKEN_APART"].get(name, {})
+    recipe = load_recipe(REPOSITORY / f"jobs/real/{name}.yaml", [f"{key}=there" for key in set_])
+    for settings in recipe.evaluations.values():
+        assert settings.only_unseen
+        assert settings.has_validation
+        assert settings.search is not None
+        assert settings.search.perplexity == "there"
+        assert "random" in settings.conditions
 
 
 @pytest.mark.skipif(not (SHARED / "data/caa").exists(), reason="../shared/data is not there")
