@@ -3,7 +3,7 @@ strengths are chosen on, and what is scored have nothing in common."""
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +48,41 @@ def behaviours(data: Path, out: Path) -> None:
     """CAA's `generate/<behaviour>`: `contrast/<behaviour>.json`, and questions to choose on in
     `validation/<behaviour>/test_dataset_ab.json`. Each position of the matching answer has its half.
 
-    Questions that share a sentence with one of a `test` set are left out: 785 of 1,000 of sycophancy's, 1,131
-    of all 4,911.
+    Questions that share a sentence with one of a `test` set are left out, unless it is how all are asked: 785 of
+    1,000 of sycophancy's, 1,131 of all 4,911.
     """
-    scored = [
+    scored = unit_hashes(
         stem(question["question"])
         for behaviour in BEHAVIOURS
         for question in json.loads((data / "caa/test" / behaviour / "test_dataset_ab.json").read_text())
-    ]
+    )
+    pools = {}
     for behaviour in BEHAVIOURS:
         questions = json.loads((data / "caa/generate" / behaviour / "generate_dataset.json").read_text())
-        seen = set(overlap([stem(question["question"]) for question in questions], unit_hashes(scored)))
-        questions = [question for question in questions if stem(question["question"]) not in seen]
-        contrast, chosen_on = [], []
-        for letter in ("(A)", "(B)"):
-            of_letter = [q for q in questions if q["answer_matching_behavior"].strip() == letter]
-            half = QUESTIONS // 2
-            contrast += of_letter[:half]
-            chosen_on += of_letter[half : half + QUESTIONS_CHOSEN_ON // 2]
+        seen = set(overlap([stem(question["question"]) for question in questions], scored))
+        unseen = [question for question in questions if stem(question["question"]) not in seen]
+        contrast = _balanced(unseen, QUESTIONS)
         _write(out / "contrast" / f"{behaviour}.json", contrast)
-        _write(out / "validation" / behaviour / "test_dataset_ab.json", chosen_on)
+        pools[behaviour] = [question for question in unseen if question not in contrast]
+    # Which sentences are how all are asked depends on what is chosen.
+    while True:
+        chosen = {behaviour: _balanced(pool, QUESTIONS_CHOSEN_ON) for behaviour, pool in pools.items()}
+        stems = [stem(question["question"]) for questions in chosen.values() for question in questions]
+        seen = set(overlap(stems, scored))
+        if not seen:
+            break
+        pools = {b: [q for q in pool if stem(q["question"]) not in seen] for b, pool in pools.items()}
+    for behaviour, questions in chosen.items():
+        _write(out / "validation" / behaviour / "test_dataset_ab.json", questions)
+
+
+def _balanced(questions: Sequence[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """The first questions, half of them with the matching answer under A, half under B."""
+    by_letter = {
+        letter: [q for q in questions if q["answer_matching_behavior"].strip() == letter]
+        for letter in ("(A)", "(B)")
+    }
+    return [q for of_letter in by_letter.values() for q in of_letter[: count // 2]]
 
 
 PREPARED: dict[str, Callable[[Path, Path], None]] = {"emotions": emotions, "behaviours": behaviours}
