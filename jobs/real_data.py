@@ -48,8 +48,8 @@ def behaviours(data: Path, out: Path) -> None:
     """CAA's `generate/<behaviour>`: `contrast/<behaviour>.json`, and questions to choose on in
     `validation/<behaviour>/test_dataset_ab.json`. Each position of the matching answer has its half.
 
-    Questions that share a sentence with one of a `test` set are left out, unless it is how all are asked: 785 of
-    1,000 of sycophancy's, 1,131 of all 4,911.
+    Questions that share a sentence with one of a `test` set are left out, unless it is how all are asked: 785
+    of 1,000 of sycophancy's, 1,131 of all 4,911.
     """
     scored = unit_hashes(
         stem(question["question"])
