@@ -38,7 +38,7 @@ from mapping.variants import (
     measured,
     reached,
 )
-from mapping.ways import WAYS, compare
+from mapping.ways import WAYS, compare, mean_and_spread
 from mapping.world import Corpus, Files, World
 from speed.machine import processor
 
@@ -120,11 +120,6 @@ def _corpora(world: World, seeds: int, parts: set[str]) -> dict[str, list[Corpus
     return corpora
 
 
-def _spread(values: list[float]) -> str:
-    text = f"{np.mean(values):.2f}"
-    return text if len(values) == 1 else f"{text} ± {np.std(values):.2f}"
-
-
 def _line(name: str, results: list[Result]) -> str:
     first = results[0]
     strengths = [f"{value:g}" for value in sorted({result.strength for result in results})]
@@ -134,7 +129,7 @@ def _line(name: str, results: list[Result]) -> str:
         "–".join([strengths[0], strengths[-1]] if len(strengths) > 1 else strengths),
         f"{np.mean([result.r2 for result in results]):.2f}",
         f"{np.mean([result.cosine for result in results]):.2f}",
-        _spread([result.accuracy for result in results]),
+        mean_and_spread([result.accuracy for result in results]),
         f"{np.mean([result.random for result in results]):.2f}",
         f"{np.mean([result.shuffled for result in results]):.2f}",
     ]
@@ -163,7 +158,8 @@ def _few_table(world: World, corpus: Corpus, sizes: list[int], seeds: int) -> No
         print(f"| *{name}* | {' | '.join(f'*{share[index]:.0%}*' for share in shares)} |")
     for variant in FEW:
         cells = [
-            _spread([reached(world, corpus, variant, part) for corpus, part in few]) for few in drawn.values()
+            mean_and_spread([reached(world, corpus, variant, part) for corpus, part in few])
+            for few in drawn.values()
         ]
         print(f"| {variant.name} | {' | '.join(cells)} |", flush=True)
 

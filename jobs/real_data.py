@@ -28,15 +28,16 @@ def emotions(data: Path, out: Path) -> None:
     """
     files = sorted((data / "emotions/contrans").glob("eval_*.json"))
     prompts = {file.name: json.loads(file.read_text()) for file in files}
-    part: dict[str, str] = {}
-    contrast = []
-    for name, kinds in prompts.items():
-        concept = name.removeprefix("eval_").removesuffix(".json")
-        for place, scenario in enumerate(dict.fromkeys(map(_scenario, kinds["pos"]))):
-            if place < PAIRS:
-                contrast.append({"text": scenario, "concept": concept})
-            named = "contrast" if place < PAIRS else "validation" if place < PAIRS + CHOSEN_ON else "scored"
-            part.setdefault(scenario, named)
+    positive = {name: list(dict.fromkeys(map(_scenario, kinds["pos"]))) for name, kinds in prompts.items()}
+    part = {scenario: "scored" for scenarios in positive.values() for scenario in scenarios}
+    # A scenario of two emotions makes vectors before it is chosen on, and that before it is scored.
+    for named, end in (("validation", PAIRS + CHOSEN_ON), ("contrast", PAIRS)):
+        part |= {scenario: named for scenarios in positive.values() for scenario in scenarios[:end]}
+    contrast = [
+        {"text": scenario, "concept": name.removeprefix("eval_").removesuffix(".json")}
+        for name, scenarios in positive.items()
+        for scenario in scenarios[:PAIRS]
+    ]
     _write_lines(out / "contrast.jsonl", contrast)
     for named in ("validation", "scored"):
         for name, kinds in prompts.items():

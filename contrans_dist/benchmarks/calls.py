@@ -26,7 +26,7 @@ class NextTokens:
     watch: np.ndarray
     """int64 `[W]`, or `[items, W]`: tokens whose logits are wanted."""
     steered: bool = True
-    """Whether under every intervention, or once by the model as it is, each."""
+    """For a plan: whether they are run under every intervention, or once, by the model as it is."""
 
     @property
     def sequences(self) -> list[Ids]:

@@ -170,9 +170,13 @@ class ContrastBenchmark(Benchmark[ContrastEvaluation, ContrastPrompt]):
         return self.all_items
 
     def identity(self) -> dict[str, Any]:
-        """The positive prompts, and how all are run."""
+        """The prompts of both sides, whichever are scored, and how all are run."""
         run = self.capture.model_dump(mode="json", include={"chat", "chat_date", "position", "max_tokens"})
-        return {"positive": content_hash(self.positive), "capture": run}
+        return {
+            "positive": content_hash(self.positive),
+            "negative": content_hash(list(self.all_items)),
+            "capture": run,
+        }
 
     def calls(
         self, lm: LanguageModel, items: Sequence[ContrastPrompt], apart: bool = False

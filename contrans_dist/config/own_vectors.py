@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 CONDITIONS = ("self-align", "random", "other-concept")
 """Of an evaluation that names none; the last only where there are several concepts."""
 _OF_TWO_MODELS = ("source_base", "map_source", "map_target", "sources")
-_BLOCKS = re.compile(r"depth|best|-?\d+|\d*\.\d+")
+_BLOCKS = re.compile(r"depth|best|-?\d+|0?\.\d+")
 
 
 def is_own(content: dict[str, Any]) -> bool:
@@ -32,6 +32,17 @@ def completed(content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(mapping, dict) and type(mapping.get("blocks")) in (int, float):
         content["map"] = mapping | {"blocks": str(mapping["blocks"])}
     return content
+
+
+def without_defaults(content: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:
+    """A recipe's plain data without conditions that are those of an evaluation that names none, so that a run
+    of it that has a source where it has none, or none, gets its own."""
+    evaluations = {}
+    for name, settings in content["evaluations"].items():
+        of_kind = type(recipe.evaluations[name]).model_fields["conditions"].default
+        unnamed = tuple(settings["conditions"]) in (CONDITIONS, CONDITIONS[:-1], of_kind)
+        evaluations[name] = {k: v for k, v in settings.items() if k != "conditions" or not unnamed}
+    return content | {"evaluations": evaluations}
 
 
 def without_source(content: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:

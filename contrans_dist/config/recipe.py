@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from contrans_dist.config import EvaluationSettings, Recipe, Settings, evaluation_class
 from contrans_dist.config.characters import check_whole
 from contrans_dist.config.limits import RECIPE_BYTES, check_size, raised
+from contrans_dist.config.own_vectors import without_defaults
 from contrans_dist.config.yamlfiles import parse_yaml
 from contrans_dist.errors import UserError
 
@@ -68,6 +69,7 @@ def runs_of(recipe: Recipe) -> dict[str, Recipe]:
     runs = {}
     for name, changes in recipe.runs.items():
         content = recipe.model_dump(mode="json", exclude={"runs", "small", "published", "axis"})
+        content = without_defaults(content, recipe)
         for key, value in changes.items():
             inner, last = _parent_of(content, key, f"runs.{name}.{key}")
             inner[last] = value

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from contrans_dist.benchmarks.registry import about
 from contrans_dist.config import ClusterSettings, EvaluationSettings, MapSettings, ModelSettings, Recipe
 from contrans_dist.config.recipe import validated
 from contrans_dist.console import note
@@ -37,7 +38,8 @@ def few_strengths(strengths: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def contrast_strengths(recipe: Recipe) -> tuple[float, ...]:
-    """The strengths at which pairs are tried on contrast prompts: some of the first evaluation's."""
+    """The strengths at which blocks are tried on contrast prompts: of the first evaluation's, which may ask
+    for less of a concept with negative ones, some magnitudes."""
     first = next(iter(recipe.evaluations.values()))
     return few_strengths(tuple({abs(strength) for strength in first.strengths}))
 
@@ -62,7 +64,9 @@ class BlockTrials:
     @property
     def untold(self) -> str:
         """Why the trials do not tell which candidate is best; empty where they do."""
-        most = max(map(self.trials.gain, self.trials.candidates), default=0.0)
+        if not self.steered():
+            return "no strength other than 0 to try"
+        most = max(map(self.trials.gain, self.steered()))
         if self.on == CONTRAST and most < _LEAST_GAIN:
             return f"contrast prompts do not tell: {self.trials.criterion} {most:.3f} at most"
         return ""
@@ -101,24 +105,18 @@ def try_blocks(
     """
     settings, folder = recipe.chosen_on, out / "selection"
     if settings is None:
-        first, concepts = next(iter(recipe.evaluations.values())), recipe.concepts
-        _check_strengths(contrast_strengths(recipe), first)
         return on_contrast(
             recipe.target, candidates, own, contrast, contrast_strengths(recipe), folder, recipe.cluster,
-            concepts.seed, concepts.limit,
+            recipe.concepts.seed, recipe.concepts.limit,
         )  # fmt: skip
     strengths = few_strengths(settings.strengths)
-    _check_strengths(strengths, settings)
+    if not strengths:
+        raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
     settings, steered = tried_on(settings), _as_conditions(candidates, own)
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)
     trials = try_out(recipe.target, settings, steered, strengths, folder, recipe.cluster, "choose blocks")
     return BlockTrials(trials, VALIDATION_ITEMS)
-
-
-def _check_strengths(strengths: tuple[float, ...], settings: EvaluationSettings) -> None:
-    if not strengths:
-        raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
 
 
 def _as_conditions(candidates: Mapping[str, Vectors], own: Vectors) -> Steering:
@@ -139,8 +137,11 @@ def on_contrast(
     """Which candidate moves negative contrast prompts best to where positive ones lead.
 
     The vectors are made of these prompts: a block is chosen by them, nothing is shown. `seed` and `limit`
-    decided which of the texts the vectors are made from.
+    decided which of the texts the vectors are made from. Without strengths nothing is tried.
     """
+    if not strengths:
+        nothing = SearchFile(criterion=about("contrast").headline(), higher=True, candidates=[], chosen={})
+        return BlockTrials(nothing, CONTRAST)
     settings = contrast_trial(contrast.location.uri, strengths, seed, limit)
     steered = _as_conditions(candidates, own)
     return BlockTrials(try_on_contrast(model, settings, steered, folder, cluster, "choose blocks"), CONTRAST)
@@ -203,7 +204,7 @@ def choose_for_sides(
             strengths, out / "selection", ClusterSettings(address=address),
         )  # fmt: skip
         return selected(tried, candidates)
-    except UserError as error:
+    except (UserError, RunError) as error:
         return nearest(candidates, f"the target cannot be steered here ({error})")
 
 

@@ -26,8 +26,8 @@ def own_block(recipe: Recipe, states: ActivationSet, own: Vectors, out: Location
         UserError: For validation items that are scored too, and where there is no strength to try.
     """
     file = out / CHOICE
+    file.delete()  # of earlier settings
     if recipe.blocks != "best":
-        file.delete()  # of earlier settings
         return states.blocks[-1]  # the only one that was harvested
     blocks = {str(block): block for block in target_blocks(states.blocks, states.n_blocks)}
     by_block = {
@@ -36,7 +36,6 @@ def own_block(recipe: Recipe, states: ActivationSet, own: Vectors, out: Location
     }
     tried = try_blocks(recipe, by_block, own, states, out)
     if tried.untold:
-        file.delete()
         block = matched_depth(states.n_blocks)
         note(f"block {block}, at three quarters of the depth: {tried.untold}")
         return block

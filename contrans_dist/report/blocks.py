@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contrans_dist.evaluation.analysis import Evaluation, number, strength_text
-from contrans_dist.report.maps import metric_in
+from contrans_dist.report.maps import CONTRAST_CAPTION, metric_in
 from contrans_dist.report.parts import Cell, Table
 from contrans_dist.store.block_choice import BlockChoice
 
@@ -52,7 +52,8 @@ def block_view(choice: BlockChoice, evaluations: Sequence[Evaluation]) -> BlockV
     table = Table(
         ["Block", "Strength", kind.title, "Perplexity", ""],
         rows,
-        f"Every block and strength that was tried, on {choice.tried_on}.",
+        f"Every block and strength that was tried, on {choice.tried_on}."
+        + (CONTRAST_CAPTION if choice.tried_on == "contrast prompts" else ""),
         compact=True,
     )
     return BlockView(text, table.with_columns([True, True, True, costed, True]))

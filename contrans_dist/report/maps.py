@@ -18,6 +18,7 @@ from contrans_dist.report.parts import Cell, Drawing, Studio, Table
 
 _R2_CAPTION = "How much of the target's variance at a block the map explains from a block of the source."
 _CHOICE_CAPTION = "The best score at any strength tried. The pair was chosen here, not on scored items."
+CONTRAST_CAPTION = " The vectors are made from these prompts: they choose a block, and show nothing."
 
 
 @dataclass
@@ -65,6 +66,7 @@ def map_view(summary: MapSummary, evaluations: Sequence[Evaluation], studio: Stu
             for pair in tried[:10]
         ]
         caption = f"The best {len(rows)} of {len(tried)} candidates on {summary.tried_on}."
+        caption += CONTRAST_CAPTION if summary.tried_on == "contrast prompts" else ""
         candidates = Table(["Blocks", "Strength", kind.title], rows, caption, compact=True)
     return MapView(summary.name, [fact for fact in facts if fact[1]], drawings, candidates)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contrans_dist.benchmarks.scenarios import Item
 from contrans_dist.config.map_options import SOURCE_BLOCKS, MapOptions
+from contrans_dist.data.spread import spread
 from contrans_dist.mapping.map_set import Pair
 from mapping.corpora import DRAWN, KINDS, TOLD, Texts
 from mapping.variants import BEST, STRENGTHS, Result, Variant, drawn_split, measured_at
@@ -82,14 +82,15 @@ def table(reached: dict[str, Outcomes]) -> str:
     heads = ["map", *(TOLD[kind] for kind in kinds), "mean", "worst", "random", "shuffled map"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, row in sorted(told.items(), key=lambda item: -item[1].mean):
-        cells = [_spread([result.accuracy for result in reached[name][kind]]) for kind in kinds]
+        cells = [mean_and_spread([result.accuracy for result in reached[name][kind]]) for kind in kinds]
         cells += [f"**{row.mean:.2f}**", f"{row.worst:.2f}"]
         cells += [f"{mean:.2f}, at most {most:.2f}" for mean, most in (row.random, row.shuffled)]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
+def mean_and_spread(values: list[float]) -> str:
+    """With the standard deviation, where there are several."""
     text = f"{np.mean(values):.2f}"
     return text if len(values) == 1 else f"{text} ± {np.std(values):.2f}"
 
@@ -111,11 +112,12 @@ def compare(
         kind: [KINDS[kind](world.files, seed) for seed in range(seeds if kind in DRAWN else 1)]
         for kind in kinds
     }
-    world.evaluation = _thinned(world.every_negative(world.files.evaluation), _MOST_SCORED)
+    scored = world.every_negative(world.files.evaluation)
+    world.evaluation = [scored[i] for i in spread(len(scored), _MOST_SCORED)]
     scenarios, seen = world.leave_out_seen(
         text for draws in texts.values() for draw in draws for text in draw[0]
     )
-    world.validation = _thinned(world.validation, items)
+    world.validation = [world.validation[i] for i in spread(len(world.validation), items)]
     print(
         f"{scenarios} scenarios, {seen} of them left out: one of the texts shares a sentence. "
         f"{len(world.evaluation)} scored items, {len(world.validation)} to choose the strength on."
@@ -137,11 +139,6 @@ def compare(
         took = time.monotonic() - started
         print(f"{kind}: {took:.0f} s, {captured:.0f} of them harvest", file=sys.stderr, flush=True)
     print(f"\n{table(reached)}")
-
-
-def _thinned(items: list[Item], most: int) -> list[Item]:
-    """At most so many, evenly over all."""
-    return [items[int(i)] for i in np.linspace(0, len(items) - 1, min(most, len(items))).round()]
 
 
 def _captured(world: World, texts: Texts, pair: Pair, ways: Sequence[Variant]) -> Corpus:

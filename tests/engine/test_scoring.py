@@ -20,6 +20,7 @@ from contrans_dist.engine.scoring import (
     next_token,
     token_changes,
 )
+from contrans_dist.engine.scoring.interventions import same_rows
 from contrans_dist.engine.steer import steer
 from contrans_dist.errors import UserError
 from contrans_dist.models import wrap_model
@@ -316,6 +317,14 @@ def test_answers_that_get_the_same_vector_share_their_question(monkeypatch):
             places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
             by_hand = sum(float(expected[place, token]) for place, token in zip(places, answer, strict=True))
             assert scores.sums[c][i] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_prompts_are_the_same_where_all_interventions_add_the_same():
+    a, b = (torch.from_numpy(np.stack([vec(seed) for seed in seeds])) for seeds in ((1, 1, 2), (1, 2, 2)))
+    assert same_rows([{1: a}]) == [0, 0, 1]
+    assert same_rows([{1: a}, {1: b}]) == [0, 1, 2]
+    assert same_rows([{1: a, 2: torch.zeros(3)}, {2: a}]) == [0, 0, 1]
+    assert same_rows([{1: a, 2: b}]) == [0, 1, 2]
 
 
 def greedy_by_hand(lm, prompt: list[int], intervention: Intervention, steps: int) -> str:

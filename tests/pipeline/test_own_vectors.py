@@ -270,6 +270,14 @@ def test_a_block_that_the_target_lacks_is_refused(recipe: Path, contrans: Contra
     contrans("plan", recipe, "--set", "map.blocks=6").refused("map.blocks 6: ", "blocks 0 to 5")
 
 
+def test_a_run_with_a_source_has_the_conditions_of_its_kind(recipe: Path) -> None:
+    changes = "{moved: {source: demo:source, corpus: {texts: demo:corpus.jsonl}}, own: {}}"
+    of_runs = runs_of(load_recipe(recipe, [f"runs={changes}"]))
+    conditions = {name: run.evaluations["emotions"].conditions for name, run in of_runs.items()}
+    assert conditions["own"] == ("self-align", "random", "other-concept")
+    assert conditions["moved"] == ("vector", "random", "shuffled-map", "other-concept", "self-align")
+
+
 def test_blocks_by_rule_and_by_name(recipe: Path) -> None:
     for given, kept in (("5", "5"), ("0.5", "0.5"), ("-1", "-1"), ("depth", "depth"), ("null", "best")):
         assert load_recipe(recipe, [f"map.blocks={given}"]).blocks == kept

@@ -92,7 +92,7 @@ def captured(
         highest: The block.
         most: Tokens of a batch.
     """
-    return Cost(Counter({(0, highest + 1): _once(lm, ids, own_from, share, most, head=False)}))
+    return Cost(Counter({(0, highest + 1): _once(lm, ids, own_from, most, head=False, share=share)}))
 
 
 def scored(
@@ -105,7 +105,8 @@ def scored(
     """Sequences of which the last `positions` are scored, without an intervention; `alike` as in
     `plan_groups`, `most` tokens of a batch."""
     own_from = [len(sequence) - n for sequence, n in zip(sequences, positions, strict=True)]
-    return Cost(Counter({(0, None): _once(lm, sequences, own_from, True, most, True, alike)}), sum(positions))
+    once = _once(lm, sequences, own_from, most, head=True, alike=alike)
+    return Cost(Counter({(0, None): once}), sum(positions))
 
 
 def generated(prompts: Sequence[Ids], times: int, new_tokens: int, batch_size: int) -> Cost:
@@ -127,9 +128,10 @@ def _once(
     lm: LanguageModel,
     ids: Sequence[Ids],
     own_from: Sequence[int],
-    share: bool,
     most: int,
+    *,
     head: bool,
+    share: bool = True,
     alike: Sequence[int] | None = None,
 ) -> int:
     """Tokens of the passes that run each text once."""
