@@ -42,7 +42,7 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unseen")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     demo.write_texts(folder)
