@@ -209,16 +209,14 @@ def choose_for_sides(
 
 
 def _harvested_model(states: ActivationSet) -> ModelSettings:
-    """The model of an activation set. Raises UserError where its name leads to none, or to another one."""
+    """The model of an activation set. Raises UserError where its name leads to none, or to another one, and
+    RunError where the hub does not answer."""
     made = states.manifest.identity
     content = made.model_dump(include={"dtype", "compute_dtype", "quantization"})
     if made.quantization is not None:
         del content["compute_dtype"]
     model = validated(ModelSettings, {"id": made.model, **content}, str(states.location))
-    try:
-        facts = model_facts(model.id, dtype=model.dtype)
-    except RunError as error:  # the hub does not answer
-        raise UserError(str(error)) from error
+    facts = model_facts(model.id, dtype=model.dtype)
     if made.weights not in (None, facts.weights):
         raise UserError(f"{model.id}: other weights than those that were harvested")
     return model

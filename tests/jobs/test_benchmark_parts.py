@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,7 @@ import ray
 import contrans_dist.mapping.distributed_sums
 from tests.inprocess import ray_here
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def jobs_importable() -> Iterator[None]:
-    sys.path.insert(0, str(JOBS))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(JOBS))
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("jobs_importable")]
 
 
 def part(name: str) -> Any:

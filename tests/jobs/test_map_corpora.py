@@ -3,24 +3,13 @@
 import importlib
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def jobs_importable() -> Iterator[None]:
-    sys.path.insert(0, str(JOBS))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(JOBS))
+pytestmark = pytest.mark.usefixtures("jobs_importable")
 
 
 def part(name: str) -> Any:
