@@ -110,15 +110,19 @@ class Benchmark(Generic[S, I]):
         makes of the items."""
         return {}
 
-    def calls(self, lm: LanguageModel, items: Sequence[I], apart: bool = False) -> Sequence[Call]:
+    def calls(self, lm: LanguageModel, items: Sequence[I]) -> Sequence[Call]:
         """What the engine is asked for these items: what `score` runs, and what a plan counts.
 
         Args:
             lm: Needs no weights; tokenizer and configuration are enough.
             items: Of one concept.
-            apart: Whether each item has vectors of its own, so that no text is run for several of them.
         """
         raise NotImplementedError
+
+    def calls_apart(self, lm: LanguageModel, items: Sequence[I]) -> Sequence[Call] | None:
+        """What is asked in their place for interventions with a vector for each item; None where these are
+        run with the others."""
+        return None
 
     def score(self, lm: LanguageModel, items: Sequence[I], interventions: Sequence[Intervention]) -> pa.Table:
         """A row for each intervention and item (`result_table`), from what `calls` run.

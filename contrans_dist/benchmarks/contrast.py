@@ -178,9 +178,7 @@ class ContrastBenchmark(Benchmark[ContrastEvaluation, ContrastPrompt]):
             "capture": run,
         }
 
-    def calls(
-        self, lm: LanguageModel, items: Sequence[ContrastPrompt], apart: bool = False
-    ) -> list[NextTokens]:
+    def calls(self, lm: LanguageModel, items: Sequence[ContrastPrompt]) -> list[NextTokens]:
         """The concept's prompts by the model as it is, first the positive ones; and the items."""
         positive, negative = self._sides(items[0].concept)
         return [

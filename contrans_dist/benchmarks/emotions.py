@@ -139,7 +139,7 @@ class EmotionBenchmark(Benchmark[EmotionEvaluation, Item]):
         """The words that are told apart, those of concepts that are not scored among them."""
         return {"words": self.labels}
 
-    def calls(self, lm: LanguageModel, items: Sequence[Item], apart: bool = False) -> list[NextTokens]:
+    def calls(self, lm: LanguageModel, items: Sequence[Item]) -> list[NextTokens]:
         """The token after each prompt; each word's first one is watched."""
         from contrans_dist.engine.scoring import cues
 

@@ -127,7 +127,7 @@ class TruthfulQABenchmark(Benchmark[TruthfulQAEvaluation, Question]):
         """Every question, in the file's order."""
         return self.all_items
 
-    def calls(self, lm: LanguageModel, items: Sequence[Question], apart: bool = False) -> list[Continuations]:
+    def calls(self, lm: LanguageModel, items: Sequence[Question]) -> list[Continuations]:
         """Every choice after its question, all choices of a question one after the other."""
         owners = [place for place, item in enumerate(items) for _ in item.answers]
         answers = [answer for item in items for answer in item.answers]

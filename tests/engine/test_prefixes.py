@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrans_dist.engine.capture import capture_ids
-from contrans_dist.engine.prefixes import Group, Limits, can_share, groups, pack, plan_groups
-from contrans_dist.engine.prefixes.groups import _antichain
+from contrans_dist.engine.prefixes import Group, Limits, can_share, groups, pack, plan_groups, whole_rows
+from contrans_dist.engine.prefixes.groups import _antichain, _Node
 from contrans_dist.models import LanguageModel, wrap_model
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from tests.truth import block_states
@@ -87,24 +87,35 @@ def test_every_text_runs_once_with_its_own_tokens(
 @given(texts, st.lists(st.integers(0, 2), min_size=12, max_size=12))
 def test_only_texts_that_are_alike_share_a_row(ids: list[list[int]], alike: list[int]) -> None:
     plan = plan_groups(ids, [len(text) - 1 for text in ids], Limits(40), alike=alike)
-    rows = [row for group in plan for batch in group.batches for row in batch]
-    assert not any(group.trunk for group in plan)
-    assert sorted(i for row in rows for i in row.texts) == list(range(len(ids)))
-    assert all(len({alike[i] for i in row.texts}) == 1 for row in rows)
+    batches = [(group, batch) for group in plan for batch in group.batches]
+    assert sorted(i for _, batch in batches for row in batch for i in row.texts) == list(range(len(ids)))
+    assert all(len({alike[i] for i in row.texts}) == 1 for _, batch in batches for row in batch)
+    for group, batch in batches:
+        parts = whole_rows(group, batch, 20)
+        whole = [row for part in parts for row in part]
+        assert [row.texts for row in whole] == [row.texts for row in batch]
+        for row in whole:
+            beginnings = {tuple(ids[i][:end]) for i in row.texts for end in range(1, len(ids[i]) + 1)}
+            assert row.length == len(beginnings)
+        if group.trunk:
+            assert all(len(part) == 1 or len(part) * part[0].length <= 20 for part in parts)
+        else:
+            assert parts == [batch]
 
 
 @settings(deadline=None, max_examples=200)
 @given(texts, st.integers(0, 4))
 def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> None:
-    def saved(depth: int, count: int, tokens: int, shared: int) -> float:
-        return (count - 1) * depth - cost - tokens / 20 + shared / 7
+    def saved(node: _Node) -> float:
+        return (node.texts - 1) * node.depth - cost - node.tokens / 20 + node.shared / 7
 
     def best(prefix: tuple[int, ...]) -> float:
         """By hand: a prefix is shared by all texts that have it, or its continuations are looked at."""
         having = [tuple(text) for text in ids if tuple(text[: len(prefix)]) == prefix]
         tokens, distinct = sum(map(len, having)), {text[:end] for text in having for end in range(1, 10)}
         shared = tokens - len(distinct - {()})
-        here = saved(len(prefix), len(having), tokens, shared) if prefix and len(having) > 1 else 0.0
+        there = _Node(len(prefix), len(having), 1, tokens, shared)
+        here = saved(there) if prefix and len(having) > 1 else 0.0
         following = {tuple(text[: len(prefix) + 1]) for text in having if len(text) > len(prefix)}
         return max(here, 0.0, sum(best(longer) for longer in following))
 
@@ -112,7 +123,8 @@ def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> N
     total = 0.0
     for depth, members_of in chosen:
         same = [groups.common(ids[a], ids[b]) for a, b in pairwise(members_of)]
-        total += saved(depth, len(members_of), sum(len(ids[i]) for i in members_of), sum(same))
+        tokens = sum(len(ids[i]) for i in members_of)
+        total += saved(_Node(depth, len(members_of), 1, tokens, sum(same)))
     assert total == pytest.approx(best(()))
     members = [i for _, members_of in chosen for i in members_of]
     assert len(members) == len(set(members))

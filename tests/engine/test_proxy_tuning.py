@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from contrans_dist.engine.prefixes import groups
 from contrans_dist.engine.scoring import BASE, Intervention, continuation_logprobs, generate, next_token
 from contrans_dist.engine.steer import steer
 from contrans_dist.errors import UserError
@@ -70,6 +71,22 @@ def test_scores_are_those_of_the_formula(
             places = range(len(prompt) - 1, len(prompt) + len(continuation) - 1)
             wanted = [float(logprobs[i, t]) for i, t in zip(places, continuation, strict=True)]
             np.testing.assert_allclose(scored.tokens[c][p], wanted, atol=2e-3)
+
+
+def test_vectors_of_their_own_after_common_examples(
+    three: tuple[LanguageModel, LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    lm, rng = guided(*three), np.random.default_rng(1)
+    examples = rng.integers(3, 290, size=20).tolist()
+    prompts = [examples + rng.integers(3, 290, size=2 + p).tolist() for p in range(5)]
+    rows = rng.standard_normal((5, lm.d)).astype(np.float32)
+    swept = [BASE, Intervention("own", {2: rows}, 1.0)]
+    got = next_token(lm, prompts, swept, watch=[5, 9], batch_tokens=50)
+    for p, prompt in enumerate(prompts):
+        for c, row in enumerate([None, rows[p]]):
+            expected = written_out(three, prompt, row)[-1, [5, 9]]
+            np.testing.assert_allclose(got.logits[c, p], expected, atol=2e-3)
 
 
 def test_generation_adds_the_difference_at_every_step(

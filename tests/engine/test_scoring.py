@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from contrans_dist.console import listening
 from contrans_dist.engine.capture import capture_ids
-from contrans_dist.engine.prefixes import groups
+from contrans_dist.engine.prefixes import can_share, groups
 from contrans_dist.engine.scoring import (
     Intervention,
     continuation_logprobs,
@@ -319,7 +319,40 @@ def test_answers_that_get_the_same_vector_share_their_question(monkeypatch):
             assert scores.sums[c][i] == pytest.approx(by_hand, abs=1e-4)
 
 
+def test_vectors_of_their_own_share_examples_below_their_block(monkeypatch):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    lm = language_model()
+    assert can_share(lm, head=True)  # tried, before tokens are counted
+    tokens: dict[int, list[int]] = {0: [], 3: []}
+    handles = [
+        lm.blocks[k].mlp.register_forward_hook(lambda _m, _a, out, k=k: tokens[k].append(out[..., 0].numel()))
+        for k in tokens
+    ]
+    preamble = RNG.integers(3, 290, size=50).tolist()
+    owners = [question for question in range(6) for _ in range(4)]
+    questions = [preamble + RNG.integers(3, 290, size=5 + question).tolist() for question in range(6)]
+    prompts = [questions[owner] for owner in owners]
+    answers = [RNG.integers(3, 290, size=1 + i % 4).tolist() for i in range(len(prompts))]
+    rows = np.stack([vec(300 + question) for question in range(6)])[owners]
+    swept = [*INTERVENTIONS[:2], Intervention("own", {2: rows}, 0.5), Intervention("own", {2: rows}, 2.0)]
+    scores = continuation_logprobs(lm, prompts, answers, swept, batch_tokens=160)
+    for handle in handles:
+        handle.remove()
+    asked = sum(len(question) - 50 for question in questions) + sum(len(answer) - 1 for answer in answers)
+    assert 50 + asked <= sum(tokens[0]) <= 50 + 1.5 * asked
+    assert sum(tokens[3]) >= 2 * (50 * 6 + asked)
+    assert 74 < max(tokens[3]) <= 160  # rows of the two, in parts
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        alone = [*swept[:2], *(Intervention("own", {2: rows[i]}, strength) for strength in (0.5, 2.0))]
+        for c, intervention in enumerate(alone):
+            expected = plain_logits(lm, [*prompt, *answer], intervention).log_softmax(-1)
+            places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            by_hand = [float(expected[place, token]) for place, token in zip(places, answer, strict=True)]
+            np.testing.assert_allclose(scores.tokens[c][i], by_hand, atol=1e-4)
+
+
 def test_prompts_are_the_same_where_all_interventions_add_the_same():
+    assert same_rows([{}, {1: torch.zeros(3)}]) is None
     a, b = (torch.from_numpy(np.stack([vec(seed) for seed in seeds])) for seeds in ((1, 1, 2), (1, 2, 2)))
     assert same_rows([{1: a}]) == [0, 0, 1]
     assert same_rows([{1: a}, {1: b}]) == [0, 1, 2]

@@ -14,6 +14,7 @@ from contrans_dist import demo
 from contrans_dist.cli import main
 from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import validated
+from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.models import precision
 from contrans_dist.pipeline.plan import Nodes, Stage, from_rate, from_samples, plan_runs, times
 from contrans_dist.pipeline.plan.costs import Cost, generated
@@ -226,19 +227,20 @@ def test_conditions_cost_what_they_run(tmp_path: Path, models: dict[str, str]) -
             "seen": {
                 "texts": scenes, "strengths": [0, 1, 2], "instruction": "the boy",
                 "conditions": ["vector", "random", "no-map", "inst-align", "align-training", "proxy-tuning"],
+                "template": "the boy was sad at the cat\n" * 10 + "{text}",
             }
         },
     )  # fmt: skip
     stages = _stages(tmp_path, content)
     target = stages["evaluate seen"].cost
-    # Of eight blocks six run once, and the two above for each intervention: base and two of the vector with
-    # beginnings shared, and two random directions with each text by itself. Without a map, vectors of 64
-    # numbers do not fit a model of 128: the run leaves them out, too.
+    # Of eight blocks six run once, the examples once for all texts, and the two above for each intervention:
+    # so for base and two of the vector, with the examples in each text for two random directions. Without a
+    # map, vectors of 64 numbers do not fit a model of 128: the run leaves them out, too.
     assert set(target.passes) == {(0, 6), (6, None)}
-    apart = 3 * target.passes[0, 6] - target.passes[6, None]
-    shared = target.passes[0, 6] - apart
-    assert apart > shared > 0
-    assert target.over_texts(8, 0.0) == shared * (6 + 3 * 2) + apart * (6 + 2 * 2)
+    shared = target.passes[0, 6]
+    apart, rest = divmod(target.passes[6, None] - 3 * shared, 2)
+    assert (rest, apart > shared > 0) == (0, True)
+    assert target.over_texts(8, 0.0) == shared * (6 + 3 * 2) + apart * (2 * 2)
     assert target.over_texts(8, 0.5) - target.over_texts(8, 0.0) == 0.5 * 5 * 72
     roles_of = {
         "inst-align": ["target"],
@@ -445,7 +447,7 @@ def test_seconds_from_a_rate(tmp_path: Path, models: dict[str, str]) -> None:
     stage = stages["evaluate seen"]
     side, starting = stage.models[0], 10 + stage.actors.weights / 1e9
     call = generated([[5] * 100] * 8, 3, 51, 12)
-    scored = Cost(Counter({(0, None): 40}), 4).under([None, 23, 23])
+    scored = Cost(Counter({(0, None): 40}), 4).under([BASE, *[Intervention("x", {23: np.ones(1)}, 1.0)] * 2])
     steered = 40 * (24 + 3 * 8) * block + 12 * head
     written = 24 * 100 * 32 * block + 24 * head + 24 * 50 * (32 * block + head)
     for cost, entries in ((scored, steered), (call, written)):

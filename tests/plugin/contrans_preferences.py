@@ -83,9 +83,7 @@ class PreferenceBenchmark(Benchmark[PreferenceEvaluation, Preference]):
         """Every text, in the file's order."""
         return self.all_items
 
-    def calls(
-        self, lm: LanguageModel, items: Sequence[Preference], apart: bool = False
-    ) -> list[Continuations]:
+    def calls(self, lm: LanguageModel, items: Sequence[Preference]) -> list[Continuations]:
         """Both endings of each text, one after the other."""
         owners = [place for place in range(len(items)) for _ in range(2)]
         pairs = answer_ids(

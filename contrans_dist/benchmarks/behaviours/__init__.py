@@ -137,9 +137,7 @@ class BehaviourBenchmark(Benchmark[BehaviourEvaluation, BehaviourItem]):
             return {}
         return {"prompts": texts_hash(self.chat_prompts(tokenizer, items, name))}
 
-    def calls(
-        self, lm: LanguageModel, items: Sequence[BehaviourItem], apart: bool = False
-    ) -> list[Continuations]:
+    def calls(self, lm: LanguageModel, items: Sequence[BehaviourItem]) -> list[Continuations]:
         """Each letter after its question.
 
         Prompt and letter are tokenised together; a question's letters are scored from the first token in

@@ -107,7 +107,7 @@ class HarnessBenchmark(Benchmark[HarnessEvaluation, Document]):
         """How groups are summed up, and the code of one's own tasks; the rest is in the documents."""
         return self._tasks().identity()
 
-    def calls(self, lm: LanguageModel, items: Sequence[Document], apart: bool = False) -> list[Call]:
+    def calls(self, lm: LanguageModel, items: Sequence[Document]) -> list[Call]:
         """Every request of every document; does not need the harness."""
         return [part.call for part in layout(lm, items, self.settings.seed)]
 

@@ -123,11 +123,19 @@ class PerplexityBenchmark(Benchmark[PerplexityEvaluation, Passage]):
         """The whole text, of which an item holds one line, and where it is cut."""
         return {"text": content_hash([self.text, self.starts])}
 
-    def calls(self, lm: LanguageModel, items: Sequence[Passage], apart: bool = False) -> list[Continuations]:
-        """The windows over the passages; one is run once for all passages that have tokens in it, unless
-        these have vectors of their own."""
-        windows, spans = self._windows(lm, items), self._spans(lm, items)
-        owned = list(enumerate(spans)) if apart else [(0, span) for span in merged(spans)]
+    def calls(self, lm: LanguageModel, items: Sequence[Passage]) -> list[Continuations]:
+        """The windows over the passages; one is run once for all passages that have tokens in it."""
+        return self._over(lm, items, [(0, span) for span in merged(self._spans(lm, items))])
+
+    def calls_apart(self, lm: LanguageModel, items: Sequence[Passage]) -> list[Continuations]:
+        """The windows over each passage."""
+        return self._over(lm, items, list(enumerate(self._spans(lm, items))))
+
+    def _over(
+        self, lm: LanguageModel, items: Sequence[Passage], owned: Sequence[tuple[int, tuple[int, int]]]
+    ) -> list[Continuations]:
+        """Windows over spans of tokens, each of an item."""
+        windows = self._windows(lm, items)
         pieces = [(owner, piece) for owner, span in owned for piece in windows.pieces(*span)]
         if not pieces:
             return []
@@ -167,7 +175,7 @@ class PerplexityBenchmark(Benchmark[PerplexityEvaluation, Passage]):
         values = [np.full(len(windows.ids), np.nan) for _ in interventions]
         runs = spans if apart else merged(spans)
         starts = [start for span in runs for start, *_ in windows.pieces(*span)]
-        for call in self.calls(lm, items, apart):
+        for call in self.calls_apart(lm, items) if apart else self.calls(lm, items):
             scores = call.run(lm, items, interventions, self.batch_tokens)
             for row, by_piece in zip(values, scores.tokens, strict=True):
                 for start, logprobs in zip(starts, by_piece, strict=True):

@@ -133,9 +133,7 @@ class ToxigenBenchmark(Benchmark[ToxigenEvaluation, ToxigenItem]):
 
         return {"classifier": classifier_identity(self.classifier), "drawn": list(self.notes)}
 
-    def calls(
-        self, lm: LanguageModel, items: Sequence[ToxigenItem], apart: bool = False
-    ) -> list[Completions]:
+    def calls(self, lm: LanguageModel, items: Sequence[ToxigenItem]) -> list[Completions]:
         """Each prompt is gone on with. Raises UserError when the context holds no more than
         `max_new_tokens`."""
         new = self.settings.max_new_tokens

@@ -82,10 +82,17 @@ def checked_offsets(
     return offsets
 
 
-def same_rows(offsets: Sequence[Mapping[int, Tensor]]) -> list[int]:
+def per_prompt(vectors: Mapping[int, Tensor]) -> bool:
+    """Whether offsets hold a row for each prompt."""
+    return any(row.ndim == 2 for row in vectors.values())
+
+
+def same_rows(offsets: Sequence[Mapping[int, Tensor]]) -> list[int] | None:
     """A number for each prompt, the same for those to which all of these interventions add the same: the
-    choices of a question, say. Those without a vector for each prompt do not count."""
+    choices of a question, say. None where they add the same to all prompts."""
     rows = [row for vectors in offsets for row in vectors.values() if row.ndim == 2]
+    if not rows:
+        return None
     keys = zip(*([vector.tobytes() for vector in row.numpy()] for row in rows), strict=True)
     numbers: dict[tuple[bytes, ...], int] = {}
     return [numbers.setdefault(key, len(numbers)) for key in keys]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from contrans_dist.benchmarks.calls import Ids
-from contrans_dist.engine.prefixes import limits_of, plan_groups
+from contrans_dist.engine.prefixes import Group, limits_of, plan_groups, whole_rows
+from contrans_dist.engine.scoring import Intervention
 from contrans_dist.models import LanguageModel
 
 Span = tuple[int, int | None]
@@ -22,6 +23,8 @@ class Cost:
 
     passes: Counter[Span] = field(default_factory=Counter)
     """Tokens of the passes over texts."""
+    whole: int = 0
+    """Of the same passes, were every common beginning there in each row anew."""
     logits: int = 0
     """Positions in them at which the language-model head is run."""
     later: int = 0
@@ -38,6 +41,7 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             passes=self.passes + other.passes,
+            whole=self.whole + other.whole,
             logits=self.logits + other.logits,
             later=self.later + other.later,
             steps=self.steps + other.steps,
@@ -51,20 +55,19 @@ class Cost:
         """Of all passes."""
         return self.passes.total() + self.later
 
-    def under(self, blocks: Sequence[int | None]) -> "Cost":
-        """The same texts, scored under interventions that share what is below the steered blocks.
-
-        `blocks`: the lowest block that each of them adds to; None for the base.
-        """
-        steered = [block for block in blocks if block is not None]
+    def under(self, interventions: Sequence[Intervention]) -> "Cost":
+        """The same texts, scored under interventions that share what is below the steered blocks, and a
+        common beginning above them unless they have a vector for each text."""
+        steered = [each.block for each in interventions if each.block is not None]
         if not steered:
             return self
-        once = self.passes.total()
-        # The base goes on from as high as can be.
-        above = Counter(max(steered) + 1 if block is None else block + 1 for block in blocks)
-        passes: Counter[Span] = Counter({(block, None): once * n for block, n in above.items()})
-        passes[0, max(steered) + 1] += once
-        return Cost(passes, self.logits * len(blocks))
+        once, top = self.passes.total(), max(steered)
+        passes: Counter[Span] = Counter({(0, top + 1): once})
+        for each in interventions:
+            # The base goes on from as high as can be.
+            first = top if each.block is None else each.block
+            passes[first + 1, None] += self.whole if each.per_item and each.block is not None else once
+        return Cost(passes, logits=self.logits * len(interventions))
 
     def over_texts(self, n_blocks: int, head: float) -> float:
         """Tokens times blocks of the passes over texts. `head`: what the head costs, in blocks."""
@@ -92,7 +95,8 @@ def captured(
         highest: The block.
         most: Tokens of a batch.
     """
-    return Cost(Counter({(0, highest + 1): _once(lm, ids, own_from, most, head=False, share=share)}))
+    groups = plan_groups(ids, own_from, limits_of(lm, most, head=False), share)
+    return Cost(Counter({(0, highest + 1): _tokens(groups)}))
 
 
 def scored(
@@ -105,8 +109,14 @@ def scored(
     """Sequences of which the last `positions` are scored, without an intervention; `alike` as in
     `plan_groups`, `most` tokens of a batch."""
     own_from = [len(sequence) - n for sequence, n in zip(sequences, positions, strict=True)]
-    once = _once(lm, sequences, own_from, most, head=True, alike=alike)
-    return Cost(Counter({(0, None): once}), sum(positions))
+    groups = plan_groups(sequences, own_from, limits_of(lm, most, head=True), alike=alike)
+    whole = sum(
+        len(part) * part[0].length
+        for group in groups
+        for rows in group.batches
+        for part in whole_rows(group, rows, most)
+    )
+    return Cost(Counter({(0, None): _tokens(groups)}), whole, sum(positions))
 
 
 def generated(prompts: Sequence[Ids], times: int, new_tokens: int, batch_size: int) -> Cost:
@@ -124,17 +134,7 @@ def generated(prompts: Sequence[Ids], times: int, new_tokens: int, batch_size: i
     )
 
 
-def _once(
-    lm: LanguageModel,
-    ids: Sequence[Ids],
-    own_from: Sequence[int],
-    most: int,
-    *,
-    head: bool,
-    share: bool = True,
-    alike: Sequence[int] | None = None,
-) -> int:
-    """Tokens of the passes that run each text once."""
-    groups = plan_groups(ids, own_from, limits_of(lm, most, head), share, alike)
-    padded = sum(len(batch) * batch[0].length for group in groups for batch in group.batches)
+def _tokens(groups: Sequence[Group]) -> int:
+    """Of the passes that run each text once."""
+    padded = sum(len(rows) * rows[0].length for group in groups for rows in group.batches)
     return padded + sum(len(group.trunk) for group in groups)

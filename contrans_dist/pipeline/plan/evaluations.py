@@ -12,7 +12,7 @@ from contrans_dist.benchmarks.calls import Continuations, Ids, NextTokens
 from contrans_dist.benchmarks.contrast import ContrastBenchmark
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.contamination import unit_hashes
-from contrans_dist.engine.scoring import Intervention
+from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.engine.scoring.generation import BATCH_SIZE
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
 from contrans_dist.evaluation.block_candidates import target_blocks
@@ -182,28 +182,43 @@ class Calls:
         self.benchmark, self.lm, self.most = benchmark, model.lm, most
         self.texts: list[Ids] = []
         """Token ids of all that was asked, each item's once."""
-        self._known: dict[tuple[str, int, bool], list[Completions | Once | Cost]] = {}
+        self._known: dict[tuple[str, int, bool, bool], list[Completions | Once | Cost]] = {}
+        self._separate: bool | None = None
 
     def cost(self, items: Sequence[ScoredItem], interventions: Sequence[Intervention]) -> Cost:
         """Of the calls that `Benchmark.score` makes."""
-        cost = Cost()
-        for apart in (False, True):
-            blocks = [intervention.block for intervention in interventions if intervention.per_item == apart]
-            for call in self._calls(items, apart) if blocks or not apart else ():
-                if isinstance(call, Cost):
-                    cost += call.under(blocks) if blocks else Cost()
-                elif isinstance(call, Once):
-                    cost += Cost() if apart else call.cost
-                elif not apart:  # texts are written under all at once
-                    cost += generated(call.prompts, len(interventions), call.max_new_tokens, call.batch_size)
+        own = [intervention for intervention in interventions if intervention.per_item]
+        if not own or not self._asks_apart(items):
+            return self._cost(items, interventions)
+        others = [intervention for intervention in interventions if not intervention.per_item]
+        return self._cost(items, others) + self._cost(items, own, apart=True)
+
+    def _asks_apart(self, items: Sequence[ScoredItem]) -> bool:
+        if self._separate is None:
+            self._separate = self.benchmark.calls_apart(self.lm, items) is not None
+        return self._separate
+
+    def _cost(
+        self, items: Sequence[ScoredItem], interventions: Sequence[Intervention], apart: bool = False
+    ) -> Cost:
+        cost, kin = Cost(), any(intervention.per_item for intervention in interventions)
+        for call in self._calls(items, kin, apart) if interventions else ():
+            if isinstance(call, Cost):
+                cost += call.under(interventions)
+            elif isinstance(call, Once):
+                cost += call.cost
+            else:
+                cost += generated(call.prompts, len(interventions), call.max_new_tokens, call.batch_size)
         return cost
 
-    def _calls(self, items: Sequence[ScoredItem], apart: bool) -> list[Completions | Once | Cost]:
-        """The calls without an intervention: texts to be written, or the cost of scoring some."""
-        key = items[0].id, len(items), apart
+    def _calls(self, items: Sequence[ScoredItem], kin: bool, apart: bool) -> list[Completions | Once | Cost]:
+        """The calls without an intervention: texts to be written, or the cost of scoring some. `kin`: whether
+        only those of an item share a row."""
+        key = items[0].id, len(items), kin, apart
         if key not in self._known:
             self._known[key] = []
-            for call in self.benchmark.calls(self.lm, items, apart):
+            asked = self.benchmark.calls_apart if apart else self.benchmark.calls
+            for call in asked(self.lm, items) or ():
                 texts: list[Ids]
                 if isinstance(call, Completions):
                     texts = call.prompts
@@ -211,8 +226,9 @@ class Calls:
                 else:
                     texts = call.sequences
                     owners = call.owners if isinstance(call, Continuations) else range(len(texts))
-                    cost = scored(self.lm, texts, call.positions, self.most, owners if apart else None)
                     bare = isinstance(call, NextTokens) and not call.steered
+                    alike = owners if kin and not bare else None
+                    cost = scored(self.lm, texts, call.positions, self.most, alike)
                     self._known[key].append(Once(cost) if bare else cost)
                 self.texts += [] if apart else texts
         return self._known[key]
@@ -233,13 +249,14 @@ def _probed(
     def ids(prompts: Sequence[str], new_tokens: int) -> list[Ids]:
         return [cut_to(model.lm, text, new_tokens) for text in encode_many(model.lm, prompts)]
 
+    read = [BASE, Intervention("", {block: _ROW}, 1.0)]
     examples = [ids([item.prompt for item in probe.examples], NEW_TOKENS) for probe in probes]
     prompts = [ids(probe.prompts, 0) for probe in probes]
     for what, texts, costs in (
         ("examples", examples, [generated(some, 2, NEW_TOKENS, BATCH_SIZE) for some in examples]),
         (
             "tokens", prompts,
-            [scored(model.lm, some, [1] * len(some), most).under([None, block]) for some in prompts],
+            [scored(model.lm, some, [1] * len(some), most).under(read) for some in prompts],
         ),
     ):  # fmt: skip
         flat, cost = [text for some in texts for text in some], sum(costs, Cost())
