@@ -192,11 +192,9 @@ class MapSettings(Settings):
 
     @field_validator("blocks", mode="before")
     @classmethod
-    def _in_quotes(cls, value: Any) -> Any:
+    def _no_number(cls, value: Any) -> Any:
         if isinstance(value, int):
-            raise PydanticCustomError(
-                "blocks", 'a pair in quotes, such as "24:30": YAML takes 24:30 for a number'
-            )
+            raise PydanticCustomError("blocks", "a pair such as 24:30")
         return value
 
     @model_validator(mode="after")

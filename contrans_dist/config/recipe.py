@@ -108,9 +108,8 @@ def override(content: dict[str, Any], change: str) -> tuple[str, Any]:
     if not mark or not key:
         raise UserError(f"--set {change}: expected key=value, such as map.protocol=paper")
     content, last = _parent_of(content, key, f"--set {change}")
-    # YAML would take `{text}` for a mapping and drop a last space, and 24:30 for a number.
-    text = last.endswith("template") or (last == "blocks" and ":" in value)
-    plain = text and value[:1] not in ('"', "'") and value not in ("null", "~", "")
+    # YAML would take `{text}` for a mapping and drop a last space.
+    plain = last.endswith("template") and value[:1] not in ('"', "'") and value not in ("null", "~", "")
     content[last] = value if plain else parse_yaml(value.encode(), f"--set {change}", "a YAML value")
     return key, content[last]
 

@@ -12,10 +12,12 @@ from contrans_dist.errors import UserError, one_line
 _DEEPEST = 64
 _TOO_DEEP = f"more than {_DEEPEST} levels"
 _MERGE = "tag:yaml.org,2002:merge"
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader; it goes no deeper than any settings do."""
+    """The safe loader, no deeper than any settings go; `0:30` is text, as in YAML 1.2, not half a minute."""
 
     depth = 0
 
@@ -26,6 +28,10 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return _TEXT if tag in _NUMBERS and ":" in value else tag
 
 
 def parse_yaml(data: bytes, where: str, expected: str = "YAML") -> Any:

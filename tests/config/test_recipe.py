@@ -178,6 +178,9 @@ def test_blocks_are_chosen_where_there_is_something_to_choose_on(path: Path) -> 
 
 
 def test_a_pair_of_blocks_is_no_number(path: Path) -> None:
-    path.write_text(path.read_text() + "map: {blocks: 24:30}\n")  # 1,470 in YAML
-    with pytest.raises(UserError, match=r'map.blocks: expected a pair in quotes, such as "24:30"'):
+    text = path.read_text()
+    path.write_text(text + "map: {blocks: 24:30}\n")  # 1,470 in YAML 1.1
+    assert load_recipe(path).blocks == "24:30"
+    path.write_text(text + "map: {blocks: 24}\n")
+    with pytest.raises(UserError, match=r"map.blocks: expected a pair such as 24:30"):
         load_recipe(path)
