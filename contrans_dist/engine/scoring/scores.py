@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrans_dist.engine.scoring.forward import run_all
 from contrans_dist.engine.scoring.interventions import Intervention
+from contrans_dist.engine.scoring.sharing import run_all
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
 
