@@ -32,8 +32,8 @@ from contrans_dist.engine.prefixes import can_share
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.evaluation.actors import Meter
 from contrans_dist.models import CPU_TOKENS, LanguageModel, encode_many, guided, load_model
+from contrans_dist.pipeline.plan.calls import Calls
 from contrans_dist.pipeline.plan.costs import captured
-from contrans_dist.pipeline.plan.evaluations import Calls
 from contrans_dist.pipeline.plan.models import PlannedModel
 from tests.benchmarks.test_behaviours import FOUR, TWO
 from tests.sets import write_lines
