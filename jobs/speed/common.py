@@ -52,12 +52,6 @@ class Shape:
         kv = self.d * (self.kv_heads or self.heads) // self.heads
         return self.n_blocks * (2 * self.d * self.d + 2 * self.d * kv + 3 * self.d * self.feed_forward)
 
-    @property
-    def behind_attention(self) -> int:
-        """Parameters of one block behind its attention: in the highest one our engine runs them at the wanted
-        positions alone."""
-        return self.d * self.d + 3 * self.d * self.feed_forward
-
 
 TOLERANCES = {"harvest/prefix": 1e-5, "harvest/no-prefix": 1e-5, "stream/disk-offload": 1e-5}
 """How far the two sides' numbers may differ in float32; 1e-4 for all others."""

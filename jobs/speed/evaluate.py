@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,10 @@ def rows(bench: Bench) -> Iterator[Row]:
     block = 3 * len(lm.blocks) // 4
     vector = torch.randn(lm.d, generator=torch.Generator().manual_seed(1)).numpy()
     steered = [Intervention("vector", {block: vector}, strength) for strength in _STRENGTHS]
-    yield _emotions(bench, lm, steered)
+    prompts = _emotion_prompts(bench)[: 12 if bench.quick else None]
+    yield _next_tokens(bench, lm, "emotion-sweep", prompts, steered)
+    own = np.random.default_rng(2).standard_normal((len(prompts), lm.d)).astype(np.float32)
+    yield _next_tokens(bench, lm, "own-directions", prompts, [Intervention("random", {block: own}, 1.0)])
     yield from _mc1(bench, lm, steered)
     yield _generation(bench, lm, block)
 
@@ -77,22 +81,31 @@ def _emotion_prompts(bench: Bench) -> list[list[int]]:
     return [_tokens(bench, f"{shots} scenario {i} happens to you . It is", numbers) for i in range(400)]
 
 
-def _emotions(bench: Bench, lm: LanguageModel, steered: list[Intervention]) -> Row:
-    prompts = _emotion_prompts(bench)[: 12 if bench.quick else None]
+def _of_prompt(steering: Intervention, p: int) -> Intervention:
+    """The same, of a vector for each prompt that of prompt p."""
+    return replace(steering, vectors={k: v[p] if v.ndim == 2 else v for k, v in steering.vectors.items()})
+
+
+def _next_tokens(
+    bench: Bench, lm: LanguageModel, name: str, prompts: list[list[int]], steered: list[Intervention]
+) -> Row:
     watch = [5, 17, 29, 41, 53, 65]
-    few = prompts[:: max(1, len(prompts) // _THEIR_PROMPTS)][:_THEIR_PROMPTS]
+    few = range(0, len(prompts), max(1, len(prompts) // _THEIR_PROMPTS))[:_THEIR_PROMPTS]
 
     def ours() -> Any:
         return next_token(lm, prompts, steered, watch=watch)
 
     def theirs() -> None:
-        for ids in few:
-            _loop_logits(lm, ids, steered[1])[-1][watch].cpu().numpy()
+        for p in few:
+            _loop_logits(lm, prompts[p], _of_prompt(steered[-1], p))[-1][watch].cpu().numpy()
 
     found = next_token(lm, prompts, steered, watch=watch)
     compared = range(0, len(prompts), max(1, len(prompts) // _COMPARED))[:_COMPARED]
     loop = torch.stack(
-        [torch.stack([_loop_logits(lm, prompts[p], each)[-1].cpu() for p in compared]) for each in steered]
+        [
+            torch.stack([_loop_logits(lm, prompts[p], _of_prompt(each, p))[-1].cpu() for p in compared])
+            for each in steered
+        ]
     )
     same = found.argmax[:, compared] == loop.argmax(-1).numpy()
     error = max(max_error([found.logits[:, compared]], [loop[:, :, watch]]), 1.0 - float(same.mean()))
@@ -100,14 +113,14 @@ def _emotions(bench: Bench, lm: LanguageModel, steered: list[Intervention]) -> R
     whole = taken["theirs"] * len(prompts) / len(few) * len(steered)
     return Row(
         "evaluate",
-        "evaluate/emotion-sweep",
+        f"evaluate/{name}",
         whole / taken["ours"],
         taken["ours"],
         whole,
         "seconds",
         error,
-        f"{len(prompts)} prompts of {np.mean([len(ids) for ids in prompts]):.0f} tokens at {len(steered)} "
-        f"strengths; the loop measured on {len(few)} at one; {same.sum()} of {same.size} arg-max equal",
+        f"{len(prompts)} prompts of {np.mean([len(ids) for ids in prompts]):.0f} tokens, {len(steered)} "
+        f"interventions; the loop measured on {len(few)} at one; {same.sum()} of {same.size} arg-max equal",
     )
 
 

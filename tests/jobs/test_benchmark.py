@@ -22,7 +22,9 @@ HARVEST = {
     "harvest/actors",
 }
 ANY_PROCESSOR = {f"{name}/any-processor" for name in ("harvest", "score", "generate", "stream", "widened")}
-EVALUATE = {"evaluate/emotion-sweep", "evaluate/mc1", "evaluate/mc1-sweep", "evaluate/generate"}
+EVALUATE = {
+    f"evaluate/{name}" for name in ("emotion-sweep", "own-directions", "mc1", "mc1-sweep", "generate")
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_ratios_are_ours_over_theirs(found: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in found["rows"]}
     for name in ("harvest/usual-float32", "harvest/actors", "evaluate/generate"):
         assert rows[name]["ratio"] == pytest.approx(rows[name]["ours"] / rows[name]["theirs"])
-    for name in ("evaluate/emotion-sweep", "evaluate/mc1", "evaluate/mc1-sweep"):
+    for name in ("evaluate/emotion-sweep", "evaluate/own-directions", "evaluate/mc1", "evaluate/mc1-sweep"):
         assert rows[name]["ratio"] == pytest.approx(rows[name]["theirs"] / rows[name]["ours"])
 
 

@@ -34,7 +34,7 @@ def quick(scratch: Path) -> Any:
 
 def test_evaluate(tmp_path: Path) -> None:
     found = {row.name: row for row in part("evaluate").rows(quick(tmp_path))}
-    names = ["emotion-sweep", "mc1", "mc1-sweep", "generate"]
+    names = ["emotion-sweep", "own-directions", "mc1", "mc1-sweep", "generate"]
     assert list(found) == [f"evaluate/{name}" for name in names]
     assert all(row.max_error < 1e-4 and row.ratio > 0 for row in found.values())
     assert found["evaluate/generate"].max_error == 0
