@@ -60,7 +60,7 @@ def reduce(
     blocks: Annotated[
         str,
         typer.Option(
-            help="depth (three quarters of both), best (what steers contrast prompts best), or 24:30."
+            help="depth (three quarters of both), best (what steers contrast prompts best), r2, or 24:30."
         ),
     ] = "depth",
     protocol: Annotated[

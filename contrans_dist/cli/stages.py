@@ -111,7 +111,7 @@ def fit(
     source: Annotated[str, typer.Option(help="Activation set of the source model.")],
     target: Annotated[str, typer.Option(help="Activation set of the target model, on the same texts.")],
     out: Annotated[str, typer.Option(help="The map file (.safetensors).", callback=lasting)],
-    blocks: Annotated[str, typer.Option(help="depth, best, or pairs such as 24:30.")] = "depth",
+    blocks: Annotated[str, typer.Option(help="depth, best, r2, or pairs such as 24:30.")] = "depth",
     protocol: Annotated[
         str,
         typer.Option(help="default (centred, ridge by validation), paper (equation 2), lcross (all rows)."),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contrans_dist.config import MapSettings, Recipe
 from contrans_dist.console import note
@@ -15,6 +16,7 @@ from contrans_dist.mapping.block_pairs import all_pairs, one_block
 from contrans_dist.mapping.driver import fit
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.models import matched_depth
+from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.map_file import BlockSelection
 
@@ -80,12 +82,20 @@ def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | N
 
 
 def _tell_ends(sides: Sides) -> None:
-    """Say so where the corpus ends on other tokens than the contrast prompts (jobs/MAPS.md)."""
-    corpus, prompts = (
-        side.read_columns(["token_id"]).column("token_id").to_numpy()
-        for side in (sides.corpus_target, sides.contrast_target)
+    """Say so where the corpus ends on other tokens than the contrast prompts, in either model
+    (jobs/MAPS.md)."""
+
+    def ends(rows: ActivationSet) -> NDArray[np.int32]:
+        found: NDArray[np.int32] = rows.read_columns(["token_id"]).column("token_id").to_numpy()
+        return found
+
+    share = min(
+        float(np.isin(ends(corpus), ends(prompts)).mean())
+        for corpus, prompts in (
+            (sides.corpus_source, sides.contrast_source),
+            (sides.corpus_target, sides.contrast_target),
+        )
     )
-    share = float(np.isin(corpus, prompts).mean())
     if share < _ENDS_ALIKE:
         note(
             f"{share:.0%} of the corpus end on a token that contrast prompts end on: a map carries more over "

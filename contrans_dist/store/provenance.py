@@ -88,7 +88,7 @@ def _program(first: str) -> list[str]:
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
     """Commit of the checkout this package runs from; None when it was installed from elsewhere."""
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[1]
     try:
         log = subprocess.run(
             ["git", "-C", str(folder), "log", "-1", "--format=%H", "--", "."],
