@@ -19,6 +19,7 @@ from contrans_dist.benchmarks.truthfulqa import TruthfulQABenchmark, TruthfulQAE
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, load_model, wrap_model
+from jobs import fetch_real_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -279,20 +280,31 @@ def test_summary_has_each_normalisation_and_the_chosen_one(tmp_path):
 # --- lm-evaluation-harness ---
 
 HARNESS_TASKS = ("truthfulqa_mc1", "truthfulqa_mc2")
-ALL = pytest.param(817, marks=[pytest.mark.slow, pytest.mark.timeout(3600)], id="all")
+SLOW = [pytest.mark.slow, pytest.mark.timeout(3600)]
+ASKED = [
+    pytest.param((20, "stories3m"), id="20"),
+    pytest.param((817, "stories3m"), marks=SLOW, id="all"),
+    pytest.param((50, "SmolLM2"), marks=[*SLOW, pytest.mark.real], id="50-SmolLM2"),
+]
 
 
-@pytest.fixture(scope="module", params=[20, ALL])
-def records(request: pytest.FixtureRequest, shared: Path) -> list[dict]:
-    """The first questions of the real file, or all of them."""
-    records: list[dict] = json.loads((shared / "data/truthfulqa/mc_task.json").read_text())[: request.param]
-    assert len(records) == request.param
-    return records
+@pytest.fixture(scope="module", params=ASKED)
+def asked(request: pytest.FixtureRequest, shared: Path) -> tuple[LanguageModel, list[dict]]:
+    """A model, and the first questions of the real file or all of them."""
+    count, name = request.param
+    records: list[dict] = json.loads((shared / "data/truthfulqa/mc_task.json").read_text())[:count]
+    assert len(records) == count
+    if name == "stories3m":
+        return load_model(str(shared / "models/stories3m"), dtype="float32"), records
+    try:
+        return load_model(str(fetch_real_model.fetch())), records
+    except RunError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
 def harness(
-    shared: Path, records: list[dict], tmp_path_factory: pytest.TempPathFactory
+    asked: tuple[LanguageModel, list[dict]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict]]:
     """The harness's own tasks on local questions: prompt, requests, tokens, scores and metric of each."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
@@ -300,7 +312,7 @@ def harness(
     from lm_eval.tasks import TaskManager
 
     folder = tmp_path_factory.mktemp("harness")
-    lm = load_model(str(shared / "models/stories3m"), dtype="float32")
+    lm, records = asked
     pq.write_table(hub_table(records), folder / "validation.parquet")
     for task in HARNESS_TASKS:
         given = Path(lm_eval.__file__).parent / "tasks" / "truthfulqa" / f"{task}.yaml"
@@ -322,9 +334,8 @@ def harness(
 
 
 @pytest.mark.parametrize("task", HARNESS_TASKS)
-def test_agrees_with_lm_evaluation_harness_question_by_question(shared, tmp_path, records, harness, task):
-    lm = load_model(str(shared / "models/stories3m"), dtype="float32")
-    samples = harness[task]
+def test_agrees_with_lm_evaluation_harness_question_by_question(tmp_path, asked, harness, task):
+    (lm, records), samples = asked, harness[task]
     assert len(samples) == len(records)
     prompts = [sample["arguments"][0][0] for sample in samples]
     head = prompts[0].removesuffix(f"Q: {samples[0]['doc']['question']}\nA:")
