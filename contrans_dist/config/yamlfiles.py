@@ -17,7 +17,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, no deeper than any settings go; `0:30` is text, as in YAML 1.2, not half a minute."""
+    """The safe loader, no deeper than any settings go; `24:30` is text, as in YAML 1.2, not a number."""
 
     depth = 0
 

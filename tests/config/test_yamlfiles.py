@@ -112,7 +112,7 @@ def test_hostile_recipes_are_refused_at_once(tmp_path: Path) -> None:
         assert seconds < 4, path  # a second on a quiet machine
 
 
-@pytest.mark.parametrize("blocks", ["0:30", "4:5", "-2:30", "12:13:14", "1:30.5"])
+@pytest.mark.parametrize("blocks", ["24:30", "4:5", "-2:30", "12:13:14", "1:30.5", "0:30"])
 def test_a_range_of_blocks_needs_no_quotes(blocks: str) -> None:
     assert parse_yaml(f"blocks: {blocks}".encode(), "x") == {"blocks": blocks}
     assert parse_yaml(b"[30, -2, 1.5, 0x10, 1_000]", "x") == [30, -2, 1.5, 16, 1000]

@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrans_dist.engine.capture import capture_ids
-from contrans_dist.engine.prefixes import Group, Limits, can_share, groups, pack, plan_groups, whole_rows
-from contrans_dist.engine.prefixes.groups import _antichain, _Node
+from contrans_dist.engine.prefixes import (
+    Group,
+    Limits,
+    can_share,
+    found_in,
+    groups,
+    pack,
+    plan_groups,
+    rows_apart,
+)
+from contrans_dist.engine.prefixes.groups import _antichain
 from contrans_dist.models import LanguageModel, wrap_model
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from tests.truth import block_states
@@ -86,36 +95,53 @@ def test_every_text_runs_once_with_its_own_tokens(
 @settings(deadline=None, max_examples=100)
 @given(texts, st.lists(st.integers(0, 2), min_size=12, max_size=12))
 def test_only_texts_that_are_alike_share_a_row(ids: list[list[int]], alike: list[int]) -> None:
-    plan = plan_groups(ids, [len(text) - 1 for text in ids], Limits(40), alike=alike)
-    batches = [(group, batch) for group in plan for batch in group.batches]
-    assert sorted(i for _, batch in batches for row in batch for i in row.texts) == list(range(len(ids)))
-    assert all(len({alike[i] for i in row.texts}) == 1 for _, batch in batches for row in batch)
-    for group, batch in batches:
-        parts = whole_rows(group, batch, 20)
-        whole = [row for part in parts for row in part]
-        assert [row.texts for row in whole] == [row.texts for row in batch]
-        for row in whole:
-            beginnings = {tuple(ids[i][:end]) for i in row.texts for end in range(1, len(ids[i]) + 1)}
-            assert row.length == len(beginnings)
-        if group.trunk:
-            assert all(len(part) == 1 or len(part) * part[0].length <= 20 for part in parts)
-        else:
-            assert parts == [batch]
+    own_from, limits = [len(text) - 1 for text in ids], Limits(40)
+    for group in plan_groups(ids, own_from, limits):
+        for batch in group.batches:
+            parts = rows_apart(group, batch, ids, own_from, alike, limits)
+            rows = [row for part in parts for row in part]
+            assert sorted(i for row in rows for i in row.texts) == sorted(
+                i for row in batch for i in row.texts
+            )
+            assert all(len(part) == 1 or len(part) * part[0].length <= 40 for part in parts)
+            for row in rows:
+                assert len({alike[i] for i in row.texts}) == 1
+                beginnings = {tuple(ids[i][:end]) for i in row.texts for end in range(1, len(ids[i]) + 1)}
+                assert row.length == len(beginnings)
+
+
+@settings(deadline=None, max_examples=100)
+@given(texts, st.lists(st.integers(0, 2), min_size=12, max_size=12), st.integers(0, 3))
+def test_tokens_of_rows_apart_are_found_where_they_ran(
+    ids: list[list[int]], alike: list[int], trunk: int
+) -> None:
+    ids = [[9] * trunk + text for text in ids]
+    own_from, limits = [len(text) - 1 for text in ids], Limits(60)
+    places = [range(start, len(text)) for start, text in zip(own_from, ids, strict=True)]
+    for group in plan_groups(ids, own_from, limits):
+        for rows in group.batches:
+            batch = pack(rows, ids, places, len(group.trunk))
+            known = torch.cat([torch.tensor(group.trunk, dtype=torch.int64), batch.ids.flatten()])
+            for part in rows_apart(group, rows, ids, own_from, alike, limits):
+                whole = pack(part, ids, places)
+                found = known[found_in(batch, whole)].flatten()
+                real = sorted({place for of_text in whole.tokens.values() for place in of_text})
+                assert len(real) == sum(row.length for row in part)
+                assert torch.equal(found[real], whole.ids.flatten()[real])
 
 
 @settings(deadline=None, max_examples=200)
 @given(texts, st.integers(0, 4))
 def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> None:
-    def saved(node: _Node) -> float:
-        return (node.texts - 1) * node.depth - cost - node.tokens / 20 + node.shared / 7
+    def saved(depth: int, count: int, tokens: int, shared: int) -> float:
+        return (count - 1) * depth - cost - tokens / 20 + shared / 7
 
     def best(prefix: tuple[int, ...]) -> float:
         """By hand: a prefix is shared by all texts that have it, or its continuations are looked at."""
         having = [tuple(text) for text in ids if tuple(text[: len(prefix)]) == prefix]
         tokens, distinct = sum(map(len, having)), {text[:end] for text in having for end in range(1, 10)}
         shared = tokens - len(distinct - {()})
-        there = _Node(len(prefix), len(having), 1, tokens, shared)
-        here = saved(there) if prefix and len(having) > 1 else 0.0
+        here = saved(len(prefix), len(having), tokens, shared) if prefix and len(having) > 1 else 0.0
         following = {tuple(text[: len(prefix) + 1]) for text in having if len(text) > len(prefix)}
         return max(here, 0.0, sum(best(longer) for longer in following))
 
@@ -123,8 +149,7 @@ def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> N
     total = 0.0
     for depth, members_of in chosen:
         same = [groups.common(ids[a], ids[b]) for a, b in pairwise(members_of)]
-        tokens = sum(len(ids[i]) for i in members_of)
-        total += saved(_Node(depth, len(members_of), 1, tokens, sum(same)))
+        total += saved(depth, len(members_of), sum(len(ids[i]) for i in members_of), sum(same))
     assert total == pytest.approx(best(()))
     members = [i for _, members_of in chosen for i in members_of]
     assert len(members) == len(set(members))

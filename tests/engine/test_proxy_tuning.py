@@ -89,6 +89,22 @@ def test_vectors_of_their_own_after_common_examples(
             np.testing.assert_allclose(got.logits[c, p], expected, atol=2e-3)
 
 
+def test_guides_that_look_back_less_far_share_no_longer_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    folders = [save_tiny(tmp_path / "strong", "llama", n_blocks=5, d=48)]
+    folders += [save_tiny(tmp_path / f"weak{seed}", "gemma2", d=32, seed=seed) for seed in (1, 2)]
+    strong, tuned, plain = (load_model(str(folder)) for folder in folders)
+    lm, rng = guided(strong, tuned, plain), np.random.default_rng(1)
+    examples = rng.integers(3, 290, size=40).tolist()
+    prompts = [examples + rng.integers(3, 290, size=2 + p).tolist() for p in range(8)]
+    got = next_token(lm, prompts, [BASE], watch=[5, 9])
+    for p, prompt in enumerate(prompts):
+        expected = written_out((strong, tuned, plain), prompt)[-1, [5, 9]]
+        np.testing.assert_allclose(got.logits[0, p], expected, atol=2e-3)
+
+
 def test_generation_adds_the_difference_at_every_step(
     three: tuple[LanguageModel, LanguageModel, LanguageModel],
 ) -> None:

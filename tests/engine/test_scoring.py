@@ -321,6 +321,7 @@ def test_answers_that_get_the_same_vector_share_their_question(monkeypatch):
 
 def test_vectors_of_their_own_share_examples_below_their_block(monkeypatch):
     monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 128)
     lm = language_model()
     assert can_share(lm, head=True)  # tried, before tokens are counted
     tokens: dict[int, list[int]] = {0: [], 3: []}
@@ -329,18 +330,18 @@ def test_vectors_of_their_own_share_examples_below_their_block(monkeypatch):
         for k in tokens
     ]
     preamble = RNG.integers(3, 290, size=50).tolist()
-    owners = [question for question in range(6) for _ in range(4)]
-    questions = [preamble + RNG.integers(3, 290, size=5 + question).tolist() for question in range(6)]
+    owners = [question for question in range(12) for _ in range(4)]
+    questions = [preamble + RNG.integers(3, 290, size=5 + question).tolist() for question in range(12)]
     prompts = [questions[owner] for owner in owners]
     answers = [RNG.integers(3, 290, size=1 + i % 4).tolist() for i in range(len(prompts))]
-    rows = np.stack([vec(300 + question) for question in range(6)])[owners]
+    rows = np.stack([vec(300 + question) for question in range(12)])[owners]
     swept = [*INTERVENTIONS[:2], Intervention("own", {2: rows}, 0.5), Intervention("own", {2: rows}, 2.0)]
     scores = continuation_logprobs(lm, prompts, answers, swept, batch_tokens=160)
     for handle in handles:
         handle.remove()
     asked = sum(len(question) - 50 for question in questions) + sum(len(answer) - 1 for answer in answers)
     assert 50 + asked <= sum(tokens[0]) <= 50 + 1.5 * asked
-    assert sum(tokens[3]) >= 2 * (50 * 6 + asked)
+    assert sum(tokens[3]) >= 2 * (50 * 12 + asked)
     assert 74 < max(tokens[3]) <= 160  # rows of the two, in parts
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         alone = [*swept[:2], *(Intervention("own", {2: rows[i]}, strength) for strength in (0.5, 2.0))]
@@ -349,6 +350,27 @@ def test_vectors_of_their_own_share_examples_below_their_block(monkeypatch):
             places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
             by_hand = [float(expected[place, token]) for place, token in zip(places, answer, strict=True)]
             np.testing.assert_allclose(scores.tokens[c][i], by_hand, atol=1e-4)
+
+
+def test_one_vector_for_all_of_a_document_shares_it_above_its_block(monkeypatch):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 48)
+    lm = language_model()
+    assert can_share(lm, head=True)
+    tokens: list[int] = []
+    handle = lm.blocks[3].mlp.register_forward_hook(lambda _m, _a, out: tokens.append(out[..., 0].numel()))
+    documents = [RNG.integers(3, 290, size=60).tolist() for _ in range(3)]
+    owners = [document for document in range(3) for _ in range(4)]
+    prompts = [[*documents[owner], *RNG.integers(3, 290, size=20).tolist()] for owner in owners]
+    rows = np.stack([vec(400 + document) for document in range(3)])[owners]
+    own = Intervention("own", {1: rows}, 1.0)
+    got = next_token(lm, prompts, [INTERVENTIONS[0], own], watch=WATCH, batch_tokens=400)
+    handle.remove()
+    assert sum(tokens) < 2 * 3 * (60 + 4 * 20) + 3 * 60
+    for p, prompt in enumerate(prompts):
+        for c, alone in enumerate([INTERVENTIONS[0], Intervention("own", {1: rows[p]}, 1.0)]):
+            expected = plain_logits(lm, prompt, alone)[-1][WATCH]
+            np.testing.assert_allclose(got.logits[c, p], expected, rtol=0, atol=1e-4)
 
 
 def test_prompts_are_the_same_where_all_interventions_add_the_same():

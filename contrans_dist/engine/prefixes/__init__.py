@@ -6,8 +6,8 @@ one after the other, in the order of their tokens, each from where it leaves the
 a question, say); a mask lets each see the trunk and its own tokens alone.
 """
 
-from contrans_dist.engine.prefixes.groups import Group, Limits, Row, batch_rows, plan_groups, whole_rows
-from contrans_dist.engine.prefixes.packing import Packed, pack
+from contrans_dist.engine.prefixes.groups import Group, Limits, Row, batch_rows, plan_groups, rows_apart
+from contrans_dist.engine.prefixes.packing import Packed, found_in, pack
 from contrans_dist.engine.prefixes.support import can_share, limits_of, plan_for, positions_per_pass
 from contrans_dist.engine.prefixes.trunks import Trunk
 
@@ -19,10 +19,11 @@ __all__ = [
     "Trunk",
     "batch_rows",
     "can_share",
+    "found_in",
     "limits_of",
     "pack",
     "plan_for",
     "plan_groups",
     "positions_per_pass",
-    "whole_rows",
+    "rows_apart",
 ]

@@ -1,6 +1,6 @@
 """Which texts share what, and which run together: pure functions of the token ids."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -19,7 +19,7 @@ class Row:
 
     texts: tuple[int, ...]
     length: int
-    """Tokens of the row, the trunk left out."""
+    """Tokens of the row, its group's trunk left out."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ def plan_groups(
     own_from: Sequence[int],
     limits: Limits,
     share: bool = True,
-    alike: Sequence[int] | None = None,
 ) -> list[Group]:
     """Every text in one row of one batch of one group; longest rows first.
 
@@ -66,77 +65,80 @@ def plan_groups(
         own_from: For each text, the first of its tokens that may be in no trunk.
         limits: What batches and rows may hold.
         share: Whether what texts begin with may be run for several of them at once.
-        alike: For each text a number: only texts of the same one share a row. None: all may.
     """
     lengths = [len(text) for text in ids]
-    texts = [tuple(text) for text in ids]
+    texts = {i: tuple(text) for i, text in enumerate(ids)}
     bound = limits.shared_tokens
     sharing = [i for i, length in enumerate(lengths) if share and (bound is None or length <= bound)]
     keys = [texts[i][: own_from[i]] for i in sharing]
-    kin = [0 if alike is None else alike[i] for i in sharing]
-    chosen = _trunks(keys, [lengths[i] for i in sharing], kin)
+    chosen = _trunks(keys, [lengths[i] for i in sharing])
     trunks = [(depth, [sharing[c] for c in members]) for depth, members in chosen]
     grouped = {i for _, members in trunks for i in members}
     logits = [length - first for length, first in zip(lengths, own_from, strict=True)]
     groups = []
     for depth, members in [*trunks, (0, [i for i in range(len(ids)) if i not in grouped])]:
         longest = min(ROW_TOKENS, (bound or ROW_TOKENS) - depth)
-        rows: list[Row] = []
-        for kin in _kin(sorted({*members} & {*sharing}), alike):
-            if depth:
-                rows += _filled(texts, depth, sorted(kin, key=lambda i: (texts[i], i)), longest)
-            else:
-                rows += _rows(texts, kin, longest)
-        packed = {i for row in rows for i in row.texts}
-        alone = [Row((i,), lengths[i]) for i in members if i not in packed]
-        # Single texts need no mask: they stay among themselves.
-        batches = [batch for kind in (rows, alone) for batch in batch_rows(kind, limits, logits)]
+        if depth:
+            order = sorted(members, key=lambda i: (texts[i], i))
+            batches = batch_rows(_filled(texts, depth, order, longest), limits, logits)
+        else:
+            rows = _rows(texts, sorted({*members} & {*sharing}), longest)
+            batches = _with_the_rest(rows, {i: lengths[i] for i in members}, limits, logits)
         if batches:
             groups.append(Group(texts[members[0]][:depth], batches))
     return groups
 
 
-def _kin(members: Sequence[int], alike: Sequence[int] | None) -> list[list[int]]:
-    """Texts that may share a row."""
+def rows_apart(
+    group: Group,
+    rows: Sequence[Row],
+    ids: Sequence[Sequence[int]],
+    own_from: Sequence[int],
+    alike: Sequence[int],
+    limits: Limits,
+) -> list[list[Row]]:
+    """The texts of one of a group's batches in batches anew, in rows with all their tokens, where something
+    is another for each text. `alike`: for each text a number; only those of the same one share a row.
+
+    The other arguments are those of `plan_groups`, which made the group.
+    """
+    texts = {i: tuple(ids[i]) for row in rows for i in row.texts}
+    longest = min(ROW_TOKENS, limits.shared_tokens or ROW_TOKENS)
     kin: dict[int, list[int]] = {}
-    for i in members:
-        kin.setdefault(0 if alike is None else alike[i], []).append(i)
-    return list(kin.values())
+    for i in sorted(texts) if group.shares else ():
+        if limits.shared_tokens is None or len(texts[i]) <= limits.shared_tokens:
+            kin.setdefault(alike[i], []).append(i)
+    shared = [row for members in kin.values() for row in _rows(texts, members, longest)]
+    logits = [len(text) - first for text, first in zip(ids, own_from, strict=True)]
+    return _with_the_rest(shared, {i: len(text) for i, text in texts.items()}, limits, logits)
 
 
-@dataclass(frozen=True)
-class _Node:
-    """Keys that begin alike, in their order."""
-
-    depth: int
-    """Tokens that they have in common."""
-    texts: int
-    kin: int
-    """Runs of keys of which each may share a row with the next."""
-    tokens: int
-    """Of all its texts together"""
-    shared: int
-    """Of these, those that are there already when each text follows the one before it"""
+def _with_the_rest(
+    rows: Sequence[Row], lengths: Mapping[int, int], limits: Limits, logits: Sequence[int]
+) -> list[list[Row]]:
+    """These rows in batches, and each text that is in none of them in a row by itself."""
+    packed = {i for row in rows for i in row.texts}
+    alone = [Row((i,), length) for i, length in lengths.items() if i not in packed]
+    # Single texts need no mask: they stay among themselves.
+    return [batch for kind in (rows, alone) for batch in batch_rows(kind, limits, logits)]
 
 
-def _trunks(
-    keys: Sequence[tuple[int, ...]], lengths: Sequence[int], alike: Sequence[int]
-) -> list[tuple[int, list[int]]]:
+def _trunks(keys: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
     """(depth, texts) of the trunks that save the most over the same texts in rows."""
 
-    def saved(node: _Node) -> float:
+    def saved(depth: int, count: int, tokens: int, shared: int) -> float:
         # Without a trunk each row begins with it, and has the less room for what follows.
-        full = (node.tokens - node.shared - node.depth) / max(1, ROW_TOKENS - node.depth)
-        return (min(node.texts, max(node.kin, full)) - 1) * node.depth - TRUNK_TOKENS
+        rows = min(count, (tokens - shared - depth) / max(1, ROW_TOKENS - depth))
+        return (rows - 1) * depth - TRUNK_TOKENS
 
-    return [(depth, sorted(members)) for depth, members in _antichain(keys, lengths, saved, alike)]
+    return [(depth, sorted(members)) for depth, members in _antichain(keys, lengths, saved)]
 
 
-def _rows(texts: Sequence[tuple[int, ...]], members: Sequence[int], longest: int) -> list[Row]:
+def _rows(texts: Mapping[int, tuple[int, ...]], members: Sequence[int], longest: int) -> list[Row]:
     """Rows of two and more texts that save tokens, none longer than `longest`."""
 
-    def saved(node: _Node) -> float:
-        return node.shared - SHARED_COST * (node.tokens - node.shared)
+    def saved(_depth: int, _count: int, tokens: int, shared: int) -> float:
+        return shared - SHARED_COST * (tokens - shared)
 
     keys, lengths = [texts[i] for i in members], [len(texts[i]) for i in members]
     chosen = [[members[c] for c in group] for _, group in _antichain(keys, lengths, saved)]
@@ -145,7 +147,9 @@ def _rows(texts: Sequence[tuple[int, ...]], members: Sequence[int], longest: int
     return [row for row in rows if len(row.texts) > 1]
 
 
-def _filled(texts: Sequence[tuple[int, ...]], trunk: int, order: Sequence[int], longest: int) -> list[Row]:
+def _filled(
+    texts: Mapping[int, tuple[int, ...]], trunk: int, order: Sequence[int], longest: int
+) -> list[Row]:
     """Texts in this order, as many to a row as go in; one that is longer than that has a row to itself."""
     rows: list[Row] = []
     row: list[int] = []
@@ -162,18 +166,18 @@ def _filled(texts: Sequence[tuple[int, ...]], trunk: int, order: Sequence[int], 
 
 
 def _antichain(
-    keys: Sequence[tuple[int, ...]],
-    lengths: Sequence[int],
-    saved: Callable[[_Node], float],
-    alike: Sequence[int] | None = None,
+    keys: Sequence[tuple[int, ...]], lengths: Sequence[int], saved: Callable[[int, int, int, int], float]
 ) -> list[tuple[int, list[int]]]:
     """(depth, texts in the keys' order) of the nodes of the keys' prefix tree, none below another, that save
-    the most together. `saved`: what a node saves; `alike`: keys of the same number may share a row."""
+    the most together.
+
+    `saved(depth, count, tokens, shared)`: what a node saves with so many texts of so many tokens together, of
+    which `shared` are there already when each text follows the one before it in the keys' order.
+    """
     order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
     tokens = [0, *accumulate(lengths[i] for i in order)]
     same = [common(keys[a], keys[b]) for a, b in pairwise(order)]
     shared = [0, *accumulate(same)]
-    others = [0, *accumulate(alike is not None and alike[a] != alike[b] for a, b in pairwise(order))]
     # Open nodes from the root down: depth, first leaf, the best that is saved below, and by which nodes.
     open_: list[tuple[int, int, float, list[tuple[int, int, int]]]] = [(0, 0, 0.0, [])]
     for end in range(1, len(order) + 1):
@@ -183,8 +187,7 @@ def _antichain(
         while open_[-1][0] > depth:
             node, first, below, nodes = open_.pop()
             best, chosen = best + below, nodes + chosen
-            kin, begun = 1 + others[end - 1] - others[first], shared[end - 1] - shared[first]
-            here = saved(_Node(node, end - first, kin, tokens[end] - tokens[first], begun))
+            here = saved(node, end - first, tokens[end] - tokens[first], shared[end - 1] - shared[first])
             if here > best:
                 best, chosen = here, [(node, first, end)]
         if open_[-1][0] == depth:
@@ -192,15 +195,6 @@ def _antichain(
             best, chosen = best + below, nodes + chosen
         open_.append((depth, first, best, chosen))
     return [(depth, order[first:end]) for depth, first, end in open_[-1][3]]
-
-
-def whole_rows(group: Group, rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
-    """The rows of one of a group's batches, each with the trunk at its beginning, in batches of so many
-    tokens: for what cannot share the trunk."""
-    depth = len(group.trunk)
-    fit = max(1, batch_tokens // (depth + rows[0].length)) if depth else len(rows)
-    whole = [Row(row.texts, depth + row.length) for row in rows]
-    return [whole[start : start + fit] for start in range(0, len(whole), fit)]
 
 
 def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:

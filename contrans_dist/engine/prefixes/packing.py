@@ -17,6 +17,8 @@ class Packed:
     """The texts in it."""
     firsts: list[int]
     """The first text of each row."""
+    tokens: dict[int, list[int]]
+    """For each text, where its tokens behind the trunk are in the flattened `ids`."""
     ids: Tensor
     """int64 [B, T]"""
     rows: Tensor
@@ -58,6 +60,7 @@ def pack(
     places = torch.full((len(rows), width), trunk, dtype=torch.int64)
     ends = torch.arange(1, width + 1).repeat(len(rows), 1)
     numbers: dict[tuple[int, int], int] = {}
+    tokens: dict[int, list[int]] = {}
     index: list[int] = []
     for r, row in enumerate(rows):
         laid = _Laid.out([ids[i][trunk:] for i in row.texts])
@@ -65,12 +68,14 @@ def pack(
         places[r, : row.length] = torch.tensor(laid.depths) + trunk
         ends[r, : row.length] = torch.tensor(laid.ends)
         for i, path in zip(row.texts, laid.paths, strict=True):
+            tokens[i] = [r * width + column for column in path]
             index += [numbers.setdefault((r, path[place - trunk]), len(numbers)) for place in wanted[i]]
     where = torch.tensor(list(numbers), dtype=torch.int64).reshape(-1, 2)
     plain = trunk == 0 and all(len(row.texts) == 1 for row in rows)
     return Packed(
         [i for row in rows for i in row.texts],
         [row.texts[0] for row in rows],
+        tokens,
         padded,
         where[:, 0],
         where[:, 1],
@@ -79,6 +84,16 @@ def pack(
         None if plain else places,
         None if plain else ends,
     )
+
+
+def found_in(batch: Packed, whole: Packed) -> Tensor:
+    """int64 `[B', T']`: where each token of `whole`, rows without a trunk of texts that are in `batch`, is
+    among the P tokens of that one's trunk and behind them all of its own, flattened; 0 for padding."""
+    index = torch.zeros(whole.ids.numel(), dtype=torch.int64)
+    for i in whole.texts:
+        own = [batch.trunk + place for place in batch.tokens[i]]
+        index[whole.tokens[i]] = torch.tensor([*range(batch.trunk), *own])
+    return index.reshape(whole.ids.shape)
 
 
 @dataclass(frozen=True)

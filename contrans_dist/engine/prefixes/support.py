@@ -33,7 +33,8 @@ def limits_of(lm: LanguageModel, batch_tokens: int, head: bool) -> Limits:
         batch_tokens: Tokens of a batch, padding included.
         head: Whether logits are computed.
     """
-    windows = [getattr(lm.config, name, None) for name in _WINDOWS]
+    models = (lm, *(lm.guides or ()))
+    windows = [getattr(model.config, name, None) for model in models for name in _WINDOWS]
     bounds = [n for n in (*windows, lm.context, lm.split_at) if isinstance(n, int) and n > 0]
     logits = positions_per_pass(lm) if head else None
     return Limits(batch_tokens, min(bounds, default=None), lm.split_at, logits)
@@ -52,11 +53,10 @@ def plan_for(
     *,
     head: bool,
     share: bool = True,
-    alike: Sequence[int] | None = None,
 ) -> list[Group]:
     """`plan_groups` within the model's limits, and without sharing where it cannot."""
     limits = limits_of(lm, batch_tokens, head)
-    groups = plan_groups(ids, own_from, limits, share, alike)
+    groups = plan_groups(ids, own_from, limits, share)
     # Tried only where there is something to share.
     if any(group.shares for group in groups) and not can_share(lm, head):
         return plan_groups(ids, own_from, limits, share=False)

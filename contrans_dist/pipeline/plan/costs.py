@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from contrans_dist.benchmarks.calls import Ids
-from contrans_dist.engine.prefixes import Group, limits_of, plan_groups, whole_rows
+from contrans_dist.engine.prefixes import Group, Row, limits_of, plan_groups, rows_apart
 from contrans_dist.engine.scoring import Intervention
 from contrans_dist.models import LanguageModel
 
@@ -23,8 +23,8 @@ class Cost:
 
     passes: Counter[Span] = field(default_factory=Counter)
     """Tokens of the passes over texts."""
-    whole: int = 0
-    """Of the same passes, were every common beginning there in each row anew."""
+    apart: int = 0
+    """The same, where each text has a vector of its own."""
     logits: int = 0
     """Positions in them at which the language-model head is run."""
     later: int = 0
@@ -41,7 +41,7 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             passes=self.passes + other.passes,
-            whole=self.whole + other.whole,
+            apart=self.apart + other.apart,
             logits=self.logits + other.logits,
             later=self.later + other.later,
             steps=self.steps + other.steps,
@@ -66,7 +66,7 @@ class Cost:
         for each in interventions:
             # The base goes on from as high as can be.
             first = top if each.block is None else each.block
-            passes[first + 1, None] += self.whole if each.per_item and each.block is not None else once
+            passes[first + 1, None] += self.apart if each.per_item and each.block is not None else once
         return Cost(passes, logits=self.logits * len(interventions))
 
     def over_texts(self, n_blocks: int, head: float) -> float:
@@ -104,19 +104,21 @@ def scored(
     sequences: Sequence[Ids],
     positions: Sequence[int],
     most: int,
-    alike: Sequence[int] | None = None,
+    owners: Sequence[int],
 ) -> Cost:
     """Sequences of which the last `positions` are scored, without an intervention; `alike` as in
-    `plan_groups`, `most` tokens of a batch."""
+    `rows_apart`, `most` tokens of a batch."""
     own_from = [len(sequence) - n for sequence, n in zip(sequences, positions, strict=True)]
-    groups = plan_groups(sequences, own_from, limits_of(lm, most, head=True), alike=alike)
-    whole = sum(
-        len(part) * part[0].length
-        for group in groups
-        for rows in group.batches
-        for part in whole_rows(group, rows, most)
-    )
-    return Cost(Counter({(0, None): _tokens(groups)}), whole, sum(positions))
+    limits = limits_of(lm, most, head=True)
+    groups = plan_groups(sequences, own_from, limits)
+    apart = 0
+    for group in groups:
+        if len({owners[i] for rows in group.batches for row in rows for i in row.texts}) == 1:
+            apart += _tokens([group])
+        else:
+            for rows in group.batches:
+                apart += _padded(rows_apart(group, rows, sequences, own_from, owners, limits))
+    return Cost(Counter({(0, None): _tokens(groups)}), apart, sum(positions))
 
 
 def generated(prompts: Sequence[Ids], times: int, new_tokens: int, batch_size: int) -> Cost:
@@ -136,5 +138,8 @@ def generated(prompts: Sequence[Ids], times: int, new_tokens: int, batch_size: i
 
 def _tokens(groups: Sequence[Group]) -> int:
     """Of the passes that run each text once."""
-    padded = sum(len(rows) * rows[0].length for group in groups for rows in group.batches)
-    return padded + sum(len(group.trunk) for group in groups)
+    return sum(_padded(group.batches) + len(group.trunk) for group in groups)
+
+
+def _padded(batches: Sequence[Sequence[Row]]) -> int:
+    return sum(len(rows) * rows[0].length for rows in batches)

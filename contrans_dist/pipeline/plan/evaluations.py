@@ -187,7 +187,7 @@ def _probed(
         ("examples", examples, [generated(some, 2, NEW_TOKENS, BATCH_SIZE) for some in examples]),
         (
             "tokens", prompts,
-            [scored(model.lm, some, [1] * len(some), most).under(read) for some in prompts],
+            [scored(model.lm, some, [1] * len(some), most, range(len(some))).under(read) for some in prompts],
         ),
     ):  # fmt: skip
         flat, cost = [text for some in texts for text in some], sum(costs, Cost())
