@@ -55,7 +55,11 @@ class Probe:
     """Which kind of item each of them is."""
     prompts: list[str]
     """Prompts whose next tokens are compared."""
-    size = 1
+
+    @property
+    def size(self) -> int:
+        """Prompts that are read."""
+        return len(self.examples) + len(self.prompts)
 
     def on(self, actor: SystemActor, _: Any) -> tuple[list[ContinuationRow], list[TokenRow]]:
         """Rows of `examples.parquet` and of `tokens.parquet` for one concept."""
@@ -151,19 +155,26 @@ def probe(
     ]
     continuations: list[ContinuationRow] = []
     tokens: list[TokenRow] = []
-    with connected(cluster.address), Progress("probe", len(probes), "concepts") as progress:
+    total = sum(probe.size for probe in probes)
+    with connected(cluster.address), Progress("probe", total, "prompts") as progress:
+        done = 0
 
-        def keep(_: Task, rows: tuple[list[ContinuationRow], list[TokenRow]]) -> None:
+        def reached(besides: float = 0.0) -> None:
+            progress.reach(int(done + besides))
+
+        def keep(task: Task, rows: tuple[list[ContinuationRow], list[TokenRow]]) -> None:
+            nonlocal done
             continuations.extend(rows[0])
             tokens.extend(rows[1])
-            progress.advance(1)
+            done += task.payload.size
+            reached()
 
         tasks = [Task(probe.concept, probe) for probe in probes]
         read = sum(len(item.prompt) for probe in probes for item in probe.examples)
         read += sum(len(prompt) for probe in probes for prompt in probe.prompts)
         written = NEW_TOKENS * sum(len(probe.examples) for probe in probes)
         texts = Texts(_TWICE * read, _TWICE * written)
-        outcome = run_on(System(TARGET, model), cluster, tasks, keep, texts=texts)
+        outcome = run_on(System(TARGET, model), cluster, tasks, keep, on_progress=reached, texts=texts)
     if outcome.failures:
         concept, reason = next(iter(outcome.failures.items()))
         raise RunError(f"{out}: prompts of {concept!r} were not read ({reason}); run the same command again")
