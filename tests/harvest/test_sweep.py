@@ -158,7 +158,10 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import tests.harvest.test_sweep as t
 from contrans_dist.models.streaming import open_streamed
+from contrans_dist.harvest import sweep as room
 from contrans_dist.harvest.sweep import SweepTask, run_sweep
+
+room._SAVE_SHARE = 0  # after every block, however slow the disk is
 
 def sweep(model, out, memory):
     texts = t._texts()
