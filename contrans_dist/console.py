@@ -75,6 +75,7 @@ class Progress:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = shown(title), total, unit
         self.done = 0
+        self._parts = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Bar | None = None
         self._lock, self._over = threading.RLock(), threading.Event()
@@ -107,6 +108,15 @@ class Progress:
         with self._lock:
             if done > self.done:
                 self.advance(done - self.done)
+
+    def finish(self, parts: int, whole: int) -> None:
+        """So many more of `whole` parts are finished, of which each is as many items as the others."""
+        self._parts += parts
+        self.under_way(0, whole)
+
+    def under_way(self, parts: float, whole: int) -> None:
+        """So much beside what is finished is done of parts that are not."""
+        self.reach(int((self._parts + parts) * self.total / whole))
 
     def advance(self, items: int) -> None:
         """Count `items` more as finished."""

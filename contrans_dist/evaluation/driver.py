@@ -212,19 +212,13 @@ def _make_missing(
     tasks = [Task(unit.name, unit, len(unit.items)) for unit in units if unit.name in names]
     if not tasks:
         return
-    done, total = 0, sum(task.payload.size for task in tasks)
-    counted, unit = (trials, "trials") if trials else (total, "items")
-    with Progress(title, counted, unit) as progress:
-
-        def reached(besides: float = 0.0) -> None:
-            progress.reach(int((done + besides) * counted / total))
-
-        def keep(task: Task, _: Any) -> None:
-            nonlocal done
-            done += task.payload.size
-            reached()
-
-        outcome = run(tasks, on_result=keep, on_progress=reached)
+    total = sum(task.payload.size for task in tasks)
+    with Progress(title, *((trials, "trials") if trials else (total, "items"))) as progress:
+        outcome = run(
+            tasks,
+            on_result=lambda task, _: progress.finish(task.payload.size, total),
+            on_progress=lambda besides: progress.under_way(besides, total),
+        )
     if outcome.failures:
         name, reason = next(iter(outcome.failures.items()))
         raise RunError(

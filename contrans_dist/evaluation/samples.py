@@ -157,17 +157,14 @@ def probe(
     tokens: list[TokenRow] = []
     total = sum(probe.size for probe in probes)
     with connected(cluster.address), Progress("probe", total, "prompts") as progress:
-        done = 0
-
-        def reached(besides: float = 0.0) -> None:
-            progress.reach(int(done + besides))
 
         def keep(task: Task, rows: tuple[list[ContinuationRow], list[TokenRow]]) -> None:
-            nonlocal done
             continuations.extend(rows[0])
             tokens.extend(rows[1])
-            done += task.payload.size
-            reached()
+            progress.finish(task.payload.size, total)
+
+        def reached(besides: float) -> None:
+            progress.under_way(besides, total)
 
         tasks = [Task(probe.concept, probe) for probe in probes]
         read = sum(len(item.prompt) for probe in probes for item in probe.examples)

@@ -31,6 +31,15 @@ class Group:
     batches: list[list[Row]]
 
     @property
+    def texts(self) -> list[int]:
+        """All of them, batch by batch."""
+        return [i for rows in self.batches for row in rows for i in row.texts]
+
+    def all_alike(self, alike: Sequence[int]) -> bool:
+        """Whether its texts have one and the same number."""
+        return len({alike[i] for i in self.texts}) == 1
+
+    @property
     def shares(self) -> bool:
         """Whether anything is run for several texts at once."""
         return bool(self.trunk) or any(len(row.texts) > 1 for batch in self.batches for row in batch)
@@ -74,7 +83,7 @@ def plan_groups(
     chosen = _trunks(keys, [lengths[i] for i in sharing])
     trunks = [(depth, [sharing[c] for c in members]) for depth, members in chosen]
     grouped = {i for _, members in trunks for i in members}
-    logits = [length - first for length, first in zip(lengths, own_from, strict=True)]
+    logits = {i: lengths[i] - own_from[i] for i in texts}
     groups = []
     for depth, members in [*trunks, (0, [i for i in range(len(ids)) if i not in grouped])]:
         longest = min(ROW_TOKENS, (bound or ROW_TOKENS) - depth)
@@ -109,12 +118,12 @@ def rows_apart(
         if limits.shared_tokens is None or len(texts[i]) <= limits.shared_tokens:
             kin.setdefault(alike[i], []).append(i)
     shared = [row for members in kin.values() for row in _rows(texts, members, longest)]
-    logits = [len(text) - first for text, first in zip(ids, own_from, strict=True)]
+    logits = {i: len(text) - own_from[i] for i, text in texts.items()}
     return _with_the_rest(shared, {i: len(text) for i, text in texts.items()}, limits, logits)
 
 
 def _with_the_rest(
-    rows: Sequence[Row], lengths: Mapping[int, int], limits: Limits, logits: Sequence[int]
+    rows: Sequence[Row], lengths: Mapping[int, int], limits: Limits, logits: Mapping[int, int]
 ) -> list[list[Row]]:
     """These rows in batches, and each text that is in none of them in a row by itself."""
     packed = {i for row in rows for i in row.texts}
@@ -202,7 +211,9 @@ def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def batch_rows(rows: Sequence[Row], limits: Limits, logits: Sequence[int] = ()) -> list[list[Row]]:
+def batch_rows(
+    rows: Sequence[Row], limits: Limits, logits: Mapping[int, int] | Sequence[int] = ()
+) -> list[list[Row]]:
     """Rows in batches within the limits, longest first; `logits[i]`: positions of text i whose logits are
     wanted, where they are limited."""
     batches: list[list[Row]] = []

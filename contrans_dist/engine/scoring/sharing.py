@@ -67,7 +67,7 @@ def run_all(
     done = 0
     for group in plan_for(lm, sequences, own_from, batch_tokens, head=True, share=share_prefixes):
         texts = _Texts(sequences, places, group, alike, limits_of(lm, batch_tokens, head=True))
-        runner = _Runner(lm, texts, [texts.in_common(vectors) for vectors in offsets])
+        runner = _Runner(lm, texts, texts.in_common(offsets))
         guiding = [_Runner(guide, texts, [{}]) for guide in guides]
         for rows in group.batches:
             for batch, runs in runner.run(rows):
@@ -102,12 +102,14 @@ class _Texts:
     """As `same_rows` has it."""
     limits: Limits
 
-    def in_common(self, vectors: Offsets) -> Offsets:
+    def in_common(self, offsets: Sequence[Offsets]) -> list[Offsets]:
         """Offsets with a row for each prompt as one for all of the group, where they are that."""
-        texts = [i for batch in self.group.batches for row in batch for i in row.texts]
-        if self.alike is None or len({self.alike[i] for i in texts}) > 1:
-            return vectors
-        return {k: row[texts[0]] if row.ndim == 2 else row for k, row in vectors.items()}
+        if self.alike is None or not self.group.all_alike(self.alike):
+            return list(offsets)
+        first = self.group.texts[0]
+        return [
+            {k: row[first] if row.ndim == 2 else row for k, row in vectors.items()} for vectors in offsets
+        ]
 
     def apart(self, rows: Sequence[Row]) -> Iterator[Packed]:
         """The prompts of a batch without a trunk, each row for prompts that get the same."""

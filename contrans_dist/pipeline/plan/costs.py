@@ -113,7 +113,7 @@ def scored(
     groups = plan_groups(sequences, own_from, limits)
     apart = 0
     for group in groups:
-        if len({owners[i] for rows in group.batches for row in rows for i in row.texts}) == 1:
+        if group.all_alike(owners):
             apart += _tokens([group])
         else:
             for rows in group.batches:
