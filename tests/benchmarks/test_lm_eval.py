@@ -742,12 +742,18 @@ def test_concepts_are_averaged_and_shown(include: Path) -> None:
 
 
 def test_a_perplexity_has_the_harness_s_bootstrapped_error_and_a_corpus_s_none(
-    benchmark: HarnessBenchmark, tiny: LanguageModel, include: Path, capfd: pytest.CaptureFixture[str]
+    benchmark: HarnessBenchmark,
+    tiny: LanguageModel,
+    include: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     metrics = benchmark.summarise(benchmark.score(tiny, benchmark.items(), [BASE]))["conditions"][0][
         "metrics"
     ]
     assert capfd.readouterr().out == ""  # standard output belongs to results
+    # The harness's pool is forked from a process full of threads, which can wait for ever.
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
     expected = theirs(tiny, include, ("last_word",), bootstrap_iters=1000)["results"]["last_word"]
     half = 1.959964 * expected["perplexity_stderr,none"]
     perplexity = metrics["last_word/perplexity"]
