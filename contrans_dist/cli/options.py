@@ -26,6 +26,13 @@ Gpus = Annotated[
     float | None, typer.Option(help="GPUs of one node for each replica. Default: 1 where there are any.")
 ]
 Cpus = Annotated[float | None, typer.Option(help="Cores for each replica; also its threads.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--label-selector",
+        help="Nodes for replicas, by their Ray labels: ray.io/accelerator-type=H100, market-type=!spot.",
+    ),
+]
 PlacementName = Annotated[
     str,
     typer.Option(
@@ -127,6 +134,7 @@ def cluster_settings(
     actors: int | None,
     gpus: float | None,
     cpus: float | None,
+    labels: str | None = None,
     placement: str = "auto",
 ) -> "ClusterSettings":
     """The settings of `--address`, `--actors` and what an actor gets."""
@@ -138,7 +146,8 @@ def cluster_settings(
         "actors": actors,
         "gpus_per_actor": gpus,
         "cpus_per_actor": cpus,
+        "label_selector": labels,
         "placement": placement,
     }
-    flags = "--address, --actors, --gpus-per-actor, --cpus-per-actor, --placement"
+    flags = "--address, --actors, --gpus-per-actor, --cpus-per-actor, --label-selector, --placement"
     return validated(ClusterSettings, content, flags)

@@ -14,6 +14,7 @@ from contrans_dist.cli.options import (
     Cpus,
     Dtype,
     Gpus,
+    Labels,
     ModelName,
     PlacementName,
     Quantization,
@@ -56,6 +57,7 @@ def harvest(
     actors: Actors = None,
     gpus_per_actor: Gpus = None,
     cpus_per_actor: Cpus = None,
+    label_selector: Labels = None,
     placement: PlacementName = "auto",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out texts that cannot be run; the manifest lists them.")
@@ -91,7 +93,7 @@ def harvest(
         read_texts(texts),
         out,
         capture,
-        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor, placement),
+        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor, label_selector, placement),
         Location.parse(texts),
         skip_bad,
     )

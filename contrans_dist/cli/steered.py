@@ -13,6 +13,7 @@ from contrans_dist.cli.options import (
     Cpus,
     Dtype,
     Gpus,
+    Labels,
     ModelName,
     Quantization,
     TrustCode,
@@ -87,6 +88,7 @@ def evaluate(
     actors: Actors = None,
     gpus_per_actor: Gpus = None,
     cpus_per_actor: Cpus = None,
+    label_selector: Labels = None,
     address: Address = None,
     trust_remote_code: TrustCode = False,
     as_json: AsJson = False,
@@ -114,7 +116,7 @@ def evaluate(
         settings,
         steering({"vector": vectors}, conditions, block, settings.seed),
         Location.parse(out),
-        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor),
+        cluster_settings(address, actors, gpus_per_actor, cpus_per_actor, label_selector),
         systems(_available(target, align_training, inst_align, proxy_tuning)),
     )
     emit(as_json, plain(metrics), "\n".join(_metrics_lines(metrics)))

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from contrans_dist.config.base import Settings
 from contrans_dist.config.chat_date import CHAT_DATE
+from contrans_dist.config.labels import parse_selector
 from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -78,9 +79,26 @@ class ClusterSettings(Settings):
     """GPUs of one node each replica gets; None is 1 where there are GPUs, else 0."""
     cpus_per_actor: float | None = Field(None, gt=0)
     """Cores each replica gets, which also sets its threads; None shares a node's cores out."""
+    label_selector: str | None = None
+    """Nodes that actors may be on, by their Ray labels: `ray.io/accelerator-type=H100`, `market-type=!spot`,
+    `ray.io/accelerator-type=in(A100, H100)`, several with commas between."""
     placement: PlacementChoice = "auto"
     """`device-map` spreads a replica over its GPUs, `stream` reads block after block from the checkpoint,
     `auto` finds out which of them is needed, if any."""
+
+    @field_validator("label_selector")
+    @classmethod
+    def _labels(cls, text: str | None) -> str | None:
+        try:
+            parse_selector(text)
+        except ValueError as error:
+            raise PydanticCustomError("label_selector", "{why}", {"why": str(error)}) from error
+        return text
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """`label_selector` by label."""
+        return parse_selector(self.label_selector)
 
     def one_gpu_each(self) -> "ClusterSettings":
         """The same for a classifier: it fits one GPU, over however many the judged model is spread."""

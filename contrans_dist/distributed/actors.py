@@ -4,7 +4,7 @@ All of Ray's tasks and actors start here: what waits for cores that kept actors 
 """
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,30 +16,35 @@ from ray.exceptions import RayError, RayTaskError
 from contrans_dist.console import note
 from contrans_dist.distributed.cluster import Replicas, first_line, need_ray
 from contrans_dist.distributed.in_process import InProcess
+from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes, node_here
 from contrans_dist.distributed.workers import MAX_ATTEMPTS
 from contrans_dist.errors import RunError, UserError
 
+_LATER_SECONDS = 30.0
+
 
 class Actors:
-    """Actors of one class (methods `ready()` and `run(payload)`), which hold what they got until `end`."""
+    """Actors of one class (method `run(payload)`), which hold what they got until `end`."""
 
     def __init__(
         self, actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
     ) -> None:
         need_ray()
-        self._start = ray.remote(actor_class).options(
+        self._start = ray.remote(_placed(actor_class)).options(
             num_cpus=size.cpus,
             num_gpus=size.gpus,
+            memory=size.memory or None,
+            label_selector=dict(size.selector) or None,
             max_restarts=0,  # Ray would start for ever what is killed while it loads its model
             max_task_retries=0,
             max_concurrency=concurrency,
         )
-        self._arguments, self._most = arguments, size.actors
+        self._arguments, self.size = arguments, size
         self._held: list[Any] = []
 
     def handles(self, wanted: int) -> list[Any]:
         """As many of them as `wanted`, as far as there is room; those that are not there yet are started."""
-        count = min(self._most, wanted)
+        count = min(self.size.actors, wanted)
         while len(self._held) < count:
             self.another()
         return self._held[:count]
@@ -53,10 +58,24 @@ class Actors:
         """Forget one that is gone, or could not be constructed."""
         self._held.remove(actor)
 
+    def let_go(self, actor: Any) -> None:
+        """End one of them."""
+        self.drop(actor)
+        ray.kill(actor, no_restart=True)
+
+    def nodes(self) -> list[Node]:
+        """Those of the cluster."""
+        return alive_nodes()
+
     def end(self) -> None:
         for actor in self._held:
             ray.kill(actor, no_restart=True)
         self._held = []
+
+
+def _placed(actor_class: Any) -> Any:
+    """The class with a method that tells, once it is constructed, on which node."""
+    return type(actor_class.__name__, (actor_class,), {"ready": lambda _actor: node_here()})
 
 
 def actors_of(
@@ -142,22 +161,31 @@ def answer(ask: Callable[[], Any]) -> Any:
     reason = ""
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
-            return ray.get(ask())
+            return _value(ask())
         except RayError as error:
-            cause: BaseException = error
-            while isinstance(cause, RayTaskError) and cause.cause is not None:
-                cause = cause.cause
-            if isinstance(cause, UserError | RunError):
-                raise cause
-            if not isinstance(cause, RayError) or isinstance(cause, RayTaskError):
-                raise RunError(first_line(cause)) from error
-            reason = first_line(cause)
+            reason = first_line(error)
             if attempt == MAX_ATTEMPTS:
                 raise RunError(
                     f"work was lost {attempt} times ({reason}); run the same command again"
                 ) from error
             note(f"work was lost ({reason}); it is done again")
     raise AssertionError("either returned or raised")
+
+
+def _value(references: Any) -> Any:
+    """The values behind references of tasks. Raises a task's UserError or RunError as they are, any other
+    error of it as RunError; and RayError for what was lost."""
+    try:
+        return ray.get(references)
+    except RayError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError) and cause.cause is not None:
+            cause = cause.cause
+        if isinstance(cause, UserError | RunError):
+            raise cause from None
+        if not isinstance(cause, RayError) or isinstance(cause, RayTaskError):
+            raise RunError(first_line(cause)) from error
+        raise cause from None
 
 
 def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -189,8 +217,40 @@ def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> 
     """
     if size.here or (not size.gpus and _alone()):
         return function(*arguments)
-    remote = as_task(_call).options(num_cpus=size.cpus, num_gpus=size.gpus)
+    remote = _like(size, size.selector)
     return answer(lambda: remote.remote(function, *arguments))
+
+
+def on_nodes(function: Callable[[], Any], size: Replicas, nodes: Sequence[Node]) -> dict[str, Any]:
+    """What `function` returns on each of these nodes, by its id, or the UserError that it raised there.
+
+    A node that is lost, or that does not answer half a minute after the first one did, as others have its
+    GPUs, is left out. Raises RunError where none answers.
+    """
+    asked = {_like(size, {NODE_ID: node.id}).remote(function): node.id for node in nodes}
+    ray.wait(list(asked))
+    there, late = ray.wait(list(asked), num_returns=len(asked), timeout=_LATER_SECONDS)
+    for reference in late:
+        ray.cancel(reference)
+    found: dict[str, Any] = {}
+    lost = RunError("no node answered")
+    for reference in there:
+        try:
+            found[asked[reference]] = _value(reference)
+        except UserError as error:
+            found[asked[reference]] = error
+        except (RunError, RayError) as error:
+            lost = RunError(first_line(error))
+    if not found:
+        raise lost
+    return found
+
+
+def _like(size: Replicas, selector: Mapping[str, str]) -> Any:
+    """A task that gets what an actor gets, on a node with such labels."""
+    return as_task(_call).options(
+        num_cpus=size.cpus, num_gpus=size.gpus, label_selector=dict(selector) or None
+    )
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -2,16 +2,17 @@
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 from ray.exceptions import RayError
 
 from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed.local_ray import connect, first_line, local_ray
+from contrans_dist.distributed.nodes import Node, alive_nodes
 from contrans_dist.errors import RunError, UserError
 
 _CONNECT_SECONDS = 10.0
@@ -89,54 +90,98 @@ class Replicas:
     """At most so many on one node."""
     here: bool = False
     """Whether it is one in the driver's own process."""
+    memory: int = 0
+    """Bytes of its node's memory that each takes, where that is known."""
+    selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the nodes that they may be on."""
+    follows: bool = field(default=False, compare=False)
+    """Whether there are to be as many as there is room for, also on nodes that come later."""
 
     @property
     def share(self) -> float:
         """Of the memory of its devices, what one actor may take."""
         return min(self.gpus, 1.0) if self.gpus else 1.0 / self.per_node
 
+    def room_on(self, node: Node) -> int:
+        """How many of them a node holds, were nothing else there."""
+        if node.leaving or not node.carries(self.selector):
+            return 0
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return min(int(node.has(name) // each) for name, each in wanted.items() if each)
 
-def replicas(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]] | None = None) -> Replicas:
+    def room(self, nodes: Iterable[Node]) -> int:
+        """How many of them there may be on these nodes."""
+        fit = sum(map(self.room_on, nodes))
+        return fit if self.follows else self.actors
+
+
+def replicas(cluster: ClusterSettings, nodes: Sequence[Node] | None = None, memory: int = 0) -> Replicas:
     """Fit actors to nodes. An actor lives on one node, so GPUs are counted by node.
 
     Args:
         cluster: What was asked for.
-        nodes: What each node has, `CPU` and `GPU`; None are those that are alive.
+        nodes: What there is; None are the nodes that are alive.
+        memory: Bytes of a node's memory that each takes.
 
     Raises:
         UserError: When no node is large enough for one actor.
     """
     if nodes is None:
         need_ray()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = alive_nodes()
+    selector = cluster.selector
+    nodes = [node for node in nodes if node.carries(selector) and not node.leaving]
+    if not nodes and cluster.actors is None:
+        raise UserError(f"--label-selector {cluster.label_selector}: no node of the cluster has these labels")
     gpus = cluster.gpus_per_actor
     if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+        gpus = 1.0 if any(node.has("GPU") >= 1 for node in nodes) else 0.0
+    size = Replicas(
+        0,
+        gpus,
+        _cores(cluster, gpus, nodes),
+        memory=memory,
+        selector=selector,
+        follows=cluster.actors is None,
+    )
+    fitting = [size.room_on(node) for node in nodes]
+    # An autoscaling cluster may still grow to what was asked for; one that cannot fit any is a mistake.
+    if not sum(fitting) and cluster.actors is None:
+        raise UserError(_too_small(size, nodes))
+    actors = cluster.actors or sum(fitting)
+    return replace(size, actors=actors, per_node=max(1, min(actors, max(fitting, default=1))))
+
+
+def _cores(cluster: ClusterSettings, gpus: float, nodes: Sequence[Node]) -> float:
+    """What one actor gets: what was asked for, else its share of a node's."""
+    if cluster.cpus_per_actor:
+        return cluster.cpus_per_actor
     if gpus > 0:
-        fitting = [int(node.get("GPU", 0) // gpus) for node in nodes]
-        _check_fit(cluster, sum(fitting), f"{gpus:g} GPUs", max(n.get("GPU", 0) for n in nodes))
-        actors = cluster.actors or sum(fitting)
-        shares = [node.get("CPU", 0) / fit for node, fit in zip(nodes, fitting, strict=True) if fit]
-        cpus = cluster.cpus_per_actor or max(1.0, float(int(min(shares, default=1.0))))
-        return Replicas(actors, gpus, cpus, max(1, min(actors, max(fitting))))
-    cores = [node.get("CPU", 0) for node in nodes if node.get("CPU", 0) >= 1]
+        shares = [node.has("CPU") / (node.has("GPU") // gpus) for node in nodes if node.has("GPU") >= gpus]
+        share = min(shares, default=1.0)
+        return float(int(share)) if share >= 1 else share  # there may be fewer cores than GPUs
+    cores = [node.has("CPU") for node in nodes if node.has("CPU") >= 1]
     if not cores:
         raise UserError("--cpus-per-actor: no node of the cluster lends a core")
     share = float(max(1, int(sum(cores) // cluster.actors))) if cluster.actors else min(cores)
-    cpus = cluster.cpus_per_actor or min(share, max(cores))
-    fit = sum(int(node // cpus) for node in cores)
-    _check_fit(cluster, fit, f"{cpus:g} cores", max(cores))
-    actors = cluster.actors or max(fit, 1)
-    return Replicas(actors, 0.0, cpus, max(1, min(actors, int(max(cores) // cpus))))
+    return min(share, max(cores))
 
 
-def most_gpus() -> float:
-    """GPUs of the node that has most of them."""
+def _too_small(size: Replicas, nodes: Sequence[Node]) -> str:
+    """Why none of the nodes has room for one actor."""
+    wanted = {
+        "GPU": (size.gpus, 1, "GPUs"),
+        "CPU": (size.cpus, 1, "cores"),
+        "memory": (size.memory, 1e9, "GB"),
+    }
+    for name, (each, scale, unit) in wanted.items():
+        most = max((node.has(name) for node in nodes), default=0.0)
+        if each > most:
+            return f"no node has {each / scale:.3g} {unit} for one actor; the largest has {most / scale:.3g}"
+    return "no node has the GPUs, cores and memory of one actor together"
+
+
+def most_gpus(cluster: ClusterSettings) -> float:
+    """GPUs of the node that has most of them, of those that may be used."""
     need_ray()
-    return max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-
-
-def _check_fit(cluster: ClusterSettings, fit: int, wanted: str, largest: float) -> None:
-    # An autoscaling cluster may still grow to what was asked for; one that cannot fit any is a mistake.
-    if fit == 0 and cluster.actors is None:
-        raise UserError(f"no node has {wanted} for one actor; the largest has {largest:g}")
+    return max((node.has("GPU") for node in alive_nodes() if node.carries(cluster.selector)), default=0.0)

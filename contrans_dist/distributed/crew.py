@@ -5,18 +5,23 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from contrans_dist.console import note
+from contrans_dist.console import count_of, note
 from contrans_dist.distributed.actors import Actors
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Given, Outcome, Task, Worker
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store.patience import PAUSES, pause
 
 RETRY_SECONDS = 1.0
+LOOK_SECONDS = 2.0
+"""Between two looks at what hangs, and at the nodes that there are."""
+_GIVE_UP_SECONDS = 1800.0
+"""Without an actor, or a node that has room for one."""
 _TIMES_LONGER = 5
 """Than the longest of its like, until a task is taken to hang."""
 _HANG_SECONDS = 60.0
@@ -37,6 +42,8 @@ class Crew:
     """Tasks that an actor has at a time."""
     queue: deque[Task]
     workers: list[Worker] = field(default_factory=list)
+    running: dict[Any, Worker] = field(default_factory=dict)
+    """Who is at what, by the reference of the result to come."""
     common: tuple[Any, ...] = ()
     """Further arguments of every `run`."""
     starting: dict[Any, Worker] = field(default_factory=dict)
@@ -55,6 +62,8 @@ class Crew:
     """Tasks that these two are of."""
     outcome: Outcome = field(default_factory=Outcome)
     dead: str = ""
+    hopeful: float = field(default_factory=time.monotonic)
+    """When there was an actor last, or a node with room for one."""
     unanswered: int = 0
     """Since the last task that was done: failures for want of an answer of a server or store, and actors that
     were started anew."""
@@ -62,13 +71,17 @@ class Crew:
     alike: bool = True
     """Whether tasks take about as long as their like; else one hangs when its actor says nothing."""
 
+    def hire(self, worker: Worker) -> None:
+        self.workers.append(worker)
+        self.start(worker)
+
     def start(self, worker: Worker) -> None:
         if worker.actor is None:
             worker.actor = self.actors.another()
         self.starting[worker.actor.ready.remote()] = worker
 
     def rest(self, worker: Worker, seconds: float | None = None) -> None:
-        worker.up = worker.ending = False
+        worker.up = worker.ending = worker.leaving = False
         worker.question = None
         self.resting.append((time.monotonic() + (RETRY_SECONDS if seconds is None else seconds), worker))
 
@@ -81,17 +94,32 @@ class Crew:
 
     def give(self) -> None:
         """Hand out tasks, the least busy actors first."""
-        while self.queue:
-            if self.queue[0].name in self.settled:
+        with_room = (w.has_room(self.slots, self.attempts) for w in self.workers)
+        free = [(len(self.workers[i].running), i) for i, room in enumerate(with_room) if room]
+        heapify(free)
+        while self.queue and free:
+            task = self.queue[0]
+            if task.name in self.settled:
                 self.queue.popleft()
                 continue
-            suspect = bool(self.attempts.get(self.queue[0].name))
-            room = [w for w in self.workers if w.has_room(1 if suspect else self.slots, self.attempts)]
-            if not room:
-                return
-            worker, task = min(room, key=lambda w: len(w.running)), self.queue.popleft()
-            reference = worker.actor.run.remote(task.payload, *self.common)
-            worker.running[reference] = Given(task, time.monotonic())
+            busy, i = free[0]
+            if busy and self.attempts.get(task.name):
+                return  # it runs alone
+            self._hand(self.workers[i], self.queue.popleft())
+            heappop(free)
+            if self.workers[i].has_room(self.slots, self.attempts):
+                heappush(free, (busy + 1, i))
+
+    def _hand(self, worker: Worker, task: Task) -> None:
+        reference = worker.actor.run.remote(task.payload, *self.common)
+        worker.running[reference] = Given(task, time.monotonic())
+        self.running[reference] = worker
+
+    def taken(self, worker: Worker, reference: Any) -> Given:
+        """What an actor was given, which it has answered."""
+        del self.running[reference]
+        worker.told = 0.0
+        return worker.running.pop(reference)
 
     def ask(self) -> None:
         """How far the running tasks are; of an actor that does not say so now, what it said last."""
@@ -128,6 +156,31 @@ class Crew:
                             f"{given.task.name}: {self._verdict(seconds)}, and no other task was done since; "
                             "is what they read or write silent? Run the same command again to go on"
                         )
+
+    def look(self) -> None:
+        """Add actors where nodes have joined; let those go, when they are done, whose node is about to."""
+        nodes = self.actors.nodes()
+        leaving = {node.id for node in nodes if node.leaving}
+        for worker in [w for w in self.workers if w.up and w.node in leaving]:
+            if not worker.leaving:
+                worker.leaving = True
+                note("a node of the cluster is about to go: its actor gets nothing more to do")
+            if not worker.running and not worker.ending:
+                self.actors.let_go(worker.actor)
+                self.workers.remove(worker)
+        most = self.actors.size.room(nodes)
+        added = min(most - len(self.workers), len(self.queue))
+        for _ in range(added):
+            self.hire(Worker(None))
+        if added > 0 and self.outcome.began:
+            note(f"the cluster has room for more: {count_of(len(self.workers), 'actor')} now")
+        if most or any(worker.up for worker in self.workers):
+            self.hopeful = time.monotonic()
+        elif time.monotonic() - self.hopeful > _GIVE_UP_SECONDS:
+            raise RunError(
+                f"no node of the cluster had room for an actor for {_GIVE_UP_SECONDS / 60:.0f} minutes; run "
+                "the same command again when there is one"
+            )
 
     def _give_again(self, task: Task, verdict: str, left: float) -> None:
         """A second copy of a task that hangs, but no third: it may be the task, not the actor."""
@@ -173,8 +226,9 @@ class Crew:
     def refuse(self, worker: Worker, reason: str, final: bool) -> None:
         """An actor could not be constructed: another try after a pause, unless it would not help."""
         worker.refused += 1
+        worker.given_up = final or worker.refused > len(PAUSES)
         self.dead = reason
-        if not final and worker.refused <= len(PAUSES):
+        if not worker.given_up:
             seconds = pause(worker.refused)
             if worker.refused > max((w.refused for w in self.workers if w is not worker), default=0):
                 note(f"an actor could not be started ({reason}); trying again in {seconds:.0f} s")
@@ -194,6 +248,8 @@ class Crew:
 
     def lose(self, worker: Worker, held: Sequence[Given], reason: str, gone: bool) -> None:
         """An actor is lost, and with it all that it held; unless it is `gone` it may be reached later."""
+        for reference in worker.running:
+            del self.running[reference]
         worker.running.clear()
         lost = [given.task for given in held if given.task.name not in self.settled]
         if not worker.ending:
@@ -222,9 +278,6 @@ class Crew:
             self.outcome.failures[task.name] = reason
 
     @property
-    def running(self) -> dict[Any, Worker]:
-        return {reference: worker for worker in self.workers for reference in worker.running}
-
-    @property
     def alive(self) -> bool:
-        return bool(self.starting or self.resting) or any(w.up or w.running for w in self.workers)
+        """Whether an actor works, or may yet come."""
+        return not self.workers or any(w.up or w.running or not w.given_up for w in self.workers)

@@ -1,14 +1,17 @@
 """What an actor gets and how it holds its model: found out where an actor will be."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from contrans_dist.config import ClusterSettings, ModelSettings
-from contrans_dist.console import note
-from contrans_dist.distributed.actors import on_a_node
+from contrans_dist.console import count_of, note
+from contrans_dist.distributed.actors import on_a_node, on_nodes
 from contrans_dist.distributed.cluster import Replicas, most_gpus, replicas
 from contrans_dist.distributed.in_process import stays_here, this_process
+from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes
 from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus
 
 
@@ -22,7 +25,8 @@ def place(
     beside: Sequence[ModelSettings] = (),
     operations: float = math.inf,
 ) -> tuple[Replicas, Placement]:
-    """The actors of a stage, each with the fewest GPUs that hold the model unless their number was asked for.
+    """The actors of a stage, each with the fewest GPUs that hold the model unless their number was asked for,
+    and on the nodes that hold it.
 
     Says what was chosen, and why.
 
@@ -39,11 +43,13 @@ def place(
     Raises:
         UserError: For a model that cannot be held (see `fewest_gpus`).
     """
-
     here = stays_here(cluster, operations)
+    excluded: dict[float, list[str]] = {}
 
-    def size_with(gpus: float) -> Replicas:
-        return this_process() if here else replicas(cluster.model_copy(update={"gpus_per_actor": gpus}))
+    def size_with(gpus: float, memory: int = 0) -> Replicas:
+        if here:
+            return this_process()
+        return replicas(cluster.model_copy(update={"gpus_per_actor": gpus}), memory=memory)
 
     def choose(gpus: float) -> Placement:
         size = size_with(gpus)
@@ -57,9 +63,44 @@ def place(
             share=size.share,
             beside=tuple(beside),
         )
-        placement: Placement = on_a_node(choice, size)
+        placement, excluded[gpus] = _judged(choice, size)
         return placement
 
-    gpus, placement = fewest_gpus(model.id, cluster, 0.0 if here else most_gpus(), head, choose)
+    gpus, placement = fewest_gpus(model.id, cluster, 0.0 if here else most_gpus(cluster), head, choose)
     note(f"{model.id}: {placement.reason}")
-    return size_with(gpus), placement
+    return (size_with(gpus) if here else _on_holding(size_with, gpus, placement, excluded[gpus])), placement
+
+
+def _on_holding(
+    size_with: Callable[..., Replicas], gpus: float, placement: Placement, excluded: Sequence[str]
+) -> Replicas:
+    """The actors on the nodes that hold the model: not on the `excluded` ones, and with their memory set
+    apart, so that no node gets more of them than it holds."""
+    nodes = [node for node in alive_nodes() if node.id not in excluded]
+    size = size_with(gpus)
+    # Ray counts as memory what it does not keep for objects: a model may take more of a node than that.
+    most = min((int(node.has("memory") // size.per_node) for node in nodes if size.room_on(node)), default=0)
+    size = size_with(gpus, min(placement.memory, most))
+    if excluded:
+        note(f"{count_of(len(excluded), 'node')} of the cluster cannot hold the model so, and get none")
+        size = replace(size, selector={**size.selector, NODE_ID: f"!in({','.join(excluded)})"})
+        size = replace(size, actors=max(1, size.room(nodes)))
+    return size
+
+
+def _judged(choice: Any, size: Replicas) -> tuple[Placement, list[str]]:
+    """How a model is placed on the nodes that hold it best, and the ids of the others."""
+    nodes = [] if size.here else [node for node in alive_nodes() if size.room_on(node)]
+    kinds: dict[Any, list[Node]] = {}
+    for node in nodes:
+        kinds.setdefault(node.kind, []).append(node)
+    if len(kinds) < 2:
+        return on_a_node(choice, size), []
+    found = on_nodes(choice, size, [same[0] for same in kinds.values()])
+    placements = {node: each for node, each in found.items() if isinstance(each, Placement)}
+    if not placements:
+        raise next(iter(found.values()))
+    holding = {node: each for node, each in placements.items() if each.kind != "stream"} or placements
+    # What holds it where least is free holds it on the others.
+    chosen = min(holding.values(), key=lambda each: each.free)
+    return chosen, [node.id for same in kinds.values() if same[0].id not in holding for node in same]

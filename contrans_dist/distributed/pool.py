@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import Actors, actors_of, kept, let_go
 from contrans_dist.distributed.cluster import Replicas, first_line
-from contrans_dist.distributed.crew import RETRY_SECONDS, Crew
+from contrans_dist.distributed.crew import LOOK_SECONDS, RETRY_SECONDS, Crew
 from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task, Worker
 from contrans_dist.errors import NoAnswerError, RunError, UserError
@@ -62,7 +62,7 @@ def run_tasks(
     """Run every task on a pool of actors.
 
     Args:
-        actor_class: With methods `ready()` and `run(payload)`.
+        actor_class: With a method `run(payload)`.
         arguments: Those that an actor is constructed with.
         tasks: Of different names.
         size: How many actors there may be, and what each gets.
@@ -102,44 +102,55 @@ def _run(
 ) -> Outcome:
     common = () if shared is None else (ray.put(shared),)
     crew = Crew(actors, slots, deque(tasks), common=common, on_progress=on_progress, alike=alike)
-    crew.workers = [Worker(actor) for actor in actors.handles(len(tasks))]
-    for worker in crew.workers:
-        crew.start(worker)
+    for actor in actors.handles(len(tasks)):
+        crew.hire(Worker(actor))
     names = {task.name for task in tasks}
     assert len(names) == len(tasks), "two tasks have the same name"
     return _drive(crew, names, on_result)
 
 
 def _drive(crew: Crew, names: set[str], on_result: Callable[[Task, Any], None]) -> Outcome:
-    last_event = time.monotonic()
+    last_event = looked = time.monotonic()
     # The end is when tasks are done, not when actors are: after a lost node one may never come back.
-    while crew.settled < names:
+    while len(crew.settled) < len(names):
         crew.wake()
         crew.give()
         if not crew.alive:
             raise RunError(f"no actor is left to work: {crew.dead}")
         waiting = [*crew.starting, *crew.running]
-        done, _ = ray.wait(waiting, timeout=RETRY_SECONDS) if waiting else ([], [])
-        crew.watch()
+        done = _done_of(waiting)
         if not done:
             time.sleep(0 if waiting else 0.1)
             crew.ask()
-        elif done[0] in crew.starting:
-            _started(crew, done[0])
-        else:
-            _finish(crew, crew.running[done[0]], done[0], on_result)
+        for reference in done:
+            if reference in crew.starting:
+                _started(crew, reference)
+            elif reference in crew.running:  # another may have taken its actor along
+                _finish(crew, crew.running[reference], reference, on_result)
+        now = time.monotonic()
+        if now - looked > LOOK_SECONDS:
+            looked = now
+            crew.watch()
+            crew.look()
         if crew.running:
-            last_event = time.monotonic()
-        elif time.monotonic() - last_event > _PATIENCE_SECONDS:
+            last_event = now
+        elif now - last_event > _PATIENCE_SECONDS:
             note("waiting for an actor: it loads its model, or the cluster has no free GPUs or cores")
-            last_event = time.monotonic()
+            last_event = now
     return crew.outcome
+
+
+def _done_of(waiting: list[Any]) -> list[Any]:
+    """Those that are done, when one is or a moment has passed."""
+    if not waiting or not ray.wait(waiting, timeout=RETRY_SECONDS)[0]:
+        return []
+    return list(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0])
 
 
 def _started(crew: Crew, reference: Any) -> None:
     worker = crew.starting.pop(reference)
     try:
-        ray.get(reference)
+        worker.node = ray.get(reference)
     except RayActorError as error:
         if isinstance(error, ActorUnavailableError):
             crew.rest(worker)
@@ -157,8 +168,7 @@ def _started(crew: Crew, reference: Any) -> None:
 
 def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Task, Any], None]) -> None:
     """Take in one result; what failed goes back into the queue."""
-    given = worker.running.pop(reference)
-    worker.told = 0.0
+    given = crew.taken(worker, reference)
     try:
         result = ray.get(reference)
     except RayActorError as error:

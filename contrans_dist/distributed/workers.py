@@ -48,6 +48,11 @@ class Worker:
     running: dict[Any, Given] = field(default_factory=dict)
     """By the reference of the result to come."""
     up: bool = False
+    node: str = ""
+    """Where it is, once it is up."""
+    leaving: bool = False
+    """Whether its node is about to go: it gets nothing more to do."""
+    given_up: bool = False
     refused: int = 0
     """How often its construction has failed."""
     ending: bool = False
@@ -61,4 +66,4 @@ class Worker:
         """Whether it may be given one more. A task that has failed runs alone: should it take the actor down
         again, it takes no other task with it."""
         alone = any(attempts.get(given.task.name) or given.hangs for given in self.running.values())
-        return self.up and not self.ending and len(self.running) < slots and not alone
+        return self.up and not (self.ending or self.leaving) and len(self.running) < slots and not alone

@@ -144,9 +144,6 @@ class SystemActor:
 
         self.told = Told()
 
-    def ready(self) -> str:
-        return str(self.lm.device)
-
     def run(self, work: Work, shared: Any = None) -> Any:
         with self.told.of(work.size):
             return work.on(self, shared)
@@ -187,9 +184,6 @@ class JudgeActor:
     def __init__(self, name: str) -> None:
         self.classifier = load_classifier(name)
         self.told = Told()
-
-    def ready(self) -> str:
-        return str(self.classifier.model.device)
 
     def run(self, unit: WorkUnit, spec: EvaluationSpec) -> int:
         """Judge the published rows of a work unit and publish them; returns how many there are."""

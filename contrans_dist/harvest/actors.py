@@ -63,9 +63,6 @@ class HarvestActor:
         self.through: dict[str, float] = {}
         self.notes = Notes()
 
-    def ready(self) -> str:
-        return str(self.lm.device)
-
     def run(self, task: tuple[Shard, pa.Table]) -> MadeShards:
         """Make a shard of its rows of the input."""
         shard, rows = task
@@ -97,9 +94,6 @@ class SweepActor:
         self.model = open_streamed(**model.model_dump(exclude={"id", "quantization"}), name=model.id)
         self.through = 0.0
         self.notes = Notes()
-
-    def ready(self) -> str:
-        return str(self.model.device)
 
     def run(self, task: SweepTask) -> MadeShards:
         shards = [shard for shard, _ in task.shards]

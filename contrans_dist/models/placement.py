@@ -26,6 +26,10 @@ class Placement:
     """Where each model lies that is loaded beside it."""
     narrow: bool = False
     """Whether blocks are held in the precision of the weights, and widened as they run (see `load_model`)."""
+    memory: int = 0
+    """Bytes of the node's own memory that it takes, as far as that is known."""
+    free: int = 0
+    """Bytes that the devices have free where this was found out."""
 
 
 def choose_placement(
@@ -63,6 +67,7 @@ def choose_placement(
     free = {device: int(size * share) for device, size in all_free.items()}
     gpus = {device: size for device, size in free.items() if device != "cpu"}
     over = gpus or {"cpu": free["cpu"]}
+    room = sum(over.values())
     tokens = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
     described = _described(model, head=head, highest_block=highest_block)
     loaded = [(described, model), *((_described(other), other) for other in beside)]
@@ -76,14 +81,16 @@ def choose_placement(
         idle = len(set(over) - {first, *seated[0]})
         rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
         reason = f"{load} fit into {_free({first: over[first]})}{_also(seated[0], over)}{rest}"
-        return Placement("resident", reason, beside=seated[0])
+        host = 0 if gpus else need.total + sum(other.total for other in others)
+        return Placement("resident", reason, beside=seated[0], memory=host, free=room)
     if placement == "auto" and not gpus:
         held, *others_held = (needs(*one, tokens, narrow=True) for one in loaded)
         seated = _seated(others_held, over, held.total) if held.weights < need.weights else None
         if seated is not None:
             reason = f"{load} are more than {_free(over)}: {described.dtype(model.dtype)} weights take "
             reason += f"{_gb(held.weights)}, and each block is widened as it runs"
-            return Placement("resident", reason, beside=seated[0], narrow=True)
+            host = held.total + sum(other.total for other in others_held)
+            return Placement("resident", reason, beside=seated[0], narrow=True, memory=host, free=room)
     mapped = placement == "device-map"
     seated = _seated(others, over) if mapped or len(gpus) > 1 else None
     # On a machine without a GPU it is only spread, over memory and disk, where that was asked for.
@@ -93,11 +100,11 @@ def choose_placement(
         if not mapped:
             reason = f"{load} are more than {_free({first: gpus[first]})}: the blocks are spread over "
             reason += f"{len(gpus)} GPUs{_also(seated[0], gpus)}"
-        return Placement("device-map", reason, device_map, seated[0])
+        return Placement("device-map", reason, device_map, seated[0], free=room)
     if mapped:
-        room = f"{len(gpus)} GPUs with {_gb(sum(gpus.values()))}" if gpus else f"{_gb(free['cpu'])} of memory"
+        on = f"{len(gpus)} GPUs with {_gb(room)}" if gpus else f"{_gb(room)} of memory"
         raise UserError(
-            f"--placement device-map: {load} and no block cut in two: that does not fit on {room}; "
+            f"--placement device-map: {load} and no block cut in two: that does not fit on {on}; "
             "--placement stream needs the least"
         )
     too_large = f"{load} are more than {_free(over)}"
@@ -106,7 +113,8 @@ def choose_placement(
         raise UserError(
             f"--quantization {model.quantization}: {too_large}, and only plain weights stream; {more}"
         )
-    return Placement("stream", f"{too_large}: the blocks are streamed from the checkpoint, one at a time")
+    reason = f"{too_large}: the blocks are streamed from the checkpoint, one at a time"
+    return Placement("stream", reason, free=room)
 
 
 def load_placed(

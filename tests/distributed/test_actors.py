@@ -29,9 +29,6 @@ class Worker:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def ready(self) -> str:
-        return "up"
-
     def run(self, payload: Any, shared: Any = None) -> tuple[str, int, Any]:
         if payload == "bad":
             raise UserError("bad input")

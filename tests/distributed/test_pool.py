@@ -40,9 +40,6 @@ class Worker:
     def progress(self) -> float:
         return float(self.steps)
 
-    def ready(self) -> int:
-        return os.getpid()
-
     def run(self, payload: dict[str, Any]) -> int:
         trace = self.folder / payload["name"]
         runs = len(list(self.folder.glob(f"{payload['name']}.*")))
@@ -95,9 +92,6 @@ class Holder:
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def ready(self) -> str:
-        return "up"
-
     def run(self, payload: tuple[str, str]) -> tuple[str, bytes]:
         """The task at home ends when both have begun, the other one when the first answer is there."""
         name, home = payload
@@ -114,6 +108,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried again soon."""
     for module in (pool, crew):
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.4)
+    monkeypatch.setattr(pool, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(crew, "PAUSES", (0.1, 0.2, 0.3))
     monkeypatch.setattr(patience, "PAUSES", (0.1, 0.2, 0.3))
 
@@ -418,7 +413,8 @@ class TestReplicas:
 
     @staticmethod
     def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
-        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": r} for r in resources])
+        there = [{"Alive": True, "NodeID": str(i), "Resources": r} for i, r in enumerate(resources)]
+        monkeypatch.setattr(ray, "nodes", lambda: there)
 
     def test_gpus_of_different_nodes_do_not_add_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nodes(monkeypatch, {"GPU": 3, "CPU": 32}, {"GPU": 3, "CPU": 32}, {"CPU": 8})

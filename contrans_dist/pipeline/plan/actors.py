@@ -9,6 +9,7 @@ from typing import Any
 
 from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed.cluster import Replicas, replicas
+from contrans_dist.distributed.nodes import Node
 from contrans_dist.engine.capture.streamed import MEMORY
 from contrans_dist.models import CPU_TOKENS, DTYPES
 from contrans_dist.models.classifier import BATCH_SIZE
@@ -146,8 +147,8 @@ class Placing:
 
     def _size(self, gpus: float | None) -> Replicas:
         """How many actors with so many GPUs the nodes have room for."""
-        node = {"CPU": self.nodes.cpus, "GPU": self.nodes.gpus}
-        cluster = self.cluster.model_copy(update={"gpus_per_actor": gpus})
+        node = Node({"CPU": self.nodes.cpus, "GPU": self.nodes.gpus})
+        cluster = self.cluster.model_copy(update={"gpus_per_actor": gpus, "label_selector": None})
         return replicas(cluster, [node] * self.nodes.count)
 
     def _actors(

@@ -1,0 +1,128 @@
+"""Nodes that join, that are about to go, and that differ: on real nodes of one machine."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+from ray._private.worker import global_worker
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+from contrans_dist.config import ClusterSettings
+from contrans_dist.distributed import pool
+from contrans_dist.distributed.actors import on_nodes
+from contrans_dist.distributed.cluster import connected, replicas
+from contrans_dist.distributed.nodes import alive_nodes
+from contrans_dist.distributed.placement import _judged
+from contrans_dist.distributed.pool import Task, run_tasks
+from contrans_dist.errors import UserError
+from contrans_dist.models.placement import Placement
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SMALL = "ray.io/accelerator-type"
+
+
+class Where:
+    """Says where each task was done, and leaves a trace of it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def run(self, seconds: float) -> str:
+        node = ray.get_runtime_context().get_node_id()
+        (self.folder / f"{node}-{time.monotonic_ns()}").touch()
+        time.sleep(seconds)
+        return str(node)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    if ray.is_initialized():
+        ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.wait_for_nodes()
+        with connected(cluster.address):
+            yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def drain(node_id: str) -> None:
+    """As `ray drain-node` does, and whoever hears of a spot node's end."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int(1000 * (time.time() + 600))
+    accepted, why = global_worker.gcs_client.drain_node(node_id, reason, "a test", deadline)
+    assert accepted, why
+
+
+def test_a_node_that_joins_gets_an_actor_and_one_that_is_to_go_gets_no_more(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pool, "LOOK_SECONDS", 0.2)
+    home, found, drained = alive_nodes()[0].id, dict[str, str](), dict[str, int]()
+
+    def keep(task: Task, node: str) -> None:
+        found[task.name] = node
+        if len(found) == 2:
+            cluster.add_node(num_cpus=1)
+        if node != home and not drained:
+            drain(node)
+            drained[node] = len(found)
+
+    size = replicas(ClusterSettings())
+    assert (size.actors, size.follows) == (1, True)
+    tasks = [Task(f"t{i}", 0.3) for i in range(40)]
+    outcome = run_tasks(Where, (str(tmp_path),), tasks, size, keep)
+    assert len(found) == len(tasks) == len(list(tmp_path.iterdir()))  # nothing was done twice
+    assert (outcome.lost_actors, outcome.failures) == (0, {})
+    on_other = [name for name, node in found.items() if node != home]
+    # One was under way when it was told to go, and another may have been given before that was seen.
+    assert 1 <= len(on_other) <= 4
+    said = capsys.readouterr().err
+    assert "the cluster has room for more: 2 actors now" in said
+    assert "a node of the cluster is about to go: its actor gets nothing more to do" in said
+
+
+def _memory() -> Placement:
+    """A model that only nodes with more than 3 GB hold."""
+    node = next(n for n in alive_nodes() if n.id == ray.get_runtime_context().get_node_id())
+    memory = int(node.has("memory"))
+    return Placement("resident" if memory > 3e9 else "stream", "a test", free=memory)
+
+
+def _refuses() -> None:
+    raise UserError("a model with no tokenizer")
+
+
+def test_actors_go_where_the_model_fits_and_the_labels_are(cluster: Cluster, tmp_path: Path) -> None:
+    for memory, kind in ((2, "T4"), (4, "A100"), (6, "H100")):
+        cluster.add_node(num_cpus=1, memory=memory * 10**9, labels={SMALL: kind})
+    end = time.monotonic() + 60
+    while sum(SMALL in node.labels for node in alive_nodes()) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    ids = {node.labels[SMALL]: node.id for node in alive_nodes() if SMALL in node.labels}
+
+    size = replicas(ClusterSettings())
+    chosen, excluded = _judged(_memory, size)
+    assert chosen == Placement("resident", "a test", free=4 * 10**9)  # what holds it where least is free
+    assert excluded == [ids["T4"]]
+    # The head has memory as well, and no label.
+    assert [replicas(ClusterSettings(), memory=bytes_).actors for bytes_ in (3 * 10**9, 5 * 10**9)] == [3, 2]
+    settings = ClusterSettings(label_selector=f"{SMALL}=in(T4, H100)")
+    size, found = replicas(settings, memory=3 * 10**9), dict[str, str]()
+    assert size.actors == 1
+    size = replace(size, actors=2)  # there is room for one of them, and none is waited for
+    tasks = [Task(f"t{i}", 0.3) for i in range(3)]
+    run_tasks(Where, (str(tmp_path),), tasks, size, lambda task, node: found.update({task.name: node}))
+    assert found == dict.fromkeys(("t0", "t1", "t2"), ids["H100"])
+    with pytest.raises(UserError, match="--label-selector zone=b: no node of the cluster has these labels"):
+        replicas(ClusterSettings(label_selector="zone=b"))
+    answers = on_nodes(_refuses, replicas(ClusterSettings()), alive_nodes()[:2])
+    assert [str(answer) for answer in answers.values()] == ["a model with no tokenizer"] * 2
