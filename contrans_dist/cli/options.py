@@ -37,7 +37,8 @@ PlacementName = Annotated[
     str,
     typer.Option(
         "--placement",
-        help="auto, device-map (over a replica's GPUs), or stream (block by block from the checkpoint).",
+        help="auto, device-map (over a replica's GPUs), stream (block by block from the checkpoint), or "
+        "pipeline (a run of blocks on each of several nodes).",
     ),
 ]
 Dtype = Annotated[

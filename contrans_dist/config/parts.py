@@ -13,7 +13,7 @@ from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "nf4"]
-PlacementChoice = Literal["auto", "device-map", "stream"]
+PlacementChoice = Literal["auto", "device-map", "stream", "pipeline"]
 Position = Literal["last", "mean"] | Annotated[int, Field(strict=True)]
 
 
@@ -84,7 +84,8 @@ class ClusterSettings(Settings):
     `ray.io/accelerator-type=in(A100, H100)`, several with commas between."""
     placement: PlacementChoice = "auto"
     """`device-map` spreads a replica over its GPUs, `stream` reads block after block from the checkpoint,
-    `auto` finds out which of them is needed, if any."""
+    `pipeline` gives each of several nodes a run of blocks, `auto` finds out which of the first two is needed,
+    if any."""
 
     @field_validator("label_selector")
     @classmethod

@@ -8,10 +8,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from contrans_dist.console import note
 from contrans_dist.distributed.cluster import Replicas, first_line, need_ray
@@ -30,17 +33,11 @@ class Actors:
         self, actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
     ) -> None:
         need_ray()
-        self._start = ray.remote(_placed(actor_class)).options(
-            num_cpus=size.cpus,
-            num_gpus=size.gpus,
-            memory=size.memory or None,
-            label_selector=dict(size.selector) or None,
-            max_restarts=0,  # Ray would start for ever what is killed while it loads its model
-            max_task_retries=0,
-            max_concurrency=concurrency,
-        )
+        self._start = _options(_placed(actor_class), size, concurrency)
         self._arguments, self.size = arguments, size
         self._held: list[Any] = []
+        self._lines: dict[Any, PlacementGroup] = {}
+        """Of actors that are the first of a line: the places of all of it."""
 
     def handles(self, wanted: int) -> list[Any]:
         """As many of them as `wanted`, as far as there is room; those that are not there yet are started."""
@@ -51,26 +48,89 @@ class Actors:
 
     def another(self) -> Any:
         """One more of them, started."""
-        self._held.append(self._start.remote(*self._arguments))
-        return self._held[-1]
+        if self.size.line == 1:
+            self._held.append(self._start.remote(*self._arguments))
+            return self._held[-1]
+        # All places of a line at once: two half lines would wait for each other for ever.
+        group = _places(self.size)
+        first = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+        start = self._start.options(scheduling_strategy=first, label_selector=None)
+        actor = start.remote(*self._arguments)
+        self._lines[actor] = group
+        self._held.append(actor)
+        return actor
 
     def drop(self, actor: Any) -> None:
         """Forget one that is gone, or could not be constructed."""
         self._held.remove(actor)
+        if actor in self._lines:
+            remove_placement_group(self._lines.pop(actor))
 
     def let_go(self, actor: Any) -> None:
         """End one of them."""
-        self.drop(actor)
         ray.kill(actor, no_restart=True)
+        self.drop(actor)
 
     def nodes(self) -> list[Node]:
         """Those of the cluster."""
         return alive_nodes()
 
     def end(self) -> None:
-        for actor in self._held:
-            ray.kill(actor, no_restart=True)
-        self._held = []
+        for actor in list(self._held):
+            self.let_go(actor)
+
+
+def _options(actor_class: Any, size: Replicas, concurrency: int) -> Any:
+    """The class with what each of its actors gets."""
+    return ray.remote(actor_class).options(
+        num_cpus=size.cpus,
+        num_gpus=size.gpus,
+        memory=size.memory or None,
+        label_selector=dict(size.selector) or None,
+        max_restarts=0,  # Ray would start for ever what is killed while it loads its model
+        max_task_retries=0,
+        max_concurrency=concurrency,
+    )
+
+
+def _places(size: Replicas) -> PlacementGroup:
+    """Room for a line of actors, on as many nodes as there may be."""
+    each = {"CPU": size.cpus, "GPU": size.gpus, "memory": float(size.memory)}
+    bundles = [{name: count for name, count in each.items() if count}] * size.line
+    selectors = [dict(size.selector)] * size.line if size.selector else None
+    return placement_group(bundles, strategy="SPREAD", bundle_label_selector=selectors)
+
+
+def followers(actor_class: Any, arguments: Sequence[Sequence[Any]], size: Replicas) -> list[Any]:
+    """From the first actor of a line: the others, when they are up. They end with it.
+
+    Raises what their construction raises.
+    """
+    options = _options(_placed(actor_class), replace(size, selector={}), concurrency=1)
+    others = [options.remote(*each) for each in arguments]
+    ray.get([other.ready.remote() for other in others])
+    return others
+
+
+class LostError(RunError):
+    """An actor of a line is gone."""
+
+
+def handed_down(others: Sequence[Any], work: Any, states: Any) -> Iterator[Any]:
+    """What each of a line's other actors makes of `work`, and of the states that the one before it hands on
+    without passing them through here: `run(work, states)` returns (states, what it made).
+
+    Raises LostError when one is gone, and what `run` raises.
+    """
+    work, made = ray.put(work), []
+    for other in others:
+        states, of_other = other.run.options(num_returns=2).remote(work, states)
+        made.append(of_other)
+    for of_other in made:
+        try:
+            yield _value(of_other)
+        except RayError as error:
+            raise LostError(first_line(error)) from error
 
 
 def _placed(actor_class: Any) -> Any:

@@ -94,6 +94,8 @@ class Replicas:
     """Bytes of its node's memory that each takes, where that is known."""
     selector: Mapping[str, str] = field(default_factory=dict)
     """Labels of the nodes that they may be on."""
+    line: int = 1
+    """How many of them make one actor of the pool together, each with such a share."""
     follows: bool = field(default=False, compare=False)
     """Whether there are to be as many as there is room for, also on nodes that come later."""
 
@@ -111,7 +113,7 @@ class Replicas:
 
     def room(self, nodes: Iterable[Node]) -> int:
         """How many of them there may be on these nodes."""
-        fit = sum(map(self.room_on, nodes))
+        fit = sum(map(self.room_on, nodes)) // self.line
         return fit if self.follows else self.actors
 
 

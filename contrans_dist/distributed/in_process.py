@@ -31,7 +31,8 @@ def stays_here(cluster: ClusterSettings, operations: float) -> bool:
     `operations`: of floating point, estimated; too many rather than too few.
     """
     actors = (cluster.actors, cluster.gpus_per_actor, cluster.cpus_per_actor)
-    asked = cluster.address or os.environ.get("RAY_ADDRESS") or any(actors) or cluster.placement == "stream"
+    asked = cluster.address or os.environ.get("RAY_ADDRESS") or any(actors)
+    asked = asked or cluster.placement in ("stream", "pipeline")
     return not (asked or operations > _MOST_OPERATIONS or ray.is_initialized() or torch.cuda.is_available())
 
 

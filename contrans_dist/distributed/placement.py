@@ -12,7 +12,8 @@ from contrans_dist.distributed.actors import on_a_node, on_nodes
 from contrans_dist.distributed.cluster import Replicas, most_gpus, replicas
 from contrans_dist.distributed.in_process import stays_here, this_process
 from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus
+from contrans_dist.errors import UserError
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, needs_nodes
 
 
 def place(
@@ -68,11 +69,17 @@ def place(
 
     gpus, placement = fewest_gpus(model.id, cluster, 0.0 if here else most_gpus(cluster), head, choose)
     note(f"{model.id}: {placement.reason}")
-    return (size_with(gpus) if here else _on_holding(size_with, gpus, placement, excluded[gpus])), placement
+    return (
+        size_with(gpus) if here else _on_holding(model.id, size_with, gpus, placement, excluded[gpus])
+    ), placement
 
 
 def _on_holding(
-    size_with: Callable[..., Replicas], gpus: float, placement: Placement, excluded: Sequence[str]
+    model: str,
+    size_with: Callable[..., Replicas],
+    gpus: float,
+    placement: Placement,
+    excluded: Sequence[str],
 ) -> Replicas:
     """The actors on the nodes that hold the model: not on the `excluded` ones, and with their memory set
     apart, so that no node gets more of them than it holds."""
@@ -81,10 +88,16 @@ def _on_holding(
     # Ray counts as memory what it does not keep for objects: a model may take more of a node than that.
     most = min((int(node.has("memory") // size.per_node) for node in nodes if size.room_on(node)), default=0)
     size = size_with(gpus, min(placement.memory, most))
+    line = len(placement.stages) or 1
     if excluded:
         note(f"{count_of(len(excluded), 'node')} of the cluster cannot hold the model so, and get none")
         size = replace(size, selector={**size.selector, NODE_ID: f"!in({','.join(excluded)})"})
         size = replace(size, actors=max(1, size.room(nodes)))
+    if line > 1:
+        places = sum(map(size.room_on, nodes))
+        if size.follows and places < line:
+            raise UserError(needs_nodes(model, line, places))
+        size = replace(size, line=line, actors=places // line if size.follows else size.actors)
     return size
 
 

@@ -91,8 +91,10 @@ def prepared(
 ) -> ReadyEvaluation:
     """What `evaluate` does first, for which no Ray is needed. Raises the UserErrors of `evaluate`."""
     out = Location.parse(out)
-    if cluster.placement == "stream":
-        raise UserError("--placement stream: steering needs the whole model; expected auto or device-map")
+    if cluster.placement in ("stream", "pipeline"):
+        raise UserError(
+            f"--placement {cluster.placement}: steering needs the whole model; expected auto or device-map"
+        )
     benchmark = load_benchmark(settings)
     items = scored_items(benchmark, settings, steering)
     target = settled_system(System(TARGET, model), cluster, out)

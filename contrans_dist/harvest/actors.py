@@ -39,7 +39,7 @@ class Notes(logging.Handler):
         return tuple(lines)
 
 
-def _check_dtype(lm: LanguageModel, shard: Shard) -> None:
+def check_dtype(lm: LanguageModel, shard: Shard) -> None:
     """RunError where the weights here have another precision than the manifest will name, or are computed
     with in another."""
     identity = shard.spec.identity
@@ -66,7 +66,7 @@ class HarvestActor:
     def run(self, task: tuple[Shard, pa.Table]) -> MadeShards:
         """Make a shard of its rows of the input."""
         shard, rows = task
-        _check_dtype(self.lm, shard)
+        check_dtype(self.lm, shard)
 
         def told(share: float) -> None:
             self.through[shard.address] = share * shard.rows
@@ -98,7 +98,7 @@ class SweepActor:
     def run(self, task: SweepTask) -> MadeShards:
         shards = [shard for shard, _ in task.shards]
         for shard in shards:
-            _check_dtype(self.model.lm, shard)
+            check_dtype(self.model.lm, shard)
         texts = sum(shard.rows for shard in shards)
         blocks = 1 + max(max(shard.spec.blocks) for shard in shards)
 

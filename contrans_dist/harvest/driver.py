@@ -20,6 +20,7 @@ from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.distributed.precision import settled
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.actors import SLOTS, HarvestActor, SweepActor
+from contrans_dist.harvest.line import LineActor
 from contrans_dist.harvest.planned_set import PlannedSet, identity_in
 from contrans_dist.harvest.quantization_check import quantization_check
 from contrans_dist.harvest.request import HarvestJob, Request
@@ -142,6 +143,9 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
 
         if placement.kind == "stream":
             outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=reached, alike=False)
+        elif placement.kind == "pipeline":
+            line, slots = (model, placement.stages, size), len(placement.stages) + 1
+            outcome = run_tasks(LineActor, line, tasks, size, keep, slots=slots, on_progress=reached)
         else:
             outcome = run_tasks(
                 HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS, on_progress=reached

@@ -18,12 +18,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from contrans_dist.engine.capture import deviation
-from contrans_dist.engine.capture.streamed import MEMORY, Plan, plan_capture, states_of, sweep
+from contrans_dist.engine.capture.streamed import MEMORY, states_of, sweep
 from contrans_dist.errors import RunError
-from contrans_dist.harvest.runnable import Runnable, SpoiltError, canary_rows
-from contrans_dist.harvest.shard_files import publish_shard
-from contrans_dist.harvest.shards import MadeShards, Shard, ShardReport
+from contrans_dist.harvest.shard_plan import ShardPlan
+from contrans_dist.harvest.shards import MadeShards, Shard
 from contrans_dist.harvest.sweep_record import RowFile, SweepRecord
 from contrans_dist.models.streaming import StreamedModel
 from contrans_dist.store.location import Location, sync
@@ -65,49 +63,6 @@ def plan_sweeps(shards: Sequence[Shard], sweeps: int) -> dict[str, set[str]]:
     }
 
 
-@dataclass(frozen=True)
-class _SweptShard:
-    """A shard's texts as they are run, and where its rows lie in the row files."""
-
-    shard: Shard
-    place: int
-    runnable: Runnable
-    texts: Plan
-    sample: list[int]
-    """Texts that are also run alone, as the canary; their rows follow the others."""
-    alone: Plan
-
-    @classmethod
-    def of(cls, model: StreamedModel, shard: Shard, rows: pa.Table, place: int) -> "_SweptShard":
-        settings, blocks = shard.spec.capture, shard.spec.blocks
-        runnable = Runnable.of(model.lm, rows, settings)
-        sample = canary_rows(len(runnable.ids)) if runnable.ids else []
-
-        def plan(ids: list[list[int]], batch_tokens: int, place: int) -> Plan:
-            return plan_capture(model.lm, ids, blocks, settings.position, batch_tokens, place)
-
-        texts = plan(runnable.ids, settings.batch_tokens, place)
-        alone = plan([runnable.ids[text] for text in sample], 1, place + len(runnable.ids))
-        return cls(shard, place, runnable, texts, sample, alone)
-
-    @property
-    def end(self) -> int:
-        """One past the place of its last row."""
-        return self.place + len(self.runnable.ids) + len(self.sample)
-
-    def publish(self, files: dict[int, RowFile], device: str) -> ShardReport:
-        """Write the shard. Raises SpoiltError where half of its rows or more hold NaN or infinity."""
-        rows, blocks = len(self.runnable.ids), self.shard.spec.blocks
-        captured = self.texts.activations({k: files[k].read(self.place, rows) for k in blocks})
-        alone = {k: files[k].read(self.place + rows, len(self.sample)) for k in blocks}
-        worst = deviation(alone, {k: captured[k][self.sample] for k in alone})
-        try:
-            return publish_shard(self.shard, self.runnable, [captured], worst, device)
-        except SpoiltError as error:
-            kept, runnable = self.runnable.without_spoilt(error)
-            return publish_shard(self.shard, runnable, [captured.take(kept)], worst, device)
-
-
 def run_sweep(
     model: StreamedModel,
     task: SweepTask,
@@ -124,7 +79,7 @@ def run_sweep(
     with work_folder(_parent(shards[0].spec.out), _FOLDER, task.key) as folder:
         record = SweepRecord(folder, shards)
         places = record.places
-        swept = [_SweptShard.of(model, shard, rows, places[shard.address]) for shard, rows in task.shards]
+        swept = [ShardPlan.of(model.lm, shard, rows, places[shard.address]) for shard, rows in task.shards]
         files = {k: RowFile(folder / f"rows-{k:04d}.raw", model.lm.d) for k in record.blocks}
         for k, file in files.items():
             end = max((part.end for part in swept if k in part.shard.spec.blocks), default=0)
@@ -141,14 +96,14 @@ def run_sweep(
 
 def _sweep(
     model: StreamedModel,
-    swept: list[_SweptShard],
+    swept: list[ShardPlan],
     files: dict[int, RowFile],
     record: SweepRecord,
     memory: int,
     told: Callable[[int], None],
 ) -> None:
     """All texts through all blocks that are not yet done."""
-    batches = [batch for part in swept for plan in (part.texts, part.alone) for batch in plan.batches]
+    batches = [batch for part in swept for batch in part.batches]
     unsafe: list[RowFile] = []
     last, cost = time.monotonic(), 0.0
     with states_of(model, batches, memory, record.folder) as states:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from contrans_dist.config import ClusterSettings, ModelSettings, PlacementChoice
 from contrans_dist.errors import UserError
+from contrans_dist.models.blocks import find_blocks
 from contrans_dist.models.device_map import SPARE, Device, spread_blocks
 from contrans_dist.models.devices import free_memory
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel
@@ -18,7 +19,7 @@ from contrans_dist.models.needs import Needs, needs
 class Placement:
     """How a model is loaded, and why so."""
 
-    kind: Literal["resident", "device-map", "stream"]
+    kind: Literal["resident", "device-map", "stream", "pipeline"]
     reason: str
     device_map: dict[str, Device] | None = None
     """For `device-map`: module name to device; `disk` is one more."""
@@ -26,6 +27,8 @@ class Placement:
     """Where each model lies that is loaded beside it."""
     narrow: bool = False
     """Whether blocks are held in the precision of the weights, and widened as they run (see `load_model`)."""
+    stages: tuple[tuple[int, int], ...] = ()
+    """For `pipeline`: the first and last block of each stage."""
     memory: int = 0
     """Bytes of the node's own memory that it takes, as far as that is known."""
     free: int = 0
@@ -59,9 +62,9 @@ def choose_placement(
         UserError: For a quantised model that would have to be streamed, and for a device map that nothing can
             hold.
     """
+    if placement in ("stream", "pipeline") and model.quantization is not None:
+        raise UserError(f"--placement {placement}: it reads plain weights; leave out --quantization")
     if placement == "stream":
-        if model.quantization is not None:
-            raise UserError("--placement stream: it reads plain weights; leave out --quantization")
         return Placement("stream", "streamed from the checkpoint, as asked")
     all_free = free_memory() if memories is None else memories
     free = {device: int(size * share) for device, size in all_free.items()}
@@ -72,6 +75,8 @@ def choose_placement(
     described = _described(model, head=head, highest_block=highest_block)
     loaded = [(described, model), *((_described(other), other) for other in beside)]
     need, *others = (needs(*one, tokens, on_gpu=bool(gpus)) for one in loaded)
+    if placement == "pipeline":
+        return _line(described, need, next(iter(over.items())))
     load = f"{_gb(need.weights)} of weights and {_gb(need.activations)} of activations"
     if others:
         load += f", and {_gb(sum(other.total for other in others))} for {len(others)} models beside,"
@@ -115,6 +120,38 @@ def choose_placement(
         )
     reason = f"{too_large}: the blocks are streamed from the checkpoint, one at a time"
     return Placement("stream", reason, free=room)
+
+
+def _line(described: Described, need: Needs, of_stage: tuple[Device, int]) -> Placement:
+    """The fewest stages that hold a model's blocks, each on a device of its own with so many bytes free."""
+    device, free = of_stage
+    n_blocks = len(find_blocks(described.empty())[1])
+    # Each has all but the other blocks while it loads, and the first one keeps the embeddings.
+    room = int(SPARE * free) - need.activations - need.embedding
+    most = room // need.largest_block
+    if most < 1:
+        raise UserError(
+            f"--placement pipeline: one block ({_gb(need.largest_block)}), embeddings and activations "
+            f"({_gb(need.embedding + need.activations)}) do not fit into {_free({device: free})}"
+        )
+    count = -(-n_blocks // most)
+    ends = [n_blocks * (i + 1) // count - 1 for i in range(count)]
+    stages = tuple((first, last) for first, last in zip([0, *(end + 1 for end in ends)], ends, strict=False))
+    largest = max(last - first + 1 for first, last in stages)
+    held = need.activations + need.embedding + largest * need.largest_block
+    where = "node" if device == "cpu" else "GPU"
+    reason = f"{count} stages of at most {largest} blocks, {_gb(held)} each, on a {where} of their own"
+    if count == 1:
+        reason = f"all {n_blocks} blocks fit on one {where}"
+    return Placement("pipeline", reason, stages=stages, memory=0 if device != "cpu" else held, free=free)
+
+
+def needs_nodes(name: str, line: int, there: int) -> str:
+    """What to say where there are fewer places than stages."""
+    return (
+        f"--placement pipeline: {name} lies on {line} nodes or GPUs, and there is room on {there}; "
+        "--placement stream needs one"
+    )
 
 
 def load_placed(
@@ -171,7 +208,7 @@ def fewest_gpus(
     counts = [float(count) for count in (1, 2, 4, 8, 16) if count <= of_a_node] or [0.0]
     if cluster.gpus_per_actor is not None:
         counts = [cluster.gpus_per_actor]
-    if cluster.placement == "stream":
+    if cluster.placement in ("stream", "pipeline"):
         return counts[0], choose(counts[0])
     streamed: tuple[float, Placement] | None = None
     for gpus in counts:

@@ -5,7 +5,7 @@ a pass, in which the model's own forward runs with the blocks below it passed ov
 states. So masks, positions and rotary tables stay the model's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,27 +79,41 @@ class StreamedModel:
         self._embedding.to("meta")
 
     @contextmanager
-    def running(self, k: int, block: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-        """A function from what enters block k, `[texts, tokens, d]`, to what it returns, on the device."""
+    def running(
+        self,
+        first: int,
+        blocks: Sequence[nn.Module],
+        seen: Callable[[int, Tensor], None] = lambda _k, _state: None,
+    ) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A function from what enters block `first`, `[texts, tokens, d]`, to what the last of these blocks,
+        which follow one another, returns, on the device. `seen(k, state)` is given what block k returns."""
         outputs: list[Tensor] = []
         state = torch.empty(0)
-        forward = block.forward
+        last = first + len(blocks) - 1
         lower = handing(lambda _stream: self._form(state))
 
-        def fed(*args: Any, **named: Any) -> None:
-            shared = [
-                argument
-                for argument in (*args, *named.values())
-                if isinstance(argument, dict) and not argument
-            ]
-            output = (
-                forward(state, *args[1:], **named) if args else forward(**{**named, "hidden_states": state})
-            )
-            if any(shared):
-                why = f"block {k} hands more than the residual stream to later ones"
-                raise refusal(model_type(self.lm.model), why)
-            outputs.append(first_of(output))
-            raise Stop
+        def fed(k: int, forward: Callable[..., object]) -> Callable[..., object]:
+            def run(*args: Any, **named: Any) -> object:
+                shared = [
+                    argument
+                    for argument in (*args, *named.values())
+                    if isinstance(argument, dict) and not argument
+                ]
+                if k == first and args:
+                    args = (state, *args[1:])
+                elif k == first:
+                    named = {**named, "hidden_states": state}
+                output = forward(*args, **named)
+                if any(shared):
+                    why = f"block {k} hands more than the residual stream to later ones"
+                    raise refusal(model_type(self.lm.model), why)
+                seen(k, first_of(output))
+                if k < last:
+                    return output
+                outputs.append(first_of(output))
+                raise Stop
+
+            return run
 
         def run(entering: Tensor) -> Tensor:
             nonlocal state
@@ -109,13 +123,16 @@ class StreamedModel:
             run_replaced(self.lm.decoder, self._list, {}, inputs_embeds=empty)
             return outputs.pop()
 
-        bare = self._list[k]
-        self._list[k] = block
+        bare = list(self._list[first : last + 1])
         try:
-            with replaced(self._list, dict.fromkeys(range(k), lower) | {k: fed}):
+            for k, block in enumerate(blocks, first):
+                self._list[k] = block
+            forwards = {k: fed(k, block.forward) for k, block in enumerate(blocks, first)}
+            with replaced(self._list, dict.fromkeys(range(first), lower) | forwards):
                 yield run
         finally:
-            self._list[k] = bare
+            for k, block in enumerate(bare, first):
+                self._list[k] = block
             if self.device.type == "cuda":
                 # The block's memory is taken by the next one, which another stream fills.
                 torch.cuda.synchronize(self.device)

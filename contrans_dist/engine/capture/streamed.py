@@ -178,7 +178,7 @@ def sweep(
             block = coming.result()
             coming = reader.submit(model.load, k + 1) if k < highest else None
             states.begin(k + 1)
-            with model.running(k, block) as run:
+            with model.running(k, [block]) as run:
                 if k == first:
                     model.check_block(run)
                 fitting = partial(_fitting, model.lm, run)

@@ -11,11 +11,12 @@ from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed.cluster import Replicas, replicas
 from contrans_dist.distributed.nodes import Node
 from contrans_dist.engine.capture.streamed import MEMORY
+from contrans_dist.errors import UserError
 from contrans_dist.models import CPU_TOKENS, DTYPES
 from contrans_dist.models.classifier import BATCH_SIZE
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.needs import Needs, activation_bytes, cached_bytes
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus
+from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, needs_nodes
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 
 _BATCH_TOKENS = 4096
@@ -90,9 +91,15 @@ class Placing:
         if placement.kind == "stream":
             states = min(MEMORY, tokens * model.d * DTYPES[model.dtype].itemsize)
             memory += max(need.embedding, 2 * need.largest_block) + need.activations + states
+        elif placement.kind == "pipeline":
+            memory += placement.memory
         elif not gpus:
             memory += need.total
-        return self._actors(model.name, "harvest", gpus, placement, need, memory)
+        actors = self._actors(model.name, "harvest", gpus, placement, need, memory)
+        line = len(placement.stages) or 1
+        if actors.count < line:
+            raise UserError(needs_nodes(model.name, line, actors.count))
+        return replace(actors, count=self.cluster.actors or actors.count // line)
 
     def answerers(self, models: Sequence[PlannedModel], together: int = 0) -> ActorNeeds:
         """Actors of an evaluation, or of another system than the target; the model that answers is first.
@@ -127,7 +134,7 @@ class Placing:
     ) -> tuple[float, Placement]:
         """(GPUs of an actor, placement) of the first model with the others beside it."""
         cluster, nodes, (first, *beside) = self.cluster, self.nodes, [model.settings for model in models]
-        if head and cluster.placement == "stream":
+        if head and cluster.placement in ("stream", "pipeline"):
             cluster = cluster.model_copy(update={"placement": "auto"})
 
         def choose(gpus: float) -> Placement:
