@@ -33,8 +33,8 @@ class Actors:
         self, actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
     ) -> None:
         need_ray()
-        self._start = _options(_placed(actor_class), size, concurrency)
-        self._arguments, self.size = arguments, size
+        self._class = _placed(actor_class)
+        self._arguments, self.size, self._concurrency = arguments, size, concurrency
         self._held: list[Any] = []
         self._lines: dict[Any, PlacementGroup] = {}
         """Of actors that are the first of a line: the places of all of it."""
@@ -49,16 +49,17 @@ class Actors:
     def another(self) -> Any:
         """One more of them, started."""
         if self.size.line == 1:
-            self._held.append(self._start.remote(*self._arguments))
+            start = _options(self._class, self.size, self._concurrency)
+            self._held.append(start.remote(*self._arguments))
             return self._held[-1]
         # All places of a line at once: two half lines would wait for each other for ever.
         group = _places(self.size)
         first = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-        start = self._start.options(scheduling_strategy=first, label_selector=None)
-        actor = start.remote(*self._arguments)
-        self._lines[actor] = group
-        self._held.append(actor)
-        return actor
+        bare = replace(self.size, selector={})
+        start = _options(self._class, bare, self._concurrency, scheduling_strategy=first)
+        self._held.append(start.remote(*self._arguments))
+        self._lines[self._held[-1]] = group
+        return self._held[-1]
 
     def drop(self, actor: Any) -> None:
         """Forget one that is gone, or could not be constructed."""
@@ -80,7 +81,7 @@ class Actors:
             self.let_go(actor)
 
 
-def _options(actor_class: Any, size: Replicas, concurrency: int) -> Any:
+def _options(actor_class: Any, size: Replicas, concurrency: int, **place: Any) -> Any:
     """The class with what each of its actors gets."""
     return ray.remote(actor_class).options(
         num_cpus=size.cpus,
@@ -90,6 +91,7 @@ def _options(actor_class: Any, size: Replicas, concurrency: int) -> Any:
         max_restarts=0,  # Ray would start for ever what is killed while it loads its model
         max_task_retries=0,
         max_concurrency=concurrency,
+        **place,
     )
 
 

@@ -1,5 +1,5 @@
-"""A model that lies over several nodes: a line of actors, each with a run of its blocks, which hand the states
-of one shard after another down the line."""
+"""A model that lies over several nodes: a line of actors, each with a run of its blocks, which hand the
+states of one shard after another down the line."""
 
 import os
 from collections.abc import Sequence

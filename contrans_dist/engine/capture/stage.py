@@ -50,12 +50,12 @@ class Stage:
         gathered: list[dict[int, _Flying]] = []
         for i, batch in enumerate(batches):
             state = None if entering is None else entering[i]
-            output, of_batch = self._fitting(batch, state)
+            output, captured = self._fitting(batch, state)
             leaving.append(to_host(output))
-            gathered.append({k: to_host(values) for k, values in of_batch.items()})
+            gathered.append({k: to_host(values) for k, values in captured.items()})
         for batch, of_batch in zip(batches, gathered, strict=True):
-            for k, values in of_batch.items():
-                rows[k][batch.rows] = _landed(values).float().numpy()
+            for k, flying in of_batch.items():
+                rows[k][batch.rows] = _landed(flying).float().numpy()
         return [_landed(state) for state in leaving]
 
     def _fitting(self, batch: Batch, state: Tensor | None) -> tuple[Tensor, dict[int, Tensor]]:

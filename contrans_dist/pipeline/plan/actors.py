@@ -62,6 +62,8 @@ class ActorNeeds:
     count: int
     threads: int
     """Of each, where it runs on the CPU."""
+    stages: int = 1
+    """Over which one lies, which compute beside each other."""
 
     def batch(self, tokens: int) -> int:
         """Tokens of a batch where so many are wanted."""
@@ -99,7 +101,7 @@ class Placing:
         line = len(placement.stages) or 1
         if actors.count < line:
             raise UserError(needs_nodes(model.name, line, actors.count))
-        return replace(actors, count=self.cluster.actors or actors.count // line)
+        return replace(actors, count=self.cluster.actors or actors.count // line, stages=line)
 
     def answerers(self, models: Sequence[PlannedModel], together: int = 0) -> ActorNeeds:
         """Actors of an evaluation, or of another system than the target; the model that answers is first.

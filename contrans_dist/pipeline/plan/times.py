@@ -67,7 +67,8 @@ def from_samples(stages: Sequence[Stage]) -> None:
 
 def _fill(stage: Stage, computing: float, starting: float) -> None:
     """The stage's seconds, from those that one actor computes. A streamed model is read while it runs."""
-    reading = stage.actors.read / _READ_RATE
+    reading = stage.actors.read / _READ_RATE / stage.actors.stages
+    computing /= stage.actors.stages
     if stage.actors.placement == "stream":
         computing, reading = max(computing, reading * stage.actors.count), 0.0
     stage.seconds = computing * stage.rounds + (starting + reading if stage.begins else 0.0)
