@@ -1,4 +1,4 @@
-"""A Slurm of our own on this machine: the real daemons, with two nodes, in a folder and on ports of its own."""
+"""A Slurm of our own on this machine: the real daemons and two nodes, in a folder and on ports of its own."""
 
 import os
 import secrets
