@@ -1,4 +1,4 @@
-"""The job scripts under `ray job submit`, on a real head with token authentication; the cluster manifest."""
+"""The job scripts under `ray job submit`, on a real head with token authentication."""
 
 import json
 import os
@@ -14,27 +14,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import typer
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from contrans_dist.cli import options, reducing, runs, stages, steered
+from contrans_dist.cli import options
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.pipeline.runs import open_recipe
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.jobs.head import REPOSITORY, Head, write_token
+from tests.jobs.scripts import COMMANDS, flags
 from tests.sets import write_lines
 from tests.tiny import save_tiny
-
-COMMANDS = {
-    "harvest": stages.harvest,
-    "reduce": reducing.reduce,
-    "evaluate": steered.evaluate,
-    "pipeline": runs.run,
-}
-
 
 # -- what the jobs work on ---------------------------------------------------------------------------
 
@@ -283,14 +274,6 @@ def script(name: str, *arguments: str, **variables: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/", env=environment_)
 
 
-def flags(command: Any) -> set[str]:
-    """The options of a command, and the names of its arguments."""
-    app = typer.Typer(add_completion=False)
-    app.command()(command)
-    parsed = typer.main.get_command(app)
-    return {option for parameter in parsed.params for option in [*parameter.opts, *parameter.secondary_opts]}
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_names_every_flag_and_how_to_submit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
@@ -306,63 +289,3 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("contrans: --out: a submitted job runs in a working directory of its own")
     assert len(done.stderr.splitlines()) == 1
-
-
-class TestManifest:
-    """The KubeRay manifest, as far as it can be checked without Kubernetes."""
-
-    @pytest.fixture
-    def manifest(self) -> dict[str, Any]:
-        return dict(yaml.safe_load((REPOSITORY / "cluster" / "rayjob-pipeline.yaml").read_text()))
-
-    def test_is_a_rayjob_with_fields_that_exist(self, manifest: dict[str, Any]) -> None:
-        assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
-        known = {
-            *("entrypoint", "runtimeEnvYAML", "submissionMode", "backoffLimit", "activeDeadlineSeconds"),
-            *("shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "submitterConfig", "rayClusterSpec"),
-        }
-        spec = manifest["spec"]
-        assert set(spec) <= known
-        assert {"entrypoint", "rayClusterSpec", "backoffLimit", "shutdownAfterJobFinishes"} <= set(spec)
-        assert spec["submissionMode"] == "K8sJobMode"
-        yaml.safe_load(spec.get("runtimeEnvYAML", ""))
-        cluster = spec["rayClusterSpec"]
-        assert {"rayVersion", "headGroupSpec", "workerGroupSpecs"} <= set(cluster)
-        assert cluster["authOptions"] == {"mode": "token"}
-
-    def test_entrypoint_is_a_script_with_its_flags(self, manifest: dict[str, Any]) -> None:
-        interpreter, path, *words = shlex.split(manifest["spec"]["entrypoint"])
-        assert interpreter == "python"
-        name = Path(path).stem
-        assert (REPOSITORY / "jobs" / Path(path).name).is_file()
-        given = [word for word in words if word.startswith("-")]
-        assert "--out" in given
-        assert set(given) <= flags(COMMANDS[name])
-        out = words[words.index("--out") + 1]
-        assert "://" in out or out.startswith("/")
-        recipe = open_recipe(Path(words[0]))
-        assert recipe.target.id
-
-    def test_workers_have_the_gpus_that_the_recipe_asks_for(self, manifest: dict[str, Any]) -> None:
-        words = shlex.split(manifest["spec"]["entrypoint"])
-        recipe = open_recipe(Path(words[2]))
-        (group,) = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-        (worker,) = group["template"]["spec"]["containers"]
-        gpus = int(worker["resources"]["limits"]["nvidia.com/gpu"])
-        assert gpus >= (recipe.cluster.gpus_per_actor or 1) >= 1
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-    def test_every_node_runs_one_image_and_sees_one_storage(self, manifest: dict[str, Any]) -> None:
-        cluster = manifest["spec"]["rayClusterSpec"]
-        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-        pods = [group["template"]["spec"] for group in groups]
-        assert len({pod["containers"][0]["image"] for pod in pods}) == 1
-        assert cluster["rayVersion"] in pods[0]["containers"][0]["image"]
-        for pod in pods:
-            volumes = {volume["name"] for volume in pod["volumes"]}
-            mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
-            assert set(mounts.values()) <= volumes
-            assert "/shared" in mounts
-        # The head's working directory is the job's: relative paths of the recipe start there.
-        assert pods[0]["containers"][0]["workingDir"] == "/shared"
-        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
