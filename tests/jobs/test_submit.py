@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -266,3 +267,33 @@ def test_a_stopped_harvest_goes_on_where_it_was(head: Head, tmp_path: Path) -> N
         with torch.inference_mode():
             states = module(tokens, output_hidden_states=True).hidden_states[2]
         np.testing.assert_allclose(found[i], states[0, -1].numpy(), atol=1e-4 * states.abs().max().item())
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_documentation_run(head: Head, tmp_path: Path) -> None:
+    """The block of docs/cluster.md, in a copy of the repository, with places and names put in."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("contrans_dist", "jobs"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "data").mkdir()
+    write_lines(copy / "data/texts.jsonl", [{"text": f"This is number {i}"} for i in range(8)])
+    page = (REPOSITORY / "docs/cluster.md").read_text().partition("## Ray jobs")[2]
+    block = page.partition("```sh\n")[2].partition("```")[0]
+    for name, value in {
+        "~/.ray/cluster_token": str(head.token),
+        "http://HEAD:8265": head.dashboard,
+        "MODEL": str(save_tiny(tmp_path / "model", "llama", n_blocks=4, d=32, seed=2)),
+        "RECIPE.yaml": "demo --dry-run",
+        "s3://bucket": str(tmp_path / "bucket"),
+    }.items():
+        assert name in block
+        block = block.replace(name, value)
+    variables = {**environment(head.token), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
+    variables = {name: value for name, value in variables.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        ["bash", "-e", "-c", block], cwd=copy, env=variables, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ActivationSet.open(str(tmp_path / "bucket/activations")).n_rows == 8
+    assert done.stderr.count(": succeeded") == 2
