@@ -85,7 +85,7 @@ def test_prometheus_reads_every_expression(tmp_path: Path) -> None:
 
 @needs_promtool
 def test_panels_show_what_is_going_on(tmp_path: Path) -> None:
-    """A harvest of 1,000 texts after half an hour, 10 a minute in five tasks; another one a minute is lost."""
+    """A harvest of 1,000 texts after half an hour, 10 a minute in five tasks; one more a minute is lost."""
     names = rules(tmp_path)
     ours = 'SessionName="s", WorkerId="w", stage="harvest", model="org/m"'
     node = 'SessionName="s", instance="one"'

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -180,7 +181,7 @@ def test_the_same_work_runs_once(head: Head, tmp_path: Path) -> None:
     (tmp_path / "code" / "count.py").write_text(
         "import sys, time\n"
         "with open(sys.argv[2], 'a') as stream: stream.write('run\\n')\n"
-        "print('begun', open('texts').read(), flush=True); time.sleep(10); print('done')\n"
+        "print('begun', open('texts').read(), flush=True); time.sleep(30); print('done')\n"
     )
     (tmp_path / "code" / "texts").write_text("with texts")
     counted = tmp_path / "counted"
@@ -191,6 +192,13 @@ def test_the_same_work_runs_once(head: Head, tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
     assert re.fullmatch(r"contrans-count-[0-9a-f]{12}\n", said[0][0])
+    follower = submitter.begin(*words)
+    assert follower.stdout
+    assert "begun with texts\n" in iter(follower.stdout.readline, "")
+    follower.send_signal(signal.SIGINT)
+    errors = follower.communicate(timeout=60)[1]
+    assert follower.returncode == 130
+    assert "goes on; `ray job stop" in errors
     code, output, errors = submitter.run(*words)
     assert code == 0
     assert re.search(r"^begun with texts$.*^done$", output, re.M | re.S)
