@@ -101,7 +101,7 @@ def _named(word: str, base: str) -> Iterator[str]:
             yield from _contents(Path(path))
         if os.path.isfile(path) and path.endswith((".yaml", ".yml")):
             for other in _strings(parse_yaml(Path(path).read_bytes(), path)):
-                if os.path.isfile(inside := os.path.join(base, other)):
+                if os.path.exists(inside := os.path.join(base, os.path.expanduser(other))):
                     yield from _contents(Path(inside))
 
 

@@ -36,7 +36,7 @@ def id_of(jobs_importable: None, tmp_path: Path) -> Callable[..., str]:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "run.py").write_text("print()")
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "recipe.yaml").write_text("corpus:\n  texts: texts.jsonl\n")
+    (tmp_path / "recipe.yaml").write_text("corpus:\n  texts: texts.jsonl\nevaluations: [{data: data}]\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.json").write_text("1")
     (tmp_path / "out").mkdir()
@@ -63,14 +63,16 @@ def test_the_id_is_of_the_script_and_its_arguments(id_of: Callable[..., str]) ->
 def test_the_id_is_of_what_files_hold(id_of: Callable[..., str], tmp_path: Path) -> None:
     commands = {
         "texts.jsonl": "python jobs/run.py recipe.yaml",
+        "data/b.json": "python jobs/run.py recipe.yaml",
         "data/a.json": "python jobs/run.py --set data=data",
         "jobs/run.py": "python jobs/run.py",
     }
     before = {name: id_of(command) for name, command in commands.items()}
     assert before == {name: id_of(command) for name, command in commands.items()}
     for name, command in commands.items():
+        found = id_of(command)
         (tmp_path / name).write_text("2")
-        assert id_of(command) != before[name], name
+        assert id_of(command) != found, name
 
 
 def test_the_id_does_not_change_with_what_the_job_writes(id_of: Callable[..., str], tmp_path: Path) -> None:
