@@ -1,10 +1,12 @@
-"""The scripts of jobs/ as modules."""
+"""What the tests of jobs share: its scripts as modules, and a Ray head to submit them to."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.jobs.head import Head, started
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
@@ -17,3 +19,10 @@ def jobs_importable() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(JOBS))
+
+
+@pytest.fixture(scope="package")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A real head, with token authentication, for all files that submit to it in this process."""
+    with started(tmp_path_factory.mktemp("head")) as head:
+        yield head

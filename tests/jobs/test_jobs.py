@@ -1,141 +1,31 @@
-"""The job scripts under `ray job submit`, on a real head with token authentication; the cluster manifest."""
+"""The job scripts under `ray job submit`, on a real head with token authentication."""
 
 import json
 import os
 import re
 import shlex
-import signal
-import socket
-import stat
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-import typer
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from contrans_dist.cli import options, reducing, runs, stages, steered
+from contrans_dist.cli import options
 from contrans_dist.errors import UserError
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.pipeline.runs import open_recipe
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.concept_vector import ConceptVector
+from tests.jobs.head import REPOSITORY, Head, write_token
+from tests.jobs.scripts import COMMANDS, flags
 from tests.sets import write_lines
 from tests.tiny import save_tiny
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-RAY = Path(sys.executable).with_name("ray")
-COMMANDS = {
-    "harvest": stages.harvest,
-    "reduce": reducing.reduce,
-    "evaluate": steered.evaluate,
-    "pipeline": runs.run,
-}
-UPLOAD = {"working_dir": str(REPOSITORY), "excludes": ["/tests/", "/runs/", "/contrans_dist/demo/models/"]}
-
-
-def environment(token: Path, **more: str) -> dict[str, str]:
-    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    return {**others, **auth, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **more}
-
-
-def write_token(path: Path, token: str) -> Path:
-    path.touch(mode=0o600)
-    path.write_text(token)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    return path
-
-
-@dataclass(frozen=True)
-class Head:
-    """A Ray head of our own, and how to submit to it."""
-
-    dashboard: str
-    token: Path
-
-    def submit(self, *entrypoint: str, token: Path | None = None, debug: bool = False) -> tuple[int, str]:
-        """`ray job submit` with the working directory uploaded: (exit code, output)."""
-        runtime_env = json.dumps({**UPLOAD, "env_vars": {"CONTRANS_DEBUG": "1"} if debug else {}})
-        done = subprocess.run(
-            [RAY, "job", "submit", "--runtime-env-json", runtime_env, "--", *entrypoint],
-            env=environment(token or self.token, RAY_ADDRESS=self.dashboard),
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    def run(self, script: str, *arguments: str, debug: bool = False) -> tuple[int, str]:
-        return self.submit(sys.executable, f"jobs/{script}.py", *arguments, debug=debug)
-
-
-def free_ports(n: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    folder = tmp_path_factory.mktemp("head")
-    token = write_token(folder / "token", "0123456789abcdef" * 4)
-    gcs, dashboard, agent, client = free_ports(4)
-    address = f"http://127.0.0.1:{dashboard}"
-    # Sockets are made in there, whose paths must be short.
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        command = [
-            *(str(RAY), "start", "--head", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--block"),
-            *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
-            *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
-            *("--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={scratch}"),
-        ]
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, cwd=folder)
-        try:
-            wait_for(address, token, process, folder / "log")
-            yield Head(address, token)
-        finally:
-            end(process)
-
-
-def wait_for(address: str, token: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(
-        f"{address}/api/version", headers={"Authorization": f"Bearer {token.read_text()}"}
-    )
-    for _ in range(120):
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    raise AssertionError(f"no head after 60 s: {log.read_text()}")
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End the head and what it started, and nothing else: by process id."""
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    for child in psutil.wait_procs(started, timeout=10)[1]:
-        child.kill()
-
 
 # -- what the jobs work on ---------------------------------------------------------------------------
 
@@ -384,14 +274,6 @@ def script(name: str, *arguments: str, **variables: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/", env=environment_)
 
 
-def flags(command: Any) -> set[str]:
-    """The options of a command, and the names of its arguments."""
-    app = typer.Typer(add_completion=False)
-    app.command()(command)
-    parsed = typer.main.get_command(app)
-    return {option for parameter in parsed.params for option in [*parameter.opts, *parameter.secondary_opts]}
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_names_every_flag_and_how_to_submit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
@@ -407,63 +289,3 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("contrans: --out: a submitted job runs in a working directory of its own")
     assert len(done.stderr.splitlines()) == 1
-
-
-class TestManifest:
-    """The KubeRay manifest, as far as it can be checked without Kubernetes."""
-
-    @pytest.fixture
-    def manifest(self) -> dict[str, Any]:
-        return dict(yaml.safe_load((REPOSITORY / "cluster" / "rayjob-pipeline.yaml").read_text()))
-
-    def test_is_a_rayjob_with_fields_that_exist(self, manifest: dict[str, Any]) -> None:
-        assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
-        known = {
-            *("entrypoint", "runtimeEnvYAML", "submissionMode", "backoffLimit", "activeDeadlineSeconds"),
-            *("shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "submitterConfig", "rayClusterSpec"),
-        }
-        spec = manifest["spec"]
-        assert set(spec) <= known
-        assert {"entrypoint", "rayClusterSpec", "backoffLimit", "shutdownAfterJobFinishes"} <= set(spec)
-        assert spec["submissionMode"] == "K8sJobMode"
-        yaml.safe_load(spec.get("runtimeEnvYAML", ""))
-        cluster = spec["rayClusterSpec"]
-        assert {"rayVersion", "headGroupSpec", "workerGroupSpecs"} <= set(cluster)
-        assert cluster["authOptions"] == {"mode": "token"}
-
-    def test_entrypoint_is_a_script_with_its_flags(self, manifest: dict[str, Any]) -> None:
-        interpreter, path, *words = shlex.split(manifest["spec"]["entrypoint"])
-        assert interpreter == "python"
-        name = Path(path).stem
-        assert (REPOSITORY / "jobs" / Path(path).name).is_file()
-        given = [word for word in words if word.startswith("-")]
-        assert "--out" in given
-        assert set(given) <= flags(COMMANDS[name])
-        out = words[words.index("--out") + 1]
-        assert "://" in out or out.startswith("/")
-        recipe = open_recipe(Path(words[0]))
-        assert recipe.target.id
-
-    def test_workers_have_the_gpus_that_the_recipe_asks_for(self, manifest: dict[str, Any]) -> None:
-        words = shlex.split(manifest["spec"]["entrypoint"])
-        recipe = open_recipe(Path(words[2]))
-        (group,) = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-        (worker,) = group["template"]["spec"]["containers"]
-        gpus = int(worker["resources"]["limits"]["nvidia.com/gpu"])
-        assert gpus >= (recipe.cluster.gpus_per_actor or 1) >= 1
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-    def test_every_node_runs_one_image_and_sees_one_storage(self, manifest: dict[str, Any]) -> None:
-        cluster = manifest["spec"]["rayClusterSpec"]
-        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-        pods = [group["template"]["spec"] for group in groups]
-        assert len({pod["containers"][0]["image"] for pod in pods}) == 1
-        assert cluster["rayVersion"] in pods[0]["containers"][0]["image"]
-        for pod in pods:
-            volumes = {volume["name"] for volume in pod["volumes"]}
-            mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
-            assert set(mounts.values()) <= volumes
-            assert "/shared" in mounts
-        # The head's working directory is the job's: relative paths of the recipe start there.
-        assert pods[0]["containers"][0]["workingDir"] == "/shared"
-        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
