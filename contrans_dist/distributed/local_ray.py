@@ -25,6 +25,8 @@ _LONGEST_SOCKET = 103
 """Bytes of a socket's path that every system takes."""
 _SESSION = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1"
 _NODE_LOST = re.compile(r"address: (\S+).*has been marked dead", re.DOTALL)
+_SAID = ("Raylet is terminated", "A worker died or was killed while executing a task by an unexpected")
+"""What we say ourselves, in a line that tells what becomes of it."""
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -51,7 +53,7 @@ def _told(data: dict[str, Any], **_: Any) -> None:
         lost = _NODE_LOST.search(message)
         if lost:
             note(f"a node of the cluster was lost ({lost[1]})")
-        elif not message.startswith("Raylet is terminated"):  # the same, with the last lines of its log
+        elif not message.startswith(_SAID):
             note(f"Ray: {message.strip().splitlines()[0]}")
 
 
