@@ -1,6 +1,7 @@
 """What the program says: progress and notes on standard error, without secrets or what steers a terminal."""
 
 import json
+import os
 import re
 import sys
 import threading
@@ -43,6 +44,11 @@ def printable(text: str, keep: str = "", escaped: Callable[[str], str] = _as_pyt
         c if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else escaped(c)
         for c in text
     )
+
+
+def in_a_job() -> bool:
+    """Whether this is the driver of a submitted job: Ray sets this for it, and for nothing else."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def shown(text: object, keep: str = "\n") -> str:
@@ -123,7 +129,7 @@ class Progress:
         with self._lock:
             self.done += items
             if self._bar:
-                self._bar.update(self._task, advance=items, rate=_per_second(self._rate(), self.unit))
+                self._bar.update(self._task, advance=items, rate=per_second(self._rate(), self.unit))
             elif self.done >= self.total:
                 self._say()
             else:
@@ -149,18 +155,19 @@ class Progress:
         self._last_line = time.monotonic()
         line, rate = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}", self._rate()
         left = (self.total - self.done) / rate if rate else 0.0
-        line += f", {_per_second(rate)}" if rate else f", {_time(self._last_line - self._started)} so far"
-        print(line + (f", {_time(left)} left" if left >= 1 else ""), file=sys.stderr, flush=True)
+        line += f", {per_second(rate)}" if rate else f", {time_words(self._last_line - self._started)} so far"
+        print(line + (f", {time_words(left)} left" if left >= 1 else ""), file=sys.stderr, flush=True)
 
 
-def _per_second(rate: float, unit: str = "") -> str:
+def per_second(rate: float, unit: str = "") -> str:
     """A rate; by the minute where that makes a number above one of it."""
     many, per = (rate, "s") if rate >= 1 else (60 * rate, "min")
     number = f"{many:,.0f}" if many >= 10 else f"{many:.1f}"
     return f"{number} {unit}/{per}" if unit else f"{number}/{per}"
 
 
-def _time(seconds: float) -> str:
+def time_words(seconds: float) -> str:
+    """A time to the nearest second, minute or hour."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"

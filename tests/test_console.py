@@ -273,14 +273,14 @@ def test_progress_without_a_terminal_is_told_though_nothing_happens(
     [(1234.5, "1,234/s"), (12.34, "12/s"), (1.25, "1.2/s"), (0.5, "30/min"), (0.02, "1.2/min")],
 )
 def test_a_rate_has_digits(rate: float, said: str) -> None:
-    assert progress._per_second(rate) == said
+    assert progress.per_second(rate) == said
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"), [(59.6, "60 s"), (150, "2 min"), (7199, "120 min"), (9000, "2 h")]
 )
 def test_a_time_is_short(seconds: float, said: str) -> None:
-    assert progress._time(seconds) == said
+    assert progress.time_words(seconds) == said
 
 
 def test_what_is_told_of_parts_is_told_of_the_whole() -> None:

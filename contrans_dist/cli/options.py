@@ -1,6 +1,5 @@
 """Options that several commands share, and how results are printed."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from contrans_dist.console import json_line, shown, without_credentials
+from contrans_dist.console import in_a_job, json_line, shown, without_credentials
 from contrans_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,9 +84,7 @@ def lasting(out: str | None) -> str | None:
 
     Raises UserError for a relative path in a submitted Ray job: what is written there may go with the job.
     """
-    # Ray sets this for the driver of a submitted job, and for nothing else.
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if submitted and (out is None or not ("://" in out or Path(out).expanduser().is_absolute())):
+    if in_a_job() and (out is None or not ("://" in out or Path(out).expanduser().is_absolute())):
         given = "" if out is None else f", found {out}"
         raise UserError(
             "--out: a submitted job runs in a working directory of its own; "

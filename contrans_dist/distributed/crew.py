@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from contrans_dist.console import count_of, note
 from contrans_dist.distributed.actors import Actors
+from contrans_dist.distributed.watch import watch
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Given, Outcome, Task, Worker
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store.patience import PAUSES, pause
@@ -168,6 +169,7 @@ class Crew:
             if not worker.running and not worker.ending:
                 self.actors.let_go(worker.actor)
                 self.workers.remove(worker)
+        watch().actors = sum(worker.up for worker in self.workers)
         most = self.actors.size.room(nodes)
         added = min(most - len(self.workers), len(self.queue))
         for _ in range(added):
@@ -210,11 +212,12 @@ class Crew:
         worker.ending = True
         ray.kill(worker.actor)
 
-    def settle(self, given: Given) -> None:
+    def settle(self, given: Given, node: str = "") -> None:
         """A first answer is there: those who hang at the same task are not waited for."""
         self.settled.add(given.task.name)
         self.unanswered = 0
         seconds = time.monotonic() - given.since
+        watch().done(given.task.name, seconds, node)
         self.longest = max(self.longest, seconds)
         self.slowest = max(self.slowest, seconds / max(given.task.size, 1e-9))
         self.timed += 1
@@ -254,6 +257,7 @@ class Crew:
         lost = [given.task for given in held if given.task.name not in self.settled]
         if not worker.ending:
             self.outcome.lost_actors += 1
+            watch().lost_actor([task.name for task in lost])
             note(f"an actor was lost at {', '.join(task.name for task in lost)}; another goes on with that")
         if gone and worker.actor is not None:
             self._drop(worker)
@@ -276,6 +280,7 @@ class Crew:
         else:
             self.settled.add(task.name)
             self.outcome.failures[task.name] = reason
+            watch().gave_up(task.name, reason)
 
     @property
     def alive(self) -> bool:

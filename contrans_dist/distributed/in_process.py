@@ -13,6 +13,7 @@ import torch
 
 from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed.cluster import Replicas, first_line
+from contrans_dist.distributed.watch import watch
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task
 from contrans_dist.errors import NoAnswerError, RunError, UserError
 
@@ -72,9 +73,10 @@ class InProcess:
             self._actor = self._made()
         outcome, attempts, unanswered = Outcome(began=time.monotonic()), Counter[str](), 0
         common, left = () if shared is None else (shared,), deque(tasks)
+        watch().actors = 1
         with _asked(self._actor, on_progress):
             while left:
-                task = left.popleft()
+                task, began = left.popleft(), time.monotonic()
                 try:
                     result = self._actor.run(task.payload, *common)
                 except UserError:
@@ -89,8 +91,10 @@ class InProcess:
                         left.append(task)
                     else:
                         outcome.failures[task.name] = first_line(error)
+                        watch().gave_up(task.name, first_line(error))
                 else:
                     unanswered = 0
+                    watch().done(task.name, time.monotonic() - began)
                     on_result(task, result)
         return outcome
 

@@ -192,7 +192,7 @@ def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Tas
         crew.fail(given.task, first_line(error))
     else:
         if given.task.name not in crew.settled:
-            crew.settle(given)
+            crew.settle(given, worker.node)
             on_result(given.task, result)
 
 

@@ -18,6 +18,7 @@ from contrans_dist.console import Progress, note
 from contrans_dist.data.contamination import leak_report
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
+from contrans_dist.distributed.watch import watched
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, WorkUnit, run_on
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
@@ -215,10 +216,19 @@ def _make_missing(
     if not tasks:
         return
     total = sum(task.payload.size for task in tasks)
-    with Progress(title, *((trials, "trials") if trials else (total, "items"))) as progress:
+    stage, model = ("judge" if folder == JUDGED else "evaluate"), spec.identity["model"]
+    with (
+        Progress(title, *((trials, "trials") if trials else (total, "items"))) as progress,
+        watched(stage, model, progress, [spec.out]) as watch,
+    ):
+
+        def keep(task: Task, result: Any) -> None:
+            progress.finish(task.payload.size, total)
+            watch.computed(result["tokens"] if isinstance(result, dict) else 0)
+
         outcome = run(
             tasks,
-            on_result=lambda task, _: progress.finish(task.payload.size, total),
+            on_result=keep,
             on_progress=lambda besides: progress.under_way(besides, total),
         )
     if outcome.failures:

@@ -18,6 +18,7 @@ from contrans_dist.distributed.in_process import operations
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.distributed.precision import settled
+from contrans_dist.distributed.watch import watched
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.actors import SLOTS, HarvestActor, SweepActor
 from contrans_dist.harvest.line import LineActor
@@ -126,11 +127,14 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
     owners = {shard.address: planned_set for planned_set in sets for shard in planned_set.missing}
     title = f"harvest {model.id.rstrip('/').rsplit('/', 1)[-1]}"
     made = MadeShards()
-    with Progress(title, texts, "texts") as progress:
+    folders = [planned_set.out for planned_set in sets]
+    with (
+        Progress(title, texts, "texts") as progress,
+        watched("harvest", model.id, progress, folders) as watch,
+    ):
 
-        def reached(besides: float = 0.0) -> None:
-            done = sum(report.entry.rows + len(report.facts.skipped) for report in made.reports.values())
-            progress.reach(int(done + besides))
+        def besides(more: float) -> None:
+            progress.under_way(more, texts)
 
         def keep(_task: Task, result: MadeShards) -> None:
             for line in result.notes:
@@ -139,16 +143,24 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
                 owners[address].reports[address] = report
             made.reports.update(result.reports)
             made.failures.update(result.failures)
-            reached()
+            reports = result.reports.values()
+            watch.computed(sum(report.facts.tokens for report in reports))
+            progress.finish(sum(report.entry.rows + len(report.facts.skipped) for report in reports), texts)
 
         if placement.kind == "stream":
-            outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=reached, alike=False)
+            outcome = run_tasks(SweepActor, (model,), tasks, size, keep, on_progress=besides, alike=False)
         elif placement.kind == "pipeline":
             line, slots = (model, placement.stages, size), len(placement.stages) + 1
-            outcome = run_tasks(LineActor, line, tasks, size, keep, slots=slots, on_progress=reached)
+            outcome = run_tasks(LineActor, line, tasks, size, keep, slots=slots, on_progress=besides)
         else:
             outcome = run_tasks(
-                HarvestActor, (model, highest, placement), tasks, size, keep, slots=SLOTS, on_progress=reached
+                HarvestActor,
+                (model, highest, placement),
+                tasks,
+                size,
+                keep,
+                slots=SLOTS,
+                on_progress=besides,
             )
     failures = made.failures | outcome.failures
     if failures:

@@ -10,6 +10,7 @@ from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.map_file import open_map
 from contrans_dist.store.results import METRICS, RECORD, RunFile, plain, read_file, read_metrics
+from contrans_dist.store.running import running_in
 from contrans_dist.store.shard_reader import opened
 from contrans_dist.store.tensors import open_tensors
 from contrans_dist.store.vector_file import VectorHeader
@@ -105,6 +106,16 @@ def _told(location: Location) -> str | None:
 
 
 def _state(location: Location) -> str | None:
+    """How far a harvest or an evaluation is, what is under way there first."""
+    state = _finished(location)
+    if state == "complete" or (state or "").startswith("complete,"):
+        return state
+    places = [location, *(location / name for name in location.names() if "." not in name)]
+    under_way = [f"{each.stage}: {each}" for place in places for each in running_in(place)]
+    return "; ".join([*under_way, *([state] if state else [])]) or None
+
+
+def _finished(location: Location) -> str | None:
     if (location / schema.MANIFEST).exists():
         rows = ActivationSet.open(location)
         n_shards = len(rows.manifest.shards)

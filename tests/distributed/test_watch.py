@@ -1,0 +1,165 @@
+"""What is to be seen of a stage from elsewhere: its file, the log of a job, a real Prometheus."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from contrans_dist.console import Progress
+from contrans_dist.distributed import watch as watch_module
+from contrans_dist.distributed.cluster import Replicas
+from contrans_dist.distributed.in_process import InProcess
+from contrans_dist.distributed.pool import Task, run_tasks
+from contrans_dist.distributed.watch import watch, watched
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.pipeline.status import status_of
+from contrans_dist.store.location import Location
+from contrans_dist.store.running import running_in
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Worker:
+    def run(self, payload: float) -> float:
+        if payload < 0:
+            raise RunError("it is below zero")
+        time.sleep(payload)
+        return payload
+
+
+def test_a_folder_tells_of_what_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While it runs, as `contrans status` says it; in a job each part is a line of JSON."""
+    monkeypatch.setattr(watch_module, "_TELL_SECONDS", 0.05)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    out, seen = Location.parse(tmp_path), list[Any]()
+
+    def keep(task: Task, result: float) -> None:
+        progress.finish(10, 50)
+        seen_by.computed(1000)
+        if task.name == "t2":
+            end = time.monotonic() + 30
+            while not (found := running_in(out)) or found[0].done < 30:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            seen.append((found[0], status_of(out)[str(out)]))
+
+    tasks = [Task(f"t{i}", 0.0) for i in range(4)] + [Task("bad", -1.0)]
+    with (
+        Progress("harvest", 50, "texts") as progress,
+        watched("harvest", "some/model", progress, [out]) as seen_by,
+    ):
+        outcome = InProcess(Worker, ()).run(tasks, keep)
+    assert outcome.failures == {"bad": "it is below zero"}
+    ((running, said),) = seen
+    assert (running.stage, running.model, running.unit) == ("harvest", "some/model", "texts")
+    assert (running.done, running.wanted, running.finished, running.actors) == (30, 50, 3, 1)
+    assert running.tokens > 0
+    assert said.startswith("harvest: 30 of 50 texts, ")
+    assert "1 actor; process " in said
+    assert list(tmp_path.iterdir()) == []  # it is under way no more
+    with pytest.raises(UserError, match="expected a harvest"):
+        status_of(out)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [(line["name"], line["outcome"]) for line in lines] == [
+        *((f"t{i}", "done") for i in range(4)), ("bad", "failed"),
+    ]  # fmt: skip
+    assert lines[-1]["reason"] == "it is below zero"
+
+
+def test_what_a_killed_process_said_is_told_as_silence(tmp_path: Path) -> None:
+    out = Location.parse(tmp_path)
+    with Progress("evaluate", 8, "items") as progress, watched("evaluate", "m", progress, [out]) as seen:
+        seen.tell()
+        (file,) = tmp_path.iterdir()
+        told = json.loads(file.read_text())
+    old = {**told, "told": "2026-01-01T00:00:00Z", "host": "elsewhere"}
+    (tmp_path / ".running-elsewhere-1.json").write_text(json.dumps(old))
+    (tmp_path / ".running-x-2.json").write_text("{")
+    assert "nothing heard of process" in status_of(out)[str(out)]
+    assert "on elsewhere for" in status_of(out)[str(out)]
+
+
+def test_without_a_stage_nobody_is_told() -> None:
+    watch().done("t", 1.0)
+    watch().tell()
+
+
+def _scraped(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def _asked(port: int, query: str) -> list[dict[str, Any]]:
+    url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return list(json.load(answer)["data"]["result"])
+
+
+@pytest.mark.slow
+def test_a_real_prometheus_has_the_numbers(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("prometheus") is None:
+        pytest.skip("no prometheus here (Debian's package of that name)")
+    monkeypatch.setattr(watch_module, "_TELL_SECONDS", 0.2)
+    target = ray.nodes()[0]["MetricsExportPort"]
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 1s}\nscrape_configs:\n"
+        f"- job_name: ray\n  static_configs: [{{targets: ['127.0.0.1:{target}']}}]\n"
+    )
+    with subprocess.Popen(
+        ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data",
+         "--web.listen-address=127.0.0.1:0"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    ) as server:  # fmt: skip
+        try:
+            threading.Thread(target=lambda: server.stderr and server.stderr.read(), daemon=True).start()
+            port = _port_of(server.pid)
+            tasks = [Task(f"t{i}", 0.1) for i in range(20)]
+            with Progress("harvest", 20, "texts") as progress, watched("harvest", "m", progress, []) as seen:
+                one = Replicas(1, 0, 1)
+
+                def keep(_task: Task, _result: float) -> None:
+                    progress.finish(1, 20)
+                    seen.computed(50)
+
+                run_tasks(Worker, (), tasks, one, keep)
+                run_tasks(Worker, (), [Task("bad", -1.0)], one, keep)
+                end = time.monotonic() + 60
+                while not _asked(port, 'ray_contrans_tasks_total{outcome="done"} == 20'):
+                    assert time.monotonic() < end, _scraped(target)[-2000:]
+                    time.sleep(0.5)
+            values = {
+                query: float(_asked(port, query)[0]["value"][1])
+                for query in ("ray_contrans_items_done", "ray_contrans_items_wanted",
+                              "ray_contrans_tokens_total", "ray_contrans_task_seconds_count",
+                              'ray_contrans_tasks_total{outcome="failed"}')
+            }  # fmt: skip
+            assert list(values.values()) == [20, 20, 1000, 20, 1]
+            labels = _asked(port, "ray_contrans_items_done")[0]["metric"]
+            assert (labels["stage"], labels["model"]) == ("harvest", "m")
+        finally:
+            server.terminate()
+
+
+def _port_of(process: int) -> int:
+    """Where it listens, once it does."""
+    for _ in range(300):
+        for connection in psutil.Process(process).net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                return int(connection.laddr.port)
+        time.sleep(0.1)
+    raise AssertionError("it listens nowhere")
