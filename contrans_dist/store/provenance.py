@@ -80,6 +80,8 @@ def command_line(arguments: list[str] | None = None) -> str:
 def _program(first: str) -> list[str]:
     """A script as it was named, an installed command without its folder."""
     path = Path(first)
+    if path.name == "__main__.py":
+        return ["python", "-m", path.parent.name]
     if path.suffix != ".py":
         return [path.name]
     return ["python", path.name if path.is_absolute() else first]
