@@ -71,8 +71,11 @@ TOLD = {
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each."""
-    folder = tmp_path_factory.mktemp("artefacts")
+    return make_artefacts(tmp_path_factory.mktemp("artefacts"))
+
+
+def make_artefacts(folder: Path) -> Path:
+    """One of each kind, by the names in `TOLD`."""
     write_run(folder / "run")
     recipe = yaml.safe_load((folder / "run/recipe.yaml").read_text())
     recipe |= {"concepts": {"texts": "demo:contrast.jsonl"}}
