@@ -1,10 +1,9 @@
 """Files that other tools read: by what they say of themselves, where this program wrote them."""
 
 from math import isfinite
-from mmap import ACCESS_READ, mmap
 from typing import Any
 
-from contrans_dist.config.limits import JSON_BYTES, TENSORS, VECTOR_FILE_BYTES
+from contrans_dist.config.limits import JSON_BYTES, TENSORS, raised
 from contrans_dist.errors import UserError
 from contrans_dist.pipeline.inspection.artefact import Artefact, made_of
 from contrans_dist.pipeline.inspection.tensors import steering
@@ -14,6 +13,8 @@ from contrans_dist.vectors.formats import FORMATS, gguf_file, lm_eval_file
 from contrans_dist.vectors.formats.addition import KEY, STEERING, beside, read_said
 from contrans_dist.vectors.formats.foreign import Asked, Foreign
 
+_HEAD_BYTES = 64 << 20
+"""Of a model in GGUF: its keys hold its vocabulary."""
 _REQUESTS = {
     "vllm-lens": ("activations", "layer_indices"),
     "easysteer": ("steering",),
@@ -41,15 +42,9 @@ def of_gguf(location: Location) -> Artefact:
 
 def _gguf_head(location: Location) -> tuple[dict[str, Any], int]:
     """Keys, numbers that JSON has not as text, and how many tensors there are."""
-    if location.is_local and location.size():
-        with (
-            location.open(),
-            open(location.path, "rb") as file,
-            mmap(file.fileno(), 0, access=ACCESS_READ) as data,
-        ):
-            fields, tensors, _ = read_head(data, str(location), TENSORS)
-    else:
-        fields, tensors, _ = read_head(location.read_bytes(VECTOR_FILE_BYTES), str(location), TENSORS)
+    with location.open() as source:
+        data = source.read(raised(_HEAD_BYTES))
+    fields, tensors, _ = read_head(data, str(location), TENSORS)
     said = {name: value for name, value in fields.items() if value is not None}
     odd = {
         name: str(value) for name, value in said.items() if isinstance(value, float) and not isfinite(value)
