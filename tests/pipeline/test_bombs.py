@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from tests.tiny import save_tiny
@@ -135,6 +136,7 @@ def bombs(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
+@pytest.mark.slow
 def test_each_is_refused_by_a_process_with_little_memory(tmp_path: Path) -> None:
     there = bombs(tmp_path)
     done = subprocess.run(
