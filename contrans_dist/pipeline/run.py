@@ -44,7 +44,7 @@ from contrans_dist.report import write_report
 from contrans_dist.report.tsne import difference_points, state_points
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import made_by, now, versions
+from contrans_dist.store.provenance import made_by, now, versions, without_secrets
 from contrans_dist.store.results import RECORD, RunFile, write_file
 from contrans_dist.store.tables import (
     ANALYSES,
@@ -64,9 +64,18 @@ def keep_recipe(recipe: Recipe, out: Location) -> None:
 
 
 def resolved(recipe: Recipe) -> str:
-    """A recipe as YAML, with every default filled in and without credentials."""
-    content = recipe.model_dump(mode="json")
-    return without_credentials(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000))
+    """A recipe as YAML, with every default filled in and without secrets."""
+    content = _told(recipe.model_dump(mode="json"))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _told(content: Any) -> Any:
+    """Plain data, every text in it `without_secrets`."""
+    if isinstance(content, dict):
+        return {_told(key): _told(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_told(value) for value in content]
+    return without_secrets(content) if isinstance(content, str) else content
 
 
 def _way(run: Location, shared: Location) -> str:
@@ -138,7 +147,7 @@ class RunDriver:
     def _write_facts(self) -> None:
         content = {
             "name": self.recipe.name,
-            "description": self.recipe.description,
+            "description": without_secrets(self.recipe.description),
             **made_by(),
             "versions": versions(),
             "started": self.started,

@@ -143,6 +143,6 @@ def test_what_strangers_wrote_is_text_and_nothing_more(tmp_path: Path, served: t
     assert {"/control.html", f"/{figures[0]}"} <= {line.partition("?")[0] for line in asked}
     assert {line for line in asked if line.startswith("/ran/")} == {"/ran/control", "/ran/script-control"}
     bare = (tmp_path / "bare-run.html").read_text()
-    for name in ("concept-a", "source", "note", "leak", "condition", "system", "paper", "device"):
+    for name in ("concept-a", "source", "note", "leak", "condition", "system", "paper"):
         assert f"/ran/{name}" in bare, name
     assert "7*7" in bare
