@@ -169,7 +169,7 @@ def test_models_that_bring_code_do_not_run_it(tmp_path: Path, capsys: pytest.Cap
     parts = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
     config = json.loads((folder / "config.json").read_text())
     tokens = json.loads((folder / "tokenizer_config.json").read_text())
-    told = ({"model_type": "own", "auto_map": parts}, {"auto_map": parts}, {})
+    told: tuple[dict[str, Any], ...] = ({"model_type": "own", "auto_map": parts}, {"auto_map": parts}, {})
     for number, more in enumerate(told):
         (folder / "config.json").write_text(json.dumps(config | more))
         auto = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}, "tokenizer_class": "Own"}
