@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 RUN := runs/demo
 DATA ?= ../shared
 
-.PHONY: demo docs experiments real setup test lint clean
+.PHONY: audit demo docs experiments real setup test lint clean
 
 demo: setup  ## install, move six emotions between the bundled models, write the report
 	$(BIN)/contrans demo --out $(RUN)
@@ -36,5 +36,11 @@ lint: setup
 test: lint docs  ## style, types, the documentation and the whole default test suite (no GPU, no network)
 	$(BIN)/pytest -n 3 --dist loadfile
 
+# In an environment of its own. A pin that cannot be looked up is a failure: nothing is known of it.
+audit:  ## every pin of constraints.txt against the known holes, over the network
+	test -x $(VENV)-audit/bin/pip-audit || $(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
+
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit site .pytest_cache .mypy_cache .ruff_cache

@@ -176,12 +176,18 @@ def _terminate(_signal: int, _frame: Any) -> None:
 
 def _fail(error: BaseException, code: int, message: str | None = None) -> None:
     if os.environ.get("CONTRANS_DEBUG"):
-        sys.stderr.write(shown("".join(traceback.format_exception(error))))
+        sys.stderr.write(_without_secrets("".join(traceback.format_exception(error)), keep="\n"))
     _say(str(error) if message is None else message)
     sys.exit(code)
 
 
+def _without_secrets(text: str, keep: str) -> str:
+    from contrans_dist.store.provenance import without_secrets  # with what takes a while to load
+
+    return shown(without_secrets(text), keep)
+
+
 def _say(line: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        shown(f"contrans: {line}", keep=""), markup=False
+        _without_secrets(f"contrans: {line}", keep=""), markup=False
     )

@@ -1,17 +1,12 @@
 """Commands on whole runs and on artefacts: demo, run, report, status, inspect."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
-from contrans_dist.console import count_of, note, shown
+from contrans_dist.console import count_of, note
 from contrans_dist.errors import RunError
 
 
@@ -110,16 +105,9 @@ def status(
 
 
 def inspect(uri: Annotated[str, typer.Argument(help="Any artefact.")], as_json: AsJson = False) -> None:
-    """What an artefact is and where it comes from."""
-    from contrans_dist.pipeline.status import artefact_facts
+    """What an artefact is, what it was made from, how, and what is in it."""
+    from contrans_dist.pipeline.inspection import inspected
     from contrans_dist.store.location import Location
 
-    facts = artefact_facts(Location.parse(uri))
-    if as_json:
-        emit(True, facts, "")
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in facts.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        table.add_row(Text(shown(name, keep="")), Text(shown(text, keep="")))
-    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(table)
+    artefact = inspected(Location.parse(uri))
+    emit(as_json, artefact.content, artefact.text())

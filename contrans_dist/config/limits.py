@@ -26,7 +26,9 @@ RECIPE_NODES = 100_000
 """Keys and values of a recipe, each as often as an anchor repeats it."""
 
 RESULT_BYTES = 256 << 20
-"""Of a table of results, as it is in memory."""
+PART_BYTES = 1 << 30
+"""Of a table of results that is shown, and of a part of one that an evaluation goes on with, as they are in
+memory."""
 
 CONDITION_ROWS = 5_000
 """Of conditions at strengths in one evaluation's metrics."""

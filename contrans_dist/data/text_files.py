@@ -124,7 +124,9 @@ def read_json_lines(location: Location) -> tuple[dict[str, list[Any]], list[int]
         where = f"{location}, line {number}"
         record = parse_json(line, where, "a JSON object", finite=False)
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise UserError(f"{where}: expected a JSON object with a string `text`")
+            keys = ", ".join(map(repr, record))[:80] if isinstance(record, dict) else ""
+            found = f", found {keys}" if keys else ""
+            raise UserError(f"{where}: expected a JSON object with a string `text`{found}")
         for name, value in record.items():
             column = columns.get(name)
             if column is None:

@@ -17,6 +17,8 @@ from contrans_dist.errors import UserError, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 
+_TABLES = ("csv", "tsv")
+
 
 def text_id(text: str) -> str:
     """Identity of a text: 32 hexadecimal digits of its BLAKE2b hash."""
@@ -51,7 +53,10 @@ def read_texts(source: "Location | str") -> pa.Table:
         return text_table(_of_json(read_json(location), location), where)
     if suffix == "parquet":
         return text_table(read_parquet(location), where)
-    raise UserError(f"{location}: expected a .txt, .jsonl, .json or .parquet file")
+    if not location.exists():
+        raise UserError(f"{location}: no such file")
+    table = "; pandas makes one of a table: read_csv(...).to_parquet(...)" if suffix in _TABLES else ""
+    raise UserError(f"{location}: expected a .txt, .jsonl, .json or .parquet file{table}")
 
 
 def _of_lines(location: Location) -> pa.Table:

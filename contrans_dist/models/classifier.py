@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from contrans_dist.console import tell
 from contrans_dist.errors import UserError
+from contrans_dist.models.devices import usual_device
 from contrans_dist.models.facts import config_hash, tokenizer_hash, weights_identity
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import tokenizer_limit
@@ -146,7 +147,7 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
             random.
         RunError: Where the hub does not answer.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or usual_device()
     described = describe_classifier(name, download=True)
     files = described.files
     with _as_classifier(), hub_errors(name):

@@ -1,12 +1,32 @@
 """What is free on the devices of this machine."""
 
+import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
 import torch
 
+from contrans_dist.console import note
+from contrans_dist.errors import one_line
+
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
+
+
+@lru_cache(maxsize=1)
+def usual_device() -> str:
+    """`cuda` where torch can use a GPU of this machine, else `cpu`.
+
+    What keeps it from one that is there, such as a driver that is too old, is told once.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    reasons = [one_line(warning.message) for warning in told if "CUDA" in str(warning.message)]
+    if not usable and reasons:
+        note(f"no GPU is used: {reasons[0]}")
+    return "cuda" if usable else "cpu"
 
 
 def host_memory() -> int:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     HTTPError,
     OfflineModeIsEnabled,
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from contrans_dist.errors import PassingError, RunError, UserError, one_line
 
 _BUSY = (408, 425, 429)
+_LOG_IN = "hf auth login, or HF_TOKEN in the environment"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -40,7 +42,7 @@ def hub_failure(name: str, error: OSError | HTTPError) -> UserError | RunError:
             status = cause.response.status_code
             if status in _BUSY or status >= 500:
                 return PassingError(f"{name}: the hub answers with status {status}; {one_line(cause)}")
-            return UserError(f"--model {name}: {reason}")
+            return UserError(f"--model {name}: {_refusal(name, cause) or reason}")
         if isinstance(cause, ConnectionResetError | ConnectionAbortedError | BrokenPipeError | TimeoutError):
             return PassingError(f"{name}: the connection to the hub broke off; {reason}")
         if isinstance(cause, HTTPError) and "Connect" not in type(cause).__name__:
@@ -54,6 +56,21 @@ def hub_failure(name: str, error: OSError | HTTPError) -> UserError | RunError:
     if "connect" in reason.lower() or "offline" in reason.lower():
         return RunError(f"{name}: not in the local cache, and the hub does not answer; {reason}")
     return UserError(f"--model {name}: {reason}")
+
+
+def _refusal(name: str, cause: HfHubHTTPError) -> str | None:
+    """What to do about a refusal of the hub; None where it says so itself."""
+    place = f"https://huggingface.co/{name.partition('@')[0]}"
+    if isinstance(cause, GatedRepoError):
+        return f"accept its terms at {place} and log in ({_LOG_IN})"
+    if isinstance(cause, RevisionNotFoundError):
+        return f"the hub has no such revision of it; {place} lists what there is"
+    if isinstance(cause, RepositoryNotFoundError) or cause.response.status_code in (401, 403):
+        return (
+            "the hub has no such model that you may see; check the name, and log in if it is private "
+            f"({_LOG_IN})"
+        )
+    return None
 
 
 @contextmanager

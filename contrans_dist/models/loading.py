@@ -19,6 +19,7 @@ from contrans_dist.config import ModelSettings
 from contrans_dist.config.limits import BUFFER_BYTES, check_size
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
+from contrans_dist.models.devices import usual_device
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, wrap_model
 from contrans_dist.models.model_files import ModelFiles
@@ -90,7 +91,7 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype | None) ->
 def _device_map(device: str | dict[str, Any] | None, quantized: bool) -> Any:
     """What `from_pretrained` wants: nothing for the CPU, else a device map."""
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usual_device()
     if device == "cpu" and not quantized:
         return None
     if isinstance(device, dict) or device == "auto":

@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from contrans_dist.config.limits import MODEL_JSON_BYTES, check_size
-from contrans_dist.errors import UserError, one_line
+from contrans_dist.errors import UserError, meant, one_line
 
 BUNDLED = "demo:"
 """Prefix of the models that come with the package, such as `demo:source`."""
@@ -59,6 +59,9 @@ class ModelFiles:
             or folder.suffix == GGUF
             or folder.exists()
         ):
+            if name.startswith(BUNDLED):
+                bundled = sorted(f"{BUNDLED}{path.name}" for path in folder.parent.iterdir() if path.is_dir())
+                raise UserError(f"--model {name}: no such bundled model; {meant(name, bundled)}")
             kind = "file" if folder.suffix == GGUF else "folder"
             raise UserError(f"--model {name}: no such {kind}")
         place, at, tag = name.rpartition("@")

@@ -137,7 +137,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
     if whole is None:
         _check_sentencepiece(files)
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             files.place, revision=files.revision, trust_remote_code=files.trust_remote_code
         )
     except Exception as error:
@@ -145,6 +145,12 @@ def load_tokenizer(files: ModelFiles) -> Any:
         if fault is None:
             raise
         raise UserError(f"{whole}: no tokenizer ({fault})") from error
+    try:
+        tokenizer("a")
+    except Exception as error:  # some settings are first looked at when a text is read
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"--model {files.name}: its tokenizer reads no text ({reason})") from error
+    return tokenizer
 
 
 def _fault(path: Path) -> str | None:

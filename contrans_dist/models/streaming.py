@@ -17,6 +17,7 @@ from contrans_dist.config import ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import find_blocks, model_type
 from contrans_dist.models.checkpoint import Checkpoint
+from contrans_dist.models.devices import usual_device
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, check_looks_back, wrap_model
 from contrans_dist.models.loading import describe
@@ -175,7 +176,7 @@ def open_streamed(
         RunError: As `load_model`.
     """
     weights, asked = name_of(dtype), name_of(compute_dtype, "--compute-dtype")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or usual_device())
     described = describe(name, revision=revision, head=False, trust_remote_code=trust_remote_code)
     if is_quantised(described.full):
         raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")

@@ -11,7 +11,7 @@ import yaml
 
 from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe
 from contrans_dist.console import note, without_credentials
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, meant
 from contrans_dist.evaluation.analysis import sentence
 from contrans_dist.evaluation.assess import assess, judged
 from contrans_dist.evaluation.block_search import fit_chosen
@@ -31,6 +31,7 @@ from contrans_dist.evaluation.steering import steering
 from contrans_dist.evaluation.transfers import Fitted, Material
 from contrans_dist.harvest.driver import HarvestJob, harvest_sets
 from contrans_dist.models import model_facts
+from contrans_dist.models.loading import describe
 from contrans_dist.pipeline.inputs import (
     READS,
     SIDES,
@@ -44,7 +45,7 @@ from contrans_dist.report import write_report
 from contrans_dist.report.tsne import difference_points, state_points
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import made_by, now, versions
+from contrans_dist.store.provenance import made_by, now, versions, without_secrets
 from contrans_dist.store.results import RECORD, RunFile, write_file
 from contrans_dist.store.tables import (
     ANALYSES,
@@ -64,9 +65,18 @@ def keep_recipe(recipe: Recipe, out: Location) -> None:
 
 
 def resolved(recipe: Recipe) -> str:
-    """A recipe as YAML, with every default filled in and without credentials."""
-    content = recipe.model_dump(mode="json")
-    return without_credentials(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000))
+    """A recipe as YAML, with every default filled in and without secrets."""
+    content = _told(recipe.model_dump(mode="json"))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _told(content: Any) -> Any:
+    """Plain data, every text in it `without_secrets`."""
+    if isinstance(content, dict):
+        return {_told(key): _told(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_told(value) for value in content]
+    return without_secrets(content) if isinstance(content, str) else content
 
 
 def _way(run: Location, shared: Location) -> str:
@@ -138,7 +148,7 @@ class RunDriver:
     def _write_facts(self) -> None:
         content = {
             "name": self.recipe.name,
-            "description": self.recipe.description,
+            "description": without_secrets(self.recipe.description),
             **made_by(),
             "versions": versions(),
             "started": self.started,
@@ -161,10 +171,23 @@ class RunDriver:
         texts = self.texts.tables()
         for name, table in texts.items():
             self._keep_texts(name, table)
+        self._check_names(texts)
         sets: dict[str, ActivationSet] = {}
         for model in harvested(self.recipe):
             sets |= self._states(model, {what: texts[what] for what in model.reads})
         return sets
+
+    def _check_names(self, texts: dict[str, pa.Table]) -> None:
+        """Raise UserError for a model or a concept that there is not, before hours of work lead up to it."""
+        for model in harvested(self.recipe):
+            describe(model.model.id, trust_remote_code=model.model.trust_remote_code)
+        table = texts["contrast"]
+        there = set(table.column("concept").to_pylist()) if "concept" in table.column_names else set()
+        for name, settings in self.recipe.evaluations.items():
+            missing = [concept for concept in settings.concepts or () if there and concept not in there]
+            if missing:
+                hint = meant(missing[0], sorted(map(str, there)))
+                raise UserError(f"evaluations.{name}.concepts: no contrast texts of {missing[0]!r}; {hint}")
 
     def _material(self, sets: dict[str, ActivationSet], vectors: dict[str, Vectors]) -> Material:
         """With the map between both models, or without a source with the block that is steered."""

@@ -1,63 +1,14 @@
-"""What an artefact is, where it comes from, and how far a run is: from headers and manifests alone."""
+"""How far a run, a harvest or an evaluation is: from headers and manifests alone."""
 
 from contextlib import suppress
-from typing import Any
 
 from contrans_dist.console import count_of
 from contrans_dist.errors import UserError
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
-from contrans_dist.store.map_file import open_map
-from contrans_dist.store.results import METRICS, RECORD, RunFile, plain, read_file, read_metrics
+from contrans_dist.store.results import METRICS, read_metrics
 from contrans_dist.store.running import running_in
-from contrans_dist.store.shard_reader import opened
-from contrans_dist.store.tensors import open_tensors
-from contrans_dist.store.vector_file import VectorHeader
-
-_LONG = ("identity", "shards", "conditions", "norms", "leak")
-
-
-def artefact_facts(location: Location) -> dict[str, Any]:
-    """What an artefact says of itself, for printing; only headers and manifests are read.
-
-    Args:
-        location: An activation set, a shard, a vector, a map, an evaluation or a run.
-
-    Returns:
-        Its `kind`, and the facts by name.
-
-    Raises:
-        UserError: When it is none of them, or damaged.
-    """
-    if not location.exists():
-        raise UserError(f"{location}: no such file or folder")
-    name = location.name
-    if name.endswith(".safetensors"):
-        file = open_tensors(location)
-        if file.kind == "vector":
-            file.model(VectorHeader)
-        elif file.kind == "map":
-            open_map(location)
-        return file.header
-    if name.endswith(".parquet"):
-        with opened(location) as shard:
-            return {"kind": "shard", **(plain(shard.facts.identity) if shard.facts.identity else {})}
-    if (location / schema.MANIFEST).exists():
-        return _facts("activations", plain(ActivationSet.open(location).manifest))
-    if (location / METRICS).exists():
-        read_metrics(location)
-        return _facts("evaluation", dict((location / METRICS).read_json()))
-    if (location / RECORD).exists():
-        read_file(location / RECORD, RunFile)
-        return _facts("run", dict((location / RECORD).read_json()))
-    raise UserError(f"{location}: expected an activation set, vector, map, evaluation or run")
-
-
-def _facts(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """What a file says, its long parts left out and its identity last."""
-    short = {key: value for key, value in content.items() if key not in _LONG}
-    return {"kind": kind, **short, **(content.get("identity") or {})}
 
 
 def status_of(location: Location, *, with_runs: bool = True) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Imports: store, vectors, benchmarks, evaluation.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from contrans_dist.report.comparison import build_comparison
 from contrans_dist.report.page import build_page
 from contrans_dist.report.parts import Studio
 from contrans_dist.store.location import Location
-from contrans_dist.store.provenance import version
+from contrans_dist.store.provenance import git_commit, version
 
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
@@ -69,6 +70,9 @@ def _publish(template: str, page: Any, studio: Studio, folder: Location) -> Loca
         lstrip_blocks=True,
     )
     environment.globals["version"] = version()
+    # No time and no command: the same artefacts give the same bytes.
+    made = {"kind": "report", "contrans_dist": version(), "git_commit": git_commit()}
+    environment.globals["made"] = json.dumps(made)
     html = environment.get_template(template).render(page=page)
     studio.publish(folder / FIGURES_FOLDER)
     target = folder / REPORT_FILE

@@ -1,6 +1,7 @@
 """Where an artefact comes from: versions, command line, commit, time. Never a secret."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,17 @@ _PACKAGES = (
     "ray",
 )
 _SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|password|api[-_]?key|access[-_]?key)")
+_SECRET_NAME = re.compile(
+    r"(?i)(^|_)(token|secret|password|passwd|api_?key|access_?key|secret_?key)(_(access_?)?(key|id))*$"
+)
+"""What variables of the environment are called that hold a secret."""
+_FEWEST_LETTERS = 8
+"""Of a secret that is looked for in texts: a shorter one may be any word."""
+_TOKENS = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|(AKIA|ASIA)[0-9A-Z]{16}|"
+    r"sk-[\w-]{20,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
+)
+"""Tokens of well-known services, wherever they stand."""
 
 
 class Made(FileModel):
@@ -60,6 +72,16 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def without_secrets(text: str) -> str:
+    """The text `without_credentials`, without tokens of well-known services, and without what the environment
+    holds under a name such as `HF_TOKEN`."""
+    text = without_credentials(text)
+    for name, value in os.environ.items():
+        if len(value) >= _FEWEST_LETTERS and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    return _TOKENS.sub("***", text)
+
+
 def command_line(arguments: list[str] | None = None) -> str:
     """The command that is running, without credentials in URIs and values of secret-looking options."""
     words = [*_program(sys.argv[0]), *sys.argv[1:]] if arguments is None else arguments
@@ -72,7 +94,7 @@ def command_line(arguments: list[str] | None = None) -> str:
         elif mark and "://" not in option and _SECRET_OPTION.search(option):
             shown.append(f"{option}=***")
         else:
-            shown.append(without_credentials(word))
+            shown.append(without_secrets(word))
         hide_next = word.startswith("-") and not mark and bool(_SECRET_OPTION.search(word))
     return " ".join(f"'{word}'" if re.search(r"\s", word) else word for word in shown)
 
@@ -80,6 +102,8 @@ def command_line(arguments: list[str] | None = None) -> str:
 def _program(first: str) -> list[str]:
     """A script as it was named, an installed command without its folder."""
     path = Path(first)
+    if path.name == "__main__.py":
+        return ["python", "-m", path.parent.name]
     if path.suffix != ".py":
         return [path.name]
     return ["python", path.name if path.is_absolute() else first]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from contrans_dist.config.limits import CHUNKS, FOOTER_BYTES, check_size, raised
 from contrans_dist.config.recipe import validated
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.footers import PageFacts, ShardFacts, footer_seal
 from contrans_dist.store.location import Location
@@ -36,6 +36,19 @@ def opened(location: Location) -> Iterator[ShardFile]:
         raise _failure(location, error) from error
 
 
+def footer_of(location: Location) -> pq.FileMetaData:
+    """The footer of any Parquet file, under the same limits. Raises UserError for one that is damaged."""
+    try:
+        with location.open() as source:
+            return _parquet(source, _footer(location, source)).metadata
+    except DamagedError as error:
+        raise UserError(f"{location}: {error.reason}") from error
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # a damaged footer makes a reader raise whatever it likes
+        raise UserError(f"{location}: expected a Parquet file that is whole ({one_line(error)})") from error
+
+
 def _failure(location: Location, error: BaseException) -> Exception:
     reason = " ".join(str(error).split())[:200]
     if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in reason):
@@ -43,20 +56,25 @@ def _failure(location: Location, error: BaseException) -> Exception:
     return DamagedError(location, f"damaged ({reason})")
 
 
-def _parsed(location: Location, source: pa.NativeFile) -> ShardFile:
+def _footer(location: Location, source: pa.NativeFile) -> bytes:
     size = source.size()
     tail = source.read_at(min(size, _TAIL_BYTES), max(size - _TAIL_BYTES, 0))
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != _MAGIC or length + len(_MAGIC) > size:
         raise DamagedError(location, "expected a Parquet file that is whole")
     check_size(f"{location}: footer", length, FOOTER_BYTES)
-    footer = tail[-length:] if length <= len(tail) else source.read_at(length, size - length)
+    return bytes(tail[-length:] if length <= len(tail) else source.read_at(length, size - length))
+
+
+def _parsed(location: Location, source: pa.NativeFile) -> ShardFile:
+    footer = _footer(location, source)
     try:
         file = _parquet(source, footer)
         facts, pages = _facts(location, file)
         shard = ShardFile(
-            location, source, file, size, length, hashlib.sha256(footer).hexdigest(), facts, pages
-        )
+            location, source, file, source.size(), len(footer), hashlib.sha256(footer).hexdigest(), facts,
+            pages,
+        )  # fmt: skip
         _check_counts(shard)
         _check_seal(shard)
     except (UserError, RunError):

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contrans_dist.config.limits import RESULT_BYTES, check_size
+from contrans_dist.config.limits import PART_BYTES, RESULT_BYTES, check_size
 from contrans_dist.errors import UserError, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.json_text import parse_json
@@ -137,11 +137,15 @@ def write_table(location: Location, table: pa.Table, facts: Mapping[str, Any] | 
 
 
 def read_table(location: Location) -> pa.Table:
-    """A table of ours, whole. Raises UserError for one that is damaged."""
+    """A table of ours, whole. Raises UserError for one that is damaged or above `limits.PART_BYTES`."""
     try:
         with location.open() as source:
-            return pq.read_table(source, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            check_size(str(location), sum(group.total_byte_size for group in groups), PART_BYTES)
+            table = _bounded(location, file, file.schema_arrow.names, PART_BYTES)
+            return table.combine_chunks()
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         if not location.is_local and isinstance(error, OSError):
             raise
         raise UserError(
@@ -189,7 +193,7 @@ def read_columns(
             }
             for name, kind in kinds.items():
                 _check_kind(location, layout, name, kind)
-            table = _bounded(location, file, list(kinds))
+            table = _bounded(location, file, list(kinds), RESULT_BYTES)
         for place, name in enumerate(table.column_names):
             table = table.set_column(place, name, table.column(name).cast(_KINDS[kinds[name]]))
         table.validate(full=True)
@@ -212,12 +216,13 @@ def _check_kind(location: Location, layout: pa.Schema, name: str, kind: Kind) ->
         raise UserError(f"{location}: column {name!r}: expected {kind} values, found {stored}")
 
 
-def _bounded(location: Location, file: pq.ParquetFile, columns: list[str]) -> pa.Table:
+def _bounded(location: Location, file: pq.ParquetFile, columns: list[str], most: int) -> pa.Table:
     """The columns, read batch by batch up to the limit."""
     batches, size = [], 0
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
         batches.append(batch)
         size += batch.nbytes
-        check_size(str(location), size, RESULT_BYTES)
-    layout = pa.schema([file.schema_arrow.field(name) for name in columns])
+        check_size(str(location), size, most)
+    stored = file.schema_arrow
+    layout = pa.schema([stored.field(name) for name in columns], metadata=stored.metadata)
     return pa.Table.from_batches(batches).select(columns) if batches else layout.empty_table()

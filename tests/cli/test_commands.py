@@ -488,7 +488,7 @@ def as_command(
         (["run", "demmo"], "bundled are "),
         (["run", "demo", "--dry-run", "--set", "map.protocl=paper"], "did you mean 'protocol'?"),
         (["inspect", "/nowhere"], "/nowhere: no such file or folder"),
-        (["inspect", "/tmp"], "/tmp: expected an activation set, vector, map, evaluation or run"),
+        (["inspect", "/dev"], "/dev: expected an activation set, shard, vector, map, reduction"),
         (["status", "/nowhere"], "/nowhere: expected a harvest, an evaluation or a run"),
         (["report", "/nowhere"], "/nowhere"),
         (["harvest", "--model", "x", "--texts", "/nowhere.txt", "--out", "/tmp/o"], "/nowhere.txt"),
@@ -528,17 +528,17 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_a_failure_while_running_is_one_line_and_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import contrans_dist.pipeline.status
+    import contrans_dist.pipeline.inspection
     from contrans_dist.errors import RunError
 
     def fails(_: Location) -> None:
         raise RunError("the disk is full; make room and run again")
 
-    monkeypatch.setattr(contrans_dist.pipeline.status, "artefact_facts", fails)
+    monkeypatch.setattr(contrans_dist.pipeline.inspection, "inspected", fails)
     assert as_command(capsys, monkeypatch, "inspect", "x") == (
         1, "", "contrans: the disk is full; make room and run again\n",
     )  # fmt: skip
-    monkeypatch.setattr(contrans_dist.pipeline.status, "artefact_facts", None)
+    monkeypatch.setattr(contrans_dist.pipeline.inspection, "inspected", None)
     code, _, err = as_command(capsys, monkeypatch, "inspect", "x")
     assert code == 1
     assert "unexpected TypeError" in err
@@ -557,12 +557,12 @@ def test_debug_shows_the_traceback(
 def test_interruption_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import contrans_dist.pipeline.status
+    import contrans_dist.pipeline.inspection
 
     def interrupted(_: Location) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(contrans_dist.pipeline.status, "artefact_facts", interrupted)
+    monkeypatch.setattr(contrans_dist.pipeline.inspection, "inspected", interrupted)
     code, _, err = as_command(capsys, monkeypatch, "inspect", "x")
     assert code == 130
     assert "run the same command again" in err

@@ -20,12 +20,14 @@ import psutil, ray
 from contrans_dist.distributed.local_ray import local_ray
 
 with local_ray():
+    worker = ray.remote(lambda: os.getpid())
+    assert ray.get(worker.remote()) != os.getpid()  # its process listens too
     me = psutil.Process()
     open_ports = {
         connection.laddr.ip
         for process in [me, *me.children(recursive=True)]
         for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
+        if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
     }
     session = ray._private.worker._global_node.get_session_dir_path()
     there = os.path.exists(session)

@@ -20,6 +20,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import load_model, model_facts
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.store import patience
+from tests.commands import run
 from tests.tiny import save_tiny
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -107,6 +108,27 @@ def test_a_busy_hub_is_asked_again(hub: Hub, waits: list[float], status: int) ->
     assert waits
     assert load_model("org/model").n_blocks == 2
     assert waits == sorted(waits)
+
+
+def test_harvests_and_evaluations_name_the_commit(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch is followed once: what it was then stands in the identity, and another commit is refused."""
+    (tmp_path / "texts.txt").write_text("one text\nanother text of more words\n")
+    name, out = "org/model@main", tmp_path / "set"
+    asked = ["harvest", "--model", name, "--texts", tmp_path / "texts.txt", "--blocks", "1", "--out", out]
+    assert run(capsys, *asked).code == 0
+    identity = json.loads((out / "manifest.json").read_text())["identity"]
+    assert (identity["model"], identity["weights"]) == (name, f"commit:{_COMMIT}")
+    scored = ["evaluate", "--model", name, "--benchmark", "perplexity", "--data", tmp_path / "texts.txt"]
+    assert run(capsys, *scored, "--out", tmp_path / "scored").code == 0
+    metrics = json.loads((tmp_path / "scored/metrics.json").read_text())
+    assert metrics["identity"]["weights"] == f"commit:{_COMMIT}"
+    assert f"commit:{_COMMIT}" in run(capsys, "inspect", out).out
+    later = "f" * 40
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "another"))
+    hub.headers = {"X-Repo-Commit": later}
+    run(capsys, *asked).refused(f"weights: found 'commit:{_COMMIT}', asked for 'commit:{later}'")
 
 
 def test_a_hub_that_stays_busy_is_a_failure(hub: Hub, waits: list[float], capsys: Any) -> None:

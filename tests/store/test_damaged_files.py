@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import Evaluation, judge, read_evaluation, read_run
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.pipeline.status import artefact_facts, status_of
+from contrans_dist.pipeline.inspection import inspected
+from contrans_dist.pipeline.status import status_of
 from contrans_dist.report import write_report
 from contrans_dist.report.answers import answers_table
 from contrans_dist.report.examples import examples_of
@@ -93,7 +94,7 @@ def test_a_vector_file_cut_at_any_byte_is_one_line(files: dict[str, Path]) -> No
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         refused(lambda: ConceptVector.load(str(path)), "joy.safetensors: ")
-        refused(lambda: artefact_facts(Location.parse(path)), "joy.safetensors: ")
+        refused(lambda: inspected(Location.parse(path)).content, "joy.safetensors: ")
     path.write_bytes(whole + b"\0")
     refused(lambda: ConceptVector.load(str(path)), "joy.safetensors: the file is damaged")
 
@@ -122,7 +123,7 @@ def test_shapes_and_places_are_held_against_the_file(
     metadata = {"contrans": json.dumps({"kind": kind})}
     path = raw(tmp_path / "x.safetensors", {"__metadata__": metadata, "vector": entry}, bytes(16))
     refused(lambda: LOADS[kind](str(path)), "x.safetensors: ", said)
-    refused(lambda: artefact_facts(Location.parse(path)), "x.safetensors: ", said)
+    refused(lambda: inspected(Location.parse(path)).content, "x.safetensors: ", said)
 
 
 def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_heads_that_are_none(head: bytes, said: str, tmp_path: Path) -> None:
     path = raw(tmp_path / "x.safetensors", head)
     refused(lambda: ConceptVector.load(str(path)), "x.safetensors: ", said)
     refused(lambda: MapSet.load(str(path)), "x.safetensors: ", said)
-    refused(lambda: artefact_facts(Location.parse(path)), "x.safetensors: ", said)
+    refused(lambda: inspected(Location.parse(path)).content, "x.safetensors: ", said)
 
 
 def test_a_head_longer_than_the_file_or_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import judge, read_evaluation, read_map
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.pipeline.status import artefact_facts, status_of
+from contrans_dist.pipeline.inspection import inspected
+from contrans_dist.pipeline.status import status_of
 from contrans_dist.report import write_report
 from contrans_dist.report.answers import answers_table, token_table
 from contrans_dist.report.examples import examples_of
@@ -144,7 +145,7 @@ def _vector(data: bytes, folder: Path) -> None:
         loaded = ConceptVector.load(at)
         MAPS.carry(loaded, "match", (3, 4))
 
-    may_refuse(use, lambda: json.dumps(artefact_facts(at), allow_nan=False), lambda: status_of(at))
+    may_refuse(use, lambda: json.dumps(inspected(at).content, allow_nan=False), lambda: status_of(at))
 
 
 def _map(data: bytes, folder: Path) -> None:
@@ -156,7 +157,7 @@ def _map(data: bytes, folder: Path) -> None:
         loaded = MapSet.load(at)
         loaded.carry(vector(), "match", next(iter(loaded.maps)))
 
-    may_refuse(use, lambda: read_map(at), lambda: json.dumps(artefact_facts(at), allow_nan=False))
+    may_refuse(use, lambda: read_map(at), lambda: json.dumps(inspected(at).content, allow_nan=False))
 
 
 def _metrics(data: bytes, folder: Path) -> None:
@@ -169,7 +170,9 @@ def _metrics(data: bytes, folder: Path) -> None:
             for condition in evaluation.conditions:
                 evaluation.curve(condition, key)
 
-    may_refuse(use, lambda: json.dumps(artefact_facts(at), allow_nan=False).encode(), lambda: status_of(at))
+    may_refuse(
+        use, lambda: json.dumps(inspected(at).content, allow_nan=False).encode(), lambda: status_of(at)
+    )
 
 
 def _page(data: bytes, folder: Path) -> None:

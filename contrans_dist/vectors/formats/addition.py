@@ -19,6 +19,8 @@ from contrans_dist.vectors.concept_vector import ConceptVector
 
 KEY = "contrans"
 """Where a file has a place for it, what it says stands under this key, as JSON."""
+STEERING = "steering"
+"""The kind of a file for another tool."""
 Row = NDArray[np.float32]
 """`[d]`: of one block, in the units of the residual stream."""
 
@@ -26,6 +28,7 @@ Row = NDArray[np.float32]
 class Said(Made):
     """What a file for another tool says of itself, for who writes and who reads it."""
 
+    kind: Literal["steering"] = "steering"
     operation: Literal["add"] = "add"
     site: Literal["the residual stream as the block returns it"] = (
         "the residual stream as the block returns it"

@@ -48,7 +48,7 @@ def write(addition: Addition, location: Location, asked: Asked) -> list[Location
 def read(location: Location, asked: Asked) -> Foreign:
     """The rows of a file times their coefficients. Raises UserError for anything but additions to what
     decoder blocks return."""
-    content = _load(location)
+    content = load(location)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{location}: expected hook points with a steering_vector each")
     check_size(f"{location}: its hook points", len(content), BLOCKS, "")
@@ -105,8 +105,8 @@ def _row(entry: Any, where: str) -> Row:
     return row
 
 
-def _load(location: Location) -> Any:
-    """What the file holds, where it names tensors and plain values alone."""
+def load(location: Location) -> Any:
+    """What the file holds. Raises UserError where it names more than tensors and plain values."""
     import torch
 
     data = location.read_bytes(VECTOR_FILE_BYTES)
