@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 RUN := runs/demo
 DATA ?= ../shared
 
-.PHONY: audit demo docs experiments real setup test lint clean
+.PHONY: gpu audit demo docs experiments real setup test lint clean
 
 demo: setup  ## install, move six emotions between the bundled models, write the report
 	$(BIN)/contrans demo --out $(RUN)
@@ -41,6 +41,9 @@ audit:  ## every pin of constraints.txt against the known holes, over the networ
 	test -x $(VENV)-audit/bin/pip-audit || $(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
+
+gpu:  ## on a machine with a CUDA device and what the README wants: its tests and the whole benchmark
+	$(PYTHON) jobs/gpu.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-audit site .pytest_cache .mypy_cache .ruff_cache

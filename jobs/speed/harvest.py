@@ -14,7 +14,7 @@ from speed import any_processor
 from speed.common import REAL_TEXTS, SHAPES, Bench, Row, max_error
 from speed.machine import matmul_rate
 
-_USUAL_BATCH = 16
+_USUAL_BATCH = {"cpu": 16, "gpu": 32}
 
 
 def rows(bench: Bench) -> Iterator[Row]:
@@ -59,9 +59,10 @@ def usual_way(lm: LanguageModel, ids: list[list[int]]) -> np.ndarray:
     """float32 [blocks, texts, d] but for the last block, whose state `hidden_states` gives normed: padded
     batches in the texts' order, `output_hidden_states=True`, last token."""
     found = []
+    size = _USUAL_BATCH["gpu" if lm.device.type == "cuda" else "cpu"]
     with torch.no_grad():
-        for start in range(0, len(ids), _USUAL_BATCH):
-            part = ids[start : start + _USUAL_BATCH]
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
             width = max(map(len, part))
             tokens = torch.tensor([text + [0] * (width - len(text)) for text in part], device=lm.device)
             mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in part])
@@ -130,7 +131,7 @@ def _against_usual(bench: Bench, lm: LanguageModel, dtype: str) -> Row:
         tokens / taken["theirs"],
         "tokens/s",
         error,
-        f"padded batches of {_USUAL_BATCH} with hidden states",
+        f"padded batches of {_USUAL_BATCH['gpu' if bench.is_gpu else 'cpu']} with hidden states",
     )
 
 

@@ -1,0 +1,92 @@
+"""What a GPU is to show: the gpu tests, then the whole benchmark, written to jobs/BENCHMARKS-<device>.md.
+
+    python jobs/gpu.py                      # in about half an hour, a 7B model and blocks of a 70B one
+    python jobs/gpu.py --wheels wheels      # what a machine lacks that has torch and transformers
+
+Needs neither Ray nor the network: a machine that has none is given the wheels, and there
+`pip install --no-index --no-deps wheels/*.whl`. Exit code 1: a test failed, a part could not be measured, two
+sides of a row differ, or a row is below its bar.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BARS = {
+    "harvest/contrans-bfloat16": 20.0,
+    "harvest/usual-bfloat16": 3.0,
+    "harvest/peak-bfloat16": 0.55,
+    "evaluate/emotion-sweep": 60.0,
+}
+"""The least that a ratio, or share of the matmul rate, is to be."""
+LACKING = (
+    "pydantic", "pydantic_core", "annotated-types", "typing-inspection", "rich", "markdown-it-py", "mdurl",
+    "pygments", "pytest", "pluggy", "iniconfig", "bitsandbytes",
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="only download wheels there")
+    parser.add_argument("--out", type=Path, help="default: jobs/BENCHMARKS-<device>.md")
+    parser.add_argument("--quick", action="store_true", help="shows that it runs, on any machine")
+    options = parser.parse_args()
+    if options.wheels is not None:
+        constraints = ["--constraint", str(REPOSITORY / "constraints.txt")]
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", *constraints]
+        return subprocess.run([*pip, "--dest", str(options.wheels), *LACKING], check=False).returncode
+    if not (torch.cuda.is_available() or options.quick):
+        print("no CUDA device here (--quick shows that it runs)", file=sys.stderr)
+        return 2
+    pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/engine", "tests/models"]
+    tests = subprocess.run(pytest, cwd=REPOSITORY, check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        quick = ["--quick"] if options.quick else []
+        command = [sys.executable, "jobs/benchmark.py", "all", "--json", str(figures), *quick]
+        measured = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
+        content = json.loads(figures.read_text())
+    out = options.out or REPOSITORY / "jobs" / f"BENCHMARKS-{_slug(content['machine']['device'])}.md"
+    out.write_text(page(content, tests == 0))
+    print(out)
+    below = [row["name"] for row in content["rows"] if row["ratio"] < BARS.get(row["name"], 0.0)]
+    for name in below:
+        print(f"{name}: below {BARS[name]:g}", file=sys.stderr)
+    return 1 if tests or measured or (below and not options.quick) else 0
+
+
+def page(content: dict[str, Any], passed: bool) -> str:
+    """Machine and rows of a run of the benchmark, as Markdown."""
+    about = [f"- {name}: {value}" for name, value in content["machine"].items()]
+    head = ["| row | bar | ratio | ours | theirs | unit | max. error | |", "|" + "---|" * 8]
+    rows = [
+        f"| `{row['name']}` | {BARS.get(row['name'], '')} | {row['ratio']:.3g} | {row['ours']:.4g} | "
+        f"{row['theirs']:.4g} | {row['unit']} | "
+        f"{'' if row['max_error'] is None else format(row['max_error'], '.0e')} | {row['note']} |"
+        for row in content["rows"]
+    ]
+    tests = "The gpu tests passed." if passed else "GPU TESTS FAILED."
+    lines = [
+        f"# Benchmarks on {content['machine']['device']}", "",
+        f"`python jobs/gpu.py`; both sides of a row in turns in one run. {tests}", "",
+        *about, "", *head, *rows,
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
