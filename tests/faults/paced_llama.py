@@ -1,0 +1,33 @@
+"""The code of a checkpoint: a Llama that takes its time, and that some tokens are poison to.
+
+Copied into the checkpoint's folder, from where transformers imports it.
+"""
+
+import os
+import signal
+import time
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+
+class PacedModel(LlamaModel):
+    """Waits before each forward pass, so that what is killed is at work, and leaves a byte for each."""
+
+    def forward(self, input_ids: Any = None, **named: Any) -> Any:
+        if trace := os.environ.get("FAULTS_TRACE"):
+            with open(os.path.join(trace, str(os.getpid())), "ab", buffering=0) as file:
+                file.write(b".")
+        time.sleep(float(os.environ.get("FAULTS_PACE", "0")))
+        if input_ids is not None and bool((input_ids == self.config.kills).any()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(input_ids=input_ids, **named)
+
+
+class PacedForCausalLM(LlamaForCausalLM):
+    """With its head."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.model = PacedModel(config)
+        self.post_init()
