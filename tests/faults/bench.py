@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,16 +117,22 @@ class Bench:
         """Processes of actors on its nodes."""
         found = []
         for node in self.nodes:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 found += filter(is_actor, self.raylet(node).children(recursive=True))
-            except psutil.NoSuchProcess:
-                continue
         return found
 
     def working(self) -> psutil.Process:
         """An actor that has a model by now: another one would have no work to lose."""
         until(self.actors, "an actor on the cluster")
-        return max(self.actors(), key=lambda process: process.cpu_times().user)
+        return max(self.actors(), key=_worked)
+
+
+def _worked(process: psutil.Process) -> float:
+    """Seconds on a processor; of one that is gone, none."""
+    try:
+        return float(process.cpu_times().user)
+    except psutil.NoSuchProcess:
+        return -1.0
 
 
 class Trace:
@@ -137,7 +144,8 @@ class Trace:
 
     @property
     def passes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        """But for the one with which each process tries its model."""
+        return sum(max(0, path.stat().st_size - 1) for path in self.folder.iterdir())
 
     def begin(self) -> None:
         self.before = self.passes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import Bench, Command, Trace
+from tests.faults.bench import Bench, Command, Trace, until
 from tests.faults.tally import Tally
 from tests.faults.world import SHARD, World
 from tests.harvests import shard_files, stamps
@@ -91,3 +91,115 @@ def test_nodes_lost(
     tally.add(name, compared, times, trace.again(rows // SHARD), [code])
     assert code == 0, command.told[-3000:]
     assert compared.same
+
+
+def test_nodes_that_join_later(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """A harvest that asks for three actors, of which one node holds one; two nodes join, and leave again."""
+    rows = 60 * times + 60
+    out = tmp_path / "set"
+    bench.lose(0)
+    words = world.command(rows, out, "--address", bench.address, "--actors", "3")
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + 5)
+        bench.nodes += [bench.add(), bench.add()]
+        until(lambda: command.over or len(bench.actors()) == 3, "three actors")
+        assert not command.over, command.told[-3000:]
+        command.wait_for(out, len(shard_files(out)) + 10)
+        bench.lose(2)
+        bench.lose(1)
+    bench.nodes.append(bench.add())
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("two nodes join, and leave", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+
+
+_IMPATIENT = """
+import sys
+from contrans_dist.cli import main
+from contrans_dist.distributed import crew
+assert crew._HANG_SECONDS == 60
+crew._HANG_SECONDS = 5
+sys.argv[0] = "contrans"
+main()
+"""
+
+
+def test_actors_that_hang(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """An actor's process is stopped, again and again; it is waited for 5 seconds here, not 60."""
+    rows = 100 * times + 60
+    out, draw = tmp_path / "set", random.Random(3)
+    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words[1:3] = ["-c", _IMPATIENT]
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + draw.randint(10, 25))
+        assert not command.over, command.told[-3000:]
+        stopped = bench.working()
+        stopped.suspend()
+        until(lambda actor=stopped: command.over or not actor.is_running(), "the actor that hangs is ended")
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("actor stopped (hangs)", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+    assert command.told.count("another actor gets it as well") >= times
+
+
+def test_two_at_once(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """Two of the same harvest, one begun a little later."""
+    rows, draw = 60, random.Random(4)
+    for repetition in range(times):
+        out = tmp_path / f"set-{repetition}"
+        words = world.command(rows, out, "--address", bench.address, "--actors", "1")
+        trace.begin()
+        both = [Command.start(words, tmp_path / "first")]
+        time.sleep(draw.uniform(0, 3))
+        both.append(Command.start(words, tmp_path / "second"))
+        codes = [command.finish() for command in both]
+        compared = world.compared(out, rows)
+        tally.add("two runs at once", compared, 1, trace.again(rows // SHARD), codes)
+        assert codes == [0, 0], [command.told for command in both]
+        assert compared.same
+
+
+def test_streamed_harvest_killed(
+    bench: Bench, world: World, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """Sweeps over the blocks, killed with their driver, go on behind the last block they saved."""
+    rows, draw, codes = 120, random.Random(5), list[int]()
+    alone = [*world.command(rows, tmp_path / "calm"), "--placement", "stream", "--actors", "2"]
+    calm = Command.start([*alone, "--address", "local"], tmp_path / "said", FAULTS_PACE="0")
+    assert calm.finish() == 0, calm.told
+    resumed = place = 0
+    while len(codes) < times:
+        out = tmp_path / f"set-{place}"
+        words = [*world.command(rows, out), "--placement", "stream", "--actors", "2"]
+        command = Command.start([*words, "--address", bench.address], tmp_path / "said")
+        until(lambda sweep=command: sweep.over or bench.actors(), "an actor")
+        time.sleep(draw.uniform(2, 12))
+        code = command.end(signal.SIGKILL)
+        command.ended_well(signal.SIGKILL, code)
+        resumed += command.told.count("going on after block")
+        place += code == 0
+        codes += [code] if code else []
+    code = (command := Command.start([*words, "--address", bench.address], tmp_path / "said")).finish()
+    assert code == 0, command.told[-3000:]
+    resumed += command.told.count("going on after block")
+    for each in range(place + 1):
+        compared = world.compared(tmp_path / f"set-{each}", rows, truth=tmp_path / "calm")
+        if (tmp_path / f"set-{each}").exists():
+            tally.add("streamed harvest: driver killed", compared, again=None)
+            assert compared.same
+    tally.add("streamed harvest: driver killed", times=times, again=None, codes=codes)
+    assert not [path for path in out.iterdir() if path.name.startswith(".sweep")]
