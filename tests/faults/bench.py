@@ -32,6 +32,10 @@ def until(true: Callable[[], Any], what: str, seconds: float = 240) -> None:
         time.sleep(0.01)
 
 
+def _heeds_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Command:
     """A command at work, and what it says on standard error."""
@@ -41,9 +45,11 @@ class Command:
 
     @classmethod
     def start(cls, words: Sequence[str], file: Path, before: Sequence[str] = (), **more: str) -> "Command":
+        # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
         with file.open("wb") as stream:
             process = subprocess.Popen(
                 [*before, *words], stdout=subprocess.DEVNULL, stderr=stream, start_new_session=True,
+                preexec_fn=_heeds_interrupts,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more},
             )  # fmt: skip
         return cls(process, file)
@@ -77,9 +83,7 @@ class Command:
         until(lambda: self.over or len(shard_files(out)) >= shards, f"{shards} shards in {out}: {self.told}")
 
     def ended_well(self, number: signal.Signals, code: int) -> None:
-        """Assert that it ended as a signal makes it end, and said so; or had been done before."""
-        if code == 0 and self.over:
-            return
+        """Assert that it ended as a signal makes it end, and said so."""
         wanted, how = ENDED[number]
         assert code == wanted, (code, self.told[-3000:])
         if how:
@@ -93,11 +97,18 @@ class Bench:
     def __init__(self, nodes: int = 2) -> None:
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _NOTICED}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self.add() for _ in range(nodes)]
+        self.wanted, self.nodes = nodes, list[Any]()
+        self.mend()
 
     @property
     def address(self) -> str:
         return str(self.cluster.address)
+
+    def mend(self) -> None:
+        """As many nodes as at first, all of them whole."""
+        while len(self.nodes) > self.wanted:
+            self.lose(0)
+        self.nodes += [self.add() for _ in range(self.wanted - len(self.nodes))]
 
     def add(self) -> Any:
         return self.cluster.add_node(num_cpus=1)

@@ -12,7 +12,7 @@ from tests.faults.tally import Tally
 from tests.faults.world import World
 
 _TALLY = pytest.StashKey[Tally]()
-_LONGEST = 60
+_LONGEST = 100
 """Texts for each repetition of the fault that wants most, and for the beginning."""
 
 
@@ -62,11 +62,17 @@ def world(tmp_path_factory: pytest.TempPathFactory, times: int, trace: Trace) ->
     return World.make(tmp_path_factory.mktemp("world"), _LONGEST * (times + 2))
 
 
-@pytest.fixture(scope="module")
-def bench(trace: Trace) -> Iterator[Bench]:
-    """A cluster of three nodes for the tests of a file."""
+@pytest.fixture(scope="session")
+def one_bench(trace: Trace) -> Iterator[Bench]:
     if ray.is_initialized():
         ray.shutdown()
     bench = Bench()
     yield bench
     bench.cluster.shutdown()
+
+
+@pytest.fixture
+def bench(one_bench: Bench) -> Bench:
+    """A cluster of three nodes, whatever the last test has left of it."""
+    one_bench.mend()
+    return one_bench

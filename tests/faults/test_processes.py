@@ -189,7 +189,7 @@ def test_streamed_harvest_killed(
         until(lambda sweep=command: sweep.over or bench.actors(), "an actor")
         time.sleep(draw.uniform(2, 12))
         code = command.end(signal.SIGKILL)
-        command.ended_well(signal.SIGKILL, code)
+        assert code in (0, -9), command.told[-3000:]
         resumed += command.told.count("going on after block")
         place += code == 0
         codes += [code] if code else []

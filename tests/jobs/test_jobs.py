@@ -4,22 +4,14 @@ import json
 import os
 import re
 import shlex
-import signal
-import socket
-import stat
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -33,108 +25,22 @@ from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.pipeline.runs import open_recipe
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.concept_vector import ConceptVector
+from tests.heads import REPOSITORY, Head, ray_head, write_token
 from tests.sets import write_lines
 from tests.tiny import save_tiny
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RAY = Path(sys.executable).with_name("ray")
 COMMANDS = {
     "harvest": stages.harvest,
     "reduce": reducing.reduce,
     "evaluate": steered.evaluate,
     "pipeline": runs.run,
 }
-UPLOAD = {"working_dir": str(REPOSITORY), "excludes": ["/tests/", "/runs/", "/contrans_dist/demo/models/"]}
-
-
-def environment(token: Path, **more: str) -> dict[str, str]:
-    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    return {**others, **auth, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **more}
-
-
-def write_token(path: Path, token: str) -> Path:
-    path.touch(mode=0o600)
-    path.write_text(token)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    return path
-
-
-@dataclass(frozen=True)
-class Head:
-    """A Ray head of our own, and how to submit to it."""
-
-    dashboard: str
-    token: Path
-
-    def submit(self, *entrypoint: str, token: Path | None = None, debug: bool = False) -> tuple[int, str]:
-        """`ray job submit` with the working directory uploaded: (exit code, output)."""
-        runtime_env = json.dumps({**UPLOAD, "env_vars": {"CONTRANS_DEBUG": "1"} if debug else {}})
-        done = subprocess.run(
-            [RAY, "job", "submit", "--runtime-env-json", runtime_env, "--", *entrypoint],
-            env=environment(token or self.token, RAY_ADDRESS=self.dashboard),
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    def run(self, script: str, *arguments: str, debug: bool = False) -> tuple[int, str]:
-        return self.submit(sys.executable, f"jobs/{script}.py", *arguments, debug=debug)
-
-
-def free_ports(n: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    folder = tmp_path_factory.mktemp("head")
-    token = write_token(folder / "token", "0123456789abcdef" * 4)
-    gcs, dashboard, agent, client = free_ports(4)
-    address = f"http://127.0.0.1:{dashboard}"
-    # Sockets are made in there, whose paths must be short.
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        command = [
-            *(str(RAY), "start", "--head", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--block"),
-            *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
-            *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
-            *("--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={scratch}"),
-        ]
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, cwd=folder)
-        try:
-            wait_for(address, token, process, folder / "log")
-            yield Head(address, token)
-        finally:
-            end(process)
-
-
-def wait_for(address: str, token: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(
-        f"{address}/api/version", headers={"Authorization": f"Bearer {token.read_text()}"}
-    )
-    for _ in range(120):
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    raise AssertionError(f"no head after 60 s: {log.read_text()}")
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End the head and what it started, and nothing else: by process id."""
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    for child in psutil.wait_procs(started, timeout=10)[1]:
-        child.kill()
+    with ray_head(tmp_path_factory.mktemp("head")) as head:
+        yield head
 
 
 # -- what the jobs work on ---------------------------------------------------------------------------

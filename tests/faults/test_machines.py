@@ -1,0 +1,148 @@
+"""Memory that runs out, clocks that jump, and texts that no model survives."""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.bench import Bench, Command, Trace, until
+from tests.faults.tally import Tally
+from tests.faults.world import KILLS, SHARD, World
+from tests.harvests import shard_files
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
+_CGROUPS = Path("/sys/fs/cgroup/memory")
+_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+
+
+@pytest.fixture
+def no_memory() -> Iterator[Path]:
+    """A control group in which there is none: the kernel kills what asks for more in it."""
+    group = _CGROUPS / f"faults-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("1000000")
+    except OSError as error:
+        pytest.skip(f"no control group for memory can be made ({error})")
+    yield group
+    with suppress(OSError):
+        group.rmdir()
+
+
+def test_out_of_memory(
+    no_memory: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """The kernel kills an actor for want of memory, again and again."""
+    rows = 100 * times + 60
+    out, draw = tmp_path / "set", random.Random(7)
+    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + draw.randint(5, 20))
+        assert not command.over, command.told[-3000:]
+        poor = bench.working()
+        (no_memory / "cgroup.procs").write_text(str(poor.pid))
+        until(lambda poor=poor: command.over or not poor.is_running(), "the kernel kills it")
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("out of memory (killed by the kernel)", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+    assert command.told.count("an actor was lost at ") == times
+
+
+def test_memory_refused(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """An actor may take no more address space than it has: what it asks for is refused."""
+    rows = 60 * times + 60
+    out, draw, codes = tmp_path / "set", random.Random(8), list[int]()
+    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    trace.begin()
+    for _ in range(times):
+        command = Command.start(words, tmp_path / "said")
+        command.wait_for(out, len(shard_files(out)) + draw.randint(5, 15))
+        assert not command.over, command.told[-3000:]
+        poor = bench.working()
+        limit = poor.memory_info().vms
+        poor.rlimit(psutil.RLIMIT_AS, (limit, limit))
+        codes.append(command.finish())
+        assert codes[-1] in (0, 1), command.told[-3000:]
+        if codes[-1]:
+            assert "run the same command again" in command.last, command.last
+        assert world.compared(out, rows).other == 0
+    code = (final := Command.start(words, tmp_path / "said")).finish()
+    compared = world.compared(out, rows)
+    tally.add("memory refused to an actor", compared, times, trace.again(rows // SHARD), codes)
+    assert code == 0, final.told[-3000:]
+    assert compared.same
+
+
+def test_clock_jumps(world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path) -> None:
+    """The clock of driver and actors jumps forth and back by up to days; the monotonic one goes on."""
+    if not _FAKETIME.exists():
+        pytest.skip(f"no {_FAKETIME} (Debian: faketime)")
+    rows, stamp = 60 * times + 60, tmp_path / "stamp"
+    stamp.write_text("+0")
+    out, draw = tmp_path / "set", random.Random(9)
+    clock = {
+        "LD_PRELOAD": str(_FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(stamp),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    trace.begin()
+    # Ray of its own, so that its processes have this clock too.
+    words = world.command(rows, out, "--address", "local", "--actors", "2")
+    command = Command.start(words, tmp_path / "said", **clock)
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + 8)
+        assert not command.over, command.told[-3000:]
+        stamp.write_text(f"{draw.choice([-1, 1]) * draw.choice([1, 400, 7200, 200000]):+d}")
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("clock jumps by a second to days", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+
+
+def _poisoned(world: World, rows: int, word: str, places: list[int], folder: Path) -> str:
+    lines = Path(world.texts(rows)).read_text().splitlines()
+    for place in places:
+        content = json.loads(lines[place])
+        lines[place] = json.dumps({**content, "text": f"{word} {content['text']}"})
+    path = folder / "texts.jsonl"
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_text_that_kills(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """Texts at which the process dies each time: their shards are named, and all others are made."""
+    rows, draw = 20 * times + 40, random.Random(10)
+    out, places = tmp_path / "set", sorted(draw.sample(range(0, rows, SHARD), times))
+    texts = _poisoned(world, rows, KILLS, places, tmp_path)
+    words = world.command(rows, out, "--address", bench.address, "--actors", "2", texts=texts)
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    code = command.finish()
+    compared = world.compared(out, rows)
+    # All that can be made is there: what is missing are the shards of these texts, and they are named.
+    compared = replace(compared, lost=compared.lost - SHARD * times)
+    tally.add("a text that kills its actor", compared, times, trace.again(rows // SHARD - times), [code])
+    assert code == 1, command.told[-3000:]
+    assert compared.same
+    missing = {f"shard-{place // SHARD:05d}.parquet" for place in places}
+    assert not missing & {path.name for path in shard_files(out)}
+    assert f"{times} of {rows // SHARD} shards failed" in command.last
+    assert any(name in command.last for name in missing)
+    assert "run the same command again to try only these" in command.last
