@@ -104,7 +104,7 @@ class World:
 
     def compared(self, out: Path, rows: int | None = None, truth: Path | None = None) -> Compared:
         """Every column of every row in the shards of a folder, finished or not; `rows`: it should have."""
-        found, wanted = _read(out), _read(truth or self.truth)
+        found, wanted = read_set(out), read_set(truth or self.truth)
         wanted = wanted.slice(0, rows if rows is not None else wanted.num_rows)
         numbers = found.column("row").to_numpy() if found.num_rows else np.empty(0, np.int64)
         unique = np.unique(numbers)
@@ -122,7 +122,8 @@ class World:
         )
 
 
-def _read(folder: Path) -> pa.Table:
+def read_set(folder: Path) -> pa.Table:
+    """All rows in the shards of a folder, in the order of the shards, without what they say of themselves."""
     files = shard_files(folder)
     tables = [pq.read_table(path).replace_schema_metadata(None) for path in files]
     return (
