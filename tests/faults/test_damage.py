@@ -62,7 +62,7 @@ def test_damaged_shards(
     for path in spoilt:
         damage(path, draw)
     before = stamps(out)
-    command = world.command(world.n_texts, out)[3:]
+    command = world.alone(world.n_texts, out)[3:]
     if not seen_by_footer:
         # Pages are read by readers, and by --verify, which name every one.
         told = run(capsys, "status", out, "--verify")
@@ -88,7 +88,7 @@ def test_damaged_manifest(
     out = Path(shutil.copytree(world.truth, tmp_path / "set"))
     whole, path, draw = (out / "manifest.json").read_bytes(), out / "manifest.json", random.Random(6)
     before, wanted = stamps(out), manifest_of(out)["shards"]
-    command = world.command(world.n_texts, out)[3:]
+    command = world.alone(world.n_texts, out)[3:]
     for repetition in range(2 * times):
         path.write_bytes(whole)
         if repetition % 2:

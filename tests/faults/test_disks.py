@@ -51,7 +51,7 @@ def test_disk_full(
     """It fills up in the middle of a harvest, which ends with one line or sits it out."""
     rows = 60 * times + 60
     out, codes = disk / "set", list[int]()
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     trace.begin()
     for _ in range(times):
         command = Command.start(words, tmp_path / "said")
@@ -81,7 +81,7 @@ def test_disk_read_only(
     """As a kernel makes it that finds an error on it: the harvest ends with one line, and goes on later."""
     rows = 60 * times + 60
     out, codes = disk / "set", list[int]()
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     trace.begin()
     for _ in range(times):
         command = Command.start(words, tmp_path / "said")
@@ -110,7 +110,7 @@ def test_disk_gone(
     that says that it is done must have all its rows on the disk."""
     rows = 40 * times + 40
     out, codes = disk / "set", list[int]()
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     trace.begin()
     for _ in range(times):
         command = Command.start(words, tmp_path / "said")

@@ -41,7 +41,7 @@ def test_out_of_memory(
     """The kernel kills an actor for want of memory, again and again."""
     rows = 100 * times + 60
     out, draw = tmp_path / "set", random.Random(7)
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     trace.begin()
     command = Command.start(words, tmp_path / "said")
     for _ in range(times):
@@ -64,7 +64,7 @@ def test_memory_refused(
     """An actor may take no more address space than it has: what it asks for is refused."""
     rows = 60 * times + 60
     out, draw, codes = tmp_path / "set", random.Random(8), list[int]()
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     trace.begin()
     for _ in range(times):
         command = Command.start(words, tmp_path / "said")
@@ -101,7 +101,7 @@ def test_clock_jumps(world: World, trace: Trace, tally: Tally, times: int, tmp_p
     }
     trace.begin()
     # Ray of its own, so that its processes have this clock too.
-    words = world.command(rows, out, "--address", "local", "--actors", "2")
+    words = world.command(rows, out, "local", 2)
     command = Command.start(words, tmp_path / "said", **clock)
     for _ in range(times):
         command.wait_for(out, len(shard_files(out)) + 8)
@@ -131,7 +131,7 @@ def test_a_text_that_kills(
     rows, draw = 20 * times + 40, random.Random(10)
     out, places = tmp_path / "set", sorted(draw.sample(range(0, rows, SHARD), times))
     texts = _poisoned(world, rows, KILLS, places, tmp_path)
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2", texts=texts)
+    words = world.command(rows, out, bench.address, 2, texts=texts)
     trace.begin()
     command = Command.start(words, tmp_path / "said")
     code = command.finish()

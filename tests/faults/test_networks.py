@@ -1,5 +1,6 @@
 """A node whose cable is pulled and plugged in again; a head that is lost with all that ran on it."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_node_partitioned(
     rows = 150 * times + 60
     out = tmp_path / "set"
     trace.begin()
-    words = world.command(rows, out, "--address", network.address, "--actors", "2")
+    words = world.command(rows, out, network.address, 2)
     command = Command.start(words, tmp_path / "said", network.inside(0))
     for repetition in range(times):
         place = 1 + repetition % 2
@@ -65,8 +66,8 @@ def test_head_lost(world: World, trace: Trace, tally: Tally, times: int, tmp_pat
     """The head and all that it runs are killed; the job is submitted again to another."""
     rows = 60 * times + 60
     out, codes = tmp_path / "set", list[int]()
-    words = world.command(rows, out, "--actors", "2")
-    entrypoint = [words[0], "jobs/harvest.py", *words[4:]]
+    actors = ["--actors", "2", "--cpus-per-actor", "1"]
+    entrypoint = [sys.executable, "jobs/harvest.py", *world.alone(rows, out)[4:], *actors]
     trace.begin()
     for repetition in range(times + 1):
         folder = tmp_path / f"head-{repetition}"

@@ -27,7 +27,7 @@ def test_driver_ended(
     """Ended again and again, at its start or in the middle of its work, and run again until it is done."""
     rows = 60 * times + 60
     out, said, codes, draw = tmp_path / "set", tmp_path / "said", [], random.Random(int(number))
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     trace.begin()
     for repetition in range(times):
         before = stamps(out)
@@ -55,7 +55,7 @@ def test_actors_killed(
     """One harvest, in which the actor that has worked most is killed again and again."""
     rows = 100 * times + 40
     out, draw = tmp_path / "set", random.Random(1)
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     trace.begin()
     command = Command.start(words, tmp_path / "said")
     for _ in range(times):
@@ -77,7 +77,7 @@ def test_nodes_lost(
     """One harvest, in which a node is lost and another joins, again and again."""
     rows = 100 * times + 40
     out, draw = tmp_path / "set", random.Random(2)
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     trace.begin()
     command = Command.start(words, tmp_path / "said")
     for _ in range(times):
@@ -100,7 +100,7 @@ def test_nodes_that_join_later(
     rows = 60 * times + 60
     out = tmp_path / "set"
     bench.lose(0)
-    words = world.command(rows, out, "--address", bench.address, "--actors", "3")
+    words = world.command(rows, out, bench.address, 3)
     trace.begin()
     command = Command.start(words, tmp_path / "said")
     for _ in range(times):
@@ -136,7 +136,7 @@ def test_actors_that_hang(
     """An actor's process is stopped, again and again; it is waited for 5 seconds here, not 60."""
     rows = 100 * times + 60
     out, draw = tmp_path / "set", random.Random(3)
-    words = world.command(rows, out, "--address", bench.address, "--actors", "2")
+    words = world.command(rows, out, bench.address, 2)
     words[1:3] = ["-c", _IMPATIENT]
     trace.begin()
     command = Command.start(words, tmp_path / "said")
@@ -161,7 +161,7 @@ def test_two_at_once(
     rows, draw = 60, random.Random(4)
     for repetition in range(times):
         out = tmp_path / f"set-{repetition}"
-        words = world.command(rows, out, "--address", bench.address, "--actors", "1")
+        words = world.command(rows, out, bench.address, 1)
         trace.begin()
         both = [Command.start(words, tmp_path / "first")]
         time.sleep(draw.uniform(0, 3))
@@ -178,14 +178,14 @@ def test_streamed_harvest_killed(
 ) -> None:
     """Sweeps over the blocks, killed with their driver, go on behind the last block they saved."""
     rows, draw, codes = 120, random.Random(5), list[int]()
-    alone = [*world.command(rows, tmp_path / "calm"), "--placement", "stream", "--actors", "2"]
-    calm = Command.start([*alone, "--address", "local"], tmp_path / "said", FAULTS_PACE="0")
+    words = world.command(rows, tmp_path / "calm", "local", 2, "--placement", "stream")
+    calm = Command.start(words, tmp_path / "said", FAULTS_PACE="0")
     assert calm.finish() == 0, calm.told
     resumed = place = 0
     while len(codes) < times:
         out = tmp_path / f"set-{place}"
-        words = [*world.command(rows, out), "--placement", "stream", "--actors", "2"]
-        command = Command.start([*words, "--address", bench.address], tmp_path / "said")
+        words = world.command(rows, out, bench.address, 2, "--placement", "stream")
+        command = Command.start(words, tmp_path / "said")
         until(lambda sweep=command: sweep.over or bench.actors(), "an actor")
         time.sleep(draw.uniform(2, 12))
         code = command.end(signal.SIGKILL)
@@ -193,7 +193,7 @@ def test_streamed_harvest_killed(
         resumed += command.told.count("going on after block")
         place += code == 0
         codes += [code] if code else []
-    code = (command := Command.start([*words, "--address", bench.address], tmp_path / "said")).finish()
+    code = (command := Command.start(words, tmp_path / "said")).finish()
     assert code == 0, command.told[-3000:]
     resumed += command.told.count("going on after block")
     for each in range(place + 1):

@@ -81,7 +81,7 @@ def test_harvest_to_a_store_in_trouble(
     rows = 60 * times + 60
     name, seconds = _TROUBLES[mood]
     trace.begin()
-    words = world.command(rows, store.place(mood), "--address", bench.address, "--actors", "2")
+    words = world.command(rows, store.place(mood), bench.address, 2)
     command = Command.start(words, tmp_path / "said")
     for _ in range(times):
         there = store.shards(mood)
@@ -145,7 +145,7 @@ def test_driver_killed_on_a_store(
     """A harvest to a store, killed again and again; its claim there outlives it."""
     rows = 60 * times + 60
     name, codes = "killed", list[int]()
-    words = world.command(rows, store.place(name), "--address", bench.address, "--actors", "2")
+    words = world.command(rows, store.place(name), bench.address, 2)
     trace.begin()
     for _ in range(times):
         there = store.shards(name)

@@ -75,7 +75,7 @@ class World:
                 text = f"{' '.join(rng.choice(_WORDS, rng.integers(1, 12)))} {number}"
                 file.write(json.dumps({"text": text, "label": _WORDS[number % 5]}) + "\n")
         calm = {name: value for name, value in os.environ.items() if not name.startswith("FAULTS_")}
-        command = world.command(n_texts, folder / "truth", "--address", "local", "--actors", "1")
+        command = world.alone(n_texts, folder / "truth")
         done = subprocess.run(command, capture_output=True, text=True, env=calm, timeout=1200)
         assert done.returncode == 0, done.stderr
         assert world.compared(folder / "truth").same
@@ -94,13 +94,19 @@ class World:
             path.write_text("".join(lines[:rows]))
         return str(path)
 
-    def command(self, rows: int, out: Path | str, *more: str, texts: str | None = None) -> list[str]:
-        """`contrans harvest` of the first texts."""
+    def alone(self, rows: int, out: Path | str, texts: str | None = None) -> list[str]:
+        """`contrans harvest` of the first texts, which is little enough to be done in its own process."""
         return [
             *(sys.executable, "-m", "contrans_dist", "harvest", "--model", self.model, "--trust-remote-code"),
             *("--texts", texts or self.texts(rows), "--out", str(out), "--shard-size", str(SHARD)),
-            *("--cpus-per-actor", "1", *more),
         ]
+
+    def command(
+        self, rows: int, out: Path | str, address: str, actors: int, *more: str, texts: str | None = None
+    ) -> list[str]:
+        """The same on a cluster."""
+        where = ["--address", address, "--actors", str(actors), "--cpus-per-actor", "1", *more]
+        return [*self.alone(rows, out, texts), *where]
 
     def compared(self, out: Path, rows: int | None = None, truth: Path | None = None) -> Compared:
         """Every column of every row in the shards of a folder, finished or not; `rows`: it should have."""
