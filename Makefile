@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/demo
 DATA ?= ../shared
+TIMES ?= 2
 
-.PHONY: demo docs experiments real setup test lint clean
+.PHONY: demo docs experiments faults real setup test lint clean
 
 demo: setup  ## install, move six emotions between the bundled models, write the report
 	$(BIN)/contrans demo --out $(RUN)
@@ -35,6 +36,9 @@ lint: setup
 
 test: lint docs  ## style, types, the documentation and the whole default test suite (no GPU, no network)
 	$(BIN)/pytest -n 3 --dist loadfile
+
+faults: setup  ## processes, nodes, disks and stores that fail, each TIMES times; root makes some of them
+	$(BIN)/pytest tests/faults -m faults --times $(TIMES)
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

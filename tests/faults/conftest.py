@@ -12,7 +12,7 @@ from tests.faults.tally import Tally
 from tests.faults.world import World
 
 _TALLY = pytest.StashKey[Tally]()
-_LONGEST = 100
+_LONGEST = 150
 """Texts for each repetition of the fault that wants most, and for the beginning."""
 
 

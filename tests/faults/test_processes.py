@@ -97,7 +97,7 @@ def test_nodes_that_join_later(
     bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
 ) -> None:
     """A harvest that asks for three actors, of which one node holds one; two nodes join, and leave again."""
-    rows = 60 * times + 60
+    rows = 150 * times + 60
     out = tmp_path / "set"
     bench.lose(0)
     words = world.command(rows, out, bench.address, 3)
