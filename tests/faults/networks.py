@@ -38,6 +38,18 @@ class Network:
                 _ip("-n", space, "link", "set", "lo", "up")
         except (OSError, subprocess.CalledProcessError) as error:
             pytest.skip(f"no network namespaces can be made ({error})")
+        token = Path(self.scratch.name) / "token"
+        token.touch(mode=0o600)
+        token.write_text("0123456789abcdef" * 4)
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        """What commands on these machines need."""
+        try:
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
         head = self.spaces[0]
         _ip("-n", head, "link", "add", "br0", "type", "bridge")
         _ip("-n", head, "addr", "add", f"{_HEAD}/24", "dev", "br0")
@@ -77,6 +89,7 @@ class Network:
                 [*self.inside(place), str(_RAY), "start", *words, "--block", "--disable-usage-stats",
                  "--object-store-memory=150000000", f"--temp-dir={folder}"],
                 stdout=stream, stderr=stream, start_new_session=True,
+                env={**os.environ, **self.environment},
             )  # fmt: skip
         self.processes[place] = process
         end = time.monotonic() + 90

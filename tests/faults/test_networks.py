@@ -33,7 +33,7 @@ def test_node_partitioned(
     out = tmp_path / "set"
     trace.begin()
     words = world.command(rows, out, network.address, 2)
-    command = Command.start(words, tmp_path / "said", network.inside(0))
+    command = Command.start(words, tmp_path / "said", network.inside(0), **network.environment)
     for repetition in range(times):
         place = 1 + repetition % 2
         until(lambda place=place: command.over or network.actors(place), "an actor")
