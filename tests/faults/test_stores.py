@@ -34,7 +34,8 @@ class Store:
 
     def keys(self, name: str) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="faults", Prefix=f"runs/{name}/")
-        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return [key for key in keys if not key.endswith("/")]  # that is a folder's own
 
     def shards(self, name: str) -> int:
         return sum(Path(key).name.startswith("shard-") for key in self.keys(name))
