@@ -24,7 +24,7 @@ _NOTICED = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
 ENDED = {signal.SIGKILL: (-9, ""), signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted")}
 
 
-def until(true: Callable[[], Any], what: str, seconds: float = 240) -> None:
+def until(true: Callable[..., Any], what: str, seconds: float = 240) -> None:
     """Wait until it is."""
     end = time.monotonic() + seconds
     while not true():
@@ -126,7 +126,7 @@ class Bench:
 
     def actors(self) -> list[psutil.Process]:
         """Processes of actors on its nodes."""
-        found = []
+        found = list[psutil.Process]()
         for node in self.nodes:
             with suppress(psutil.NoSuchProcess):
                 found += filter(is_actor, self.raylet(node).children(recursive=True))
