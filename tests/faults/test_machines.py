@@ -3,6 +3,9 @@
 import json
 import os
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -85,7 +88,7 @@ def test_memory_refused(
 
 @pytest.fixture
 def clock(tmp_path: Path) -> dict[str, str]:
-    """The environment of processes whose time of day is as many seconds off as the file `FAULTS_CLOCK` says."""
+    """The environment of processes whose clock is as many seconds off as the file `FAULTS_CLOCK` says."""
     compiler, library = shutil.which("cc"), tmp_path / "clock.so"
     if compiler is None or sys.platform != "linux":
         pytest.skip("no C compiler for the library that sets the clock of a process")
