@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/demo
 DATA ?= ../shared
-TIMES ?= 2
+TIMES ?= 1
 
 .PHONY: demo docs experiments faults real setup test lint clean
 

@@ -61,7 +61,8 @@ class Tally:
         rows = [_HEAD, tuple("--" if place == 0 else "--:" for place in range(len(_HEAD)))]
         for fault, tried in self.faults.items():
             codes = ", ".join(f"{code} ({count}×)" for code, count in sorted(tried.codes.items()))
-            numbers = (tried.times, tried.rows, tried.lost, tried.doubled, tried.other)
+            numbers = (tried.rows, tried.lost, tried.doubled, tried.other)
+            counted = [f"{number:,}" if tried.rows else "" for number in numbers]
             again = "" if tried.again is None else f"{tried.again:,}"
-            rows.append((fault, *(f"{number:,}" for number in numbers), again, codes))
+            rows.append((fault, f"{tried.times:,}", *counted, again, codes))
         return "".join(f"| {' | '.join(row)} |\n" for row in rows)

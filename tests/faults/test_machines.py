@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.faults.bench import Bench, Command, Trace, until
@@ -58,32 +57,6 @@ def test_out_of_memory(
     assert code == 0, command.told[-3000:]
     assert compared.same
     assert command.told.count("an actor was lost at ") == times
-
-
-def test_memory_refused(
-    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
-    """An actor may take no more address space than it has: what it asks for is refused."""
-    rows = 60 * times + 60
-    out, draw, codes = tmp_path / "set", random.Random(8), list[int]()
-    words = world.command(rows, out, bench.address, 2)
-    trace.begin()
-    for _ in range(times):
-        command = Command.start(words, tmp_path / "said")
-        command.wait_for(out, len(shard_files(out)) + draw.randint(5, 15))
-        assert not command.over, command.told[-3000:]
-        poor = bench.working()
-        poor.rlimit(psutil.RLIMIT_AS, (1 << 20, 1 << 20))
-        codes.append(command.finish())
-        assert codes[-1] in (0, 1), command.told[-3000:]
-        if codes[-1]:
-            assert "run the same command again" in command.last, command.last
-        assert world.compared(out, rows).other == 0
-    code = (final := Command.start(words, tmp_path / "said")).finish()
-    compared = world.compared(out, rows)
-    tally.add("memory refused to an actor", compared, times, trace.again(rows // SHARD), codes)
-    assert code == 0, final.told[-3000:]
-    assert compared.same
 
 
 @pytest.fixture

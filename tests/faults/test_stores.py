@@ -91,6 +91,7 @@ def test_harvest_to_a_store_in_trouble(
         store.proxy.falls(mood)
         time.sleep(seconds)
         store.proxy.mood = "well"
+        assert store.proxy.seen  # somebody met it
     code = command.finish()
     compared = world.compared(store.fetch(mood, tmp_path / "set"), rows)
     tally.add(name, compared, times, trace.again(rows // SHARD), [code])
