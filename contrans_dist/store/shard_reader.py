@@ -12,7 +12,7 @@ from contrans_dist.config.limits import CHUNKS, FOOTER_BYTES, check_size, raised
 from contrans_dist.config.recipe import validated
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store import schema
-from contrans_dist.store.footers import PageFacts, ShardFacts, footer_seal
+from contrans_dist.store.footers import PageFacts, ShardFacts, footer_is_whole, footer_seal
 from contrans_dist.store.location import Location
 from contrans_dist.store.shard_file import DamagedError, ShardFile
 
@@ -51,6 +51,8 @@ def _parsed(location: Location, source: pa.NativeFile) -> ShardFile:
         raise DamagedError(location, "expected a Parquet file that is whole")
     check_size(f"{location}: footer", length, FOOTER_BYTES)
     footer = tail[-length:] if length <= len(tail) else source.read_at(length, size - length)
+    if not footer_is_whole(footer):
+        raise DamagedError(location, "its footer is damaged")
     try:
         file = _parquet(source, footer)
         facts, pages = _facts(location, file)
@@ -107,5 +109,6 @@ def _check_seal(shard: ShardFile) -> None:
     if shard.pages is None:
         return
     facts = shard.file.metadata.metadata[schema.METADATA_KEY]
-    if shard.pages.seal != footer_seal(shard.file.metadata, facts, shard.pages.content, shard.pages.norms):
+    pages, metadata = shard.pages, shard.file.metadata
+    if pages.seal != footer_seal(metadata, facts, pages.content, pages.norms, pages.footer is not None):
         raise DamagedError(shard.location, "its footer is damaged")

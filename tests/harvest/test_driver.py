@@ -24,6 +24,7 @@ from contrans_dist.harvest.shards import HarvestSpec, plan_shards
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import plain
+from contrans_dist.store.shard_reader import opened
 from tests.harvests import (
     assert_same_set,
     cli,
@@ -238,6 +239,17 @@ def test_what_is_finished_is_taken_by_its_footers(
         path.unlink()
         harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
     assert_same_set(out, made)
+
+
+def test_a_flipped_bit_in_a_footer_is_found(made: Path, tmp_path: Path) -> None:
+    """Before, not everywhere; and some ended the process that opened the file."""
+    whole, path = (made / "shard-00002.parquet").read_bytes(), tmp_path / "shard-00002.parquet"
+    for place in range(len(whole) - 8 - pq.read_metadata(made / path.name).serialized_size, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(UserError, match=f"{path.name}: "), opened(Location.parse(path)):
+            pass
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00001.parquet"])
