@@ -2,8 +2,8 @@
 
 Besides its columns a shard's footer holds two pieces of JSON: what was known before its rows (`contrans`:
 whose it is, where it starts, counts), and what was known after them (`contrans-pages`: a hash of all that
-stands before the footer, the rows' norms, a seal over all of this, and a hash of the footer's own bytes, which
-is checked before Parquet's reader gets them: there are places where a flipped bit makes that end the process).
+stands before the footer, the rows' norms, a seal over all of this, and a hash of the footer's own bytes). That
+is checked before Parquet's reader gets them: in some places a flipped bit makes that end the process.
 """
 
 import base64
@@ -25,8 +25,8 @@ from contrans_dist.store.manifest import Skipped
 
 _HASH_BYTES = 8 << 20
 _MARK, _BLANK = b'"footer": "', b"0" * 64
-"""What stands before the hash of a footer in it, which no text in the footer's JSON can; and what is hashed in
-the hash's place."""
+"""What stands before the hash of a footer in it, which no text in the footer's JSON can; and what is hashed
+in the hash's place."""
 _MOST_NORMS = 2 << 20
 """Bytes of norms that a footer may hold; of a shard that has more, they are computed again when wanted."""
 
