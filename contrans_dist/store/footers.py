@@ -2,8 +2,8 @@
 
 Besides its columns a shard's footer holds two pieces of JSON: what was known before its rows (`contrans`:
 whose it is, where it starts, counts), and what was known after them (`contrans-pages`: a hash of all that
-stands before the footer, the rows' norms, a seal over all of this, and a hash of the footer's own bytes). That
-is checked before Parquet's reader gets them: in some places a flipped bit makes that end the process.
+stands before the footer, the rows' norms, a seal over all of this, and a hash of the footer's own bytes).
+That is checked before Parquet's reader gets them: in some places a flipped bit makes that end the process.
 """
 
 import base64

@@ -41,7 +41,7 @@ def test_out_of_memory(
 ) -> None:
     """The kernel kills an actor for want of memory, again and again."""
     rows = 100 * times + 60
-    out, draw = tmp_path / "set", random.Random(7)
+    out, draw, hungry = tmp_path / "set", random.Random(7), trace.folder / "hungry"
     words = world.command(rows, out, bench.address, 2)
     trace.begin()
     command = Command.start(words, tmp_path / "said")
@@ -50,7 +50,9 @@ def test_out_of_memory(
         assert not command.over, command.told[-3000:]
         poor = bench.working()
         (no_memory / "cgroup.procs").write_text(str(poor.pid))
+        hungry.touch()
         until(lambda poor=poor: command.over or not poor.is_running(), "the kernel kills it")
+        hungry.unlink()
     code = command.finish()
     compared = world.compared(out, rows)
     tally.add("out of memory (killed by the kernel)", compared, times, trace.again(rows // SHARD), [code])
