@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-
 _HUNGER = 64 << 20
 """Bytes that a pass takes where the tests want it to be hungry; as many as are given back to the system."""
 
