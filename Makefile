@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/demo
 DATA ?= ../shared
+TIMES ?= 1
 
-.PHONY: gpu audit demo docs experiments real setup test lint clean
+.PHONY: audit demo docs experiments faults gpu real setup test lint clean
 
 demo: setup  ## install, move six emotions between the bundled models, write the report
 	$(BIN)/contrans demo --out $(RUN)
@@ -44,6 +45,9 @@ audit:  ## every pin of constraints.txt against the known holes, over the networ
 
 gpu:  ## on a machine with a CUDA device and what the README wants: its tests and the whole benchmark
 	$(PYTHON) jobs/gpu.py
+
+faults: setup  ## processes, nodes, disks and stores that fail, each TIMES times; root makes some of them
+	$(BIN)/pytest tests/faults -m faults --times $(TIMES)
 
 clean:
 	rm -rf $(VENV) $(VENV)-audit site .pytest_cache .mypy_cache .ruff_cache

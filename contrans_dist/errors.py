@@ -17,7 +17,8 @@ class PassingError(RunError):
 
 
 class NoAnswerError(RunError):
-    """A server or store has not answered in all the tries it was given: what else needs it would fail too."""
+    """A server or store has not answered in all the tries it was given, or a disk is full: what else needs it
+    would fail too."""
 
 
 def meant(name: str, names: Sequence[str]) -> str:

@@ -11,6 +11,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of the fault suite: pytest asks for them before it knows of that folder."""
+    parser.addoption("--times", type=int, default=1, help="how often each fault is made")
+    parser.addoption("--table", help="a file for the table of faults")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """xdist would begin with the files that have most tests; those that take longest have few."""
     if hasattr(config.option, "loadscopereorder"):

@@ -14,7 +14,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.harvest.runnable import Runnable, SpoiltError, spoilt_rows
 from contrans_dist.harvest.shards import Shard, ShardReport
 from contrans_dist.store import schema
-from contrans_dist.store.footers import ShardFacts, page_facts
+from contrans_dist.store.footers import ShardFacts, hash_footer, page_facts
 from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import ShardEntry
@@ -74,6 +74,7 @@ def publish_shard(
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             writer.add_key_value_metadata(page_facts(layout, content, np.concatenate(norms), options))
+        hash_footer(path)
         # Nothing appears that a reader would refuse.
         with opened(Location.parse(path)) as written:
             return _report(shard, written, np.concatenate(norms), device)

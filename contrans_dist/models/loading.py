@@ -38,8 +38,12 @@ def _model_class(
     """The class for this configuration, and the number of its parameters, found by building it without
     weights; checks that it has blocks."""
     autos: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
+    # Code that comes with the model for its head alone would be left aside for a class of transformers' own.
+    own = getattr(config, "auto_map", None) or {}
+    if not head and (not files.trust_remote_code or "AutoModel" in own or not own):
+        autos.insert(0, AutoModel)
     reason: Exception | None = None
-    for auto in autos if head else [AutoModel, *autos]:
+    for auto in autos:
         try:
             with torch.device("meta"), warnings.catch_warnings(action="ignore"):
                 model = auto.from_config(config, trust_remote_code=files.trust_remote_code)

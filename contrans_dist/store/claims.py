@@ -140,11 +140,12 @@ class Claim:
                 self.write(holding=True)
 
     def check(self) -> None:
-        """Raise RunError when another has taken the folder over."""
+        """Raise RunError when it is gone: another has taken the folder over, or its disk is not there."""
         if not self.location.exists():
             raise RunError(
-                f"{self.folder}: nothing was heard of this run for {LOST_SECONDS / 60:g} minutes, and "
-                "another took the folder over; run it again"
+                f"{self.folder}: this run's claim on the folder is gone: its disk is not there, or nothing "
+                f"was heard of this run for {LOST_SECONDS / 60:g} minutes and another took over; run the "
+                "same command again"
             )
 
 

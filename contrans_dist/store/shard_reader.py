@@ -12,7 +12,7 @@ from contrans_dist.config.limits import CHUNKS, FOOTER_BYTES, check_size, raised
 from contrans_dist.config.recipe import validated
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.store import schema
-from contrans_dist.store.footers import PageFacts, ShardFacts, footer_seal
+from contrans_dist.store.footers import PageFacts, ShardFacts, footer_is_whole, footer_seal
 from contrans_dist.store.location import Location
 from contrans_dist.store.shard_file import DamagedError, ShardFile
 
@@ -63,7 +63,10 @@ def _footer(location: Location, source: pa.NativeFile) -> bytes:
     if tail[-4:] != _MAGIC or length + len(_MAGIC) > size:
         raise DamagedError(location, "expected a Parquet file that is whole")
     check_size(f"{location}: footer", length, FOOTER_BYTES)
-    return bytes(tail[-length:] if length <= len(tail) else source.read_at(length, size - length))
+    footer = bytes(tail[-length:] if length <= len(tail) else source.read_at(length, size - length))
+    if not footer_is_whole(footer):
+        raise DamagedError(location, "its footer is damaged")
+    return footer
 
 
 def _parsed(location: Location, source: pa.NativeFile) -> ShardFile:
@@ -125,5 +128,6 @@ def _check_seal(shard: ShardFile) -> None:
     if shard.pages is None:
         return
     facts = shard.file.metadata.metadata[schema.METADATA_KEY]
-    if shard.pages.seal != footer_seal(shard.file.metadata, facts, shard.pages.content, shard.pages.norms):
+    pages, metadata = shard.pages, shard.file.metadata
+    if pages.seal != footer_seal(metadata, facts, pages.content, pages.norms, pages.footer is not None):
         raise DamagedError(shard.location, "its footer is damaged")

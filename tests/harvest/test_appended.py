@@ -26,7 +26,7 @@ from contrans_dist.pipeline.run import RunDriver
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import seal_of
-from tests.harvest.test_driver import cli, stamps
+from tests.harvests import cli, stamps
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.truth import block_rows, by_transformers, read_all
 

@@ -1,6 +1,5 @@
 """Harvests on real Ray: exactly once on disk, whatever dies, and whoever else is at work."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -9,7 +8,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -17,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from contrans_dist.cli import main
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import read_texts
 from contrans_dist.errors import RunError, UserError
@@ -27,6 +24,17 @@ from contrans_dist.harvest.shards import HarvestSpec, plan_shards
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import plain
+from contrans_dist.store.shard_reader import opened
+from tests.harvests import (
+    assert_same_set,
+    cli,
+    is_actor,
+    kill_whole,
+    manifest_of,
+    shard_files,
+    stamps,
+    wait_for_shards,
+)
 from tests.inprocess import ray_here
 from tests.tiny import CONTEXT, save_tiny
 from tests.truth import block_rows, by_transformers, read_all
@@ -63,48 +71,6 @@ def made(local: None, model: str, texts: str, tmp_path_factory: pytest.TempPathF
     out = tmp_path_factory.mktemp("made") / "set"
     harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
     return out
-
-
-def shard_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*.parquet"))
-
-
-def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and modification time of every shard: a shard that is written again has others."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shard_files(folder)}
-
-
-def manifest_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
-
-
-def assert_same_set(folder: Path, made: Path) -> None:
-    assert [path.name for path in shard_files(folder)] == [path.name for path in shard_files(made)]
-    for path in shard_files(folder):
-        assert path.read_bytes() == (made / path.name).read_bytes(), path.name
-    assert manifest_of(folder)["shards"] == manifest_of(made)["shards"]
-
-
-def cli(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The command line inside this process, on the Ray that is there; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["contrans", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
-
-
-def is_actor(process: psutil.Process) -> bool:
-    """The kernel keeps fifteen letters of a name."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name().startswith("ray::HarvestAct")
-    return False
-
-
-def wait_for_shards(folder: Path, count: int, seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while len(shard_files(folder)) < count:
-        assert time.monotonic() < end, f"no {count} shards in {folder}"
-        time.sleep(0.002)
 
 
 def test_rows_and_manifest(made: Path, model: str, texts: str) -> None:
@@ -275,6 +241,17 @@ def test_what_is_finished_is_taken_by_its_footers(
     assert_same_set(out, made)
 
 
+def test_a_flipped_bit_in_a_footer_is_found(made: Path, tmp_path: Path) -> None:
+    """Before, not everywhere; and some ended the process that opened the file."""
+    whole, path = (made / "shard-00002.parquet").read_bytes(), tmp_path / "shard-00002.parquet"
+    for place in range(len(whole) - 8 - pq.read_metadata(made / path.name).serialized_size, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(UserError, match=f"{path.name}: "), opened(Location.parse(path)):
+            pass
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00001.parquet"])
 def test_a_folder_in_the_place_of_a_file_is_the_users_to_move(
     made: Path, model: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -421,20 +398,6 @@ def start(model: str, texts: str, out: Path) -> "subprocess.Popen[str]":
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def kill_whole(process: "subprocess.Popen[str]") -> None:
-    """kill -9 of the driver; its actors must go with it. (Ray's agents take a minute more to notice.)"""
-    started = psutil.Process(process.pid).children(recursive=True)
-    actors = [child for child in started if is_actor(child)]
-    process.kill()
-    process.wait()
-    _, left = psutil.wait_procs(actors, timeout=60)
-    for child in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    assert actors
-    assert not left
 
 
 def test_killed_in_the_middle_and_run_again(

@@ -16,7 +16,7 @@ from contrans_dist.harvest.driver import harvest as harvest_set
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.driver import fit
 from contrans_dist.store.activation_set import ActivationSet
-from tests.harvest.test_driver import cli, stamps
+from tests.harvests import cli, stamps
 from tests.sets import make_set
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.truth import block_rows, by_transformers, read_all

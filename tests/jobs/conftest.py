@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.head import Head, started
+from tests.heads import Head, ray_head
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
@@ -24,5 +24,5 @@ def jobs_importable() -> Iterator[None]:
 @pytest.fixture(scope="package")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A real head, with token authentication, for all files that submit to it in this process."""
-    with started(tmp_path_factory.mktemp("head")) as head:
+    with ray_head(tmp_path_factory.mktemp("head")) as head:
         yield head

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from contrans_dist.pipeline.runs import open_recipe
-from tests.jobs.head import REPOSITORY
+from tests.heads import REPOSITORY
 from tests.jobs.scripts import COMMANDS, flags
 
 CLUSTER = REPOSITORY / "cluster"

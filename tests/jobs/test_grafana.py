@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.jobs.head import REPOSITORY
+from tests.heads import REPOSITORY
 
 DASHBOARD: dict[str, Any] = json.loads((REPOSITORY / "cluster/grafana.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contrans_dist.cli import options
@@ -22,72 +21,16 @@ from contrans_dist.errors import UserError
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.concept_vector import ConceptVector
-from tests.jobs.head import REPOSITORY, Head, write_token
+from tests.heads import REPOSITORY, Head, write_token
 from tests.jobs.scripts import COMMANDS, flags
-from tests.sets import write_lines
-from tests.tiny import save_tiny
+from tests.recipes import CONCEPTS, World, tiny_world
 
 # -- what the jobs work on ---------------------------------------------------------------------------
-
-CONCEPTS = {"joy": ("won a prize", "met a friend"), "fear": ("saw a ghost", "heard a scream")}
-PEOPLE = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn")
-
-
-@dataclass(frozen=True)
-class World:
-    """Two tiny random models and their texts, outside the uploaded directory."""
-
-    source: str
-    target: str
-    corpus: str
-    contrast: str
-    scenarios: str
-    recipe: str
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("world")
-    contrast, scenarios = (
-        [
-            {"text": f"{person} {event} {place}.", "concept": concept}
-            for concept, events in CONCEPTS.items()
-            for event in events
-            for person in PEOPLE
-        ]
-        for place in ("in the old town", "down by the sea")
-    )
-    corpus = [
-        {"text": f"One {day} {person} went to the {place} and then came home"}
-        for day in ("day", "night")
-        for person in PEOPLE
-        for place in ("park", "forest", "market", "school", "river")
-    ]
-    found = {
-        "source": str(save_tiny(folder / "source", "gpt_neox", n_blocks=4, d=16, seed=1)),
-        "target": str(save_tiny(folder / "target", "llama", n_blocks=4, d=32, seed=2)),
-        "corpus": write_lines(folder / "corpus.jsonl", corpus),
-        "contrast": write_lines(folder / "contrast.jsonl", contrast),
-        "scenarios": write_lines(folder / "scenarios.jsonl", scenarios),
-    }
-    evaluation = {
-        "texts": found["scenarios"],
-        "strengths": [0, 1],
-        "conditions": ["vector", "random"],
-        "per_concept": 3,
-    }
-    recipe = {
-        "name": "tiny",
-        "source": found["source"],
-        "target": found["target"],
-        "corpus": {"texts": found["corpus"]},
-        "concepts": {"texts": found["contrast"]},
-        "map": {"blocks": "1:2"},
-        "evaluations": {"emotions": evaluation},
-        "cluster": {"actors": 1},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return World(**found, recipe=str(folder / "recipe.yaml"))
+    return tiny_world(tmp_path_factory.mktemp("world"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contrans_dist.store.activation_set import ActivationSet
-from tests.jobs.head import REPOSITORY
+from tests.heads import REPOSITORY
 from tests.jobs.slurm import Slurm, skip_without_slurm, slurm
 from tests.sets import write_lines
 from tests.tiny import save_tiny

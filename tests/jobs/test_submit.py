@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contrans_dist.errors import UserError
 from contrans_dist.store.activation_set import ActivationSet
-from tests.jobs.head import RAY, REPOSITORY, UPLOAD, Head, environment
+from tests.heads import RAY, REPOSITORY, UPLOAD, Head, environment
 from tests.sets import write_lines
 from tests.tiny import save_tiny
 

@@ -1,6 +1,7 @@
 """Loading, finding the blocks, tokens and identities."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -304,3 +305,33 @@ def test_a_gpu_is_used_where_there_is_one(quantization, tmp_path):
     assert lm.device.type == "cuda"
     assert all(p.device.type == "cuda" for p in lm.model.parameters())
     assert np.isfinite(capture(lm, TEXTS)[1]).all()
+
+
+_OWN_CODE = """
+from transformers import LlamaForCausalLM, LlamaModel
+
+
+class Own(LlamaModel):
+    pass
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = Own(config)
+        self.post_init()
+"""
+
+
+@pytest.mark.parametrize("autos", [["AutoModelForCausalLM"], ["AutoModel", "AutoModelForCausalLM"]])
+def test_code_that_comes_with_a_model_runs_with_and_without_a_head(autos, tmp_path):
+    """Before, a harvest took transformers' own class where the code named one for the whole model alone."""
+    folder = save_tiny(tmp_path / f"own{len(autos)}", "llama", n_blocks=2)
+    (folder / "own_llama.py").write_text(_OWN_CODE)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoModel": "own_llama.Own", "AutoModelForCausalLM": "own_llama.OwnForCausalLM"}
+    config["auto_map"] = {auto: classes[auto] for auto in autos}
+    (folder / "config.json").write_text(json.dumps(config))
+    for head in (True, False):
+        lm = load_model(str(folder), head=head, trust_remote_code=True)
+        assert type(lm.decoder).__name__ == "Own"

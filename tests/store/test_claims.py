@@ -160,7 +160,7 @@ def test_a_claim_is_renewed_and_its_loss_noticed(tmp_path: Path, monkeypatch: py
             time.sleep(0.01)
         claim.check()
         path.unlink()
-        with pytest.raises(RunError, match="took the folder over"):
+        with pytest.raises(RunError, match="and another took over"):
             claim.check()
     assert list(tmp_path.iterdir()) == []
 

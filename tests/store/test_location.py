@@ -22,7 +22,7 @@ import pytest
 import ray
 from pyarrow import fs
 
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import NoAnswerError, RunError, UserError
 from contrans_dist.store import location as storage
 from contrans_dist.store import patience
 from contrans_dist.store.addresses import file_names
@@ -313,7 +313,7 @@ def test_a_disk_that_is_full_says_how_to_go_on(tmp_path: Path, write: str) -> No
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, usual[1]))
     told = r"/x: cannot be written \(.*; run the same command again"
     try:
-        with pytest.raises(RunError, match=told), place.staged() as path:
+        with pytest.raises(NoAnswerError, match=told), place.staged() as path:
             if write == "python":
                 path.write_bytes(b"x" * (1 << 20))
             else:

@@ -4,10 +4,8 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,79 +24,9 @@ from contrans_dist.store import patience
 from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
 from tests.tiny import save_tiny
+from tests.troubled import Troubled
 
-_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-_ANSWER = (
-    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(_SLOW_DOWN), _SLOW_DOWN)
-)
 MOODS = ["throttles", "drops", "silent"]
-
-
-class Troubled:
-    """A server before an S3 server, that passes connections on, or does as `mood` says."""
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.target, self.mood, self.seen = target, "well", 0
-        self.after = 0
-        """Connections that pass before the mood counts."""
-        self.for_seconds = 0.0
-        """How long it then lasts; 0: for ever."""
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def falls(self, mood: str, after: int = 0, seconds: float = 0.0) -> None:
-        self.seen, self.after, self.for_seconds, self.mood = 0, after, seconds, mood
-
-    @property
-    def port(self) -> int:
-        return int(self.listener.getsockname()[1])
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            self.seen += 1
-            if self.seen == self.after + 1 and self.for_seconds and self.mood != "well":
-                threading.Timer(self.for_seconds, setattr, (self, "mood", "well")).start()
-            mood = self.mood if self.seen > self.after else "well"
-            threading.Thread(target=self._answer, args=(client, mood), daemon=True).start()
-
-    def _answer(self, client: socket.socket, mood: str) -> None:
-        with client:
-            if mood == "well":
-                self._pass_on(client)
-            elif mood == "throttles":
-                client.settimeout(0.3)
-                try:
-                    while client.recv(1 << 20):
-                        pass
-                except OSError:
-                    client.sendall(_ANSWER)
-            elif mood == "silent":
-                while self.mood == "silent":
-                    time.sleep(0.5)
-                time.sleep(60)
-
-    def _pass_on(self, client: socket.socket) -> None:
-        """One connection, until either side ends it; the server is asked to end it with its answer."""
-        with socket.create_connection(self.target) as server:
-
-            def forth() -> None:
-                try:
-                    while data := client.recv(1 << 16):
-                        server.sendall(data.replace(b"Connection: Keep-Alive", b"Connection: close"))
-                except OSError:
-                    pass
-
-            threading.Thread(target=forth, daemon=True).start()
-            try:
-                while data := server.recv(1 << 16):
-                    client.sendall(data)
-            except OSError:
-                pass
 
 
 @pytest.fixture(scope="module")

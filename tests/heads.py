@@ -1,4 +1,4 @@
-"""A Ray head of our own with token authentication, and jobs that are submitted to it from a shell."""
+"""A Ray head of a test's own, with token authentication, and jobs that are submitted to it."""
 
 import json
 import os
@@ -12,13 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).with_name("ray")
 UPLOAD = {"working_dir": str(REPOSITORY), "excludes": ["/tests/", "/runs/", "/contrans_dist/demo/models/"]}
 
@@ -42,6 +42,7 @@ class Head:
 
     dashboard: str
     token: Path
+    process: "subprocess.Popen[bytes]"
 
     def submit(self, *entrypoint: str, token: Path | None = None, debug: bool = False) -> tuple[int, str]:
         """`ray job submit` with the working directory uploaded: (exit code, output)."""
@@ -54,6 +55,25 @@ class Head:
             timeout=240,
         )
         return done.returncode, done.stdout + done.stderr
+
+    def begin(self, *entrypoint: str, output: Path) -> "subprocess.Popen[bytes]":
+        """`ray job submit` as `submit`, under way."""
+        with output.open("wb") as stream:
+            return subprocess.Popen(
+                [RAY, "job", "submit", "--runtime-env-json", json.dumps(UPLOAD), "--", *entrypoint],
+                env=environment(self.token, RAY_ADDRESS=self.dashboard),
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def kill(self) -> None:
+        """kill -9 of the head and all that it started, drivers and actors too."""
+        started = psutil.Process(self.process.pid).children(recursive=True)
+        for process in [psutil.Process(self.process.pid), *started]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(60)
+        psutil.wait_procs(started, timeout=60)
 
     def run(self, script: str, *arguments: str, debug: bool = False) -> tuple[int, str]:
         return self.submit(sys.executable, f"jobs/{script}.py", *arguments, debug=debug)
@@ -68,8 +88,8 @@ def free_ports(n: int) -> list[int]:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Head]:
-    """A head for the time of the block; its token and its log are in `folder`."""
+def ray_head(folder: Path) -> Iterator[Head]:
+    """Start a head; it ends with the block."""
     token = write_token(folder / "token", "0123456789abcdef" * 4)
     gcs, dashboard, agent, client = free_ports(4)
     address = f"http://127.0.0.1:{dashboard}"
@@ -85,7 +105,7 @@ def started(folder: Path) -> Iterator[Head]:
             process = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, cwd=folder)
         try:
             wait_for(address, token, process, folder / "log")
-            yield Head(address, token)
+            yield Head(address, token, process)
         finally:
             end(process)
 
@@ -106,6 +126,8 @@ def wait_for(address: str, token: Path, process: subprocess.Popen[bytes], log: P
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End the head and what it started, and nothing else: by process id."""
+    if process.poll() is not None:
+        return
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     process.wait(60)

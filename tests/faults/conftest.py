@@ -1,0 +1,78 @@
+"""The cluster, the texts and the tally that the tests of faults share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from tests.faults.bench import PACE, Bench, Trace
+from tests.faults.tally import Tally
+from tests.faults.world import World
+
+_TALLY = pytest.StashKey[Tally]()
+_LONGEST = 150
+"""Texts for each repetition of the fault that wants most, and for the beginning."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TALLY] = Tally()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    tally = config.stash[_TALLY]
+    if not tally.faults:
+        return
+    terminalreporter.section("faults")
+    terminalreporter.write(tally.table())
+    if (path := config.getoption("--table")) is not None:
+        Path(path).write_text(tally.table())
+
+
+@pytest.fixture(scope="session")
+def tally(request: pytest.FixtureRequest) -> Tally:
+    return request.config.stash[_TALLY]
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> int:
+    """How often each fault is made."""
+    return int(request.config.getoption("--times"))
+
+
+@pytest.fixture(scope="session")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
+    """What Ray and the commands inherit: one thread, no lower priority, a model at a pace that is traced."""
+    folder = tmp_path_factory.mktemp("trace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("FAULTS_PACE", str(PACE))
+        patch.setenv("FAULTS_TRACE", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        root = str(Path(__file__).resolve().parents[2])
+        patch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield Trace(folder)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, times: int, trace: Trace) -> World:
+    return World.make(tmp_path_factory.mktemp("world"), _LONGEST * (times + 2))
+
+
+@pytest.fixture(scope="session")
+def one_bench(trace: Trace) -> Iterator[Bench]:
+    if ray.is_initialized():
+        ray.shutdown()
+    bench = Bench()
+    yield bench
+    bench.cluster.shutdown()
+
+
+@pytest.fixture
+def bench(one_bench: Bench) -> Bench:
+    """A cluster of three nodes, whatever the last test has left of it."""
+    one_bench.mend()
+    return one_bench

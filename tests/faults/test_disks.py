@@ -1,0 +1,139 @@
+"""Disks that are full, read-only or gone for a while, under a harvest on a cluster."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench import Bench, Command, Trace
+from tests.faults.tally import Tally
+from tests.faults.world import SHARD, World
+from tests.harvests import shard_files
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
+_MIB = 1 << 20
+
+
+def _mount(*words: object) -> bool:
+    return subprocess.run(["mount", *map(str, words)], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MiB of its own, mounted at `disk`; its files also stand in `behind`."""
+    behind, place = tmp_path / "behind", tmp_path / "disk"
+    behind.mkdir()
+    place.mkdir()
+    if os.geteuid() != 0 or not _mount("-t", "tmpfs", "-o", "size=32m", "tmpfs", behind):
+        pytest.skip("only root may mount a disk")
+    assert _mount("--bind", behind, place)
+    yield place
+    for folder in (place, behind):
+        subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def _fill(disk: Path, left: int = 0) -> Path:
+    """Take all the room but `left` bytes."""
+    filler = disk / "filler"
+    free = os.statvfs(disk)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - left, 1))
+    return filler
+
+
+@pytest.mark.parametrize("freed", ["before the next run", "while it runs"])
+def test_disk_full(
+    freed: str, disk: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """It fills up in the middle of a harvest, which ends with one line or sits it out."""
+    rows = 60 * times + 60
+    out, codes = disk / "set", list[int]()
+    words = world.command(rows, out, bench.address, 2)
+    trace.begin()
+    for _ in range(times):
+        command = Command.start(words, tmp_path / "said")
+        command.wait_for(out, len(shard_files(out)) + 8)
+        assert not command.over, command.told[-3000:]
+        filler = _fill(disk)
+        if freed == "while it runs":
+            time.sleep(0.3)
+            filler.unlink()
+        codes.append(command.finish())
+        filler.unlink(missing_ok=True)
+        assert codes[-1] in ((0, 1) if freed == "while it runs" else (1,)), command.told[-3000:]
+        if codes[-1]:
+            assert "No space left on device" in command.last
+            assert "run the same command again" in command.last
+        assert world.compared(out, rows).other == 0
+    code = (final := Command.start(words, tmp_path / "said")).finish()
+    compared = world.compared(out, rows)
+    again = trace.again(rows // SHARD)
+    tally.add(f"disk full, freed {freed}", compared, times, again, codes)
+    assert code == 0, final.told[-3000:]
+    # Three shards that cannot be written show that none can: before, each was computed three times.
+    assert again <= 10 * times
+    assert compared.same
+
+
+def test_disk_read_only(
+    disk: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """As a kernel makes it that finds an error on it: the harvest ends with one line, and goes on later."""
+    rows = 60 * times + 60
+    out, codes = disk / "set", list[int]()
+    words = world.command(rows, out, bench.address, 2)
+    trace.begin()
+    for _ in range(times):
+        command = Command.start(words, tmp_path / "said")
+        command.wait_for(out, len(shard_files(out)) + 8)
+        end = time.monotonic() + 60
+        while not _mount("-o", "remount,ro", disk.parent / "behind"):  # not while a file is being written
+            assert time.monotonic() < end
+        codes.append(command.finish())
+        assert _mount("-o", "remount,rw", disk.parent / "behind")
+        assert codes[-1] == 2, command.told[-3000:]
+        assert "cannot be written (Read-only file system)" in command.last
+        assert world.compared(out, rows).other == 0
+    code = (final := Command.start(words, tmp_path / "said")).finish()
+    compared = world.compared(out, rows)
+    tally.add("disk read-only for a while", compared, times, trace.again(rows // SHARD), codes)
+    assert code == 0, final.told[-3000:]
+    assert compared.same
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_disk_gone(
+    seconds: int, disk: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Unmounted under a harvest, for a second or until that ends: an empty folder stands in its place. A run
+    that says that it is done must have all its rows on the disk."""
+    rows = 40 * times + 40
+    out, codes = disk / "set", list[int]()
+    words = world.command(rows, out, bench.address, 2)
+    trace.begin()
+    for _ in range(times):
+        command = Command.start(words, tmp_path / "said")
+        command.wait_for(out, len(shard_files(out)) + 8)
+        assert not command.over, command.told[-3000:]
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not command.over:
+            time.sleep(0.1)
+        assert _mount("--bind", disk.parent / "behind", disk)
+        codes.append(command.finish())
+        assert codes[-1] == 1, command.told[-3000:]
+        gone = "this run's claim on the folder is gone: its disk is not there"
+        assert gone in command.last or "shards are not as they were written" in command.last
+        assert "run the same command again" in command.last
+        assert world.compared(out, rows).other == 0
+        assert not (out / "manifest.json").exists()
+    code = (final := Command.start(words, tmp_path / "said")).finish()
+    compared = world.compared(out, rows)
+    name = "disk gone for a second" if seconds == 1 else "disk gone until the run ends"
+    tally.add(name, compared, times, trace.again(rows // SHARD), codes)
+    assert code == 0, final.told[-3000:]
+    assert compared.same

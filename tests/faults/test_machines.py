@@ -1,0 +1,127 @@
+"""Memory that runs out, clocks that jump, and texts that no model survives."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench import Bench, Command, Trace, until
+from tests.faults.tally import Tally
+from tests.faults.world import KILLS, SHARD, World
+from tests.harvests import shard_files
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
+_CGROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def no_memory() -> Iterator[Path]:
+    """A control group in which there is none: the kernel kills what asks for more in it."""
+    group = _CGROUPS / f"faults-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("1000000")
+    except OSError as error:
+        pytest.skip(f"no control group for memory can be made ({error})")
+    yield group
+    with suppress(OSError):
+        group.rmdir()
+
+
+def test_out_of_memory(
+    no_memory: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """The kernel kills an actor for want of memory, again and again."""
+    rows = 100 * times + 60
+    out, draw, hungry = tmp_path / "set", random.Random(7), trace.folder / "hungry"
+    words = world.command(rows, out, bench.address, 2)
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + draw.randint(5, 20))
+        assert not command.over, command.told[-3000:]
+        poor = bench.working()
+        (no_memory / "cgroup.procs").write_text(str(poor.pid))
+        hungry.touch()
+        until(lambda poor=poor: command.over or not poor.is_running(), "the kernel kills it")
+        hungry.unlink()
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("out of memory (killed by the kernel)", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+    assert command.told.count("an actor was lost at ") == times
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> dict[str, str]:
+    """The environment of processes whose clock is as many seconds off as the file `FAULTS_CLOCK` says."""
+    compiler, library = shutil.which("cc"), tmp_path / "clock.so"
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C compiler for the library that sets the clock of a process")
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+    (tmp_path / "clock").write_text("0")
+    return {"LD_PRELOAD": str(library), "FAULTS_CLOCK": str(tmp_path / "clock")}
+
+
+def test_clock_jumps(
+    clock: dict[str, str], world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """The time of day that driver and actors are told jumps forth and back, by up to days."""
+    rows, draw, out = 60 * times + 60, random.Random(9), tmp_path / "set"
+    trace.begin()
+    # A Ray of its own, so that its actors have this clock too.
+    command = Command.start(world.command(rows, out, "local", 2), tmp_path / "said", **clock)
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + 8)
+        assert not command.over, command.told[-3000:]
+        off = draw.choice([-1, 1]) * draw.choice([1, 400, 7200, 200_000])
+        Path(clock["FAULTS_CLOCK"]).write_text(str(off))
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("clock jumps by a second to days", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+
+
+def _poisoned(world: World, rows: int, word: str, places: list[int], folder: Path) -> str:
+    lines = Path(world.texts(rows)).read_text().splitlines()
+    for place in places:
+        content = json.loads(lines[place])
+        lines[place] = json.dumps({**content, "text": f"{word} {content['text']}"})
+    path = folder / "texts.jsonl"
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_text_that_kills(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """Texts at which the process dies each time: their shards are named, and all others are made."""
+    rows, draw = 20 * times + 40, random.Random(10)
+    out, places = tmp_path / "set", sorted(draw.sample(range(0, rows, SHARD), times))
+    texts = _poisoned(world, rows, KILLS, places, tmp_path)
+    words = world.command(rows, out, bench.address, 2, texts=texts)
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    code = command.finish()
+    compared = world.compared(out, rows)
+    # All that can be made is there: what is missing are the shards of these texts, and they are named.
+    compared = replace(compared, lost=compared.lost - SHARD * times)
+    tally.add("a text that kills its actor", compared, times, trace.again(rows // SHARD - times), [code])
+    assert code == 1, command.told[-3000:]
+    assert compared.same
+    missing = {f"shard-{place // SHARD:05d}.parquet" for place in places}
+    assert not missing & {path.name for path in shard_files(out)}
+    assert f"{times} of {rows // SHARD} shards failed" in command.last
+    assert any(name in command.last for name in missing)
+    assert "run the same command again to try only these" in command.last

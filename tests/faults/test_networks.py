@@ -1,0 +1,99 @@
+"""A node whose cable is pulled and plugged in again; a head that is lost with all that ran on it."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench import Command, Trace, until
+from tests.faults.networks import Network
+from tests.faults.tally import Tally
+from tests.faults.world import SHARD, World
+from tests.harvests import shard_files
+from tests.heads import ray_head
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
+
+
+@pytest.fixture
+def network(trace: Trace) -> Iterator[Network]:
+    network = Network()
+    yield network
+    network.close()
+
+
+def test_node_partitioned(
+    network: Network, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """Cut off for a second, which is nothing; and until it is given up, while its actor works on, unheard, on
+    the same disk; then back, and started anew."""
+    rows = 150 * times + 60
+    out = tmp_path / "set"
+    trace.begin()
+    words = world.command(rows, out, network.address, 2)
+    command = Command.start(words, tmp_path / "said", network.inside(0), **network.environment)
+    for repetition in range(times):
+        place = 1 + repetition % 2
+        until(lambda place=place: command.over or network.actors(place), "an actor")
+        command.wait_for(out, len(shard_files(out)) + 10)
+        network.cable(place, plugged=False)
+        time.sleep(1)
+        network.cable(place, plugged=True)
+        command.wait_for(out, len(shard_files(out)) + 10)
+        assert not command.over, command.told[-3000:]
+        lost = command.told.count("an actor was lost at ")
+        others = network.actors(3 - place)
+        for other in others:
+            other.suspend()  # or it might have done all the work by then
+        network.cable(place, plugged=False)
+        until(
+            lambda n=lost: command.over or command.told.count("an actor was lost at ") > n, "it is given up"
+        )
+        for other in others:
+            other.resume()
+        assert not command.over, command.told[-3000:]
+        network.cable(place, plugged=True)
+        until(
+            lambda place=place: command.over or not network.has_node(place), "it learns that it was given up"
+        )
+        network.kill(place)
+        network.start(place)
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("node cut off, and back", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+
+
+def test_head_lost(world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path) -> None:
+    """The head and all that it runs are killed; the job is submitted again to another."""
+    rows = 60 * times + 60
+    out, codes = tmp_path / "set", list[int]()
+    actors = ["--actors", "2", "--cpus-per-actor", "1"]
+    entrypoint = [sys.executable, "jobs/harvest.py", *world.alone(rows, out)[4:], *actors]
+    trace.begin()
+    for repetition in range(times + 1):
+        folder = tmp_path / f"head-{repetition}"
+        folder.mkdir()
+        there = len(shard_files(out))
+        with ray_head(folder) as head:
+            said = folder / "said"
+            job = head.begin(*entrypoint, output=said)
+            if repetition < times:
+                until(
+                    lambda n=there, job=job: job.poll() is not None or len(shard_files(out)) >= n + 10,
+                    "shards",
+                )
+                assert job.poll() is None, said.read_text()[-3000:]
+                head.kill()
+                job.kill()  # it asks for minutes whether the head comes back
+                job.wait()
+                assert world.compared(out, rows).other == 0
+            else:
+                codes.append(job.wait(600))
+                assert codes == [0], said.read_text()[-3000:]
+    compared = world.compared(out, rows)
+    tally.add("head lost, job submitted again", compared, times, trace.again(rows // SHARD), codes)
+    assert compared.same

@@ -1,0 +1,208 @@
+"""Processes and nodes that are killed, stopped or late: nothing is lost, doubled or left out."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench import Bench, Command, Trace, until
+from tests.faults.tally import Tally
+from tests.faults.world import SHARD, World
+from tests.harvests import shard_files, stamps
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
+_NAMES = {
+    signal.SIGKILL: "driver killed",
+    signal.SIGTERM: "driver terminated",
+    signal.SIGINT: "driver interrupted",
+}
+
+
+@pytest.mark.parametrize("number", _NAMES)
+def test_driver_ended(
+    number: signal.Signals, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """Ended again and again, at its start or in the middle of its work, and run again until it is done."""
+    rows = 60 * times + 60
+    out, said, codes, draw = tmp_path / "set", tmp_path / "said", [], random.Random(int(number))
+    words = world.command(rows, out, bench.address, 2)
+    trace.begin()
+    for repetition in range(times):
+        before = stamps(out)
+        command = Command.start(words, said)
+        if repetition % 4 == 3:
+            time.sleep(draw.uniform(3, 9))
+        else:
+            command.wait_for(out, len(before) + draw.randint(1, 12))
+        codes.append(command.end(number))
+        command.ended_well(number, codes[-1])
+        assert world.compared(out, rows).other == 0
+        assert before.items() <= stamps(out).items()  # what was there is not made again
+    before = stamps(out)
+    assert (final := Command.start(words, said)).finish() == 0, final.told[-3000:]
+    assert before.items() <= stamps(out).items()
+    compared = world.compared(out, rows)
+    tally.add(_NAMES[number], compared, times, trace.again(rows // SHARD), codes)
+    assert compared.same
+    assert not [path for path in out.iterdir() if path.name.startswith(".claim")]
+
+
+def test_actors_killed(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """One harvest, in which the actor that has worked most is killed again and again."""
+    rows = 100 * times + 40
+    out, draw = tmp_path / "set", random.Random(1)
+    words = world.command(rows, out, bench.address, 2)
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + draw.randint(5, 25))
+        assert not command.over, command.told[-3000:]
+        bench.working().kill()
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("actor killed", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+    assert command.told.count("an actor was lost at ") == times
+
+
+@pytest.mark.parametrize("raylet_alone", [False, True])
+def test_nodes_lost(
+    raylet_alone: bool, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """One harvest, in which a node is lost and another joins, again and again."""
+    rows = 100 * times + 40
+    out, draw = tmp_path / "set", random.Random(2)
+    words = world.command(rows, out, bench.address, 2)
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + draw.randint(5, 25))
+        assert not command.over, command.told[-3000:]
+        bench.lose(0, raylet_alone)
+        bench.nodes.append(bench.add())
+    code = command.finish()
+    compared = world.compared(out, rows)
+    name = "raylet killed" if raylet_alone else "node lost, another joins"
+    tally.add(name, compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+
+
+def test_nodes_that_join_later(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """A harvest that asks for three actors, of which one node holds one; two nodes join, and leave again."""
+    rows = 60 * times + 60
+    out = tmp_path / "set"
+    bench.lose(0)
+    words = world.command(rows, out, bench.address, 3)
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + 5)
+        only = bench.working()
+        only.suspend()  # or it might have done all the work by then
+        bench.nodes += [bench.add(), bench.add()]
+        until(lambda: command.over or len(bench.actors()) == 3, "three actors")
+        only.resume()
+        assert not command.over, command.told[-3000:]
+        command.wait_for(out, len(shard_files(out)) + 10)
+        bench.lose(2)
+        bench.lose(1)
+    bench.nodes.append(bench.add())
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("two nodes join, and leave", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+
+
+_IMPATIENT = """
+import sys
+from contrans_dist.cli import main
+from contrans_dist.distributed import crew
+assert crew._HANG_SECONDS == 60
+crew._HANG_SECONDS = 5
+sys.argv[0] = "contrans"
+main()
+"""
+
+
+def test_actors_that_hang(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """An actor's process is stopped, again and again; it is waited for 5 seconds here, not 60."""
+    rows = 100 * times + 60
+    out, draw = tmp_path / "set", random.Random(3)
+    words = world.command(rows, out, bench.address, 2)
+    words[1:3] = ["-c", _IMPATIENT]
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + draw.randint(10, 25))
+        assert not command.over, command.told[-3000:]
+        stopped = bench.working()
+        stopped.suspend()
+        until(lambda actor=stopped: command.over or not actor.is_running(), "the actor that hangs is ended")
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("actor stopped (hangs)", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+    assert command.told.count("another actor gets it as well") >= times
+
+
+def test_two_at_once(
+    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """Two of the same harvest, one begun a little later."""
+    rows, draw = 60, random.Random(4)
+    for repetition in range(times):
+        out = tmp_path / f"set-{repetition}"
+        words = world.command(rows, out, bench.address, 1)
+        trace.begin()
+        both = [Command.start(words, tmp_path / "first")]
+        time.sleep(draw.uniform(0, 3))
+        both.append(Command.start(words, tmp_path / "second"))
+        codes = [command.finish() for command in both]
+        compared = world.compared(out, rows)
+        tally.add("two runs at once", compared, 1, trace.again(rows // SHARD), codes)
+        assert codes == [0, 0], [command.told for command in both]
+        assert compared.same
+
+
+def test_streamed_harvest_killed(
+    bench: Bench, world: World, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """Sweeps over the blocks, killed with their driver, go on behind the last block they saved."""
+    rows, draw, codes = 120, random.Random(5), list[int]()
+    words = world.command(rows, tmp_path / "calm", "local", 2, "--placement", "stream")
+    calm = Command.start(words, tmp_path / "said", FAULTS_PACE="0")
+    assert calm.finish() == 0, calm.told
+    resumed = place = 0
+    while len(codes) < times:
+        out = tmp_path / f"set-{place}"
+        words = world.command(rows, out, bench.address, 2, "--placement", "stream")
+        command = Command.start(words, tmp_path / "said")
+        until(lambda sweep=command: sweep.over or bench.actors(), "an actor")
+        time.sleep(draw.uniform(2, 12))
+        code = command.end(signal.SIGKILL)
+        assert code in (0, -9), command.told[-3000:]
+        resumed += command.told.count("going on after block")
+        place += code == 0
+        codes += [code] if code else []
+    code = (command := Command.start(words, tmp_path / "said")).finish()
+    assert code == 0, command.told[-3000:]
+    resumed += command.told.count("going on after block")
+    for each in range(place + 1):
+        compared = world.compared(tmp_path / f"set-{each}", rows, truth=tmp_path / "calm")
+        if (tmp_path / f"set-{each}").exists():
+            tally.add("streamed harvest: driver killed", compared, again=None)
+            assert compared.same
+    tally.add("streamed harvest: driver killed", times=times, again=None, codes=codes)
+    assert not [path for path in out.iterdir() if path.name.startswith(".sweep")]

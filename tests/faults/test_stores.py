@@ -1,0 +1,163 @@
+"""An object store that throttles, fails, drops, falls silent, is slow or cuts what is read."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+
+from tests.faults.bench import Bench, Command, Trace, until
+from tests.faults.tally import Tally
+from tests.faults.world import SHARD, World
+from tests.troubled import Troubled
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
+
+
+@dataclass
+class Store:
+    """A bucket, and its server that is made to make trouble."""
+
+    proxy: Troubled
+    client: Any
+    uri: str
+    """Of a folder, through the trouble."""
+
+    def place(self, name: str) -> str:
+        return self.uri.replace("?", f"/{name}?")
+
+    def keys(self, name: str) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="faults", Prefix=f"runs/{name}/")
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return [key for key in keys if not key.endswith("/")]  # that is a folder's own
+
+    def shards(self, name: str) -> int:
+        return sum(Path(key).name.startswith("shard-") for key in self.keys(name))
+
+    def fetch(self, name: str, folder: Path) -> Path:
+        """What is there, as it is there: not through the trouble, nor by our own reader."""
+        for key in self.keys(name):
+            path = folder / Path(key).relative_to(f"runs/{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.client.download_file("faults", key, str(path))
+        return folder
+
+
+@pytest.fixture(scope="module")
+def store(new_bucket: Callable[[str], str]) -> Iterator[Store]:
+    import boto3
+
+    options = dict(parse_qsl(new_bucket("faults").partition("?")[2]))
+    host, _, port = options["endpoint_override"].partition(":")
+    keys = {"aws_access_key_id": "user", "aws_secret_access_key": "hush"}
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys)
+    proxy = Troubled((host, int(port)))
+    where = f"endpoint_override=127.0.0.1%3A{proxy.port}&scheme=http&region=us-east-1"
+    yield Store(proxy, client, f"s3://user:hush@faults/runs?{where}")
+    proxy.mood = "well"
+    proxy.listener.close()
+
+
+_TROUBLES = {
+    "throttles": ("store throttles (503)", 3.0),
+    "fails": ("store answers 500", 3.0),
+    "drops": ("store drops connections", 3.0),
+    "slow": ("store is slow", 5.0),
+    "silent": ("store says nothing", 25.0),
+}
+
+
+@pytest.mark.parametrize("mood", _TROUBLES)
+def test_harvest_to_a_store_in_trouble(
+    mood: str, store: Store, bench: Bench, world: World, trace: Trace, tally: Tally, times: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """One harvest; the store falls into trouble again and again, and out of it after seconds."""
+    rows = 60 * times + 60
+    name, seconds = _TROUBLES[mood]
+    trace.begin()
+    words = world.command(rows, store.place(mood), bench.address, 2)
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        there = store.shards(mood)
+        until(lambda there=there: command.over or store.shards(mood) >= there + 8, "8 more shards")
+        assert not command.over, command.told[-3000:]
+        store.proxy.falls(mood)
+        time.sleep(seconds)
+        store.proxy.mood = "well"
+        assert store.proxy.seen  # somebody met it
+    code = command.finish()
+    compared = world.compared(store.fetch(mood, tmp_path / "set"), rows)
+    tally.add(name, compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
+    assert "hush" not in command.told
+    assert not [key for key in store.keys(mood) if "/.tmp-" in key]
+
+
+@pytest.mark.parametrize("mood", ["cuts", "slow"])
+def test_reading_from_a_store_in_trouble(
+    mood: str, store: Store, world: World, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """A whole set is verified and its map fitted while what is read breaks off, or comes slowly: what comes
+    out is right, or the command fails and says why; a sound shard is never called damaged."""
+    if not store.shards("truth"):
+        for path in sorted(world.truth.iterdir()):
+            store.client.upload_file(str(path), "faults", f"runs/truth/{path.name}")
+    local = [sys.executable, "-m", "contrans_dist"]
+    both = ["--source", world.truth, "--target", world.truth, "--blocks", "1:1", "--protocol", "paper"]
+    wanted = tmp_path / "wanted.safetensors"
+    subprocess.run([*local, "fit", *map(str, both), "--out", str(wanted)], check=True, capture_output=True)
+    codes: list[int] = []
+    for repetition in range(times):
+        made = tmp_path / f"made-{repetition}.safetensors"
+        words = ["fit", "--source", store.place("truth"), "--target", world.truth, "--blocks", "1:1"]
+        words += ["--protocol", "paper", "--out", made] if repetition % 2 == 0 else []
+        if repetition % 2:
+            words = ["status", store.place("truth"), "--verify"]
+        store.proxy.seen = 0
+        command = Command.start([*local, *map(str, words)], tmp_path / "said")
+        until(lambda command=command: command.over or store.proxy.seen > 20, "the store is read")
+        store.proxy.falls(mood)
+        time.sleep(4)
+        store.proxy.mood = "well"
+        codes.append(command.finish())
+        assert codes[-1] == 0, command.told[-3000:]
+        assert "damaged" not in command.told
+        if repetition % 2 == 0:
+            assert _weights(made) == _weights(wanted)
+    tally.add("reads cut" if mood == "cuts" else "reads slow", times=times, again=None, codes=codes)
+
+
+def _weights(path: Path) -> dict[str, bytes]:
+    from safetensors.numpy import load_file
+
+    return {name: array.tobytes() for name, array in load_file(path).items()}
+
+
+def test_driver_killed_on_a_store(
+    store: Store, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """A harvest to a store, killed again and again; its claim there outlives it."""
+    rows = 60 * times + 60
+    name, codes = "killed", list[int]()
+    words = world.command(rows, store.place(name), bench.address, 2)
+    trace.begin()
+    for _ in range(times):
+        there = store.shards(name)
+        command = Command.start(words, tmp_path / "said")
+        until(lambda c=command, there=there: c.over or store.shards(name) >= there + 8, "8 more shards")
+        codes.append(command.end(signal.SIGKILL))
+        command.ended_well(signal.SIGKILL, codes[-1])
+    code = (final := Command.start(words, tmp_path / "said")).finish()
+    compared = world.compared(store.fetch(name, tmp_path / "set"), rows)
+    tally.add("driver killed, on a store", compared, times, trace.again(rows // SHARD), codes)
+    assert code == 0, final.told[-3000:]
+    assert compared.same
+    assert not [key for key in store.keys(name) if "/.claim-" in key]
