@@ -80,7 +80,7 @@ def test_only_some_rooms_import_ray() -> None:
 def test_tests_mirror_the_rooms() -> None:
     tests = Path(__file__).parent
     folders = {path.parent.name for path in tests.glob("*/test_*.py")}
-    assert folders == {*ROOMS, "jobs", "docs"}
+    assert folders == {*ROOMS, "jobs", "docs", "faults"}
 
 
 def test_tasks_and_actors_start_in_one_place() -> None:

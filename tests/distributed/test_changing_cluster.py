@@ -100,6 +100,7 @@ def _refuses() -> None:
     raise UserError("a model with no tokenizer")
 
 
+@pytest.mark.slow
 def test_actors_go_where_the_model_fits_and_the_labels_are(cluster: Cluster, tmp_path: Path) -> None:
     for memory, kind in ((2, "T4"), (4, "A100"), (6, "H100")):
         cluster.add_node(num_cpus=1, memory=memory * 10**9, labels={SMALL: kind})

@@ -33,7 +33,10 @@ N_BLOCKS, D = 6, 32
 WORDS = ["the", "boy", "was", "happy", "sad", "dog", "cat", "tree", "ball"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3_moe"])
+_SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "gemma2", "qwen3_moe")]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma3_text", *_SLOW])
 def test_stages_give_what_transformers_gives(kind: str, tmp_path: Path) -> None:
     """Of six blocks two in the first stage, four in the second; of each stage, no other weights are read."""
     folder = save_tiny(tmp_path / "model", kind, n_blocks=N_BLOCKS)
