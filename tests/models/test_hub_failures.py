@@ -21,6 +21,7 @@ from contrans_dist.models import load_model, model_facts
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.store import patience
 from tests.commands import run
+from tests.inprocess import ray_here
 from tests.tiny import save_tiny
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -117,18 +118,19 @@ def test_harvests_and_evaluations_name_the_commit(
     (tmp_path / "texts.txt").write_text("one text\nanother text of more words\n")
     name, out = "org/model@main", tmp_path / "set"
     asked = ["harvest", "--model", name, "--texts", tmp_path / "texts.txt", "--blocks", "1", "--out", out]
-    assert run(capsys, *asked).code == 0
-    identity = json.loads((out / "manifest.json").read_text())["identity"]
-    assert (identity["model"], identity["weights"]) == (name, f"commit:{_COMMIT}")
-    scored = ["evaluate", "--model", name, "--benchmark", "perplexity", "--data", tmp_path / "texts.txt"]
-    assert run(capsys, *scored, "--out", tmp_path / "scored").code == 0
-    metrics = json.loads((tmp_path / "scored/metrics.json").read_text())
-    assert metrics["identity"]["weights"] == f"commit:{_COMMIT}"
-    assert f"commit:{_COMMIT}" in run(capsys, "inspect", out).out
-    later = "f" * 40
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "another"))
-    hub.headers = {"X-Repo-Commit": later}
-    run(capsys, *asked).refused(f"weights: found 'commit:{_COMMIT}', asked for 'commit:{later}'")
+    with ray_here():  # a process of its own would not know this hub
+        assert run(capsys, *asked).code == 0
+        identity = json.loads((out / "manifest.json").read_text())["identity"]
+        assert (identity["model"], identity["weights"]) == (name, f"commit:{_COMMIT}")
+        scored = ["evaluate", "--model", name, "--benchmark", "perplexity", "--data", tmp_path / "texts.txt"]
+        assert run(capsys, *scored, "--out", tmp_path / "scored").code == 0
+        metrics = json.loads((tmp_path / "scored/metrics.json").read_text())
+        assert metrics["identity"]["weights"] == f"commit:{_COMMIT}"
+        assert f"commit:{_COMMIT}" in run(capsys, "inspect", out).out
+        later = "f" * 40
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "another"))
+        hub.headers = {"X-Repo-Commit": later}
+        run(capsys, *asked).refused(f"weights: found 'commit:{_COMMIT}', asked for 'commit:{later}'")
 
 
 def test_a_hub_that_stays_busy_is_a_failure(hub: Hub, waits: list[float], capsys: Any) -> None:
