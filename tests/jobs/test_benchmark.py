@@ -99,6 +99,7 @@ def test_sides_that_differ_are_told_and_the_exit_code_is_1(
     assert said.count("the two sides differ") == 1
 
 
+@pytest.mark.slow
 def test_without_ray_the_rest_is_measured(tmp_path: Path) -> None:
     """In a process of its own, in which `import ray` fails."""
     path = tmp_path / "figures.json"
