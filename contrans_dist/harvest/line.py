@@ -29,8 +29,13 @@ Blocks = tuple[int, int]
 class RowArrays:
     """Rows of a shard by block, `[n, d]`, in memory."""
 
-    def __init__(self, n: int, d: int) -> None:
-        self.values = np.zeros((n, d), np.float32)
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+
+    @classmethod
+    def empty(cls, n: int, d: int) -> "RowArrays":
+        """Room for so many."""
+        return cls(np.zeros((n, d), np.float32))
 
     def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None:
         self.values[places] = rows
@@ -52,7 +57,7 @@ class StageActor:
         n = sum(len(batch.rows) for batch in batches)
         of_stage = range(self.stage.first, self.stage.last + 1)
         blocks = sorted({k for batch in batches for k in batch.blocks if k in of_stage})
-        return {k: RowArrays(n, self.stage.model.lm.d) for k in blocks}
+        return {k: RowArrays.empty(n, self.stage.model.lm.d) for k in blocks}
 
     def run(
         self, batches: Sequence[Batch], entering: Sequence[NDArray[Any]] | None = None
@@ -79,11 +84,10 @@ class LineActor(StageActor):
         check_dtype(self.stage.model.lm, shard)
         plan = ShardPlan.of(self.stage.model.lm, shard, rows)
         try:
-            values = self._rows(shard, plan.batches)
-            arrays = {k: RowArrays(0, 0) for k in shard.spec.blocks}
-            for k, of_block in values.items():
-                arrays[k].values = of_block
-            report = plan.publish(arrays, str(self.stage.model.device))
+            made = {k: RowArrays(values) for k, values in self._rows(shard, plan.batches).items()}
+            # Where no text of the shard can be run, no stage has rows.
+            rows_of = {k: RowArrays.empty(0, shard.spec.d) for k in shard.spec.blocks} | made
+            report = plan.publish(rows_of, str(self.stage.model.device))
         except LostError:
             os._exit(1)  # a line with a gap makes nothing; the pool starts another
         finally:

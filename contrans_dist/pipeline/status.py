@@ -1,5 +1,6 @@
 """How far a run, a harvest or an evaluation is: from headers and manifests alone."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 from contrans_dist.console import count_of
@@ -58,15 +59,6 @@ def _told(location: Location) -> str | None:
 
 def _state(location: Location) -> str | None:
     """How far a harvest or an evaluation is, what is under way there first."""
-    state = _finished(location)
-    if state == "complete" or (state or "").startswith("complete,"):
-        return state
-    places = [location, *(location / name for name in location.names() if "." not in name)]
-    under_way = [f"{each.stage}: {each}" for place in places for each in running_in(place)]
-    return "; ".join([*under_way, *([state] if state else [])]) or None
-
-
-def _finished(location: Location) -> str | None:
     if (location / schema.MANIFEST).exists():
         rows = ActivationSet.open(location)
         n_shards = len(rows.manifest.shards)
@@ -74,7 +66,16 @@ def _finished(location: Location) -> str | None:
     if (location / METRICS).exists():
         read_metrics(location)
         return "complete"
-    shards = [name for name in location.names() if name.startswith("shard-")]
+    names = location.names()
+    places = [location, *(location / name for name in names if "." not in name)]
+    under_way = [f"{each.stage}: {each}" for place in places for each in running_in(place)]
+    finished = _finished(location, names)
+    return "; ".join([*under_way, *([finished] if finished else [])]) or None
+
+
+def _finished(location: Location, names: Sequence[str]) -> str | None:
+    """What is there of one that is not complete."""
+    shards = [name for name in names if name.startswith("shard-")]
     if shards:
         return f"{count_of(len(shards), 'shard')} finished, not complete: run the same harvest again"
     parts = (location / "parts").names()

@@ -49,7 +49,7 @@ def test_stages_give_what_transformers_gives(kind: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         states = [whole(torch.tensor([text]), output_hidden_states=True).hidden_states for text in ids]
     plan = plan_capture(first.lm, ids, blocks, batch_tokens=40)
-    rows = {k: RowArrays(len(ids), first.lm.d) for k in blocks}
+    rows = {k: RowArrays.empty(len(ids), first.lm.d) for k in blocks}
     stages[1].run(plan.batches, rows, stages[0].run(plan.batches, rows))
     for k in blocks:
         wanted = np.stack([of_text[k + 1][0, -1].numpy() for of_text in states])
@@ -62,7 +62,7 @@ def test_a_stage_takes_a_batch_in_halves_where_memory_ends(tmp_path: Path) -> No
     model = open_streamed(str(folder))
     stage, ids = Stage(model, 0, 1), [[3, 4, 5, 6 + i] for i in range(7)]
     plan = plan_capture(model.lm, ids, [0, 1], batch_tokens=4096)
-    whole, halves = ({k: RowArrays(7, model.lm.d) for k in (0, 1)} for _ in range(2))
+    whole, halves = ({k: RowArrays.empty(7, model.lm.d) for k in (0, 1)} for _ in range(2))
     leaving = stage.run(plan.batches, whole)
 
     def full(_module: object, _args: tuple[Any, ...], named: dict[str, Any]) -> None:
