@@ -8,6 +8,10 @@ class UserError(Exception):
     """Bad input. One line that names the file, line, field or flag and what was expected; exit code 2."""
 
 
+class UnwritableError(UserError):
+    """A place where nothing can be written, or not any more."""
+
+
 class RunError(Exception):
     """A failure while running. One line that names what is missing and how to go on; exit code 1."""
 

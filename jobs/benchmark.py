@@ -24,7 +24,7 @@ from speed.machine import machine
 
 from contrans_dist.models.precision import choice
 
-PARTS = ("harvest", "evaluate", "reduce", "store", "stream", "driver")
+PARTS = ("harvest", "evaluate", "reduce", "store", "stream", "driver", "pipeline")
 
 
 def _options() -> argparse.Namespace:

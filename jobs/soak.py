@@ -1,10 +1,11 @@
-"""A long harvest of very many texts by the smallest model, watched: does anything grow?
+"""A long harvest of very many texts by the smallest model, and a run of fifty concepts: does anything grow?
 
     python jobs/soak.py --texts 1000000 --out /tmp/soak
     python jobs/soak.py --texts 100000 --actors 1 --out /tmp/one --json
 
 Prints texts a second, the driver's memory and open files at each tenth of the way, and the share of the
-actors' time in which their model computed; then makes fifty concept vectors of the rows.
+actors' time in which their model computed; then makes fifty concept vectors of the rows, and runs a recipe
+that moves fifty concepts and scores each.
 """
 
 import argparse
@@ -12,8 +13,11 @@ import json
 import os
 import random
 import shutil
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,12 @@ import psutil
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import read_texts
 from contrans_dist.harvest.driver import harvest
+from contrans_dist.models import load_model
 from contrans_dist.store.activation_set import ActivationSet
 
 CONCEPTS = 50
+_PER_CONCEPT = 20
+_CORPUS = 5000
 _PEOPLE = ("Tom", "Ann", "Bob", "Sue", "Max", "Eve", "Jim", "Amy")
 
 
@@ -42,17 +49,12 @@ def main() -> None:
     options.out.mkdir(parents=True)
     _write(options.out / "texts.jsonl", options.texts)
     table = read_texts(str(options.out / "texts.jsonl"))
-    samples: list[dict[str, float]] = []
-    over = threading.Event()
-    sampling = threading.Thread(target=_sample, args=(samples, options.out / "set", over), daemon=True)
-    sampling.start()
-    began = time.monotonic()
     cluster = ClusterSettings(address="local", actors=options.actors, cpus_per_actor=1)
     capture = CaptureSettings(blocks="3", shard_size=options.shard_size)
-    made = harvest(ModelSettings(id="demo:source"), table, str(options.out / "set"), capture, cluster)
-    over.set()
-    sampling.join()
-    found = _found(made, options, time.monotonic() - began, samples)
+    began = time.monotonic()
+    with _watched(psutil.Process(), options.out / "set") as samples:
+        made = harvest(ModelSettings(id="demo:source"), table, str(options.out / "set"), capture, cluster)
+    found = _found(made, options, time.monotonic() - began, samples) | _run_concepts(options)
     if options.json:
         print(json.dumps(found))
     else:
@@ -68,12 +70,24 @@ def _write(path: Path, count: int) -> None:
             file.write(json.dumps({"text": text, "concept": f"concept {i % CONCEPTS}"}) + "\n")
 
 
-def _sample(samples: list[dict[str, float]], folder: Path, over: threading.Event) -> None:
-    """The driver's memory in MB and its open files, with how far it is, every second."""
-    process = psutil.Process(os.getpid())
-    while not over.wait(1.0):
-        memory = process.memory_info().rss / 1e6
-        samples.append({"done": _done(folder), "memory": memory, "files": process.num_fds()})
+@contextmanager
+def _watched(process: psutil.Process, folder: Path) -> Iterator[list[dict[str, float]]]:
+    """A driver's memory in MB and its open files, with how far it is, every second of the block."""
+    samples, over = list[dict[str, float]](), threading.Event()
+
+    def sample() -> None:
+        while not over.wait(1.0):
+            with suppress(psutil.Error):
+                memory = process.memory_info().rss / 1e6
+                samples.append({"done": _done(folder), "memory": memory, "files": process.num_fds()})
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
 
 
 def _done(folder: Path) -> int:
@@ -106,6 +120,56 @@ def _found(
         "open files at tenths": [int(sample["files"]) for sample in at],
         "vectors": len(vectors),
         "seconds for vectors": round(time.monotonic() - began, 1),
+    }
+
+
+def _words() -> list[str]:
+    """Words that are one token of the target model, whose names the benchmark can tell apart."""
+    tokens = load_model("demo:target", head=False).tokenizer.get_vocab()
+    names = [
+        token[1:] for token in tokens if token.startswith("▁") and len(token) > 3 and token[1:].isalpha()
+    ]
+    return sorted(name for name in names if name.islower())[:CONCEPTS]
+
+
+def _run_concepts(options: argparse.Namespace) -> dict[str, Any]:
+    """`contrans run` of a recipe with fifty concepts, each under every other one's vector as well."""
+    folder, words = options.out, _words()
+    for name, seed in (("contrast", 1), ("scenarios", 2)):
+        rng = random.Random(seed)
+        lines = [
+            {"text": f"{rng.choice(_PEOPLE)} saw {rng.choice(_PEOPLE)} {word} {k}", "concept": word}
+            for word in words for k in range(_PER_CONCEPT)
+        ]  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluation = {"texts": str(folder / "scenarios.jsonl"), "strengths": [0, 1, 2, 3]}
+    recipe = {
+        "name": "fifty-concepts",
+        "source": "demo:source",
+        "target": "demo:target",
+        "corpus": {"texts": str(folder / "corpus.jsonl")},
+        "concepts": {"texts": str(folder / "contrast.jsonl")},
+        "map": {"blocks": "2:2"},
+        "evaluations": {"emotions": evaluation},
+        "cluster": {"actors": options.actors, "cpus_per_actor": 1, "address": "local"},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    lines = (folder / "texts.jsonl").read_text().splitlines(keepends=True)
+    (folder / "corpus.jsonl").write_text("".join(lines[:_CORPUS]))
+    command = [sys.executable, "-m", "contrans_dist", "run", str(folder / "recipe.yaml"), "--out"]
+    began = time.monotonic()
+    with (folder / "said").open("w") as said:
+        process = psutil.Popen([*command, str(folder / "run")], stdout=said, stderr=said)
+        with _watched(process, folder / "run") as samples:
+            failed = process.wait()
+    if failed:
+        raise RuntimeError((folder / "said").read_text()[-2000:])
+    tenths = [samples[len(samples) * i // 10] for i in range(1, 10)]
+    return {
+        "concepts run": len(words),
+        "seconds for the run": round(time.monotonic() - began, 1),
+        "its driver's MB at tenths": [round(sample["memory"]) for sample in tenths],
+        "its open files at tenths": [int(sample["files"]) for sample in tenths],
     }
 
 

@@ -171,15 +171,17 @@ def _cores(cluster: ClusterSettings, gpus: float, nodes: Sequence[Node]) -> floa
 
 def _too_small(size: Replicas, nodes: Sequence[Node]) -> str:
     """Why none of the nodes has room for one actor."""
+    smaller = "--dtype, --quantization or --placement stream need less"
     wanted = {
-        "GPU": (size.gpus, 1, "GPUs"),
-        "CPU": (size.cpus, 1, "cores"),
-        "memory": (size.memory, 1e9, "GB"),
+        "GPU": (size.gpus, 1, "GPUs", "fewer --gpus-per-actor, or 0 to run on the processors"),
+        "CPU": (size.cpus, 1, "cores", "fewer --cpus-per-actor"),
+        "memory": (size.memory, 1e9, "GB of memory", smaller),
     }
-    for name, (each, scale, unit) in wanted.items():
+    for name, (each, scale, unit, instead) in wanted.items():
         most = max((node.has(name) for node in nodes), default=0.0)
         if each > most:
-            return f"no node has {each / scale:.3g} {unit} for one actor; the largest has {most / scale:.3g}"
+            told = f"no node has {each / scale:.3g} {unit} for one actor, the largest has {most / scale:.3g}"
+            return f"{told}: {instead}"
     return "no node has the GPUs, cores and memory of one actor together"
 
 

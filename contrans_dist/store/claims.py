@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field
 from contrans_dist.config import Settings, differing, fingerprint
 from contrans_dist.config.recipe import validated
 from contrans_dist.console import note
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError, UnwritableError, UserError
 from contrans_dist.store.location import Location
 from contrans_dist.store.patience import briefly
 from contrans_dist.store.provenance import now
@@ -95,7 +95,10 @@ class Claim:
 
     def take(self) -> None:
         """Hold the folder. Raises UserError when another is at work there, or nothing can be written."""
-        self.write(holding=False)
+        try:
+            self.write(holding=False)
+        except UnwritableError as error:  # a name of the folder, not of a file that nobody asked for
+            raise UserError(str(error).replace(str(self.location), str(self.folder))) from error
         while rivals := self._rivals():
             name, first = min(rivals.items(), key=lambda rival: (not rival[1].holding, rival[0]))
             if first.holding or name < self.name:
@@ -113,8 +116,8 @@ class Claim:
             rival = _read(self.folder / name)
             if rival is None:
                 continue
-            # By the clock of the disk or store: those of machines may differ.
-            silent = ((mine.mtime_ns or 0) - (info.mtime_ns or 0)) / 1e9
+            # By the clock of the disk or store, which may have been set back: those of machines may differ.
+            silent = abs((mine.mtime_ns or 0) - (info.mtime_ns or 0)) / 1e9
             if rival.dead or (rival.dead is None and silent > LOST_SECONDS):
                 if fingerprint(rival.identity) != fingerprint(self.identity):
                     note(f"{self.folder}: {rival} claimed it and is gone; taken over")
@@ -155,6 +158,7 @@ def claimed(folder: Location, identity: dict[str, Any]) -> Iterator[Claim]:
 
     Raises UserError where a run of another identity is at work, naming it and the fields that differ. A claim
     whose process is dead is removed; one of another machine after `LOST_SECONDS` without a sign of life.
+    Raises RunError for what can no longer be written while the folder is held.
     """
     claim = Claim(folder, identity)
     thread = threading.Thread(target=claim.renew, name="claim", daemon=True)
@@ -162,6 +166,8 @@ def claimed(folder: Location, identity: dict[str, Any]) -> Iterator[Claim]:
         claim.take()
         thread.start()
         yield claim
+    except UnwritableError as error:  # it could be written to when the claim was
+        raise RunError(f"{error}; run the same command again to go on") from error
     finally:
         claim.ended.set()
         if thread.is_alive():

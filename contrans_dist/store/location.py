@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from contrans_dist.config.limits import JSON_BYTES, check_size
 from contrans_dist.console import without_credentials
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UnwritableError, UserError
 from contrans_dist.store import object_stores as stores
 from contrans_dist.store.addresses import above, joined, parse_address, show_address, whole_address
 from contrans_dist.store.json_text import parse_json
@@ -180,7 +180,8 @@ class Location:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self}: cannot be written ({error.strerror}: {error.filename})") from error
+            why = f"{error.strerror}: {error.filename}"
+            raise UnwritableError(f"{self}: cannot be written ({why})") from error
         if os.path.isdir(self.path):
             raise UserError(f"{self}: expected a place for a file, there is a folder")
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from contrans_dist.console import without_credentials
-from contrans_dist.errors import NoAnswerError, PassingError, RunError, UserError
+from contrans_dist.errors import NoAnswerError, PassingError, RunError, UnwritableError, UserError
 
 READ_ALONE = ("hf", "https", "http")
 """Schemes of texts that others have published: opened by fsspec, and never written to."""
@@ -119,14 +119,14 @@ def told(name: str, store: str) -> Iterator[None]:
 
 @contextmanager
 def written(name: str) -> Iterator[None]:
-    """Raise a disk's error while the place `name` is written as UserError for what is not allowed, as
+    """Raise a disk's error while the place `name` is written as UnwritableError for what is not allowed, as
     NoAnswerError for a disk that is full or fails."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         if error.errno in _FORBIDDEN:
-            raise UserError(f"{name}: cannot be written ({reason})") from error
+            raise UnwritableError(f"{name}: cannot be written ({reason})") from error
         if error.errno in _FAILING:
             raise NoAnswerError(
                 f"{name}: cannot be written ({reason}); run the same command again to go on"

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     # At run time only where it is needed: each side is measured in a process that imports little.
     from speed.common import Bench, Row
 
@@ -160,7 +162,9 @@ def _large(bench: "Bench") -> Iterator["Row"]:
     yield row("nf4", lambda: capture_ids(small, ids, batch_tokens=16_384), False)
 
 
-def write_checkpoint(folder: Path, nbytes: int, width: Width | None = None) -> int:
+def write_checkpoint(
+    folder: Path, nbytes: int, width: Width | None = None, dtype: "torch.dtype | None" = None
+) -> int:
     """A random Llama of about so many bytes, in files of a block each; how many bytes the files have."""
     import torch
     from safetensors.torch import save_file
@@ -168,7 +172,9 @@ def write_checkpoint(folder: Path, nbytes: int, width: Width | None = None) -> i
 
     width = width or Width()
     d = width.d
-    n = max(2, round((nbytes - 2 * VOCABULARY * d) / width.block_bytes))
+    dtype = dtype or torch.bfloat16
+    wider = dtype.itemsize // 2
+    n = max(2, round((nbytes - 2 * wider * VOCABULARY * d) / (wider * width.block_bytes)))
     config = LlamaConfig(
         hidden_size=d,
         intermediate_size=width.feed_forward,
@@ -177,7 +183,7 @@ def write_checkpoint(folder: Path, nbytes: int, width: Width | None = None) -> i
         num_key_value_heads=width.kv_heads,
         vocab_size=VOCABULARY,
         tie_word_embeddings=True,
-        dtype="bfloat16",
+        dtype=str(dtype).removeprefix("torch."),
         architectures=["LlamaForCausalLM"],
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +191,7 @@ def write_checkpoint(folder: Path, nbytes: int, width: Width | None = None) -> i
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+        return (torch.randn(shape, generator=generator) * 0.02).to(dtype)
 
     where: dict[str, str] = {}
 
@@ -200,10 +206,10 @@ def write_checkpoint(folder: Path, nbytes: int, width: Width | None = None) -> i
     norms = ("input_layernorm", "post_attention_layernorm")
     for k in range(n):
         tensors = {f"model.layers.{k}.{name}.weight": random(*shape) for name, shape in shapes.items()}
-        tensors |= {f"model.layers.{k}.{name}.weight": torch.ones(d, dtype=torch.bfloat16) for name in norms}
+        tensors |= {f"model.layers.{k}.{name}.weight": torch.ones(d, dtype=dtype) for name in norms}
         write(f"model-{k:05d}.safetensors", tensors)
     ends = {"model.embed_tokens.weight": random(VOCABULARY, d)}
-    ends["model.norm.weight"] = torch.ones(d, dtype=torch.bfloat16)
+    ends["model.norm.weight"] = torch.ones(d, dtype=dtype)
     write(f"model-{n:05d}.safetensors", ends)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     index = {"metadata": {"total_size": total}, "weight_map": where}

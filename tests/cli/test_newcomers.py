@@ -65,7 +65,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["harvst"], "no command 'harvst'; did you mean harvest?"),
     (["report", "{folder}"], "nothing to report; expected a run folder"),
     (["status", "{folder}"], "expected a harvest, an evaluation or a run"),
-    ([*HARVEST[:3], "--texts", "{texts}", "--out", "{texts}/x"], "cannot be written"),
+    ([*HARVEST[:3], "--texts", "{texts}", "--out", "{texts}/x"], "texts.jsonl/x: cannot be written"),
 ]  # fmt: skip
 
 

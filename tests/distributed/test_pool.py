@@ -420,7 +420,9 @@ class TestReplicas:
         self.nodes(monkeypatch, {"GPU": 3, "CPU": 32}, {"GPU": 3, "CPU": 32}, {"CPU": 8})
         assert replicas(ClusterSettings(gpus_per_actor=2)) == Replicas(2, 2, 32)
         assert replicas(ClusterSettings()).actors == 6
-        with pytest.raises(UserError, match="4 GPUs"):
+        with pytest.raises(
+            UserError, match="4 GPUs for one actor, the largest has 3: fewer --gpus-per-actor"
+        ):
             replicas(ClusterSettings(gpus_per_actor=4))
 
     def test_cores_are_shared_out(self, monkeypatch: pytest.MonkeyPatch) -> None:

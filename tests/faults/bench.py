@@ -94,8 +94,8 @@ class Command:
 class Bench:
     """A head that lends no core, and nodes that lend one each."""
 
-    def __init__(self, nodes: int = 2) -> None:
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _NOTICED}
+    def __init__(self, nodes: int = 2, **system: float) -> None:
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": {**_NOTICED, **system}}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.wanted, self.nodes = nodes, list[Any]()
         self.mend()

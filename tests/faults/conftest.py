@@ -1,8 +1,10 @@
 """The cluster, the texts and the tally that the tests of faults share."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -18,6 +20,18 @@ _LONGEST = 150
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TALLY] = Tally()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes hands on what it has counted."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["faults"] = json.dumps(session.config.stash[_TALLY].content)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    counted = json.loads(getattr(node, "workeroutput", {}).get("faults", "{}"))
+    node.config.stash[_TALLY].take_in(counted)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -54,6 +68,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
         root = str(Path(__file__).resolve().parents[2])
         patch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # each command would compile the program again
         yield Trace(folder)
 
 

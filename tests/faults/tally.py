@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.faults.world import Compared
 
@@ -55,6 +56,18 @@ class Tally:
             tried.lost += compared.lost
             tried.doubled += compared.doubled
             tried.other += compared.other
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {fault: {**vars(tried), "codes": dict(tried.codes)} for fault, tried in self.faults.items()}
+
+    def take_in(self, content: dict[str, Any]) -> None:
+        """What another process has counted, of other faults or of the same."""
+        for fault, tried in content.items():
+            codes = [int(code) for code, count in tried["codes"].items() for _ in range(count)]
+            compared = Compared(tried["rows"], tried["lost"], tried["doubled"], tried["other"])
+            self.add(fault, compared, tried["times"], tried["again"], codes)
 
     def table(self) -> str:
         """In Markdown."""

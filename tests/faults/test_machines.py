@@ -11,7 +11,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 from tests.faults.bench import Bench, Command, Trace, until
 from tests.faults.tally import Tally
@@ -59,6 +61,50 @@ def test_out_of_memory(
     assert code == 0, command.told[-3000:]
     assert compared.same
     assert command.told.count("an actor was lost at ") == times
+
+
+_MARGIN = 4 << 30
+"""Bytes between what is used of this machine's memory and what Ray grants."""
+_EATER = "import sys, time; held = b'x' * int(sys.argv[1]); time.sleep(600)"
+
+
+@pytest.fixture
+def watchful(trace: Trace) -> Iterator[Bench]:
+    """A cluster whose nodes end workers where `_MARGIN` more is used of this machine's memory than now."""
+    memory = psutil.virtual_memory()
+    if memory.available < 2 * _MARGIN:
+        pytest.skip(f"takes {2 * _MARGIN >> 30} GB of memory, {memory.available >> 30} GB are free")
+    threshold = (memory.total - memory.available + _MARGIN) / memory.total
+    ray.shutdown()
+    bench = Bench(memory_usage_threshold=threshold, memory_monitor_refresh_ms=100)
+    yield bench
+    bench.cluster.shutdown()
+
+
+def test_rays_memory_monitor(
+    watchful: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """A stranger eats the machine's memory, again and again: Ray ends actors before the kernel does."""
+    rows = 100 * times + 60
+    out, draw = tmp_path / "set", random.Random(11)
+    words = world.command(rows, out, watchful.address, 2)
+    trace.begin()
+    command = Command.start(words, tmp_path / "said")
+    for _ in range(times):
+        command.wait_for(out, len(shard_files(out)) + draw.randint(5, 20))
+        assert not command.over, command.told[-3000:]
+        poor = watchful.working()
+        eater = subprocess.Popen([sys.executable, "-c", _EATER, str(_MARGIN + (1 << 30))])
+        try:
+            until(lambda poor=poor: command.over or not poor.is_running(), "Ray ends it")
+        finally:
+            eater.kill()
+            eater.wait()
+    code = command.finish()
+    compared = world.compared(out, rows)
+    tally.add("out of memory (ended by Ray)", compared, times, trace.again(rows // SHARD), [code])
+    assert code == 0, command.told[-3000:]
+    assert compared.same
 
 
 @pytest.fixture
