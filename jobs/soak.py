@@ -142,7 +142,7 @@ def _run_concepts(options: argparse.Namespace) -> dict[str, Any]:
             for word in words for k in range(_PER_CONCEPT)
         ]  # fmt: skip
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    evaluation = {"texts": str(folder / "scenarios.jsonl"), "strengths": [0, 1, 2, 3]}
+    evaluation = {"texts": str(folder / "scenarios.jsonl"), "strengths": [0, 1, 2, 3], "per_concept": 10}
     recipe = {
         "name": "fifty-concepts",
         "source": "demo:source",

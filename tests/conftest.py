@@ -1,6 +1,7 @@
 """Fixtures that several rooms' tests share."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 # Two test files run side by side: each keeps to one core, and so do the processes it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else every command and actor that they start would compile the program again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -67,11 +67,11 @@ def rows(bench: "Bench") -> Iterator["Row"]:
 
 def compare(folder: Path, gigabytes: float, limit: float, texts: int, rate: float | None) -> dict[str, Any]:
     """Both ways on new nodes, one after the other: seconds, bytes read from the disk, worst deviation."""
-    copies = [folder / name for name in ("model", "second", "third")]
+    model, copies = folder / "model", [folder / f"copy-{place}" for place in range(NODES)]
     width = _WIDTH if gigabytes else TINY
-    size = write_checkpoint(copies[0], int(gigabytes * 1e9), width, torch.float32)
-    for copy in copies[1:]:
-        shutil.copytree(copies[0], copy)
+    size = write_checkpoint(model, int(gigabytes * 1e9), width, torch.float32)
+    for copy in copies:
+        shutil.copytree(model, copy)
     (folder / "texts.jsonl").write_text("".join(_lines(texts)))
     found = {way: _run(way, folder, copies, int(limit * 1e9), rate) for way in ("stream", "pipeline")}
     swept, lined = (_rows(folder / way) for way in found)
@@ -97,7 +97,8 @@ def _rows(folder: Path) -> Any:
 
 def _run(way: str, folder: Path, copies: list[Path], limit: int, rate: float | None) -> dict[str, float]:
     """`contrans harvest` on a cluster of nodes that have read nothing yet."""
-    for copy in copies:
+    model = folder / "model"  # what the command sees; each node has its copy in that place
+    for copy in (model, *copies):
         forget_cached(copy)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="line-", dir="/tmp")))
@@ -112,12 +113,10 @@ def _run(way: str, folder: Path, copies: list[Path], limit: int, rate: float | N
             f"--temp-dir={scratch}",
         ]
         stack.enter_context(_node(scratch, head))
-        nodes = [
-            stack.enter_context(_limited(scratch, address, copy, copies[0], limit, rate)) for copy in copies
-        ]
+        nodes = [stack.enter_context(_limited(scratch, address, copy, model, limit, rate)) for copy in copies]
         read = stack.enter_context(_reading(nodes))
         words = [
-            *("harvest", "--model", str(copies[0]), "--texts", str(folder / "texts.jsonl")),
+            *("harvest", "--model", str(model), "--texts", str(folder / "texts.jsonl")),
             *(
                 "--out",
                 str(folder / way),

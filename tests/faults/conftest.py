@@ -68,7 +68,6 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
         root = str(Path(__file__).resolve().parents[2])
         patch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # each command would compile the program again
         yield Trace(folder)
 
 
