@@ -11,6 +11,7 @@ import ray
 
 from tests.faults.bench import PACE, Bench, Trace
 from tests.faults.tally import Tally
+from tests.faults.trial import Trial
 from tests.faults.world import World
 
 _TALLY = pytest.StashKey[Tally]()
@@ -74,6 +75,13 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory, times: int, trace: Trace) -> World:
     return World.make(tmp_path_factory.mktemp("world"), _LONGEST * (times + 2))
+
+
+@pytest.fixture
+def trial(world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path) -> Trial:
+    """A harvest of its own, of which passes are counted from now on."""
+    trace.begin()
+    return Trial(world, trace, tally, times, tmp_path / "set", tmp_path / "said")
 
 
 @pytest.fixture(scope="session")

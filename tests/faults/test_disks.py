@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import Bench, Command, Trace
-from tests.faults.tally import Tally
-from tests.faults.world import SHARD, World
+from tests.faults.bench import Bench
+from tests.faults.trial import Trial
+from tests.faults.world import SHARD
 from tests.harvests import shard_files
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
@@ -45,16 +45,13 @@ def _fill(disk: Path, left: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("freed", ["before the next run", "while it runs"])
-def test_disk_full(
-    freed: str, disk: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_disk_full(freed: str, disk: Path, bench: Bench, trial: Trial) -> None:
     """It fills up in the middle of a harvest, which ends with one line or sits it out."""
-    rows = 60 * times + 60
-    out, codes = disk / "set", list[int]()
-    words = world.command(rows, out, bench.address, 2)
-    trace.begin()
-    for _ in range(times):
-        command = Command.start(words, tmp_path / "said")
+    trial.out = out = disk / "set"
+    rows, codes = 60 * trial.times + 60, list[int]()
+    words = trial.command(rows, bench.address)
+    for _ in range(trial.times):
+        command = trial.start(words)
         command.wait_for(out, len(shard_files(out)) + 8)
         assert not command.over, command.told[-3000:]
         filler = _fill(disk)
@@ -67,27 +64,19 @@ def test_disk_full(
         if codes[-1]:
             assert "No space left on device" in command.last
             assert "run the same command again" in command.last
-        assert world.compared(out, rows).other == 0
-    code = (final := Command.start(words, tmp_path / "said")).finish()
-    compared = world.compared(out, rows)
-    again = trace.again(rows // SHARD)
-    tally.add(f"disk full, freed {freed}", compared, times, again, codes)
-    assert code == 0, final.told[-3000:]
+        assert trial.whole(rows)
+    trial.ends(f"disk full, freed {freed}", rows, trial.start(words), codes)
     # Three shards that cannot be written show that none can: before, each was computed three times.
-    assert again <= 10 * times
-    assert compared.same
+    assert trial.trace.again(rows // SHARD) <= 10 * trial.times
 
 
-def test_disk_read_only(
-    disk: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_disk_read_only(disk: Path, bench: Bench, trial: Trial) -> None:
     """As a kernel makes it that finds an error on it: the harvest ends with one line, and goes on later."""
-    rows = 60 * times + 60
-    out, codes = disk / "set", list[int]()
-    words = world.command(rows, out, bench.address, 2)
-    trace.begin()
-    for _ in range(times):
-        command = Command.start(words, tmp_path / "said")
+    trial.out = out = disk / "set"
+    rows, codes = 60 * trial.times + 60, list[int]()
+    words = trial.command(rows, bench.address)
+    for _ in range(trial.times):
+        command = trial.start(words)
         command.wait_for(out, len(shard_files(out)) + 8)
         end = time.monotonic() + 60
         while not _mount("-o", "remount,ro", disk.parent / "behind"):  # not while a file is being written
@@ -96,27 +85,19 @@ def test_disk_read_only(
         assert _mount("-o", "remount,rw", disk.parent / "behind")
         assert codes[-1] == 1, command.told[-3000:]
         assert "cannot be written (Read-only file system); run the same command again" in command.last
-        assert world.compared(out, rows).other == 0
-    code = (final := Command.start(words, tmp_path / "said")).finish()
-    compared = world.compared(out, rows)
-    tally.add("disk read-only for a while", compared, times, trace.again(rows // SHARD), codes)
-    assert code == 0, final.told[-3000:]
-    assert compared.same
+        assert trial.whole(rows)
+    trial.ends("disk read-only for a while", rows, trial.start(words), codes)
 
 
 @pytest.mark.parametrize("seconds", [1, 60])
-def test_disk_gone(
-    seconds: int, disk: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+def test_disk_gone(seconds: int, disk: Path, bench: Bench, trial: Trial) -> None:
     """Unmounted under a harvest, for a second or until that ends: an empty folder stands in its place. A run
     that says that it is done must have all its rows on the disk."""
-    rows = 40 * times + 40
-    out, codes = disk / "set", list[int]()
-    words = world.command(rows, out, bench.address, 2)
-    trace.begin()
-    for _ in range(times):
-        command = Command.start(words, tmp_path / "said")
+    trial.out = out = disk / "set"
+    rows, codes = 40 * trial.times + 40, list[int]()
+    words = trial.command(rows, bench.address)
+    for _ in range(trial.times):
+        command = trial.start(words)
         command.wait_for(out, len(shard_files(out)) + 8)
         assert not command.over, command.told[-3000:]
         subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -129,11 +110,7 @@ def test_disk_gone(
         gone = "this run's claim on the folder is gone: its disk is not there"
         assert gone in command.last or "shards are not as they were written" in command.last
         assert "run the same command again" in command.last
-        assert world.compared(out, rows).other == 0
+        assert trial.whole(rows)
         assert not (out / "manifest.json").exists()
-    code = (final := Command.start(words, tmp_path / "said")).finish()
-    compared = world.compared(out, rows)
     name = "disk gone for a second" if seconds == 1 else "disk gone until the run ends"
-    tally.add(name, compared, times, trace.again(rows // SHARD), codes)
-    assert code == 0, final.told[-3000:]
-    assert compared.same
+    trial.ends(name, rows, trial.start(words), codes)

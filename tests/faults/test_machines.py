@@ -17,6 +17,7 @@ import ray
 
 from tests.faults.bench import Bench, Command, Trace, until
 from tests.faults.tally import Tally
+from tests.faults.trial import Trial
 from tests.faults.world import KILLS, SHARD, SPOILS, World, read_set
 from tests.harvests import shard_files
 
@@ -38,16 +39,12 @@ def no_memory() -> Iterator[Path]:
         group.rmdir()
 
 
-def test_out_of_memory(
-    no_memory: Path, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_out_of_memory(no_memory: Path, bench: Bench, trial: Trial) -> None:
     """The kernel kills an actor for want of memory, again and again."""
-    rows = 100 * times + 60
-    out, draw, hungry = tmp_path / "set", random.Random(7), trace.folder / "hungry"
-    words = world.command(rows, out, bench.address, 2)
-    trace.begin()
-    command = Command.start(words, tmp_path / "said")
-    for _ in range(times):
+    rows, out, draw = 100 * trial.times + 60, trial.out, random.Random(7)
+    hungry = trial.trace.folder / "hungry"
+    command = trial.start(trial.command(rows, bench.address))
+    for _ in range(trial.times):
         command.wait_for(out, len(shard_files(out)) + draw.randint(5, 20))
         assert not command.over, command.told[-3000:]
         poor = bench.working()
@@ -55,12 +52,8 @@ def test_out_of_memory(
         hungry.touch()
         until(lambda poor=poor: command.over or not poor.is_running(), "the kernel kills it")
         hungry.unlink()
-    code = command.finish()
-    compared = world.compared(out, rows)
-    tally.add("out of memory (killed by the kernel)", compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
-    assert command.told.count("an actor was lost at ") == times
+    trial.ends("out of memory (killed by the kernel)", rows, command)
+    assert command.told.count("an actor was lost at ") == trial.times
 
 
 _MARGIN = 4 << 30
@@ -81,16 +74,11 @@ def watchful(trace: Trace) -> Iterator[Bench]:
     bench.cluster.shutdown()
 
 
-def test_rays_memory_monitor(
-    watchful: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_rays_memory_monitor(watchful: Bench, trial: Trial) -> None:
     """A stranger eats the machine's memory, again and again: Ray ends actors before the kernel does."""
-    rows = 100 * times + 60
-    out, draw = tmp_path / "set", random.Random(11)
-    words = world.command(rows, out, watchful.address, 2)
-    trace.begin()
-    command = Command.start(words, tmp_path / "said")
-    for _ in range(times):
+    rows, out, draw = 100 * trial.times + 60, trial.out, random.Random(11)
+    command = trial.start(trial.command(rows, watchful.address))
+    for _ in range(trial.times):
         command.wait_for(out, len(shard_files(out)) + draw.randint(5, 20))
         assert not command.over, command.told[-3000:]
         poor = watchful.working()
@@ -100,11 +88,7 @@ def test_rays_memory_monitor(
         finally:
             eater.kill()
             eater.wait()
-    code = command.finish()
-    compared = world.compared(out, rows)
-    tally.add("out of memory (ended by Ray)", compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
+    trial.ends("out of memory (ended by Ray)", rows, command)
 
 
 @pytest.fixture
@@ -119,24 +103,17 @@ def clock(tmp_path: Path) -> dict[str, str]:
     return {"LD_PRELOAD": str(library), "FAULTS_CLOCK": str(tmp_path / "clock")}
 
 
-def test_clock_jumps(
-    clock: dict[str, str], world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_clock_jumps(clock: dict[str, str], trial: Trial) -> None:
     """The time of day that driver and actors are told jumps forth and back, by up to days."""
-    rows, draw, out = 60 * times + 60, random.Random(9), tmp_path / "set"
-    trace.begin()
+    rows, draw, out = 60 * trial.times + 60, random.Random(9), trial.out
     # A Ray of its own, so that its actors have this clock too.
-    command = Command.start(world.command(rows, out, "local", 2), tmp_path / "said", **clock)
-    for _ in range(times):
+    command = trial.start(trial.command(rows, "local"), **clock)
+    for _ in range(trial.times):
         command.wait_for(out, len(shard_files(out)) + 8)
         assert not command.over, command.told[-3000:]
         off = draw.choice([-1, 1]) * draw.choice([1, 400, 7200, 200_000])
         Path(clock["FAULTS_CLOCK"]).write_text(str(off))
-    code = command.finish()
-    compared = world.compared(out, rows)
-    tally.add("clock jumps by a second to days", compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
+    trial.ends("clock jumps by a second to days", rows, command)
 
 
 def _poisoned(world: World, rows: int, word: str, places: list[int], folder: Path) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import Command, Trace, until
+from tests.faults.bench import Trace, until
 from tests.faults.networks import Network
 from tests.faults.tally import Tally
+from tests.faults.trial import Trial
 from tests.faults.world import SHARD, World
 from tests.harvests import shard_files
 from tests.heads import ray_head
@@ -24,17 +25,12 @@ def network(trace: Trace) -> Iterator[Network]:
     network.close()
 
 
-def test_node_partitioned(
-    network: Network, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_node_partitioned(network: Network, trial: Trial) -> None:
     """Cut off for a second, which is nothing; and until it is given up, while its actor works on, unheard, on
     the same disk; then back, and started anew."""
-    rows = 150 * times + 60
-    out = tmp_path / "set"
-    trace.begin()
-    words = world.command(rows, out, network.address, 2)
-    command = Command.start(words, tmp_path / "said", network.inside(0), **network.environment)
-    for repetition in range(times):
+    rows, out = 150 * trial.times + 60, trial.out
+    command = trial.start(trial.command(rows, network.address), *network.inside(0), **network.environment)
+    for repetition in range(trial.times):
         place = 1 + repetition % 2
         until(lambda: command.over or (network.actors(1) and network.actors(2)), "two actors")
         command.wait_for(out, len(shard_files(out)) + 10)
@@ -62,11 +58,7 @@ def test_node_partitioned(
         for other in others:
             if other.is_running():  # it was not taken to hang in the meantime
                 other.resume()
-    code = command.finish()
-    compared = world.compared(out, rows)
-    tally.add("node cut off, and back", compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
+    trial.ends("node cut off, and back", rows, command)
 
 
 def test_head_lost(world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.bench import Bench, Command, Trace, until
 from tests.faults.tally import Tally
+from tests.faults.trial import Trial
 from tests.faults.world import SHARD, World
 from tests.harvests import shard_files, stamps
 
@@ -21,89 +22,59 @@ _NAMES = {
 
 
 @pytest.mark.parametrize("number", _NAMES)
-def test_driver_ended(
-    number: signal.Signals, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_driver_ended(number: signal.Signals, bench: Bench, trial: Trial) -> None:
     """Ended again and again, at its start or in the middle of its work, and run again until it is done."""
-    rows = 60 * times + 60
-    out, said, codes, draw = tmp_path / "set", tmp_path / "said", [], random.Random(int(number))
-    words = world.command(rows, out, bench.address, 2)
-    trace.begin()
-    for repetition in range(times):
+    rows, out = 60 * trial.times + 60, trial.out
+    codes, draw = list[int](), random.Random(int(number))
+    words = trial.command(rows, bench.address)
+    for repetition in range(trial.times):
         before = stamps(out)
-        command = Command.start(words, said)
+        command = trial.start(words)
         if repetition % 4 == 3:
             time.sleep(draw.uniform(3, 9))
         else:
             command.wait_for(out, len(before) + draw.randint(1, 12))
         codes.append(command.end(number))
         command.ended_well(number, codes[-1])
-        assert world.compared(out, rows).other == 0
+        assert trial.whole(rows)
         assert before.items() <= stamps(out).items()  # what was there is not made again
     before = stamps(out)
-    assert (final := Command.start(words, said)).finish() == 0, final.told[-3000:]
+    trial.ends(_NAMES[number], rows, trial.start(words), codes)
     assert before.items() <= stamps(out).items()
-    compared = world.compared(out, rows)
-    tally.add(_NAMES[number], compared, times, trace.again(rows // SHARD), codes)
-    assert compared.same
     assert not [path for path in out.iterdir() if path.name.startswith(".claim")]
 
 
-def test_actors_killed(
-    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_actors_killed(bench: Bench, trial: Trial) -> None:
     """One harvest, in which the actor that has worked most is killed again and again."""
-    rows = 100 * times + 40
-    out, draw = tmp_path / "set", random.Random(1)
-    words = world.command(rows, out, bench.address, 2)
-    trace.begin()
-    command = Command.start(words, tmp_path / "said")
-    for _ in range(times):
+    rows, out, draw = 100 * trial.times + 40, trial.out, random.Random(1)
+    command = trial.start(trial.command(rows, bench.address))
+    for _ in range(trial.times):
         command.wait_for(out, len(shard_files(out)) + draw.randint(5, 25))
         assert not command.over, command.told[-3000:]
         bench.working().kill()
-    code = command.finish()
-    compared = world.compared(out, rows)
-    tally.add("actor killed", compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
-    assert command.told.count("an actor was lost at ") == times
+    trial.ends("actor killed", rows, command)
+    assert command.told.count("an actor was lost at ") == trial.times
 
 
 @pytest.mark.parametrize("raylet_alone", [False, True])
-def test_nodes_lost(
-    raylet_alone: bool, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_nodes_lost(raylet_alone: bool, bench: Bench, trial: Trial) -> None:
     """One harvest, in which a node is lost and another joins, again and again."""
-    rows = 100 * times + 40
-    out, draw = tmp_path / "set", random.Random(2)
-    words = world.command(rows, out, bench.address, 2)
-    trace.begin()
-    command = Command.start(words, tmp_path / "said")
-    for _ in range(times):
+    rows, out, draw = 100 * trial.times + 40, trial.out, random.Random(2)
+    command = trial.start(trial.command(rows, bench.address))
+    for _ in range(trial.times):
         command.wait_for(out, len(shard_files(out)) + draw.randint(5, 25))
         assert not command.over, command.told[-3000:]
         bench.lose(0, raylet_alone)
         bench.nodes.append(bench.add())
-    code = command.finish()
-    compared = world.compared(out, rows)
-    name = "raylet killed" if raylet_alone else "node lost, another joins"
-    tally.add(name, compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
+    trial.ends("raylet killed" if raylet_alone else "node lost, another joins", rows, command)
 
 
-def test_nodes_that_join_later(
-    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_nodes_that_join_later(bench: Bench, trial: Trial) -> None:
     """A harvest that asks for three actors, of which one node holds one; two nodes join, and leave again."""
-    rows = 60 * times + 60
-    out = tmp_path / "set"
+    rows, out = 60 * trial.times + 60, trial.out
     bench.lose(0)
-    words = world.command(rows, out, bench.address, 3)
-    trace.begin()
-    command = Command.start(words, tmp_path / "said")
-    for _ in range(times):
+    command = trial.start(trial.command(rows, bench.address, 3))
+    for _ in range(trial.times):
         command.wait_for(out, len(shard_files(out)) + 5)
         only = bench.working()
         only.suspend()  # or it might have done all the work by then
@@ -115,11 +86,7 @@ def test_nodes_that_join_later(
         bench.lose(2)
         bench.lose(1)
     bench.nodes.append(bench.add())
-    code = command.finish()
-    compared = world.compared(out, rows)
-    tally.add("two nodes join, and leave", compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
+    trial.ends("two nodes join, and leave", rows, command)
 
 
 _IMPATIENT = """
@@ -133,28 +100,20 @@ main()
 """
 
 
-def test_actors_that_hang(
-    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_actors_that_hang(bench: Bench, trial: Trial) -> None:
     """An actor's process is stopped, again and again; it is waited for 5 seconds here, not 60."""
-    rows = 100 * times + 60
-    out, draw = tmp_path / "set", random.Random(3)
-    words = world.command(rows, out, bench.address, 2)
+    rows, out, draw = 100 * trial.times + 60, trial.out, random.Random(3)
+    words = trial.command(rows, bench.address)
     words[1:3] = ["-c", _IMPATIENT]
-    trace.begin()
-    command = Command.start(words, tmp_path / "said")
-    for _ in range(times):
+    command = trial.start(words)
+    for _ in range(trial.times):
         command.wait_for(out, len(shard_files(out)) + draw.randint(10, 25))
         assert not command.over, command.told[-3000:]
         stopped = bench.working()
         stopped.suspend()
         until(lambda actor=stopped: command.over or not actor.is_running(), "the actor that hangs is ended")
-    code = command.finish()
-    compared = world.compared(out, rows)
-    tally.add("actor stopped (hangs)", compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
-    assert command.told.count("another actor gets it as well") >= times
+    trial.ends("actor stopped (hangs)", rows, command)
+    assert command.told.count("another actor gets it as well") >= trial.times
 
 
 def test_two_at_once(

@@ -12,9 +12,10 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from tests.faults.bench import Bench, Command, Trace, until
+from tests.faults.bench import Bench, Command, until
 from tests.faults.tally import Tally
-from tests.faults.world import SHARD, World
+from tests.faults.trial import Trial
+from tests.faults.world import World
 from tests.troubled import Troubled
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
@@ -74,17 +75,12 @@ _TROUBLES = {
 
 
 @pytest.mark.parametrize("mood", _TROUBLES)
-def test_harvest_to_a_store_in_trouble(
-    mood: str, store: Store, bench: Bench, world: World, trace: Trace, tally: Tally, times: int,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+def test_harvest_to_a_store_in_trouble(mood: str, store: Store, bench: Bench, trial: Trial) -> None:
     """One harvest; the store falls into trouble again and again, and out of it after seconds."""
-    rows = 60 * times + 60
+    rows = 60 * trial.times + 60
     name, seconds = _TROUBLES[mood]
-    trace.begin()
-    words = world.command(rows, store.place(mood), bench.address, 2)
-    command = Command.start(words, tmp_path / "said")
-    for _ in range(times):
+    command = trial.start(trial.world.command(rows, store.place(mood), bench.address, 2))
+    for _ in range(trial.times):
         there = store.shards(mood)
         until(lambda there=there: command.over or store.shards(mood) >= there + 8, "8 more shards")
         assert not command.over, command.told[-3000:]
@@ -92,11 +88,7 @@ def test_harvest_to_a_store_in_trouble(
         time.sleep(seconds)
         store.proxy.mood = "well"
         assert store.proxy.seen  # somebody met it
-    code = command.finish()
-    compared = world.compared(store.fetch(mood, tmp_path / "set"), rows)
-    tally.add(name, compared, times, trace.again(rows // SHARD), [code])
-    assert code == 0, command.told[-3000:]
-    assert compared.same
+    trial.ends(name, rows, command, fetch=lambda: store.fetch(mood, trial.out))
     assert "hush" not in command.told
     assert not [key for key in store.keys(mood) if "/.tmp-" in key]
 
@@ -141,23 +133,17 @@ def _weights(path: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in load_file(path).items()}
 
 
-def test_driver_killed_on_a_store(
-    store: Store, bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
+def test_driver_killed_on_a_store(store: Store, bench: Bench, trial: Trial) -> None:
     """A harvest to a store, killed again and again; its claim there outlives it."""
-    rows = 60 * times + 60
+    rows = 60 * trial.times + 60
     name, codes = "killed", list[int]()
-    words = world.command(rows, store.place(name), bench.address, 2)
-    trace.begin()
-    for _ in range(times):
+    words = trial.world.command(rows, store.place(name), bench.address, 2)
+    for _ in range(trial.times):
         there = store.shards(name)
-        command = Command.start(words, tmp_path / "said")
+        command = trial.start(words)
         until(lambda c=command, there=there: c.over or store.shards(name) >= there + 8, "8 more shards")
         codes.append(command.end(signal.SIGKILL))
         command.ended_well(signal.SIGKILL, codes[-1])
-    code = (final := Command.start(words, tmp_path / "said")).finish()
-    compared = world.compared(store.fetch(name, tmp_path / "set"), rows)
-    tally.add("driver killed, on a store", compared, times, trace.again(rows // SHARD), codes)
-    assert code == 0, final.told[-3000:]
-    assert compared.same
+    final = trial.start(words)
+    trial.ends("driver killed, on a store", rows, final, codes, fetch=lambda: store.fetch(name, trial.out))
     assert not [key for key in store.keys(name) if "/.claim-" in key]
