@@ -80,7 +80,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = shown(title), total, unit
-        self.done = 0
+        self.done = self.tokens = self.failed = 0
         self._parts = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Bar | None = None
@@ -129,7 +129,8 @@ class Progress:
         with self._lock:
             self.done += items
             if self._bar:
-                self._bar.update(self._task, advance=items, rate=per_second(self._rate(), self.unit))
+                rates = [per_second(self._rate, self.unit), *self._besides]
+                self._bar.update(self._task, advance=items, rate=", ".join(rates))
             elif self.done >= self.total:
                 self._say()
             else:
@@ -139,8 +140,17 @@ class Progress:
         """One line that does not tear the bar."""
         (self._bar.console if self._bar else console).print(shown(message), markup=False, soft_wrap=True)
 
+    @property
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
+
+    @property
     def _rate(self) -> float:
-        return self.done / max(time.monotonic() - self._started, 1e-9)
+        return self.done / self._seconds
+
+    @property
+    def _besides(self) -> list[str]:
+        return besides(self.tokens / self._seconds, self.failed)
 
     def _keep_telling(self) -> None:
         while not self._over.wait(_SECONDS_BETWEEN_LINES / 5):
@@ -153,10 +163,22 @@ class Progress:
 
     def _say(self) -> None:
         self._last_line = time.monotonic()
-        line, rate = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}", self._rate()
-        left = (self.total - self.done) / rate if rate else 0.0
-        line += f", {per_second(rate)}" if rate else f", {time_words(self._last_line - self._started)} so far"
-        print(line + (f", {time_words(left)} left" if left >= 1 else ""), file=sys.stderr, flush=True)
+        line, rate = [f"{self.title}: {self.done:,} of {self.total:,} {self.unit}"], self._rate
+        line += [per_second(rate)] if rate else [f"{time_words(self._seconds)} so far"]
+        line += [*self._besides, *time_left(self.total - self.done, rate)]
+        print(", ".join(line), file=sys.stderr, flush=True)
+
+
+def besides(tokens: float, failed: int) -> list[str]:
+    """What is said beside how far a stage is: tokens a second, and what failed for good; nothing of none."""
+    said = [per_second(tokens, "tokens")] if tokens else []
+    return said + ([f"{failed:,} failed for good"] if failed else [])
+
+
+def time_left(items: int, rate: float) -> list[str]:
+    """What is said of the time that so many items will take; nothing of less than a second."""
+    left = items / rate if rate else 0.0
+    return [f"{time_words(left)} left"] if left >= 1 else []
 
 
 def per_second(rate: float, unit: str = "") -> str:

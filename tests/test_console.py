@@ -268,6 +268,17 @@ def test_progress_without_a_terminal_is_told_though_nothing_happens(
     assert "left" not in last
 
 
+def test_progress_tells_tokens_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Progress("harvest m", 10, "texts") as told:
+        time.sleep(0.01)
+        told.tokens, told.failed = 5000, 2
+        told.reach(10)
+    line = capsys.readouterr().err.strip()
+    assert re.fullmatch(r"harvest m: 10 of 10 texts, [\d,]+/s, [\d,]+ tokens/s, 2 failed for good", line), (
+        line
+    )
+
+
 @pytest.mark.parametrize(
     ("rate", "said"),
     [(1234.5, "1,234/s"), (12.34, "12/s"), (1.25, "1.2/s"), (0.5, "30/min"), (0.02, "1.2/min")],

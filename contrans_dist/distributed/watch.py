@@ -51,6 +51,8 @@ class Watch:
     def gave_up(self, name: str, reason: str) -> None:
         """A shard or part failed for good."""
         self.failed += 1
+        if self.progress is not None:
+            self.progress.failed = self.failed
         self._count("failed")
         self._log("failed", name, reason=shown(reason))
 
@@ -64,6 +66,8 @@ class Watch:
     def computed(self, tokens: int) -> None:
         """So many more tokens are through the model."""
         self.tokens += tokens
+        if self.progress is not None:
+            self.progress.tokens = self.tokens
         if self.metrics is not None and tokens:
             self.metrics.tokens.inc(tokens, self._tags)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pydantic import ConfigDict, Field
 
 from contrans_dist.config import Settings
-from contrans_dist.console import count_of, per_second, time_words
+from contrans_dist.console import besides, count_of, per_second, time_left, time_words
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
@@ -47,14 +47,11 @@ class Running(Settings):
     told: datetime
 
     def __str__(self) -> str:
-        left = (self.wanted - self.done) / self.rate if self.rate else 0.0
         said = [f"{self.done:,} of {count_of(self.wanted, self.unit.removesuffix('s'))}"]
         said += [per_second(self.rate, self.unit)] if self.rate else []
-        said += [per_second(self.tokens, "tokens")] if self.tokens else []
-        said += [f"{time_words(left)} left"] if left >= 1 else []
+        said += [*besides(self.tokens, self.failed), *time_left(self.wanted - self.done, self.rate)]
         said += [count_of(self.actors, "actor")]
         said += [f"{self.lost} lost"] if self.lost else []
-        said += [f"{self.failed} failed for good"] if self.failed else []
         silent = max(0.0, (datetime.now(UTC) - self.told).total_seconds())
         who = f"process {self.process} on {self.host}"
         heard = f"nothing heard of {who} for" if silent > SILENT_SECONDS else f"{who}, heard of"

@@ -29,7 +29,7 @@ def until(true: Callable[..., Any], what: str, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def _heeds_interrupts() -> None:

@@ -46,7 +46,7 @@ def rows_of(model: str, lines: list[str]) -> np.ndarray:
     return by_transformers(Path(model), lines)[0]
 
 
-@pytest.mark.parametrize("placement", ["auto", "stream"])
+@pytest.mark.parametrize("placement", ["auto", "stream", "pipeline"])
 def test_a_poison_text_is_named_and_the_rest_harvested(
     local: None,
     in_process: None,
