@@ -47,7 +47,7 @@ gpu:  ## on a machine with a CUDA device and what the README wants: its tests an
 	$(PYTHON) jobs/gpu.py
 
 faults: setup  ## processes, nodes, disks and stores that fail, each TIMES times; root makes some of them
-	$(BIN)/pytest tests/faults -m faults -n 2 --dist worksteal --times $(TIMES)
+	$(BIN)/pytest tests/faults -m faults -n 3 --dist worksteal --times $(TIMES)
 
 clean:
 	rm -rf $(VENV) $(VENV)-audit site .pytest_cache .mypy_cache .ruff_cache

@@ -82,6 +82,13 @@ class Network:
         )
 
     def _start_ray(self, place: int, *words: str) -> None:
+        """Twice, if need be: Ray gives up after 30 seconds, which busy cores may take."""
+        if "Ray runtime started" not in self._begin_ray(place, *words):
+            self.kill(place)
+            said = self._begin_ray(place, *words)
+            assert "Ray runtime started" in said, said
+
+    def _begin_ray(self, place: int, *words: str) -> str:
         folder = Path(self.scratch.name) / f"{place}-{time.monotonic_ns() % 10**9}"
         log = Path(self.scratch.name) / f"log-{place}"
         with log.open("wb") as stream:
@@ -93,10 +100,10 @@ class Network:
             )  # fmt: skip
         self.processes[place] = process
         end = time.monotonic() + 90
-        while "Ray runtime started" not in log.read_text():
-            assert process.poll() is None, log.read_text()
+        while process.poll() is None and "Ray runtime started" not in log.read_text():
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
+        return log.read_text()
 
     def cable(self, place: int, plugged: bool) -> None:
         _ip("-n", self.spaces[0], "link", "set", f"v{place}", "up" if plugged else "down")

@@ -33,11 +33,14 @@ def _command(recipe: str, out: Path | str, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def calm(recipe: str, trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The run that nothing disturbs, on a Ray of its own; and the seconds that it took."""
+def calm(
+    recipe: str, trace: Trace, one_bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, float]:
+    """The run that nothing disturbs, and the seconds that it took."""
+    one_bench.mend()
     out = tmp_path_factory.mktemp("calm") / "run"
     began = time.monotonic()
-    command = Command.start(_command(recipe, out, "--address", "local"), out.parent / "said")
+    command = Command.start(_command(recipe, out, "--address", one_bench.address), out.parent / "said")
     assert command.finish() == 0, command.told
     return out, time.monotonic() - began
 
