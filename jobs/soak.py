@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from speed.common import looking
 
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import read_texts
@@ -73,21 +73,15 @@ def _write(path: Path, count: int) -> None:
 @contextmanager
 def _watched(process: psutil.Process, folder: Path) -> Iterator[list[dict[str, float]]]:
     """A driver's memory in MB and its open files, with how far it is, every second of the block."""
-    samples, over = list[dict[str, float]](), threading.Event()
+    samples = list[dict[str, float]]()
 
     def sample() -> None:
-        while not over.wait(1.0):
-            with suppress(psutil.Error):
-                memory = process.memory_info().rss / 1e6
-                samples.append({"done": _done(folder), "memory": memory, "files": process.num_fds()})
+        with suppress(psutil.Error):
+            memory = process.memory_info().rss / 1e6
+            samples.append({"done": _done(folder), "memory": memory, "files": process.num_fds()})
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with looking(sample, 1.0):
         yield samples
-    finally:
-        over.set()
-        thread.join()
 
 
 def _done(folder: Path) -> int:

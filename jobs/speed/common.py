@@ -2,8 +2,10 @@
 
 import random
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,24 @@ def _lengths(n: int, rng: random.Random) -> list[int]:
             return [max(2, round(1.35 * count) + 1) for count in words]
     # Mean and spread of those lines' lengths.
     return [min(90, max(8, round(rng.gauss(40, 12)))) for _ in range(n)]
+
+
+@contextmanager
+def looking(look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call `look` every so many seconds of the block, in a thread."""
+    over = threading.Event()
+
+    def keep_looking() -> None:
+        while not over.wait(seconds):
+            look()
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def max_error(ours: Iterable[Any], theirs: Iterable[Any]) -> float:

@@ -1,4 +1,4 @@
-"""A model that no node holds: a line of three nodes with a third of its blocks each, against today's sweeps.
+"""A model that no node holds: a line of as few of three nodes as hold it, against a sweep on each.
 
     python jobs/speed/pipeline.py --gigabytes 3 --limit-gigabytes 2.2
     python jobs/speed/pipeline.py --megabytes-a-second 50
@@ -17,12 +17,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -31,10 +30,8 @@ import pyarrow.parquet as pq
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from speed.common import Bench, Row, looking
 from speed.stream import TINY, Width, control_group, forget_cached, write_checkpoint
-
-if TYPE_CHECKING:
-    from speed.common import Bench, Row
 
 NODES = 3
 _WIDTH = Width(1024, 2816)
@@ -45,9 +42,7 @@ _MEMORY = Path("/sys/fs/cgroup/memory")
 _SAMPLE_SECONDS = 0.2
 
 
-def rows(bench: "Bench") -> Iterator["Row"]:
-    from speed.common import Row
-
+def rows(bench: Bench) -> Iterator[Row]:
     if os.geteuid() != 0 or not _MEMORY.is_dir() or not _IO.is_dir():
         bench.miss("pipeline/sweeps: left out, it takes root and control groups (version 1)")
         return
@@ -105,26 +100,15 @@ def _run(way: str, folder: Path, copies: list[Path], limit: int, rate: float | N
         _write_token(scratch / "token")
         port = _free_port()
         address = f"127.0.0.1:{port}"
-        head = [
-            f"--port={port}",
-            "--head",
-            "--num-cpus=0",
-            "--include-dashboard=false",
-            f"--temp-dir={scratch}",
-        ]
+        head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+        head += [f"--temp-dir={scratch}"]
         stack.enter_context(_node(scratch, head))
         nodes = [stack.enter_context(_limited(scratch, address, copy, model, limit, rate)) for copy in copies]
         read = stack.enter_context(_reading(nodes))
         words = [
             *("harvest", "--model", str(model), "--texts", str(folder / "texts.jsonl")),
-            *(
-                "--out",
-                str(folder / way),
-                "--shard-size",
-                str(_SHARD),
-                "--batch-tokens",
-                str(_SHARD * _TOKENS),
-            ),
+            *("--out", str(folder / way), "--shard-size", str(_SHARD)),
+            *("--batch-tokens", str(_SHARD * _TOKENS)),
             *("--address", address, "--placement", way),
         ]
         began = time.monotonic()
@@ -219,22 +203,16 @@ def _reads(rate: float | None, copy: Path) -> Iterator[Path]:
 @contextmanager
 def _reading(nodes: list[psutil.Process]) -> Iterator[dict[int, int]]:
     """Bytes that the processes of nodes read from the disk while the block runs, by process id."""
-    read, over = dict[int, int](), threading.Event()
+    read = dict[int, int]()
 
     def sample() -> None:
-        while not over.wait(_SAMPLE_SECONDS):
-            for node in nodes:
-                for process in node.children(recursive=True):
-                    with suppress(psutil.Error):
-                        read[process.pid] = process.io_counters().read_bytes
+        for node in nodes:
+            for process in node.children(recursive=True):
+                with suppress(psutil.Error):
+                    read[process.pid] = process.io_counters().read_bytes
 
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
+    with looking(sample, _SAMPLE_SECONDS):
         yield read
-    finally:
-        over.set()
-        thread.join()
 
 
 def main() -> None:

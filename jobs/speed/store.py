@@ -2,8 +2,6 @@
 
 import contextlib
 import statistics
-import threading
-import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,7 +13,7 @@ from contrans_dist.data.texts import text_table
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.models import encode_many, load_model
 from contrans_dist.store.activation_set import ActivationSet
-from speed.common import Bench, Row, max_error
+from speed.common import Bench, Row, looking, max_error
 
 _MORE_TEXTS = 4
 """So many times the texts of the other rows: a harvest of a few seconds says nothing."""
@@ -98,23 +96,15 @@ def _harvested(bench: Bench) -> dict[str, Any]:
 def _watched() -> Iterator[dict[str, int]]:
     """Bytes of memory that the actor's process had when first seen with its libraries, and at its peak."""
     seen = {"peak": 0, "bare": 0}
-    done = threading.Event()
 
     def look() -> None:
-        while not done.is_set():
-            for path in Path("/proc").glob("[0-9]*"):
-                with contextlib.suppress(OSError, StopIteration, ValueError):
-                    if (path / "cmdline").read_bytes().startswith(b"ray::HarvestAct"):
-                        status = (path / "status").read_text().splitlines()
-                        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-                        seen["bare"] = seen["bare"] or peak * 1024
-                        seen["peak"] = max(seen["peak"], peak * 1024)
-            time.sleep(0.2)
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, StopIteration, ValueError):
+                if (path / "cmdline").read_bytes().startswith(b"ray::HarvestAct"):
+                    status = (path / "status").read_text().splitlines()
+                    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+                    seen["bare"] = seen["bare"] or peak * 1024
+                    seen["peak"] = max(seen["peak"], peak * 1024)
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with looking(look, 0.2):
         yield seen
-    finally:
-        done.set()
-        thread.join()

@@ -35,10 +35,10 @@ class Trial:
     def ends(
         self, fault: str, rows: int, command: Command, codes: list[int] | None = None,
         fetch: Callable[[], object] = lambda: None,
-    ) -> None:  # fmt: skip
+    ) -> int:  # fmt: skip
         """Wait for the last command, count, and assert that it ended well and that all rows are as they
         should be. `codes`: of the commands that met the fault, where that is not this one. `fetch`: brings
-        what was made elsewhere to `out`."""
+        what was made elsewhere to `out`. Returns the shards that were computed again."""
         code = command.finish()
         fetch()
         compared = self.world.compared(self.out, rows)
@@ -46,3 +46,4 @@ class Trial:
         self.tally.add(fault, compared, self.times, again, [code] if codes is None else codes)
         assert code == 0, command.told[-3000:]
         assert compared.same
+        return again
