@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-# Two test files run side by side: each keeps to one core, and so do the processes it starts.
+# Three test files run side by side: each keeps to one core, and so do the processes it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else the actors of one file, at Ray's low priority, starve beside the others.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Else every command and actor that they start would compile the program again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

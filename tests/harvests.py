@@ -4,7 +4,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from contrans_dist.cli import main
+from tests.waiting import until
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -49,11 +49,8 @@ def is_actor(process: psutil.Process) -> bool:
     return False
 
 
-def wait_for_shards(folder: Path, count: int, seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while len(shard_files(folder)) < count:
-        assert time.monotonic() < end, f"no {count} shards in {folder}"
-        time.sleep(0.002)
+def wait_for_shards(folder: Path, count: int) -> None:
+    until(lambda: len(shard_files(folder)) >= count, f"{count} shards in {folder}", pause=0.002)
 
 
 def kill_whole(process: "subprocess.Popen[str]") -> None:

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.waiting import until
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 RAY = Path(sys.executable).with_name("ray")
 UPLOAD = {"working_dir": str(REPOSITORY), "excludes": ["/tests/", "/runs/", "/contrans_dist/demo/models/"]}
@@ -25,7 +26,7 @@ UPLOAD = {"working_dir": str(REPOSITORY), "excludes": ["/tests/", "/runs/", "/co
 
 def environment(token: Path, **more: str) -> dict[str, str]:
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
     return {**others, **auth, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **more}
 
 
@@ -52,7 +53,6 @@ class Head:
             env=environment(token or self.token, RAY_ADDRESS=self.dashboard),
             capture_output=True,
             text=True,
-            timeout=240,
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -114,14 +114,15 @@ def wait_for(address: str, token: Path, process: subprocess.Popen[bytes], log: P
     request = urllib.request.Request(
         f"{address}/api/version", headers={"Authorization": f"Bearer {token.read_text()}"}
     )
-    for _ in range(120):
+
+    def answers() -> bool:
         assert process.poll() is None, log.read_text()
-        try:
+        with suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             urllib.request.urlopen(request, timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    raise AssertionError(f"no head after 60 s: {log.read_text()}")
+            return True
+        return False
+
+    until(answers, log.read_text, pause=0.5)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -97,10 +97,10 @@ def test_engines_run_where_ray_is_not_installed() -> None:
         "import contrans_dist.engine.capture, contrans_dist.mapping.transplant\n"
         "assert callable(ct.capture) and callable(ct.fit_map) and callable(ct.load_model)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_help_loads_nothing_that_takes_long() -> None:
     slow = {"torch", "ray", "transformers", "numpy", "pyarrow", "pydantic", "fsspec", "yaml"}
     code = f"import contrans_dist.cli, sys; assert not {slow} & set(sys.modules), {slow} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -93,7 +93,7 @@ def test_version_loads_nothing_heavy() -> None:
         "except SystemExit as end: assert not end.code\n"
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_debug_still_shows_where_an_error_arose(capsys: pytest.CaptureFixture[str]) -> None:

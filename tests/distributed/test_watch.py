@@ -25,6 +25,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.pipeline.status import status_of
 from contrans_dist.store.location import Location
 from contrans_dist.store.running import running_in
+from tests.waiting import until
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -49,11 +50,8 @@ def test_a_folder_tells_of_what_is_under_way(
         progress.finish(10, 50)
         seen_by.computed(1000)
         if task.name == "t2":
-            end = time.monotonic() + 30
-            while not (found := running_in(out)) or found[0].done < 30:
-                assert time.monotonic() < end
-                time.sleep(0.02)
-            seen.append((found[0], status_of(out)[str(out)]))
+            until(lambda: (found := running_in(out)) and found[0].done >= 30)
+            seen.append((running_in(out)[0], status_of(out)[str(out)]))
 
     tasks = [Task(f"t{i}", 0.0) for i in range(4)] + [Task("bad", -1.0)]
     with (
@@ -138,10 +136,8 @@ def test_a_real_prometheus_has_the_numbers(
 
                 run_tasks(Worker, (), tasks, one, keep)
                 run_tasks(Worker, (), [Task("bad", -1.0)], one, keep)
-                end = time.monotonic() + 60
-                while not _asked(port, 'ray_contrans_tasks_total{outcome="done"} == 20'):
-                    assert time.monotonic() < end, _scraped(target)[-2000:]
-                    time.sleep(0.5)
+                done = 'ray_contrans_tasks_total{outcome="done"} == 20'
+                until(lambda: _asked(port, done), lambda: _scraped(target)[-2000:], pause=0.5)
             values = {
                 query: float(_asked(port, query)[0]["value"][1])
                 for query in ("ray_contrans_items_done", "ray_contrans_items_wanted",

@@ -34,9 +34,7 @@ def test_the_engines_at_both_ends_of_what_is_allowed(end: str, tmp_path: Path) -
     versions = allowed()
     wanted = "==" + versions.split(",")[0].removeprefix(">=") if end == "oldest" else versions
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path)]
-    installed = subprocess.run(
-        [*pip, f"transformers{wanted}"], capture_output=True, text=True, check=False, timeout=600
-    )
+    installed = subprocess.run([*pip, f"transformers{wanted}"], capture_output=True, text=True, check=False)
     if installed.returncode:
         pytest.skip(f"the package index does not answer: {installed.stderr.strip()[-200:]}")
     ran = subprocess.run(

@@ -361,4 +361,4 @@ def test_reading_and_reporting_load_no_torch() -> None:
         "import contrans_dist.evaluation.analysis, contrans_dist.report, sys\n"
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from tests.harvests import is_actor, shard_files
+from tests.waiting import until
 
 PACE = 0.1
 """Seconds that the model takes before each forward pass on the cluster."""
@@ -22,14 +23,6 @@ PASSES = 2
 _NOTICED = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
 """A node that refuses the connection is given up after 3 seconds, not after 15."""
 ENDED = {signal.SIGKILL: (-9, ""), signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted")}
-
-
-def until(true: Callable[..., Any], what: str, seconds: float = 240) -> None:
-    """Wait until it is."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
 
 
 def _heeds_interrupts() -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.harvests import is_actor
+from tests.waiting import until
 
 _RAY = Path(sys.executable).with_name("ray")
 _HEAD = "10.77.0.1"
@@ -99,10 +100,7 @@ class Network:
                 env={**os.environ, **self.environment},
             )  # fmt: skip
         self.processes[place] = process
-        end = time.monotonic() + 90
-        while process.poll() is None and "Ray runtime started" not in log.read_text():
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
+        until(lambda: process.poll() is not None or "Ray runtime started" in log.read_text(), log.read_text)
         return log.read_text()
 
     def cable(self, place: int, plugged: bool) -> None:

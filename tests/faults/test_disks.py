@@ -11,6 +11,7 @@ import pytest
 from tests.faults.bench import Bench
 from tests.faults.trial import Trial
 from tests.harvests import shard_files
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
 _MIB = 1 << 20
@@ -72,16 +73,15 @@ def test_disk_full(freed: str, disk: Path, bench: Bench, trial: Trial) -> None:
 def test_disk_read_only(disk: Path, bench: Bench, trial: Trial) -> None:
     """As a kernel makes it that finds an error on it: the harvest ends with one line, and goes on later."""
     trial.out = out = disk / "set"
+    behind = disk.parent / "behind"
     rows, codes = 60 * trial.times + 60, list[int]()
     words = trial.command(rows, bench.address)
     for _ in range(trial.times):
         command = trial.start(words)
         command.wait_for(out, len(shard_files(out)) + 8)
-        end = time.monotonic() + 60
-        while not _mount("-o", "remount,ro", disk.parent / "behind"):  # not while a file is being written
-            assert time.monotonic() < end
+        until(lambda: _mount("-o", "remount,ro", behind), "no file being written")
         codes.append(command.finish())
-        assert _mount("-o", "remount,rw", disk.parent / "behind")
+        assert _mount("-o", "remount,rw", behind)
         assert codes[-1] == 1, command.told[-3000:]
         assert "cannot be written (Read-only file system); run the same command again" in command.last
         assert trial.whole(rows)

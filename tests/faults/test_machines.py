@@ -15,11 +15,12 @@ import psutil
 import pytest
 import ray
 
-from tests.faults.bench import Bench, Command, Trace, until
+from tests.faults.bench import Bench, Command, Trace
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
 from tests.faults.world import KILLS, SHARD, SPOILS, Compared, World, read_set
 from tests.harvests import shard_files
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
 _CGROUPS = Path("/sys/fs/cgroup/memory")

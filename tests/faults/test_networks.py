@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import Trace, until
+from tests.faults.bench import Trace
 from tests.faults.networks import Network
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
 from tests.faults.world import SHARD, World
 from tests.harvests import shard_files
 from tests.heads import ray_head
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import Bench, Command, Trace, until
+from tests.faults.bench import Bench, Command, Trace
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
 from tests.faults.world import SHARD, World
 from tests.harvests import shard_files, stamps
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
 _NAMES = {

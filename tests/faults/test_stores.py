@@ -12,11 +12,12 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from tests.faults.bench import Bench, Command, until
+from tests.faults.bench import Bench, Command
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
 from tests.faults.world import World
 from tests.troubled import Troubled
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +37,7 @@ from tests.harvests import (
 from tests.inprocess import ray_here
 from tests.tiny import CONTEXT, save_tiny
 from tests.truth import block_rows, by_transformers, read_all
+from tests.waiting import until
 
 N_BLOCKS, D, N_TEXTS, SHARD = 3, 16, 120, 2
 N_SHARDS = N_TEXTS // SHARD
@@ -413,7 +413,7 @@ def test_killed_in_the_middle_and_run_again(
     with start(model, texts, out) as process:
         wait_for_shards(out, 3)
         process.terminate()
-        assert process.communicate(timeout=60)[0] == ""
+        assert process.communicate()[0] == ""
     assert process.returncode == 143
     last = (tmp_path / "stderr").read_text().splitlines()[-1]
     assert last == "contrans: terminated; what is finished is kept: run the same command again to go on"
@@ -445,14 +445,11 @@ def test_two_harvests_on_one_folder_at_once(made: Path, model: str, texts: str, 
     """One by a process of its own, one by this, which begins when the other's actor is there."""
     out = tmp_path / "set"
     with start(model, texts, out) as other:
-        end = time.monotonic() + 200
-        while not any(map(is_actor, psutil.Process(other.pid).children(recursive=True))):
-            assert other.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        started = psutil.Process(other.pid)
+        until(lambda: any(map(is_actor, started.children(recursive=True))), "its actor")
         mine = harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
         assert (mine.manifest.throughput.tokens or 0) > 0
-        assert json.loads(other.communicate(timeout=200)[0])["fingerprint"] == mine.manifest.fingerprint
+        assert json.loads(other.communicate()[0])["fingerprint"] == mine.manifest.fingerprint
     assert other.returncode == 0
     assert_same_set(out, made)
     assert sorted(path.name for path in out.iterdir()) == [

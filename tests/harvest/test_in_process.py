@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,9 @@ from contrans_dist.harvest import actors
 from contrans_dist.harvest.driver import harvest
 from contrans_dist.harvest.shards import ShardReport
 from tests.commands import run
+from tests.harvests import shard_files
 from tests.tiny import save_tiny
+from tests.waiting import until
 
 N_TEXTS = 1200
 SHARD = 4
@@ -99,12 +100,9 @@ def test_stopped_in_the_middle_and_run_again(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     words = [sys.executable, "-m", "contrans_dist", *command, str(out)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("shard-*"))) < 3 and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.01)
+    until(lambda: len(shard_files(out)) >= 3 or process.poll() is not None)
     process.send_signal(how)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate()
     assert process.returncode == code
     assert (err.splitlines() or [""])[-1].startswith(said)
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")}

@@ -52,9 +52,7 @@ class Slurm:
     environment: dict[str, str]
 
     def call(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=280, check=check
-        )
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=check)
 
 
 def skip_without_slurm() -> None:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from tests.heads import REPOSITORY
+from tests.waiting import until
 
 DASHBOARD: dict[str, Any] = json.loads((REPOSITORY / "cluster/grafana.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
@@ -170,14 +170,12 @@ def test_ray_writes_metrics_under_these_names(local: None) -> None:
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     shown = set(re.findall(r"ray_\w+", " ".join(EXPRESSIONS.values())))
     wanted = {name for name in shown if not re.search("gpu|gram", name)}
-    end = time.monotonic() + 60
-    while True:
+
+    def samples() -> dict[str, str]:
         with urllib.request.urlopen(address, timeout=10) as answer:
-            samples = dict(re.findall(r"(?m)^(ray_\w+)\{(.*)\}", answer.read().decode()))
-        if wanted <= set(samples):
-            break
-        assert time.monotonic() < end, wanted - set(samples)
-        time.sleep(2)
+            return dict(re.findall(r"(?m)^(ray_\w+)\{(.*)\}", answer.read().decode()))
+
+    until(lambda: wanted <= set(samples()), lambda: str(wanted - set(samples())), pause=2)
     for name, labels in LABELS.items():
-        assert labels | {"SessionName"} <= set(re.findall(r'(\w+)="', samples[name]))
-    assert 'model="org/m"' in samples["ray_contrans_tokens_total"]
+        assert labels | {"SessionName"} <= set(re.findall(r'(\w+)="', samples()[name]))
+    assert 'model="org/m"' in samples()["ray_contrans_tokens_total"]

@@ -214,7 +214,7 @@ def test_other_places_are_refused_in_a_job_alone(out: str | None, monkeypatch: p
 def script(name: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments]
     environment_ = {**os.environ, **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/", env=environment_)
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment_)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

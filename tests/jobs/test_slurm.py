@@ -2,17 +2,18 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from contrans_dist.store.activation_set import ActivationSet
+from tests.harvests import shard_files
 from tests.heads import REPOSITORY
 from tests.jobs.slurm import Slurm, skip_without_slurm, slurm
 from tests.sets import write_lines
 from tests.tiny import save_tiny
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SMALLER = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1")
@@ -70,14 +71,10 @@ def test_a_job_whose_time_is_over_goes_on_when_submitted_again(cluster: Slurm, t
     )
     log = tmp_path / "log"
     _, job = submit(cluster, log, *words, wait=False)
-    end = time.monotonic() + 200
-    while len(list(out.glob("shard-*.parquet"))) < 5:
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.05)
+    until(lambda: len(shard_files(out)) >= 5, log.read_text)
     cluster.call("scancel", "--batch", "--signal=TERM", job)
-    while cluster.call("squeue", "--noheader", f"--jobs={job}", check=False).stdout.strip():
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.5)
+    queue = ("squeue", "--noheader", f"--jobs={job}")
+    until(lambda: not cluster.call(*queue, check=False).stdout.strip(), log.read_text, pause=0.5)
     said = cluster.call("scontrol", "show", "job", job).stdout
     assert "ExitCode=143:0" in said
     assert "contrans: terminated; what is finished is kept" in log.read_text()

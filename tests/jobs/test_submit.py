@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contrans_dist.errors import UserError
 from contrans_dist.store.activation_set import ActivationSet
+from tests.harvests import shard_files
 from tests.heads import RAY, REPOSITORY, UPLOAD, Head, environment
 from tests.sets import write_lines
 from tests.tiny import save_tiny
+from tests.waiting import until
 
 SUBMIT = REPOSITORY / "jobs" / "submit.py"
 
@@ -123,7 +124,7 @@ def test_what_is_no_script_has_no_id(id_of: Callable[..., str], command: str) ->
 )
 def test_what_is_wrong_is_one_line(arguments: list[str], code: int, said: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(SUBMIT), *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, str(SUBMIT), *arguments], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == code
     assert done.stderr.startswith("contrans: ")
@@ -163,7 +164,7 @@ class Submitter:
 
     def run(self, *words: str, no_wait: bool = False) -> tuple[int, str, str]:
         process = self.begin(*words, no_wait=no_wait)
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate()
         return process.returncode, output, errors
 
 
@@ -171,7 +172,7 @@ def ray_job(head: Head, verb: str, job: str) -> str:
     """`ray job VERB JOB`, as the documentation has it."""
     done = subprocess.run(
         [RAY, "job", verb, job], env=environment(head.token, RAY_ADDRESS=head.dashboard),
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout + done.stderr
 
@@ -190,7 +191,7 @@ def test_the_same_work_runs_once(head: Head, tmp_path: Path) -> None:
     submitter = Submitter(head, tmp_path / "code")
     words = ("count.py", "--out", str(counted), "--texts", "texts")
     both = [submitter.begin(*words, no_wait=True) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
+    said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
     assert re.fullmatch(r"contrans-count-[0-9a-f]{12}\n", said[0][0])
@@ -198,7 +199,7 @@ def test_the_same_work_runs_once(head: Head, tmp_path: Path) -> None:
     assert follower.stdout
     assert "begun with texts\n" in iter(follower.stdout.readline, "")
     follower.send_signal(signal.SIGINT)
-    errors = follower.communicate(timeout=60)[1]
+    errors = follower.communicate()[1]
     assert follower.returncode == 130
     assert "goes on; `ray job stop" in errors
     code, output, errors = submitter.run(*words)
@@ -252,12 +253,9 @@ def test_a_stopped_harvest_goes_on_where_it_was(head: Head, tmp_path: Path) -> N
     submitter = Submitter(head, REPOSITORY, {"excludes": UPLOAD["excludes"]})
     _, job, _ = submitter.run(*words, no_wait=True)
     following = submitter.begin(*words)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("shard-*.parquet"))) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: len(shard_files(out)) >= 5, "five shards")
     ray_job(head, "stop", job.strip())
-    _, errors = following.communicate(timeout=120)
+    _, errors = following.communicate()
     assert following.returncode == 1
     assert f"{job.strip()}: stopped" in errors
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
@@ -302,7 +300,7 @@ def test_the_commands_of_the_documentation_run(head: Head, tmp_path: Path) -> No
     variables = {**environment(head.token), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
     variables = {name: value for name, value in variables.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        ["bash", "-e", "-c", block], cwd=copy, env=variables, capture_output=True, text=True, timeout=280
+        ["bash", "-e", "-c", block], cwd=copy, env=variables, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert ActivationSet.open(str(tmp_path / "bucket/activations")).n_rows == 8

@@ -329,13 +329,13 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused_at_once(said: str, *calls: Callable[[], Any]) -> None:
-    """One line, within about a second, without much memory, and nothing else that is printed."""
+    """One line, within seconds, without much memory, and nothing else that is printed."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for call in calls:
         with pytest.raises(UserError, match=said) as caught, warnings.catch_warnings(action="error"):
             call()
         assert "\n" not in str(caught.value)
-    assert time.process_time() - start < 2 * len(calls)
+    assert time.process_time() - start < 20 * len(calls)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 

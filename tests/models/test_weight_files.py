@@ -123,12 +123,12 @@ def test_a_judge_never_fills_up(recwarn: pytest.WarningsRecorder) -> None:
 
 
 def refused_at_once(read: Any, words: str) -> None:
-    """One line, within a second, without much memory."""
+    """One line, within seconds, without much memory."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(UserError, match=words) as caught:
         read()
     assert "\n" not in str(caught.value)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 

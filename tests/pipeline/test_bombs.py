@@ -141,7 +141,7 @@ def test_each_is_refused_by_a_process_with_little_memory(tmp_path: Path) -> None
     there = bombs(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", BELOW, json.dumps([(name, str(path)) for name, path in there])],
-        capture_output=True, text=True, check=False, timeout=280,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(there), done.stderr

@@ -60,9 +60,7 @@ def shown(url: str, profile: Path) -> str:
         "--disable-dev-shm-usage",
         f"--user-data-dir={profile}",
     ]
-    done = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, check=False, timeout=200
-    )
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", url], capture_output=True, text=True, check=False)
     assert "<html" in done.stdout, done.stderr
     return done.stdout
 

@@ -547,7 +547,7 @@ def test_a_phone_scrolls_the_page_downwards_only(whole_html: str, tmp_path: Path
     (tmp_path / "phone.html").write_text(PHONE.format(page=markup.escape(whole_html)))
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
                f"--user-data-dir={tmp_path}/profile", (tmp_path / "phone.html").as_uri()]  # fmt: skip
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"wide (\d+), svgs (\d+), open 0, value ends at (\d+), whisker's rim (.+)", shown)
     assert found
     assert int(found[1]) <= 390

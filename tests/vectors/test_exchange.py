@@ -268,7 +268,7 @@ def test_formats_that_name_no_part_of_a_model_need_no_torch(vector: Path, tmp_pa
         "    export_vector(vector, folder / f'x.{end}', name, '1', 2.0, Asked(model_id='m'))\n"
         "assert import_vector(folder / 'x.npy').blocks == [1]\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # -- in --------------------------------------------------------------------------------------------------
@@ -449,7 +449,7 @@ def test_gguf_files_that_lie_are_refused_at_once(
     began = time.process_time()
     command = ["import", tmp_path / "v.gguf", "--out", tmp_path / "v.safetensors", "--model", model]
     run(capsys, *command, "--norms", "none").refused(said)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 30
 
 
 @pytest.mark.parametrize(
