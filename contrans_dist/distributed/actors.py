@@ -22,6 +22,7 @@ from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes, node_here
 from contrans_dist.distributed.workers import MAX_ATTEMPTS
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.models.devices import gpus_work
 
 _LATER_SECONDS = 30.0
 
@@ -115,7 +116,7 @@ def followers(actor_class: Any, arguments: Sequence[Sequence[Any]], size: Replic
 
 
 class LostError(RunError):
-    """An actor of a line is gone."""
+    """What an actor cannot work without is gone: its GPU, or another actor of its line."""
 
 
 def handed_down(others: Sequence[Any], work: Any, states: Any) -> Iterator[Any]:
@@ -136,8 +137,18 @@ def handed_down(others: Sequence[Any], work: Any, states: Any) -> Iterator[Any]:
 
 
 def _placed(actor_class: Any) -> Any:
-    """The class with a method that tells, once it is constructed, on which node."""
-    return type(actor_class.__name__, (actor_class,), {"ready": lambda _actor: node_here()})
+    """The class with a method that tells, once it is constructed, on which node; and a `run` that tells the
+    failure of a task from that of a GPU, which would fail all tasks to come."""
+
+    def run(actor: Any, *work: Any) -> Any:
+        try:
+            return actor_class.run(actor, *work)
+        except Exception as error:
+            if gpus_work():
+                raise
+            raise LostError(first_line(error)) from error
+
+    return type(actor_class.__name__, (actor_class,), {"ready": lambda _actor: node_here(), "run": run})
 
 
 def actors_of(

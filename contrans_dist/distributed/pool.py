@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from contrans_dist.console import note
-from contrans_dist.distributed.actors import Actors, actors_of, kept, let_go
+from contrans_dist.distributed.actors import Actors, LostError, actors_of, kept, let_go
 from contrans_dist.distributed.cluster import Replicas, first_line
 from contrans_dist.distributed.crew import LOOK_SECONDS, RETRY_SECONDS, Crew
 from contrans_dist.distributed.in_process import InProcess
@@ -182,7 +182,12 @@ def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Tas
             crew.unanswered += 1
             if crew.unanswered >= MAX_ATTEMPTS:  # each waited for minutes; the other tasks would as well
                 raise error.cause
-        crew.fail(given.task, first_line(error.cause if error.cause is not None else error))
+        reason = first_line(error.cause if error.cause is not None else error)
+        if isinstance(error.cause, LostError):
+            ray.kill(worker.actor)
+            crew.lose(worker, [given, *worker.running.values()], reason, gone=True)
+        else:
+            crew.fail(given.task, reason)
     except RayError as error:
         # The work may be done and its answer lost, with a node or for want of memory.
         if given.task.name not in crew.settled:

@@ -29,6 +29,19 @@ def usual_device() -> str:
     return "cuda" if usable else "cpu"
 
 
+def gpus_work() -> bool:
+    """Whether the GPUs that this process has computed on still do. After an illegal access, or an assertion
+    that failed there, every call fails until the process ends."""
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        for i in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(i)
+    except RuntimeError:
+        return False
+    return True
+
+
 def host_memory() -> int:
     """Bytes of memory that a process may still take here: what is free, and left of the group's limit."""
     free = int(psutil.virtual_memory().available)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from contrans_dist.cli.main import guarded
@@ -50,6 +51,10 @@ class Worker:
             os.kill(os.getpid(), signal.SIGSTOP)
         if payload.get("refuse"):
             raise UserError(f"{payload['name']}: too short")
+        if runs < payload.get("breaks", 0):
+            _break_gpu()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize(0)
         if runs < payload.get("errors", 0):
             raise ValueError(f"{payload['name']} went wrong\nwith a second line")
         for step in range(payload.get("steps", 0)):
@@ -62,6 +67,16 @@ class Worker:
             while not list(self.folder.glob(f"{payload['meets']}.*")) and time.monotonic() < end:
                 time.sleep(0.01)
         return int(payload["value"]) ** 2
+
+
+def _break_gpu() -> None:
+    """From now on this process has a GPU, on which every call fails."""
+
+    def fails(device: object = None) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
+
+    torch.cuda.is_initialized, torch.cuda.device_count = (lambda: True), (lambda: 1)
+    torch.cuda.synchronize = fails
 
 
 class Fragile(Worker):
@@ -160,6 +175,15 @@ def test_killed_actors_lose_nothing_but_the_task_that_kills_each(local: None, tm
     assert list(outcome.failures) == ["t0"]
     assert outcome.lost_actors == MAX_ATTEMPTS + 2
     assert len(list(tmp_path.iterdir())) == 4 + MAX_ATTEMPTS + 3
+
+
+def test_an_actor_whose_gpu_fails_is_replaced(local: None, tmp_path: Path) -> None:
+    """Else it would fail whatever it is given, and be given more, as it is free so soon."""
+    tasks = [{"name": f"t{i}", "value": i, "breaks": {1: 99, 4: 1}.get(i, 0)} for i in range(8)]
+    results, outcome = go(tasks, tmp_path, slots=2, size=Replicas(1, 0, 1))
+    assert results == {f"t{i}": i * i for i in range(8) if i != 1}
+    assert outcome.failures == {"t1": "the actor died: CUDA error: device-side assert triggered"}
+    assert outcome.lost_actors == MAX_ATTEMPTS + 1
 
 
 def test_an_actor_has_two_tasks_at_a_time(local: None, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -305,6 +307,19 @@ def test_a_gpu_is_used_where_there_is_one(quantization, tmp_path):
     assert lm.device.type == "cuda"
     assert all(p.device.type == "cuda" for p in lm.model.parameters())
     assert np.isfinite(capture(lm, TEXTS)[1]).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_that_has_failed_is_known() -> None:
+    """In a process of its own, for which the GPU is lost."""
+    code = (
+        "import torch\nfrom contrans_dist.models.devices import gpus_work\n"
+        "assert gpus_work()\nvalues = torch.zeros(2, device='cuda')\nassert gpus_work()\n"
+        "try:\n    print(values[torch.tensor([5], device='cuda')].tolist())\n"
+        "except RuntimeError:\n    assert not gpus_work()\nelse:\n    raise SystemExit('nothing failed')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 _OWN_CODE = """
