@@ -2,10 +2,12 @@
 
     python jobs/soak.py --texts 1000000 --out /tmp/soak
     python jobs/soak.py --texts 100000 --actors 1 --out /tmp/one --json
+    python jobs/soak.py --texts 300000 --kills 10 --out /tmp/kills
 
 Prints texts a second, the driver's memory and open files at each tenth of the way, and the share of the
 actors' time in which their model computed; then makes fifty concept vectors of the rows, and runs a recipe
-that moves fifty concepts and scores each.
+that moves fifty concepts and scores each. With `--kills`, instead, `contrans harvest` of the same texts meets
+kill -9 so often, and every row of it is held against the first harvest.
 """
 
 import argparse
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 from speed.common import looking
 
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1_000_000)
     parser.add_argument("--shard-size", type=int, default=500)
     parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -54,7 +59,8 @@ def main() -> None:
     began = time.monotonic()
     with _watched(psutil.Process(), options.out / "set") as samples:
         made = harvest(ModelSettings(id="demo:source"), table, str(options.out / "set"), capture, cluster)
-    found = _found(made, options, time.monotonic() - began, samples) | _run_concepts(options)
+    found = _found(made, options, time.monotonic() - began, samples)
+    found |= _killed(options) if options.kills else _run_concepts(options)
     if options.json:
         print(json.dumps(found))
     else:
@@ -115,6 +121,50 @@ def _found(
         "vectors": len(vectors),
         "seconds for vectors": round(time.monotonic() - began, 1),
     }
+
+
+def _killed(options: argparse.Namespace) -> dict[str, Any]:
+    """The same harvest by the command line, killed at random moments and begun again until it is done."""
+    folder, out, rng = options.out, options.out / "killed", random.Random(3)
+    command = [
+        *(sys.executable, "-m", "contrans_dist", "harvest", "--model", "demo:source", "--blocks", "3"),
+        *("--texts", str(folder / "texts.jsonl"), "--shard-size", str(options.shard_size), "--out", str(out)),
+        *("--address", "local", "--actors", str(options.actors), "--cpus-per-actor", "1"),
+    ]
+    calm = folder / "set"
+    shards, kept, at = _done(calm), 0, list[int]()
+    for left in range(options.kills, -1, -1):
+        before = _stamps(out)
+        with (folder / "said").open("w") as said:
+            process = psutil.Popen(command, stdout=said, stderr=said)
+        target = len(before) + rng.randint(1, max(1, 2 * (shards - len(before)) // (left + 1)))
+        while left and process.poll() is None and _done(out) < target:
+            time.sleep(0.01)
+        if left:
+            process.kill()
+            at.append(_done(out))
+        if process.wait() not in (0, -9):
+            raise RuntimeError((folder / "said").read_text()[-2000:])
+        kept += before.items() <= _stamps(out).items()
+    names = _stamps(calm).keys() & _stamps(out).keys()
+    return {
+        "kills": len(at),
+        "shards there at each": at,
+        "shards missing": shards - len(names),
+        "shards too many": _done(out) - len(names),
+        "shards with other rows": sum(_rows(calm / name) != _rows(out / name) for name in names),
+        "begun again without a shard made anew": kept - 1,
+    }
+
+
+def _stamps(folder: Path) -> dict[str, int]:
+    """When each shard that is there was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+
+
+def _rows(path: Path) -> pa.Table:
+    """All columns of a shard, without what it says of itself."""
+    return pq.read_table(path).replace_schema_metadata(None)
 
 
 def _words() -> list[str]:

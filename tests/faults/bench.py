@@ -104,7 +104,14 @@ class Bench:
         self.nodes += [self.add() for _ in range(self.wanted - len(self.nodes))]
 
     def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1)
+        """A node. Twice, if need be: Ray gives up after 30 seconds, which busy cores may take."""
+        before = set(psutil.Process().children())
+        try:
+            return self.cluster.add_node(num_cpus=1)
+        except Exception:
+            for late in set(psutil.Process().children()) - before:
+                late.kill()
+            return self.cluster.add_node(num_cpus=1)
 
     def lose(self, place: int, raylet_alone: bool = False) -> None:
         """Kill every process of a node, or its raylet alone, which its workers do not outlive."""
