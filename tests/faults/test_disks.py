@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,16 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def _fill(disk: Path, left: int = 0) -> Path:
     """Take all the room but `left` bytes."""
     filler = disk / "filler"
-    free = os.statvfs(disk)
+
+    def taken() -> bool:
+        free = os.statvfs(disk)
+        with suppress(OSError):  # somebody else has taken some in between
+            os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - left, 1))
+            return True
+        return False
+
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - left, 1))
+        until(taken, "room for what takes the room")
     return filler
 
 
