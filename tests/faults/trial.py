@@ -52,7 +52,7 @@ class Trial:
         fetch()
         compared = self.world.compared(self.out, rows)
         again = self.trace.again(rows // SHARD)
-        times = self.made if codes is None else len(codes)
+        times = self.made or len(codes or ())
         self.tally.add(fault, compared, times, again, [code] if codes is None else codes)
         assert code == 0, command.told[-3000:]
         assert compared.same
