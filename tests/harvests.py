@@ -50,7 +50,7 @@ def is_actor(process: psutil.Process) -> bool:
 
 
 def wait_for_shards(folder: Path, count: int) -> None:
-    until(lambda: len(shard_files(folder)) >= count, f"{count} shards in {folder}", pause=0.002)
+    until(lambda: len(shard_files(folder)) >= count, f"{count} shards in {folder}", pause=0.01)
 
 
 def kill_whole(process: "subprocess.Popen[str]") -> None:

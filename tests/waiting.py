@@ -7,7 +7,8 @@ from collections.abc import Callable
 def until(
     true: Callable[..., object], what: str | Callable[[], str] = "", seconds: float = 600, pause: float = 0.02
 ) -> None:
-    """Wait until it is. `what` says what is waited for, or why it may not come: an assertion holds it."""
+    """Wait until it is. Raises AssertionError after so many seconds, with `what` is waited for, or what it
+    gives."""
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:
