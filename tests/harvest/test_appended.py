@@ -25,9 +25,10 @@ from contrans_dist.pipeline.run import RunDriver
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import seal_of
-from tests.harvests import cli, stamps, wait_for_shards
+from tests.harvests import cli, stamps
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.truth import block_rows, by_transformers, read_all
+from tests.waiting import until
 
 WORDS = ("boy", "cat", "tree", "ball", "bird", "man", "water", "park", "dog", "sun", "house", "car")
 LINES = [f"the {word} and {' '.join(WORDS[: 1 + i % 4])}" for i, word in enumerate(WORDS)]
@@ -458,7 +459,8 @@ def test_killed_while_it_appends(model: str, out: Path, tmp_path: Path) -> None:
     for more in (5, 40, 90):
         process = subprocess.Popen(run, start_new_session=True, stderr=subprocess.DEVNULL)
         try:
-            wait_for_shards(out, len(before) + more)
+            wanted = len(before) + more
+            until(lambda n=wanted, p=process: len(stamps(out)) >= n or p.poll() is not None)
             assert process.poll() is None
         finally:
             with contextlib.suppress(ProcessLookupError):

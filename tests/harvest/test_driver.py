@@ -446,7 +446,8 @@ def test_two_harvests_on_one_folder_at_once(made: Path, model: str, texts: str, 
     out = tmp_path / "set"
     with start(model, texts, out) as other:
         started = psutil.Process(other.pid)
-        until(lambda: any(map(is_actor, started.children(recursive=True))), "its actor")
+        until(lambda: other.poll() is not None or any(map(is_actor, started.children(recursive=True))))
+        assert other.poll() is None
         mine = harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
         assert (mine.manifest.throughput.tokens or 0) > 0
         assert json.loads(other.communicate()[0])["fingerprint"] == mine.manifest.fingerprint

@@ -101,6 +101,7 @@ def test_stopped_in_the_middle_and_run_again(
     words = [sys.executable, "-m", "contrans_dist", *command, str(out)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
     until(lambda: len(shard_files(out)) >= 3 or process.poll() is not None)
+    assert process.poll() is None
     process.send_signal(how)
     _, err = process.communicate()
     assert process.returncode == code

@@ -176,6 +176,7 @@ def test_ray_writes_metrics_under_these_names(local: None) -> None:
             return dict(re.findall(r"(?m)^(ray_\w+)\{(.*)\}", answer.read().decode()))
 
     until(lambda: wanted <= set(samples()), lambda: str(wanted - set(samples())), pause=2)
+    found = samples()
     for name, labels in LABELS.items():
-        assert labels | {"SessionName"} <= set(re.findall(r'(\w+)="', samples()[name]))
-    assert 'model="org/m"' in samples()["ray_contrans_tokens_total"]
+        assert labels | {"SessionName"} <= set(re.findall(r'(\w+)="', found[name]))
+    assert 'model="org/m"' in found["ray_contrans_tokens_total"]

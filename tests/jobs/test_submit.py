@@ -19,11 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contrans_dist.errors import UserError
 from contrans_dist.store.activation_set import ActivationSet
-from tests.harvests import shard_files
+from tests.harvests import wait_for_shards
 from tests.heads import RAY, REPOSITORY, UPLOAD, Head, environment
 from tests.sets import write_lines
 from tests.tiny import save_tiny
-from tests.waiting import until
 
 SUBMIT = REPOSITORY / "jobs" / "submit.py"
 
@@ -253,7 +252,7 @@ def test_a_stopped_harvest_goes_on_where_it_was(head: Head, tmp_path: Path) -> N
     submitter = Submitter(head, REPOSITORY, {"excludes": UPLOAD["excludes"]})
     _, job, _ = submitter.run(*words, no_wait=True)
     following = submitter.begin(*words)
-    until(lambda: len(shard_files(out)) >= 5, "five shards")
+    wait_for_shards(out, 5)
     ray_job(head, "stop", job.strip())
     _, errors = following.communicate()
     assert following.returncode == 1
