@@ -157,6 +157,7 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
     wanted = dict.fromkeys(_expected(failure) for other, failure in related if other == path)
     shown = repr(first["input"])
     shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
+    key = key if key.isprintable() else ascii(key)
     return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")
 
 

@@ -131,8 +131,8 @@ class Location:
 
     def inside(self, name: str) -> "Location":
         """A file or folder directly in this folder, whose name some file gave. Raises UserError for a name
-        that leads elsewhere."""
-        if not name or name in (".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
+        that leads elsewhere, or that a terminal would not show as it is."""
+        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
             raise UserError(f"{self}: expected the name of a file in this folder, found {name!r}")
         return self / name
 
