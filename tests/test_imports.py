@@ -104,3 +104,12 @@ def test_help_loads_nothing_that_takes_long() -> None:
     slow = {"torch", "ray", "transformers", "numpy", "pyarrow", "pydantic", "fsspec", "yaml"}
     code = f"import contrans_dist.cli, sys; assert not {slow} & set(sys.modules), {slow} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_map_is_fitted_without_what_runs_models() -> None:
+    """It takes longer to load than most maps to fit, in the command as in each worker of Ray."""
+    code = (
+        "import sys, contrans_dist.mapping.driver, contrans_dist.mapping.distributed_sums\n"
+        "assert not {'transformers.modeling_utils', 'accelerate'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

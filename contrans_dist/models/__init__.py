@@ -3,20 +3,55 @@
 Imports: config, store.
 """
 
-from contrans_dist.models.blocks import find_blocks, matched_depth, resolve_blocks, text_config, upper_blocks
-from contrans_dist.models.facts import ModelFacts, model_facts, tokenizer_hash, weights_identity
-from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
-from contrans_dist.models.loading import load_model
-from contrans_dist.models.precision import DTYPES
-from contrans_dist.models.tokens import (
-    After,
-    around,
-    cut_to,
-    encode,
-    encode_many,
-    encode_with_starts,
-    unusable,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contrans_dist.models.blocks import (
+        find_blocks,
+        matched_depth,
+        resolve_blocks,
+        text_config,
+        upper_blocks,
+    )
+    from contrans_dist.models.facts import ModelFacts, model_facts, tokenizer_hash, weights_identity
+    from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
+    from contrans_dist.models.loading import load_model
+    from contrans_dist.models.precision import DTYPES
+    from contrans_dist.models.tokens import (
+        After,
+        around,
+        cut_to,
+        encode,
+        encode_many,
+        encode_with_starts,
+        unusable,
+    )
+
+_HOMES = {
+    "CPU_TOKENS": "language_model",
+    "DTYPES": "precision",
+    "After": "tokens",
+    "LanguageModel": "language_model",
+    "ModelFacts": "facts",
+    "around": "tokens",
+    "cut_to": "tokens",
+    "encode": "tokens",
+    "encode_many": "tokens",
+    "encode_with_starts": "tokens",
+    "find_blocks": "blocks",
+    "guided": "language_model",
+    "load_model": "loading",
+    "matched_depth": "blocks",
+    "model_facts": "facts",
+    "resolve_blocks": "blocks",
+    "text_config": "blocks",
+    "tokenizer_hash": "facts",
+    "unusable": "tokens",
+    "upper_blocks": "blocks",
+    "weights_identity": "facts",
+    "wrap_model": "language_model",
+}
 
 __all__ = [
     "CPU_TOKENS",
@@ -42,3 +77,10 @@ __all__ = [
     "weights_identity",
     "wrap_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when it is asked for: a map is fitted without the half of transformers that runs models."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
