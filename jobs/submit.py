@@ -62,7 +62,7 @@ def submit(
     if no_wait:
         sys.stdout.write(f"{job}\n")
     elif status == "SUCCEEDED":
-        note(f"{job}: succeeded before, and is not run again; `ray job delete {job}` forgets it")
+        note(f"{job}: succeeded before, and is not run again (`ray job submit` would run it)")
     else:
         _follow(client, job)
 

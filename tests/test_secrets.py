@@ -20,6 +20,7 @@ PLANTED = {
     "OPENAI_API_KEY": "sk-" + "plant3dabcdefghijklmnopq",
     "RAY_AUTH_TOKEN": "plant3d" + "0" * 25,
     "MY_PASSWORD": "plant3d of two words",
+    "AZURE_STORAGE_KEY": "plant3d+base64==04",
 }
 ELSEWHERE = "ghp_" + "plant3dabcdefghijklmnopqrstu"
 """A token that no variable holds."""
@@ -80,10 +81,17 @@ def test_a_whole_run_leaves_none(
     assert json.loads((out / "run.json").read_text())["description"] == "*** ***"
 
 
+@pytest.mark.parametrize("option", ["--key", "--ssh-key", "--api-key", "--hub-token", "--db-password"])
+def test_the_value_of_an_option_that_is_named_as_a_secret(option: str) -> None:
+    assert command_line(["other", option, "v1", "x"]) == f"other {option} *** x"
+    assert command_line(["other", f"{option}=v1", "x"]) == f"other {option}=*** x"
+
+
 def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
         "TOKENIZERS_PARALLELISM": "contrans",
         "RAY_AUTH_TOKEN_PATH": "/root/.ray/token",
+        "MONKEYS": "contrans",
         "HF_TOKEN": "demo",
     }
     for name, value in names.items():

@@ -22,7 +22,8 @@ Actors = Annotated[
     int | None, typer.Option(help="Model replicas. Default: as many as the nodes have room for.")
 ]
 Gpus = Annotated[
-    float | None, typer.Option(help="GPUs of one node for each replica. Default: 1 where there are any.")
+    float | None,
+    typer.Option(help="GPUs of one node for each replica. Default: the fewest that hold the model."),
 ]
 Cpus = Annotated[float | None, typer.Option(help="Cores for each replica; also its threads.")]
 Labels = Annotated[

@@ -76,7 +76,7 @@ class ClusterSettings(Settings):
     actors: int | None = Field(None, ge=1)
     """Model replicas; None is one for each `gpus_per_actor` GPUs of a node, or one on a machine without."""
     gpus_per_actor: float | None = Field(None, ge=0)
-    """GPUs of one node each replica gets; None is 1 where there are GPUs, else 0."""
+    """GPUs of one node each replica gets; None is the fewest of 1, 2, 4, 8, 16 that hold the model."""
     cpus_per_actor: float | None = Field(None, gt=0)
     """Cores each replica gets, which also sets its threads; None shares a node's cores out."""
     label_selector: str | None = None

@@ -22,9 +22,9 @@ _PACKAGES = (
     "numpy",
     "ray",
 )
-_SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|password|api[-_]?key|access[-_]?key)")
+_SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|passw|credential|api_?key|(^|[-_.])key$|access[-_]?key)")
 _SECRET_NAME = re.compile(
-    r"(?i)(^|_)(token|secret|password|passwd|api_?key|access_?key|secret_?key)(_(access_?)?(key|id))*$"
+    r"(?i)(^|_)(token|secret|password|passwd|(api|access|secret)?_?key)(_(access_?)?(key|id))*$"
 )
 """What variables of the environment are called that hold a secret."""
 _FEWEST_LETTERS = 8

@@ -233,9 +233,6 @@ def test_a_failed_job_is_submitted_again_under_the_next_number(head: Head, tmp_p
     code, output, errors = submitter.run(*words)
     assert (code, output) == (0, "")
     assert "succeeded before" in errors
-    ray_job(head, "delete", job[1])
-    code, output, errors = submitter.run(*words)
-    assert (code, "second" in output) == (0, True)
 
 
 @pytest.mark.slow
