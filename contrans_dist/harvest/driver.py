@@ -164,17 +164,25 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
             )
     failures = made.failures | outcome.failures
     if failures:
-        name, reason = next(iter(failures.items()))
-        raise RunError(
-            f"{sum(len(planned_set.missing) for planned_set in sets)} of {len(owners)} shards failed "
-            f"({name}: {reason}); run the same command again to try only these"
-        )
+        raise _failed(sets, len(owners), failures)
     throughput = _throughput(made, began, outcome, size, placement)
     for planned_set in sets:
         clean(planned_set.out)
         of_set = [report for address, report in made.reports.items() if owners[address] is planned_set]
         tokens = sum(report.facts.tokens for report in of_set)
         planned_set.throughput = Throughput(tokens=tokens, **throughput)
+
+
+def _failed(sets: list[PlannedSet], wanted: int, failures: dict[str, str]) -> RunError:
+    """How many shards are missing, and why the first is, with its rows: one of its texts may be to blame."""
+    left = {shard.address: shard for planned_set in sets for shard in planned_set.missing}
+    name, reason = next(iter(failures.items()))
+    shard = left.get(name)
+    rows = f", rows {shard.start:,} to {shard.start + shard.rows - 1:,}" if shard else ""
+    return RunError(
+        f"{len(left)} of {wanted} shards failed ({name}{rows}: {reason}); run the same command again to try "
+        "only these"
+    )
 
 
 def _operations(planned_set: PlannedSet) -> float:

@@ -150,7 +150,8 @@ def test_a_text_that_kills(
     missing = {f"shard-{place // SHARD:05d}.parquet" for place in places}
     assert not missing & {path.name for path in shard_files(out)}
     assert f"{times} of {rows // SHARD} shards failed" in command.last
-    assert any(name in command.last for name in missing)
+    named = {f"shard-{at // SHARD:05d}.parquet, rows {at:,} to {at + SHARD - 1:,}" for at in places}
+    assert any(words in command.last for words in named), command.last
     assert "run the same command again to try only these" in command.last
 
 

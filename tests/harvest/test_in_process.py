@@ -144,7 +144,8 @@ def test_a_shard_that_fails_is_named_and_the_others_are_kept(
     said = ended.err.splitlines()[-1]
     assert said.startswith("contrans: 1 of 4 shards failed (")
     assert said.endswith(
-        "shard-00001.parquet: the disk is full); run the same command again to try only these"
+        "shard-00001.parquet, rows 300 to 599: the disk is full); "
+        "run the same command again to try only these"
     )
     assert len(tries) == 3
     assert len(shards(out)) == 3
