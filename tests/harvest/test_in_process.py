@@ -149,6 +149,9 @@ def test_a_shard_that_fails_is_named_and_the_others_are_kept(
     )
     assert len(tries) == 3
     assert len(shards(out)) == 3
+    told = run(capsys, "inspect", out).out
+    assert str(model) in told
+    assert "3 shards finished, not complete: run the same harvest again" in told
     monkeypatch.setattr(actors, "compute_shard", compute)
     ended = run(capsys, *command)
     assert ended.code == 0

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from contrans_dist.report import write_report
 from contrans_dist.store.location import Location
+from contrans_dist.store.running import Running, tell
 from contrans_dist.vectors.concept_vector import ConceptVector
 from contrans_dist.vectors.exchange import export_vector
 from contrans_dist.vectors.formats.foreign import Asked
@@ -24,6 +26,10 @@ from tests.sets import make_set
 from tests.tiny import save_tiny
 
 Capture = pytest.CaptureFixture[str]
+RUNNING = Running(
+    stage="harvest", model="org/m", unit="texts", done=0, wanted=9, rate=0, tokens=0, actors=1, finished=0,
+    lost=0, failed=0, host="here", process=1, told=datetime.now(UTC),
+)  # fmt: skip
 TOLD = {
     "run": ("run", ["source  demo:source", "concepts", "command  contrans run demo.yaml", "complete"]),
     "run/run.json": ("run", ["evaluations/emotions  complete"]),
@@ -44,8 +50,12 @@ TOLD = {
     ),
     "run/activations/corpus-source/manifest.json": ("activations", ["tokens  450"]),
     "run/activations/corpus-source/shard-00000.parquet": ("shard", ["rows  90 from row 0", "width  12"]),
-    "half": ("activations", ["shards  1", "unfinished: run the same harvest again"]),
-    "begun": ("evaluation", ["parts  1", "unfinished: run the same evaluation again"]),
+    "half": ("activations", ["shards  1", "1 shard finished, not complete: run the same harvest again"]),
+    "begun": (
+        "evaluation",
+        ["parts  1", "1 part finished, not complete: run the same evaluation again"],
+    ),
+    "under way": ("activations", ["model  org/m", "state  harvest: 0 of 9 texts, 1 actor; process"]),
     "reduced": ("reduction", ["source model  org/source", "vectors/source  joy", "corpus, block 3 -> 4"]),
     "joy.safetensors": ("vector", ["concept  joy", "blocks  1, 3", "of  4 blocks of 6", "method  pca"]),
     "map.safetensors": ("map", ["target model  org/target", "block 3 -> 4  fitted on", "cosines: joy: 0.5"]),
@@ -84,6 +94,8 @@ def make_artefacts(folder: Path) -> Path:
     write_report(Location.parse(folder / "run"))
     make_set(folder / "half", {0: np.ones((5, 4))}, 1)
     (folder / "half/manifest.json").unlink()
+    (folder / "under way").mkdir()
+    tell(Location.parse(folder / "under way"), RUNNING)
     parts = folder / "begun/parts"
     parts.mkdir(parents=True)
     shutil.copy(folder / "run/evaluations/emotions/results.parquet", parts / "part-00000.parquet")

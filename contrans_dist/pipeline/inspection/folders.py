@@ -1,6 +1,7 @@
 """Folders: harvests, evaluations, runs, reductions, models, and folders of these."""
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from contrans_dist.console import count_of
@@ -16,6 +17,8 @@ from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import METRICS, RECORD, RunFile, plain, read_file
 from contrans_dist.store.run_recipe import RECIPE, read_run_recipe
+from contrans_dist.store.running import running_in
+from contrans_dist.store.shard_reader import opened
 
 _TENSORS = ".safetensors"
 _MOST = 1_000
@@ -26,7 +29,9 @@ def described(location: Location) -> Artefact | None:
     """What a folder is; None for any that is not ours."""
     names = location.names()
     found = next(((kind, describe) for kind, mark, describe in KINDS if _marked(names, mark)), None)
-    return _several(location, names[:_MOST]) if found is None else found[1](location, found[0])
+    if found is not None:
+        return found[1](location, found[0])
+    return _several(location, names[:_MOST]) or _begun(location)
 
 
 def kind_of(location: Location) -> str | None:
@@ -89,10 +94,32 @@ def _activations(location: Location, kind: str) -> Artefact:
 
 def _unfinished(location: Location, kind: str) -> Artefact:
     shards = [name for name in location.names() if name.startswith("shard-")]
-    again = "run the same harvest again"
+    identity = next(filter(None, (_identity_in(location / name) for name in shards)), None)
+    source = asked_for(identity) if identity else {}
+    held = {"shards": len(shards), "state": _state(location)}
     return Artefact(
-        kind, holds={"shards": len(shards), "state": f"unfinished: {again}"}, whole={"shards": shards}
+        kind, source, holds=held, whole={"shards": shards, "identity": identity and plain(identity)}
     )
+
+
+def _identity_in(shard: Location) -> Identity | None:
+    with suppress(UserError), opened(shard) as file:  # one that is damaged does not hide the others
+        return file.facts.identity
+    return None
+
+
+def _begun(location: Location) -> Artefact | None:
+    """A harvest or an evaluation of which nothing is finished yet."""
+    for running in running_in(location):
+        kind = "activations" if running.stage == "harvest" else "evaluation"
+        said = running.model_dump(mode="json")
+        return Artefact(kind, {"model": running.model}, holds={"state": _state(location)}, whole=said)
+    return None
+
+
+def _state(location: Location) -> str:
+    """How far it is, and how to go on."""
+    return status_of(location)[str(location)]
 
 
 def _evaluation(location: Location, kind: str) -> Artefact:
@@ -136,8 +163,7 @@ def _scores(evaluation: Evaluation) -> dict[str, str]:
 
 def _parts(location: Location, kind: str) -> Artefact:
     parts, identity = (location / PARTS).names(), identity_in(location) or {}
-    again = "run the same evaluation again"
-    held = {"parts": len(parts), "state": f"unfinished: {again}"}
+    held = {"parts": len(parts), "state": _state(location)}
     source = {name: identity.get(name) for name in ("model", "benchmark", "weights", "dtype")}
     return Artefact(kind, source, holds=held, whole={"parts": parts, "identity": identity})
 
