@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from contrans_dist.engine.capture import Activations
-from contrans_dist.errors import UserError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.runnable import Runnable, SpoiltError, spoilt_rows
 from contrans_dist.harvest.shards import Shard, ShardReport
 from contrans_dist.store import schema
@@ -40,6 +40,7 @@ def publish_shard(
 
     Raises:
         SpoiltError: For NaN or infinity, when all pieces have been looked at.
+        RunError: When the disk has lost what was written, or has it otherwise.
     """
     spec = shard.spec
     facts = ShardFacts(
@@ -76,8 +77,14 @@ def publish_shard(
             writer.add_key_value_metadata(page_facts(layout, content, np.concatenate(norms), options))
         hash_footer(path)
         # Nothing appears that a reader would refuse.
-        with opened(Location.parse(path)) as written:
-            return _report(shard, written, np.concatenate(norms), device)
+        try:
+            with opened(Location.parse(path)) as written:
+                return _report(shard, written, np.concatenate(norms), device)
+        except UserError as error:
+            if path.exists() and not isinstance(error, DamagedError):
+                raise
+            # No file of the user's: its disk is gone, or has failed.
+            raise RunError("what was written cannot be read again") from error
 
 
 def _table(rows: pa.Table, captured: Activations, layout: pa.Schema) -> pa.Table:

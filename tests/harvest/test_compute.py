@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.data.texts import text_table
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.harvest import shard_files
 from contrans_dist.harvest.compute import compute_shard
 from contrans_dist.harvest.manifest import identity_of
 from contrans_dist.harvest.shard_files import check_shard, read_norms
@@ -258,6 +260,24 @@ def test_nan_names_its_rows_and_publishes_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"shard-00001.* 2 rows .*\(row 3, 5; first at block 0"):
         compute_shard(spoilt, shards[1], texts.slice(3, 3))
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["shard-00000.parquet"]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, _cut])
+def test_what_the_disk_loses_at_once_is_a_failure_and_no_bad_input(
+    harm: Callable[[Path], None],
+    folder: Path,
+    lm: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shard_files, "hash_footer", harm)
+    with pytest.raises(RunError, match="what was written cannot be read again"):
+        make(folder, lm, text_table({"text": TEXTS}), tmp_path / "set", CaptureSettings())
+    assert not list((tmp_path / "set").iterdir())
 
 
 def test_a_text_too_short_is_named_by_its_place_in_the_input(
