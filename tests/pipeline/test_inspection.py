@@ -55,7 +55,7 @@ TOLD = {
         "evaluation",
         ["parts  1", "1 part finished, not complete: run the same evaluation again"],
     ),
-    "under way": ("activations", ["model  org/m", "state  harvest: 0 of 9 texts, 1 actor; process"]),
+    "under way": ("activations", ["model  org/m", "state  harvest: 0 of 9 texts, 1 actor; "]),
     "reduced": ("reduction", ["source model  org/source", "vectors/source  joy", "corpus, block 3 -> 4"]),
     "joy.safetensors": ("vector", ["concept  joy", "blocks  1, 3", "of  4 blocks of 6", "method  pca"]),
     "map.safetensors": ("map", ["target model  org/target", "block 3 -> 4  fitted on", "cosines: joy: 0.5"]),
