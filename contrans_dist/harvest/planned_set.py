@@ -12,7 +12,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.left_out import check_left_out
 from contrans_dist.harvest.manifest import manifest_of, warn
 from contrans_dist.harvest.request import Request, shards_in
-from contrans_dist.harvest.shard_files import check_shard, read_norms, shard_identity
+from contrans_dist.harvest.shard_files import check_shard, read_norms
 from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
@@ -21,6 +21,7 @@ from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import AGAIN, Manifest, OtherFormatError, QuantizationCheck, Throughput
 from contrans_dist.store.results import plain
+from contrans_dist.store.shard_reader import first_identity, shard_identity
 
 
 @dataclass
@@ -171,7 +172,7 @@ def identity_in(out: Location) -> Identity | None:
     try:
         return Manifest.read(out / schema.MANIFEST).identity
     except UserError:
-        return next(filter(None, (shard_identity(out / name) for name in shards_in(out))), None)
+        return first_identity(out, shards_in(out))
 
 
 def _manifest_in(out: Location) -> Manifest | None:

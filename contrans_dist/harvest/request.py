@@ -5,7 +5,7 @@ parts. The shards of each keep the identity under which they were made, which is
 then; the identity of the whole lists in `earlier` what was another in it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from contrans_dist.data.texts import texts_hash
 from contrans_dist.errors import UserError
 from contrans_dist.harvest.left_out import place_of
 from contrans_dist.harvest.manifest import identity_of
-from contrans_dist.harvest.shard_files import ROW_GROUP, shard_identity
+from contrans_dist.harvest.shard_files import ROW_GROUP
 from contrans_dist.harvest.shards import rows_per_shard
 from contrans_dist.models import ModelFacts, resolve_blocks
 from contrans_dist.store import schema
@@ -27,7 +27,7 @@ from contrans_dist.store.identity import Identity, Part
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import Manifest
 from contrans_dist.store.results import plain
-from contrans_dist.store.shard_reader import opened
+from contrans_dist.store.shard_reader import first_identity, opened
 
 _SHOWN = 60
 _OTHERWISE = {"rows", "texts", "prompts", "earlier"}
@@ -83,12 +83,9 @@ class Request:
         out = self.job.out
         listed = {entry.name for entry in manifest.shards} if manifest is not None else set()
         names = [name for name in shards_in(out) if name not in listed]
-
-        def first(names: Iterable[str]) -> Identity | None:
-            return next(filter(None, (shard_identity(out / name) for name in names)), None)
-
         # Where texts were appended and the run was ended, the last shard says more than what was there.
-        there = [first(reversed(names)), first(names) if manifest is None else manifest.identity]
+        begun = first_identity(out, names) if manifest is None else manifest.identity
+        there = [first_identity(out, reversed(names)), begun]
         identities = [identity for identity in there if identity is not None]
         for held in identities:
             if (identity := self._keeping(held)) is not None:

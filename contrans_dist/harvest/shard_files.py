@@ -15,7 +15,6 @@ from contrans_dist.harvest.runnable import Runnable, SpoiltError, spoilt_rows
 from contrans_dist.harvest.shards import Shard, ShardReport
 from contrans_dist.store import schema
 from contrans_dist.store.footers import ShardFacts, hash_footer, page_facts
-from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import ShardEntry
 from contrans_dist.store.provenance import version
@@ -131,12 +130,3 @@ def read_norms(shard: Shard) -> NDArray[np.float32]:
     """The norms of a shard that does not keep them, from its rows. Raises UserError when it is damaged."""
     with opened(shard.location) as file:
         return file.norms(shard.spec.blocks)
-
-
-def shard_identity(location: Location) -> Identity | None:
-    """The identity a shard was harvested under, from its footer alone; None when the file cannot be read."""
-    try:
-        with opened(location) as file:
-            return file.facts.identity
-    except UserError:
-        return None

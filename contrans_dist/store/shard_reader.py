@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from contrans_dist.config.recipe import validated
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.footers import PageFacts, ShardFacts, footer_is_whole, footer_seal
+from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.shard_file import DamagedError, ShardFile
 
@@ -34,6 +35,20 @@ def opened(location: Location) -> Iterator[ShardFile]:
         raise
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         raise _failure(location, error) from error
+
+
+def shard_identity(location: Location) -> Identity | None:
+    """The identity a shard was harvested under, from its footer alone; None when the file cannot be read."""
+    try:
+        with opened(location) as file:
+            return file.facts.identity
+    except UserError:
+        return None
+
+
+def first_identity(folder: Location, names: Iterable[str]) -> Identity | None:
+    """That of the first of these shards which can be read; None where none can."""
+    return next(filter(None, (shard_identity(folder / name) for name in names)), None)
 
 
 def footer_of(location: Location) -> pq.FileMetaData:

@@ -1,7 +1,6 @@
 """Folders: harvests, evaluations, runs, reductions, models, and folders of these."""
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import Any
 
 from contrans_dist.console import count_of
@@ -18,7 +17,7 @@ from contrans_dist.store.location import Location
 from contrans_dist.store.results import METRICS, RECORD, RunFile, plain, read_file
 from contrans_dist.store.run_recipe import RECIPE, read_run_recipe
 from contrans_dist.store.running import running_in
-from contrans_dist.store.shard_reader import opened
+from contrans_dist.store.shard_reader import first_identity
 
 _TENSORS = ".safetensors"
 _MOST = 1_000
@@ -94,18 +93,12 @@ def _activations(location: Location, kind: str) -> Artefact:
 
 def _unfinished(location: Location, kind: str) -> Artefact:
     shards = [name for name in location.names() if name.startswith("shard-")]
-    identity = next(filter(None, (_identity_in(location / name) for name in shards)), None)
+    identity = first_identity(location, shards)
     source = asked_for(identity) if identity else {}
     held = {"shards": len(shards), "state": _state(location)}
     return Artefact(
         kind, source, holds=held, whole={"shards": shards, "identity": identity and plain(identity)}
     )
-
-
-def _identity_in(shard: Location) -> Identity | None:
-    with suppress(UserError), opened(shard) as file:  # one that is damaged does not hide the others
-        return file.facts.identity
-    return None
 
 
 def _begun(location: Location) -> Artefact | None:
