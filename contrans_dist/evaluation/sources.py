@@ -7,6 +7,7 @@ from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.mapping.map_set import MapSet
+from contrans_dist.models import upper_blocks
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.from_activations import concept_rows, refine
 
@@ -82,14 +83,14 @@ def brought(recipe: Recipe, sides: Sides, maps: MapSet, name: str, source: Furth
 def _map_of(recipe: Recipe, sides: Sides, given: Further, corpus: ActivationSet, maps: MapSet) -> MapSet:
     """The map from a further source to the block that the recipe steers, from its best or matched block."""
     from contrans_dist.mapping.aligned_rows import join
-    from contrans_dist.mapping.block_pairs import all_pairs, upper_part
+    from contrans_dist.mapping.block_pairs import UPPER, all_pairs
     from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
 
     _, target = maps.only_pair()
     if recipe.blocks in ("best", "r2"):
         table = all_pairs(join(corpus, sides.corpus_target, "default"))
         if recipe.blocks == "best":
-            table = upper_part(table, corpus.n_blocks, sides.corpus_target.n_blocks)
+            table = table.only(upper_blocks(corpus.n_blocks, UPPER), [target])
         source = table.best_source(target)
     else:
         source = corpus.blocks[-1]  # the pair's own; those below it are read beside it

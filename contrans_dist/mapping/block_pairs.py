@@ -19,8 +19,8 @@ from contrans_dist.store.map_file import BlockTable, Pair
 _TABLE_ROWS = 4_096
 """Rows that the table of all pairs is fitted on: it ranks pairs, it is not the map."""
 
-_UPPER = 1 / 3
-"""Share of both models' blocks among which R2 may choose."""
+UPPER = 1 / 3
+"""Share of a model's blocks, the upper ones, among which R2 may choose."""
 
 
 def choose_pairs(spec: str, aligned: AlignedRows) -> tuple[list[Pair], BlockTable | None]:
@@ -35,7 +35,8 @@ def choose_pairs(spec: str, aligned: AlignedRows) -> tuple[list[Pair], BlockTabl
         return [(matched_depth(source.n_blocks), matched_depth(target.n_blocks))], None
     if spec in ("best", "r2"):
         table = all_pairs(aligned)
-        chosen = (upper_part(table, source.n_blocks, target.n_blocks) if spec == "best" else table).best()
+        upper = [upper_blocks(side.n_blocks, UPPER) for side in (source, target)]
+        chosen = (table.only(*upper) if spec == "best" else table).best()
         if spec == "best":
             note(
                 f"blocks {chosen[0]} -> {chosen[1]}: the highest held-out R2 ({table.at(chosen):.2f}) in the "
@@ -49,11 +50,6 @@ def choose_pairs(spec: str, aligned: AlignedRows) -> tuple[list[Pair], BlockTabl
             raise UserError(f"--blocks {spec}: expected depth, best, r2, or source:target such as 24:30")
         pairs.append((one_block(sides[0], source.n_blocks), one_block(sides[1], target.n_blocks)))
     return pairs, None
-
-
-def upper_part(table: BlockTable, n_source: int, n_target: int) -> BlockTable:
-    """The part of a table for the upper thirds of models of so many blocks, as far as it has those."""
-    return table.only(upper_blocks(n_source, _UPPER), upper_blocks(n_target, _UPPER))
 
 
 def one_block(spec: str, n_blocks: int, flag: str = "--blocks") -> int:

@@ -1,5 +1,6 @@
 """What transplanted vectors are compared with: combinations of vectors, further sources, other systems."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,12 @@ from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.combined import mean_of, orthogonalised, sum_of
 from contrans_dist.evaluation.conditions import further_sources, systems_of
+from contrans_dist.evaluation.sides import Sides
+from contrans_dist.evaluation.sources import Further, brought
+from contrans_dist.mapping.linear_map import AffineMap
+from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.vectors.concept_vector import ConceptVector
+from tests.sets import make_set
 
 BLOCK, D = 2, 6
 
@@ -77,6 +83,25 @@ def test_only_sources_that_a_condition_needs_are_harvested() -> None:
     assert further_sources(recipe(("vector", "self-align"))) == {}
     with pytest.raises(UserError, match="condition from:q: no such entry under `sources`; there are x, y, z"):
         further_sources(recipe(("from:q",), sources=sources))
+
+
+def test_a_further_source_is_mapped_to_the_block_that_was_chosen_by_trial(tmp_path: Path) -> None:
+    """Block 2 of 5, which trials may choose, lies below the third in which R2 chooses its source block."""
+    rng = np.random.default_rng(0)
+    rows, plan = rng.standard_normal((400, D)), rng.standard_normal((D, D))
+    noise = {0: 0.0, 1: 0.0, 2: 0.5, 3: 0.01}  # the first blocks predict best, and are not to be taken
+    source = {block: rows + by * rng.standard_normal((400, D)) for block, by in noise.items()}
+    corpus = make_set(tmp_path / "corpus", source, 4)
+    target = make_set(tmp_path / "target", dict.fromkeys(range(5), rows @ plan), 5)
+    groups = {"concept": ["a", "a"], "label": ["positive", "negative"]}
+    states = {block: rng.standard_normal((2, D)).astype(np.float32) for block in noise}
+    contrast = make_set(tmp_path / "contrast", states, 4, **groups)
+    options = {"blocks": "best", "source_blocks": 1, "norm": "keep"}
+    some = recipe(("from:x",), sources={"x": {"id": "m"}}, map=options)
+    identity = AffineMap(np.eye(D, dtype=np.float32), np.zeros(D, np.float32), "dual", 1, 1, 1.0, None)
+    maps = MapSet("s", "t", 5, "default", {(3, 2): identity}, {}, {})
+    made = brought(some, Sides(corpus, target, contrast, contrast), maps, "x", Further(contrast, corpus))
+    np.testing.assert_allclose(made["a"].at(2), (states[3][0] - states[3][1]) @ plan, rtol=0.02, atol=0.02)
 
 
 def test_systems_and_what_they_lack() -> None:
