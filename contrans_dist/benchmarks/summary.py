@@ -102,10 +102,10 @@ def condition_entries(
             opponents = _opponents(cell, steered)
             tests = {name: p_values(cell, other) for name, other in opponents.items()}
             entry["p_vs"] = {name: by_metric for name, by_metric in tests.items() if by_metric}
-            elsewhere: dict[str, dict[str, dict[str, float]]] = {}
+            elsewhere: dict[str, dict[float, dict[str, float]]] = {}
             for other in steered:
                 if other[0] != tested and other not in opponents.values() and (p := p_values(cell, other)):
-                    elsewhere.setdefault(other[0], {})[f"{other[1]:g}"] = p
+                    elsewhere.setdefault(other[0], {})[other[1]] = p
             entry["p_vs_elsewhere"] = elsewhere
         entries.append(entry)
     return {"reference": tested, "conditions": entries}

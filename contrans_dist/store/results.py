@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from math import nan
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt, field_serializer
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt
 from pydantic_core import PydanticCustomError
 
 from contrans_dist.config import FileModel
@@ -82,16 +82,14 @@ class ConditionScores(FileModel):
     p_vs_elsewhere: dict[str, dict[float, PValues]] | None = None
     """By the other condition and the strength of another of its rows."""
 
-    @field_serializer("p_vs_elsewhere")
-    def _by_strength(self, value: dict[str, dict[float, PValues]] | None) -> Any:
-        """Strengths as they are written for people: `2`, not `2.0`."""
-        return value and {name: {f"{at:g}": p for at, p in by.items()} for name, by in value.items()}
-
     def p(self, against: str, metric: str, strength: float | None = None) -> float | None:
-        """Paired p-value against another condition, `base` too, at a strength where it has several."""
-        elsewhere = (self.p_vs_elsewhere or {}).get(against, {})
+        """Paired p-value against another condition, `base` too, at a strength where it has several; None
+        where that was not tested."""
+        elsewhere = (self.p_vs_elsewhere or {}).get(against)
+        if elsewhere and strength not in (None, self.strength):
+            return elsewhere.get(strength, {}).get(metric)
         same = self.p_vs_base if against == "base" else (self.p_vs or {}).get(against)
-        return (elsewhere.get(self.strength if strength is None else strength) or same or {}).get(metric)
+        return (same or {}).get(metric)
 
 
 class LeakCheck(FileModel):

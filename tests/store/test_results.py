@@ -44,7 +44,7 @@ def metrics(**more: Any) -> dict[str, Any]:
     entry = {
         "condition": "vector", "strength": 2.0, "metrics": {"mc1": SCORE, "fear/mc1": {**SCORE, "low": None}},
         "p_vs_base": {"mc1": 0.01}, "p_vs": {"random": {"mc1": 0.02}},
-        "p_vs_elsewhere": {"random": {"0.5": {"mc1": 0.03}}},
+        "p_vs_elsewhere": {"random": {"0.1234567": {"mc1": 0.03}}},
     }  # fmt: skip
     return {
         "benchmark": "truthfulqa", "model": "m", "block": None, "conditions": [entry],
@@ -60,7 +60,9 @@ def test_metrics_are_written_as_they_were_given(tmp_path: Path) -> None:
     read = read_metrics(folder)
     assert read == MetricsFile.model_validate(metrics())
     (row,) = read.conditions
-    assert (row.p("base", "mc1"), row.p("random", "mc1"), row.p("random", "mc1", 0.5)) == (0.01, 0.02, 0.03)
+    assert (row.p("base", "mc1"), row.p("random", "mc1"), row.p("random", "mc1", 2.0)) == (0.01, 0.02, 0.02)
+    assert row.p("random", "mc1", 0.1234567) == 0.03
+    assert row.p("random", "mc1", 0.123457) is None
     assert row.metrics["mc1"].interval == (0.4, 0.6)
     assert row.metrics["fear/mc1"].interval is None
 
