@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import contrans_dist as ct
 from contrans_dist.cli import app
 from contrans_dist.mapping.map_set import MapSet
+from contrans_dist.store.manifest import Skipped
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.sets import make_set
 from tests.tiny import CORPUS, save_tiny
@@ -225,6 +226,20 @@ def test_a_map_of_what_is_there(captured: dict[str, Any]) -> None:
     assert ct.fit_map(few, target, pair=(0, 3)).source_blocks == [0]
     plain = ct.fit_map(few[2], target[3])
     assert (plain.centre, plain.source_blocks) == (True, None)
+
+
+def test_sets_without_the_same_rows_are_fitted_on_those_that_both_have(tmp_path: Path) -> None:
+    """Either harvest left out another text that it could not use."""
+    rng = np.random.default_rng(0)
+    rows, plan = rng.standard_normal((60, 4)), rng.standard_normal((4, 3))
+    sets = []
+    for name, values, left_out in (("source", rows, 7), ("target", rows @ plan, 30)):
+        kept = [row for row in range(60) if row != left_out]
+        made = make_set(tmp_path / name, {0: values[kept]}, 1, [f"text {row}" for row in kept])
+        skipped = [Skipped(row=left_out, reason="too long")]
+        sets.append(replace(made, manifest=made.manifest.model_copy(update={"skipped": skipped})))
+    mapping = ct.fit_map(*sets, ct.MapOptions("paper"))
+    np.testing.assert_allclose(mapping.weight, plan, atol=1e-5)
 
 
 def test_rows_that_do_not_belong_together_are_named(captured: dict[str, Any]) -> None:

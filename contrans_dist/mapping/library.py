@@ -105,6 +105,7 @@ def fit_map(
         aligned = join(source, target, options.protocol)
         known_split = aligned.split if options.protocol == "default" else None
         known_tokens = aligned.tokens()
+        source, target = aligned.source, aligned.target  # without the rows that are in one alone
         held, read_source, read_target = source.blocks, source.read_block, target.read_block
     elif isinstance(source, Mapping | ActivationSet) or isinstance(target, Mapping | ActivationSet):
         raise ValueError("source and target: expected two arrays, two captures or two activation sets")
