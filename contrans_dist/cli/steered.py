@@ -196,9 +196,8 @@ def _metrics_lines(metrics: "MetricsFile") -> list[str]:
     leak = metrics.leak
     if leak is not None:
         lines.append(
-            f"leak check: of {leak.evaluated} texts, {leak.overlap_vector} were seen by the vectors "
-            f"and {leak.overlap_map} by the map"
-            + (f" ({leak.in_part} of them in part)" if leak.in_part else "")
+            f"leak check: of {leak.evaluated} texts, {leak.vector_text} were seen by the vectors "
+            f"and {leak.map_text} by the map" + (f" ({leak.in_part} of them in part)" if leak.in_part else "")
         )
     return [*lines, *(metrics.notes or [])]
 

@@ -151,7 +151,10 @@ def overlap(evaluated: Iterable[str], seen: NDArray[np.int64]) -> list[str]:
 
 
 def leak_report(
-    scenarios: Sequence[str], vector_texts: NDArray[np.int64], map_texts: NDArray[np.int64]
+    scenarios: Sequence[str],
+    vector_texts: NDArray[np.int64],
+    map_texts: NDArray[np.int64],
+    known: bool = True,
 ) -> dict[str, Any]:
     """How many of the evaluated scenarios the vectors and the map have already seen.
 
@@ -159,6 +162,8 @@ def leak_report(
         scenarios: The evaluated texts.
         vector_texts: `unit_hashes` of the texts that the vectors are made of.
         map_texts: Those of the texts that the map was fitted on.
+        known: Whether every vector says which texts it was made of. Where one does not, finding nothing
+            proves nothing.
 
     Returns:
         Counts (`in_part`: those of which a line or a sentence alone was seen) and examples, as `LeakCheck`
@@ -169,8 +174,8 @@ def leak_report(
     whole = {text for by in (by_vector, by_map) for text in by if by[text]}
     return {
         "evaluated": len(set(scenarios)),
-        "overlap_vector": len(by_vector),
-        "overlap_map": len(by_map),
+        "overlap_vector": len(by_vector) if known or by_vector else None,
+        "overlap_map": len(by_map) if known or map_texts.size else None,
         "in_part": len(set(contaminated) - whole),
         "examples": list(dict.fromkeys(contaminated))[:_EXAMPLES],
     }

@@ -263,7 +263,9 @@ def _metrics(
         "blocks": blocks,
         "strengths": list(spec.strengths),
         **spec.benchmark.summarise(table, reference_of(steered) or "vector"),
-        "leak": leak_report(scenarios, spec.steering.vector_texts, spec.steering.map_texts),
+        "leak": leak_report(
+            scenarios, spec.steering.vector_texts, spec.steering.map_texts, spec.steering.texts_known
+        ),
         "costs": costs,
         "rows": dict(Counter(table.column("condition").to_pylist())),
         "identity": spec.identity,

@@ -24,6 +24,8 @@ class Steering:
     vector_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Units of the texts behind the vectors, and behind the map (`contamination.unit_hashes`)."""
     map_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    texts_known: bool = True
+    """Whether every vector says which texts it was made of; an imported one does not."""
     seed: int = 0
     """Of directions that are drawn, whose rows above give no more than the norm."""
     chosen: dict[str, float] = field(default_factory=dict)
@@ -129,7 +131,8 @@ def steering(
             rows[concept][name] = {at: _as_long(row, tested) if condition_of(name).as_long else row}
     texts = [vector.text_hashes for vector in vectors.values()]
     maps = [vector.map_text_hashes for vector in vectors.values()]
-    return Steering(rows, _union(texts), _union(maps), seed)
+    known = all(hashes.size for hashes in texts)
+    return Steering(rows, _union(texts), _union(maps), known, seed)
 
 
 def _row(

@@ -18,6 +18,7 @@ METRICS, SEARCH, RECORD = "metrics.json", "search.json", "run.json"
 PValues = dict[str, float]
 """By metric."""
 F = TypeVar("F", bound=FileModel)
+_UNKNOWN = "an unknown number"
 _COMMON = re.compile(r"(\.\./){0,3}activations/(?!\.\.?$)[^/\\\0]+")
 
 
@@ -108,12 +109,17 @@ class LeakCheck(FileModel):
         return max(self.overlap_vector or 0, self.overlap_map or 0)
 
     @property
+    def known(self) -> bool:
+        """Whether the texts of both are known: only then has what was not found not been seen."""
+        return self.overlap_vector is not None and self.overlap_map is not None
+
+    @property
     def vector_text(self) -> str:
-        return "not checked" if self.overlap_vector is None else str(self.overlap_vector)
+        return _UNKNOWN if self.overlap_vector is None else str(self.overlap_vector)
 
     @property
     def map_text(self) -> str:
-        return "not checked" if self.overlap_map is None else str(self.overlap_map)
+        return _UNKNOWN if self.overlap_map is None else str(self.overlap_map)
 
 
 class TaskEntry(FileModel):

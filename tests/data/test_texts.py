@@ -145,6 +145,19 @@ def test_leak_report_counts_each_side() -> None:
     }  # fmt: skip
 
 
+def test_nothing_is_found_by_vectors_that_do_not_say_what_they_have_seen() -> None:
+    scored, nothing = ["a b c d one", "a b c d two"], np.empty(0, np.int64)
+    seen = unit_hashes(scored[:1])
+
+    def counts(*texts: np.ndarray) -> tuple[int | None, int | None]:
+        report = leak_report(scored, *texts, known=False)
+        return report["overlap_vector"], report["overlap_map"]
+
+    assert counts(nothing, nothing) == (None, None)
+    assert counts(nothing, seen) == (None, 1)  # imported, then through a map
+    assert counts(seen, nothing) == (1, None)  # one of several is known, and that is told
+
+
 def test_official_emotion_files_overlap_completely(shared: Path) -> None:
     folder = shared / "data" / "emotions" / "contrans"
     for emotion in ("happiness", "anger", "fear"):

@@ -510,6 +510,9 @@ def test_leaks_are_counted_and_can_be_left_out(
     )
     with pytest.raises(UserError, match=r"scenarios.jsonl: only_unseen leaves nothing"):
         evaluate(model, unseen, everything, str(tmp_path / "none"), ONE)
+    imported = steered(text_hashes=unit_hashes([]))
+    unknown = evaluate(model, settings, imported, str(tmp_path / "imported"), ONE).leak
+    assert unknown == LeakCheck(evaluated=18, in_part=0, examples=[])
 
 
 def test_without_vectors_the_base_alone_is_scored(

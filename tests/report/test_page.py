@@ -199,6 +199,21 @@ def test_leak_is_said_at_the_top_and_folded_out_below(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_what_is_not_known_to_be_seen_is_not_called_unseen(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    path = run / "evaluations/emotions/metrics.json"
+    content = json.loads(path.read_text())
+    content["leak"]["overlap_vector"] = None
+    for leak, said in ((7, "7 of 120 scored scenarios were seen before"), (0, "Leak check: not known.")):
+        content["leak"]["overlap_map"] = leak
+        path.write_text(json.dumps(content))
+        words = Page(report(run)).words
+        assert said in words
+        assert "No overlap" not in words
+        assert "was seen before" not in words
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_effect_shared_by_controls_is_said(tmp_path: Path) -> None:
     hits = {**HITS, "random": (2, 7, 13, 16)}
     words = Page(report(write_run(tmp_path, hits=hits, p_value=None))).words

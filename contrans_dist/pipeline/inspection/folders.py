@@ -14,7 +14,7 @@ from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.results import METRICS, RECORD, RunFile, plain, read_file
+from contrans_dist.store.results import METRICS, RECORD, LeakCheck, RunFile, plain, read_file
 from contrans_dist.store.run_recipe import RECIPE, read_run_recipe
 from contrans_dist.store.running import running_in
 from contrans_dist.store.shard_reader import first_identity
@@ -134,12 +134,18 @@ def _evaluation(location: Location, kind: str) -> Artefact:
             "strengths": metrics.strengths,
             **_scores(evaluation),
             "strengths chosen": search.chosen if search else None,
-            "seen before": leak and f"{leak.seen} of {leak.evaluated} texts",
+            "seen before": leak and _seen(leak),
             "rows": metrics.rows,
             "notes": metrics.notes,
         },
         plain(metrics),
     )
+
+
+def _seen(leak: LeakCheck) -> str:
+    if not (leak.seen or leak.known):
+        return "not known"
+    return f"{leak.seen} of {leak.evaluated} texts"
 
 
 def _scores(evaluation: Evaluation) -> dict[str, str]:
