@@ -62,12 +62,7 @@ def assess(
             steering = changed(steering, chosen=search_file.chosen)
             ready = prepared(model, settings, steering, out, cluster, replace, others)
         metrics = scored(ready, cluster)
-        if search_file is not None:
-            write_file(out / SEARCH, search_file)
-        else:  # of earlier settings
-            (out / SEARCH).delete()
-            for sweep in (VALIDATION, COST):
-                (out / sweep).delete_folder()
+        _keep_search(search_file, out)
         verdict = judged(out)
         if verdict is not None:
             probe(
@@ -75,6 +70,17 @@ def assess(
                 fingerprint(ready.spec.identity),
             )  # fmt: skip
         return metrics
+
+
+def _keep_search(made: SearchFile | None, out: Location) -> None:
+    """Write how the strengths were chosen; what was tried under earlier settings goes."""
+    if made is not None:
+        write_file(out / SEARCH, made)
+    else:
+        (out / SEARCH).delete()
+        (out / VALIDATION).delete_folder()
+    if made is None or made.budget is None:
+        (out / COST).delete_folder()
 
 
 def judged(folder: Location) -> Verdict | None:

@@ -7,7 +7,6 @@ from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.mapping.map_set import MapSet
-from contrans_dist.models import upper_blocks
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.from_activations import concept_rows, refine
 
@@ -85,6 +84,7 @@ def _map_of(recipe: Recipe, sides: Sides, given: Further, corpus: ActivationSet,
     from contrans_dist.mapping.aligned_rows import join
     from contrans_dist.mapping.block_pairs import UPPER, all_pairs
     from contrans_dist.mapping.driver import fit  # Ray waits until something is fitted
+    from contrans_dist.models import upper_blocks  # and torch
 
     _, target = maps.only_pair()
     if recipe.blocks in ("best", "r2"):

@@ -37,11 +37,12 @@ _MEANINGS = {
 
 
 def analysis_drawings(run: Run, studio: Studio) -> tuple[list[Drawing], list[str]]:
-    """A drawing for every analysis that the run holds; and those that cannot be read, one line each."""
+    """A drawing for every analysis that the run holds and its recipe names; and those that cannot be read or
+    are left out, one line each."""
     drawings: list[Drawing] = []
     problems: list[str] = []
     folder = run.location / ANALYSES
-    there = folder.names()
+    there = _named(run, folder, problems)
     for kind in _MEANINGS:
         for side in ("source", "target"):
             location = folder / f"{kind}-{side}.parquet"
@@ -50,6 +51,18 @@ def analysis_drawings(run: Run, studio: Studio) -> tuple[list[Drawing], list[str
     if SIMILARITIES in there:
         drawings += _told(problems, folder / SIMILARITIES, SimilarityRow, partial(_similarity, studio))
     return drawings, problems
+
+
+def _named(run: Run, folder: Location, problems: list[str]) -> list[str]:
+    """The files of a run's analyses without those that an earlier recipe has left, which are told."""
+    names, kinds = folder.names(), run.recipe.analyses
+    if kinds is None:
+        return names
+    named = [name for name in names if name.startswith(tuple(kinds))]
+    problems += [
+        f"{folder / name}: left out, the recipe does not name it" for name in names if name not in named
+    ]
+    return named
 
 
 def _told(

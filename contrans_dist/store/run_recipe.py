@@ -31,6 +31,7 @@ class RunRecipe(FileModel):
     runs: dict[str, dict[str, Any]] | None = None
     sources: dict[str, Any] | None = None
     evaluations: dict[str, RunEvaluation] | None = None
+    analyses: list[str] | None = None
     small: dict[str, Any] | None = None
     _content: dict[str, Any] = PrivateAttr(default_factory=dict)
 

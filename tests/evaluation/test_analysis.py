@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pyarrow.compute as pc
 import pytest
+import yaml
 
 from contrans_dist.benchmarks import about, metric_of
 from contrans_dist.errors import UserError
@@ -36,6 +37,7 @@ from tests.runextras import (
     write_perplexity,
     write_scores,
     write_toxigen,
+    write_whole_run,
 )
 from tests.runfolder import (
     BASE_HITS,
@@ -214,6 +216,24 @@ def test_unfinished_parts_are_named_not_fatal(tmp_path: Path) -> None:
     assert "corpus-source" not in found.harvests
     assert len(found.problems) == 2
     assert found.evaluations == []
+
+
+def test_what_an_earlier_recipe_left_is_told_and_not_shown(tmp_path: Path) -> None:
+    folder = write_whole_run(tmp_path)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    del recipe["evaluations"]["emotions"], recipe["evaluations"]["perplexity"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    found = read_run(Location.parse(folder))
+    assert [evaluation.name for evaluation in found.evaluations] == ["truthfulqa", "toxigen"]
+    assert found.evaluations[1].reported["vector"].evaluation == "truthfulqa"
+    assert found.problems == [
+        f"{Location.parse(folder / 'evaluations' / name)}: left out, the recipe does not name it"
+        for name in ("emotions", "perplexity")
+    ]
+    # Put together by hand, without a recipe, all of it is shown.
+    (folder / "recipe.yaml").unlink()
+    found = read_run(Location.parse(folder))
+    assert (len(found.evaluations), found.problems) == (4, [])
 
 
 ROLES = {

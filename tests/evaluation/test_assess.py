@@ -149,6 +149,12 @@ def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(
         ("base", 0.0), ("vector", best), ("random", best),
     }  # fmt: skip
     assert all(each["perplexity"] > 1 for each in found["candidates"])
+    unbounded = settings.model_copy(update={"search": SearchSettings()})
+    assess(model, unbounded, steered(), out, ONE)
+    # What steering costs was asked for no more.
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == [
+        "metrics.json", "results.parquet", "search.json", "validation",
+    ]  # fmt: skip
 
     with pytest.raises(UserError, match="holds another evaluation"):
         assess(model, settings, steered(), out, ONE)

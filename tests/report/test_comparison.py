@@ -222,6 +222,8 @@ def test_any_runs_can_be_compared_matched_by_name_and_benchmark(tmp_path: Path) 
     one, two = write_run(tmp_path / "x/run"), write_run(tmp_path / "y/run")
     write_truthfulqa(one / "evaluations/extra")
     write_perplexity(two / "evaluations/extra")
+    for run in (one, two):
+        (run / "recipe.yaml").unlink()  # it does not name them
     single = write_evaluation(tmp_path / "emotions")
     target = tmp_path / "page"
     page = Page(

@@ -243,6 +243,7 @@ def test_every_evaluation_has_its_section(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     shutil.copytree(run / "evaluations/emotions", run / "evaluations/emotions!")
+    (run / "recipe.yaml").unlink()  # it does not name both
     words = Page(report(run)).words
     assert "Results: emotions" in words
     assert "Results: emotions!" in words
@@ -459,6 +460,11 @@ def test_parts_without_their_neighbours(tmp_path: Path) -> None:
     write_perplexity(tmp_path / "run/evaluations/perplexity")
     write_analyses(tmp_path / "run/analyses")
     assert Page(report(tmp_path / "run")).tags.count("svg") == 6
+    (tmp_path / "run/recipe.yaml").write_text("analyses: [differences]")
+    named = Page(report(tmp_path / "run"))
+    assert named.tags.count("svg") == 3
+    for name in ("states-source", "states-target", "map-similarity"):
+        assert f"{name}.parquet: left out, the recipe does not name it" in named.words
 
 
 @pytest.mark.usefixtures("undrawn")

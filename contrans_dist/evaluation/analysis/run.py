@@ -119,7 +119,9 @@ def read_scores(location: Location) -> Run:
     for name in _in_recipe_order((location / EVALUATIONS_FOLDER).names(), recipe):
         folder = location / EVALUATIONS_FOLDER / name
         try:
-            if (folder / METRICS).exists():
+            if recipe.evaluations and name not in recipe.evaluations:
+                problems.append(f"{folder}: left out, the recipe does not name it")
+            elif (folder / METRICS).exists():
                 evaluations.append(read_evaluation(folder))
             else:
                 problems.append(f"{folder}: unfinished evaluation (there is no {METRICS})")
