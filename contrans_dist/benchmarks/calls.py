@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from contrans_dist.benchmarks.base import ScoredItem
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's names are read without torch
     from contrans_dist.engine.scoring import Intervention, NextToken, TokenScores
@@ -28,6 +28,9 @@ class NextTokens:
     steered: bool = True
     """For a plan: whether they are run under every intervention, or once, by the model as it is."""
 
+    may_overflow: bool = False
+    """Whether the benchmark has a score for a model whose logits are no numbers."""
+
     @property
     def sequences(self) -> list[Ids]:
         """What the model runs."""
@@ -45,12 +48,16 @@ class NextTokens:
         interventions: Sequence[Intervention],
         batch_tokens: int = 4096,
     ) -> NextToken:
-        """Raises UserError, naming the item, for a prompt that is longer than the model's context."""
-        from contrans_dist.engine.scoring import next_token
+        """Raises UserError, naming the item, for a prompt that is longer than the model's context; RunError,
+        naming the intervention, where a log-probability is no number."""
+        from contrans_dist.engine.scoring import check_finite, next_token
 
         for item, context in zip(items, self.contexts, strict=True):
             _check_context(lm, item, len(context))
-        return next_token(lm, self.contexts, interventions, watch=self.watch, batch_tokens=batch_tokens)
+        got = next_token(lm, self.contexts, interventions, watch=self.watch, batch_tokens=batch_tokens)
+        if not self.may_overflow:
+            check_finite(interventions, got.logprobs)
+        return got
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Continuations:
         Raises UserError, naming the item, for a sequence that is longer than the model's context; RunError,
         naming the intervention, where a log-likelihood is no number.
         """
-        from contrans_dist.engine.scoring import continuation_logprobs
+        from contrans_dist.engine.scoring import check_finite, continuation_logprobs
 
         for owner, sequence in zip(self.owners, self.sequences, strict=True):
             _check_context(lm, items[owner], len(sequence))
@@ -96,12 +103,7 @@ class Continuations:
         scores = continuation_logprobs(
             lm, self.contexts, self.continuations, spread, batch_tokens=batch_tokens
         )
-        for intervention, sums in zip(interventions, scores.sums, strict=True):
-            if not np.isfinite(sums).all():
-                raise RunError(
-                    f"condition {intervention.name} at strength {intervention.strength:g}: the model's "
-                    "logits overflow; use smaller strengths, or bfloat16 or float32"
-                )
+        check_finite(interventions, scores.sums)
         return scores
 
 

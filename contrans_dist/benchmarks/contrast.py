@@ -201,7 +201,7 @@ class ContrastBenchmark(Benchmark[ContrastEvaluation, ContrastPrompt]):
         goals = np.stack([with_it[positive.index(item.partner)] if item.partner else meant for item in items])
         rest = np.broadcast_to(without.mean(axis=0), goals.shape)
         watch = np.argsort(-(goals + rest), axis=1, kind="stable")[:, :_TOKENS]
-        got = replace(asked, watch=watch).run(lm, items, interventions, self.batch_tokens)
+        got = replace(asked, watch=watch, may_overflow=True).run(lm, items, interventions, self.batch_tokens)
         places = [[item.id for item in self._of(items[0].concept)].index(item.id) for item in items]
         before = np.take_along_axis(without[places], watch, axis=1).astype(np.float64)
         change = got.logprobs - np.log(np.maximum(before, np.exp(_RUINED)))

@@ -14,7 +14,7 @@ from contrans_dist.benchmarks import Benchmark
 from contrans_dist.benchmarks.emotions import EmotionBenchmark, EmotionEvaluation
 from contrans_dist.benchmarks.scenarios import Item, build_items, official_items, read_scenarios
 from contrans_dist.engine.scoring import BASE, Intervention, cues
-from contrans_dist.errors import UserError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import load_model, wrap_model
 from contrans_dist.store.location import Location
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -238,6 +238,16 @@ def test_rows_are_complete_and_in_order():
     assert none.num_rows == 0
     assert alone["logits.sad"][0].as_py() == pytest.approx(table["logits.sad"][10].as_py(), abs=1e-4)
     assert all(p <= 0 for p in table["logprob"].to_pylist())
+
+
+def test_logits_that_overflow_are_a_failure_and_no_score():
+    """In float16, whose largest number is 65,504."""
+    bench = random_logits_bench()
+    lm = wrap_model(tiny_model("llama").half(), tiny_tokenizer())
+    vector = {1: np.ones(32, np.float32), 3: np.ones(32, np.float32)}
+    wanted = "condition vector at strength 60000: the model's logits overflow"
+    with pytest.raises(RunError, match=wanted):
+        bench.score(lm, bench.items()[:2], [BASE, Intervention("vector", vector, 6e4)])
 
 
 def judged(logits, argmax, tokens, place, protocol):

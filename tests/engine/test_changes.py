@@ -8,8 +8,9 @@ import torch
 
 from contrans_dist.engine.scoring import Intervention, changes, token_changes
 from contrans_dist.engine.steer import steer
-from contrans_dist.models import LanguageModel, load_model
-from tests.tiny import save_tiny
+from contrans_dist.errors import RunError
+from contrans_dist.models import LanguageModel, load_model, wrap_model
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 TEXTS = ["Once upon a time", "Once upon a dog", "The boy was happy", "She felt sad, angry and", "One day"]
 
@@ -38,3 +39,11 @@ def test_changes_are_those_of_single_runs(
         order = np.argsort(change)
         np.testing.assert_allclose(change[changed.up[p]], change[order[::-1][:5]], atol=1e-5)
         np.testing.assert_allclose(change[changed.down[p]], change[order[:5]], atol=1e-5)
+
+
+def test_changes_of_a_model_whose_logits_overflow_are_a_failure() -> None:
+    lm = wrap_model(tiny_model("llama").half(), tiny_tokenizer())
+    prompts = [lm.tokenizer(text)["input_ids"] for text in TEXTS]
+    vector = {block: np.ones(lm.d, np.float32) for block in (0, 1)}
+    with pytest.raises(RunError, match="condition v at strength 60000: the model's logits overflow"):
+        token_changes(lm, prompts, Intervention("v", vector, 6e4), k=5)

@@ -2,7 +2,7 @@
 
 from contrans_dist.engine.scoring.changes import token_changes
 from contrans_dist.engine.scoring.generation import generate
-from contrans_dist.engine.scoring.interventions import BASE, Intervention
+from contrans_dist.engine.scoring.interventions import BASE, Intervention, check_finite
 from contrans_dist.engine.scoring.scores import (
     NextToken,
     TokenScores,
@@ -17,6 +17,7 @@ __all__ = [
     "Intervention",
     "NextToken",
     "TokenScores",
+    "check_finite",
     "continuation_logprobs",
     "cues",
     "distributions",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from contrans_dist.console import one_by_one
-from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets
+from contrans_dist.engine.scoring.interventions import BASE, Intervention, check_finite, checked_offsets
 from contrans_dist.engine.scoring.scores import distributions
 from contrans_dist.models import LanguageModel
 
@@ -46,13 +46,16 @@ def token_changes(
 
     Raises:
         UserError: For an empty or too long prompt, or a vector that does not fit.
+        RunError: Where a probability is no number.
     """
     interventions = [BASE, intervention]
     checked_offsets(lm, interventions, prompts)
     parts = []
     for start in one_by_one(range(0, len(prompts), _TOGETHER)):
         some = prompts[start : start + _TOGETHER]
-        before, after = torch.from_numpy(distributions(lm, some, interventions, batch_tokens=_BATCH_TOKENS))
+        chances = distributions(lm, some, interventions, batch_tokens=_BATCH_TOKENS)
+        check_finite(interventions, chances)
+        before, after = torch.from_numpy(chances)
         change = after - before
         parts.append((change.topk(k, dim=1).indices, change.topk(k, dim=1, largest=False).indices))
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrans_dist.engine.steer import check_row
-from contrans_dist.errors import UserError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, unusable
 
 
@@ -80,6 +80,16 @@ def checked_offsets(
             finite = torch.isfinite(vectors).reshape(len(vectors), -1).all(dim=1)
             check_row(k, vectors[int(finite.int().argmin())], len(lm.blocks), lm.d)
     return offsets
+
+
+def check_finite(interventions: Sequence[Intervention], values: np.ndarray) -> None:
+    """Raise RunError, naming the first intervention of whose values `[C, ...]` one is no number."""
+    for intervention, scores in zip(interventions, values, strict=True):
+        if not np.isfinite(scores).all():
+            raise RunError(
+                f"condition {intervention.name} at strength {intervention.strength:g}: the model's "
+                "logits overflow; use smaller strengths, or bfloat16 or float32"
+            )
 
 
 def per_prompt(vectors: Mapping[int, Tensor]) -> bool:
