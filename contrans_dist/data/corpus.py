@@ -41,7 +41,7 @@ def _word_ends(text: str) -> list[int]:
 
 
 def cut_random(texts: list[str], per_text: int, seed: int) -> tuple[list[str], list[int]]:
-    """`per_text` prefixes of each text, ending after a random word; equal prefixes appear once.
+    """`per_text` prefixes of each text, ending after a random word.
 
     Returns the prefixes and, for each, the index of the text it was cut from.
     """
@@ -59,7 +59,8 @@ def cut_random(texts: list[str], per_text: int, seed: int) -> tuple[list[str], l
 
 
 def cut_after(texts: list[str], words: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Every prefix that ends on one of `words`; equal prefixes appear once. Returns as `cut_random`.
+    """Every prefix that ends on one of `words`; equal ones appear once, as of the first text. Returns as
+    `cut_random`.
 
     A prompt that ends on "was very" asks the map for what a model expects after "very"; such rows say it.
     """

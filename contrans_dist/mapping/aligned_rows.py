@@ -51,7 +51,7 @@ def join(
         source: Of the source model.
         target: Of the target model.
         protocol: The default one holds rows out by a hash of the text, or of the text that a prefix was cut
-            from.
+            from; equal prefixes stay together.
         rows: Only these of the source's take part.
 
     Raises:
@@ -66,14 +66,24 @@ def join(
         )
     n = source.n_rows if rows is None else len(rows)
     if protocol == "default":
-        name = "source_row" if "source_row" in source.columns else "text_id"
-        split = np.concatenate([split_of([]), *map(split_of, column_text(source, name))])
+        split = _held_out(source)
         split = split if rows is None else split[rows]
     elif protocol == "paper":
         split = paper_split(n)
     else:
         split = np.full(n, FIT)
     return AlignedRows(source, target, split, rows)
+
+
+def _held_out(source: ActivationSet) -> NDArray[np.str_]:
+    """The part of each row, by its text or by the text that it was cut from."""
+    if "source_row" not in source.columns:
+        return np.concatenate([split_of([]), *map(split_of, column_text(source, "text_id"))])
+    split = np.concatenate([split_of([]), *map(split_of, column_text(source, "source_row"))])
+    # Texts that begin alike give equal prefixes: these go where the first of them goes.
+    ids = np.concatenate([np.array([], str), *map(np.array, column_text(source, "text_id"))])
+    _, first, same = np.unique(ids, return_index=True, return_inverse=True)
+    return split[first[same]]
 
 
 def _check_dates(source: ActivationSet, target: ActivationSet) -> None:

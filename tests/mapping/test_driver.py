@@ -191,6 +191,20 @@ def test_identical_texts_of_a_corpus_stay_together(tmp_path: Path, cut: Any) -> 
     assert all(len(parts_of_text) == 1 for parts_of_text in parts.values())
 
 
+def test_equal_prefixes_of_different_texts_stay_together(tmp_path: Path) -> None:
+    texts = [f"{i % 10} stories begin alike and then go on to {i}" for i in range(150)]
+    corpus = prepare_corpus(text_table({"text": texts}), "random", per_text=3)
+    prefixes, origin = corpus.column("text").to_pylist(), corpus.column("source_row").to_pylist()
+    rows = {0: np.random.default_rng(0).normal(size=(len(prefixes), 3))}
+    pair = [make_set(tmp_path / name, rows, 1, prefixes, source_row=origin) for name in "ab"]
+    parts: dict[str, set[str]] = {}
+    for prefix, part in zip(prefixes, join(pair[0], pair[1], "default").split, strict=True):
+        parts.setdefault(prefix, set()).add(part)
+    assert 10 < len(parts) < len(prefixes)
+    assert {len(parts_of_prefix) for parts_of_prefix in parts.values()} == {1}
+    assert set.union(*parts.values()) == {FIT, VALIDATION, TEST}
+
+
 def test_which_pairs_of_blocks(sets: tuple[ActivationSet, ActivationSet]) -> None:
     joined = join(*sets, "default")
     assert choose_pairs("2:3", joined)[0] == [(2, 3)]
