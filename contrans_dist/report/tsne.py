@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from contrans_dist.errors import UserError
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.tables import PointRow
-from contrans_dist.vectors.from_activations import concept_rows, concepts_in
+from contrans_dist.vectors.from_activations import concept_rows, concepts_in, whole_pairs
 
 _MOST_ROWS = 200
 """States a concept: more hide one another."""
@@ -53,8 +53,10 @@ def difference_points(activations: ActivationSet, side: str, block: int, seed: i
     """
     states, differences, labels = _states(activations, block), [], []
     for concept in concepts_in(activations):
-        positive, negative = concept_rows(activations, concept, seed, _MOST_ROWS)
-        pairs = min(len(positive), len(negative))
+        positive, negative = concept_rows(activations, concept, seed)
+        if "pair_id" in activations.columns:
+            positive, negative = whole_pairs(activations.read_columns(["pair_id"]), positive, negative)
+        pairs = min(len(positive), len(negative), _MOST_ROWS)
         differences.append(states[positive[:pairs]] - states[negative[:pairs]])
         labels += [concept] * pairs
     return _points(activations, side, block, labels, np.concatenate(differences), seed)

@@ -146,11 +146,13 @@ def refine(
         positive: Row numbers of the texts with the concept, int64 `[n]`.
         negative: Row numbers of the texts without, int64 `[m]`.
         concept: Its name.
-        method: See `extract.concept_vector`.
+        method: See `extract.concept_vector`. `pca` takes the whole pairs alone where `pair_id` marks them.
 
     Raises:
         UserError: For rows that make no vector, naming set and concept.
     """
+    if method == "pca" and "pair_id" in activations.columns:
+        positive, negative = whole_pairs(activations.read_columns(["pair_id"]), positive, negative)
     values = np.zeros((activations.n_blocks, activations.d), np.float32)
     for block in activations.blocks:
         rows = activations.read_block(block)
@@ -186,8 +188,8 @@ def concept_rows(
         limit: Keep only the first so many of each side.
 
     Returns:
-        Row numbers (positive, negative), int64. Where pairs are marked by `pair_id` and texts were left out
-        of the harvest, only whole pairs.
+        Row numbers (positive, negative), int64. Where `pair_id` marks pairs, the first are those of whole
+        pairs; where texts were left out of the harvest too, there are no others.
 
     Raises:
         UserError: When either side is empty.
@@ -212,12 +214,45 @@ def contrast_rows(
         return positive[:limit], negative[:limit]
     positive = _rows_where(table, [("concept", concept), ("label", "positive")], where)
     negative = _rows_where(table, [("concept", concept), ("label", "negative")], where)
-    if pairs and "pair_id" in table.column_names:
-        # Pairs are taken by their order: one that has lost a text would shift all behind it.
-        ids = np.array(table.column("pair_id").to_pylist(), dtype=object)
-        whole = np.isin(ids[positive], ids[negative]), np.isin(ids[negative], ids[positive])
-        positive, negative = positive[whole[0]], negative[whole[1]]
+    if "pair_id" in table.column_names:
+        whole = whole_pairs(table, positive, negative)
+        if not pairs:
+            both = zip(whole, (positive, negative), strict=True)
+            whole = tuple(np.concatenate([paired, np.setdiff1d(side, paired)]) for paired, side in both)
+        return np.sort(whole[0][:limit]), np.sort(whole[1][:limit])
     return positive[:limit], negative[:limit]
+
+
+def whole_pairs(
+    table: pa.Table, positive: NDArray[np.int64], negative: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of two sides that have a partner on the other, the two of a pair at one place; the sides as
+    they are where none has one, since the ids say nothing of them then.
+
+    Args:
+        table: With a column `pair_id`. Rows with the same one are partners in their order, since several
+            concepts may count their pairs from 0; a null is nobody's.
+        positive: Row numbers, int64 `[n]`, whose order stays.
+        negative: Row numbers, int64 `[m]`.
+    """
+    ids = [None if value is None else str(value) for value in python_values(table.column("pair_id"))]
+
+    def keyed(rows: NDArray[np.int64]) -> dict[tuple[str, int], int]:
+        met: Counter[str] = Counter()
+        keys = {}
+        for row in rows.tolist():
+            name = ids[row]
+            if name is not None:
+                keys[name, met[name]] = row
+                met[name] += 1
+        return keys
+
+    sides = keyed(positive), keyed(negative)
+    both = [key for key in sides[0] if key in sides[1]]
+    if not both:
+        return positive, negative
+    first, second = (np.array([side[key] for key in both], np.int64) for side in sides)
+    return first, second
 
 
 def concepts_in(activations: ActivationSet) -> list[str]:

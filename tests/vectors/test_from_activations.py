@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from contrans_dist.errors import UserError
+from contrans_dist.report import tsne
 from contrans_dist.store.activation_set import ActivationSet
-from contrans_dist.vectors.from_activations import concept_rows, concepts_in, select_rows
+from contrans_dist.vectors.from_activations import concept_rows, concepts_in, refine, select_rows, whole_pairs
 from tests.sets import make_set
 
 COLUMNS: dict[str, Any] = {
@@ -114,3 +115,36 @@ def test_a_concept_may_have_any_name(tmp_path: Path) -> None:
     numbered = make_set(tmp_path / "b", values, 1, concept=[1, 2, 1, None])
     assert concepts_in(numbered) == ["1", "2"]
     assert concept_rows(numbered, "1")[0].tolist() == [0, 2]
+
+
+def test_pairs_are_told_by_their_ids_whatever_the_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pairs 3, 1, 2 and halves 7 and 8; their differences vary along the second axis, others do not."""
+    rng = np.random.default_rng(0)
+    scene = {pair: 50 * rng.standard_normal(3) for pair in (1, 2, 3, 7, 8)}
+    sides = [("positive", 3), ("positive", 7), ("positive", 1), ("positive", 2),
+             ("negative", 1), ("negative", 2), ("negative", 3), ("negative", 8)]  # fmt: skip
+    rows = [scene[pair] + (np.array([1, pair, 0]) if side == "positive" else 0) for side, pair in sides]
+    columns: dict[str, list[Any]] = {
+        "concept": ["a"] * 8, "label": [side for side, _ in sides], "pair_id": [pair for _, pair in sides],
+    }  # fmt: skip
+    made = make_set(tmp_path / "a", {0: np.array(rows)}, 1, **columns)
+    positive, negative = concept_rows(made, "a")
+    assert (positive.tolist(), negative.tolist()) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert [side.tolist() for side in concept_rows(made, "a", limit=2)] == [[0, 2], [4, 6]]
+    # As `contrans refine` selects them, in the order of the rows.
+    selected = select_rows(made, "label=positive"), select_rows(made, "label=negative")
+    vector = refine(made, *selected, "a", "pca")
+    assert (vector.n_positive, vector.n_negative) == (3, 3)
+    np.testing.assert_allclose(vector.at(0), [0, 1, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        refine(made, *selected, "a").at(0), np.mean(rows[:4], axis=0) - np.mean(rows[4:], axis=0), rtol=1e-5
+    )
+    apart = make_set(tmp_path / "b", {0: np.array(rows)}, 1, **{**columns, "pair_id": list(range(8))})
+    assert [side.tolist() for side in whole_pairs(apart.read_columns(["pair_id"]), *selected)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7],
+    ]  # fmt: skip
+    monkeypatch.setattr(tsne, "project", lambda differences, _seed: differences[:, :2])
+    points = tsne.difference_points(made, "source", 0)
+    np.testing.assert_allclose([(point.x, point.y) for point in points], [(1, 3), (1, 1), (1, 2)], atol=1e-4)
