@@ -14,7 +14,13 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluation.block_candidates import Candidate, best_sources
 from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.evaluation.steering import Steering, steering
-from contrans_dist.evaluation.trials import contrast_trial, try_on_contrast, try_out
+from contrans_dist.evaluation.trials import (
+    check_unscored,
+    contrast_trial,
+    try_on_contrast,
+    try_out,
+    validation_of,
+)
 from contrans_dist.models import model_facts
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
@@ -112,6 +118,9 @@ def try_blocks(
     strengths = few_strengths(settings.strengths)
     if not strengths:
         raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
+    # Every evaluation is of the block that is chosen here, not of one that was chosen on items of its own.
+    others = {name: other for name, other in recipe.evaluations.items() if other is not settings}
+    check_unscored(validation_of(settings, strengths), others)
     settings, steered = tried_on(settings), _as_conditions(candidates, own)
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)

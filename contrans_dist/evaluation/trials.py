@@ -1,6 +1,7 @@
 """What is chosen between, block pairs or strengths: each tried on validation items, under a budget; or on
 contrast prompts."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from contrans_dist.benchmarks import about, load_benchmark, metric_of
@@ -130,15 +131,25 @@ def check_tried(settings: EvaluationSettings) -> None:
 
 
 def _check_apart(settings: EvaluationSettings, chosen_on: EvaluationSettings) -> None:
-    if settings.drawn_apart:
-        return
-    scored, tried = (
-        [item.scenario for item in load_benchmark(evaluation).items()] for evaluation in (settings, chosen_on)
-    )
-    both = overlap(tried, unit_hashes(scored))
-    if both:
-        some = f"{len(both)} of {len(tried)} items are scored too, such as {both[0]!r}"
-        raise UserError(f"validation: {some}; name others")
+    if not settings.drawn_apart:
+        check_unscored(chosen_on, {"": settings})
+
+
+def check_unscored(chosen_on: EvaluationSettings, scored: Mapping[str, EvaluationSettings]) -> None:
+    """Raise UserError where one of several evaluations, by name, scores items that are chosen on."""
+    tried = _scenarios(chosen_on)
+    for name, settings in scored.items():
+        both = overlap(tried, unit_hashes(_scenarios(settings)))
+        if both:
+            by = f" by evaluations.{name}" if name else ""
+            some = f"{len(both)} of {len(tried)} items are scored too{by}, such as {both[0]!r}"
+            raise UserError(f"validation: {some}; name others")
+
+
+def _scenarios(settings: EvaluationSettings) -> list[str]:
+    # Where validation items are drawn from the same data, a benchmark holds both.
+    benchmark, apart = load_benchmark(settings), settings.drawn_apart
+    return [item.scenario for item in benchmark.items() if not apart or benchmark.scores(item)]
 
 
 def _scores(metrics: MetricsFile, name: str) -> dict[tuple[str, float], float]:

@@ -13,7 +13,7 @@ from contrans_dist.benchmarks.emotions import EmotionEvaluation
 from contrans_dist.benchmarks.lm_eval import HarnessEvaluation
 from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
 from contrans_dist.cli.main import app
-from contrans_dist.config import ClusterSettings, ModelSettings, SearchSettings
+from contrans_dist.config import ClusterSettings, ModelSettings, Recipe, SearchSettings
 from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import run_tasks
@@ -24,6 +24,7 @@ from contrans_dist.evaluation import assess as whole
 from contrans_dist.evaluation import driver as room
 from contrans_dist.evaluation.assess import assess
 from contrans_dist.evaluation.baselines import System
+from contrans_dist.evaluation.block_trials import try_blocks
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import try_out, validation_of
 from contrans_dist.models import encode, load_model
@@ -124,6 +125,20 @@ def test_validation_items_that_are_scored_are_refused(
     never = ModelSettings(id="never loaded")
     with pytest.raises(UserError, match=r"validation: 1 of 14 items are scored too, such as .*; name others"):
         try_out(never, asked, steered(), (1.0,), Location.parse(tmp_path), ONE, "choose")
+
+
+def test_blocks_are_not_chosen_on_what_another_evaluation_scores(
+    settings: EmotionEvaluation, folder: Path, tmp_path: Path
+) -> None:
+    """The block is that of every evaluation, whichever has the items that it is chosen on."""
+    other = {"texts": settings.validation, "conditions": ["self-align"]}
+    recipe = Recipe.model_validate({
+        "name": "r", "target": "never/loaded", "concepts": {"texts": str(folder / "scored.jsonl")},
+        "evaluations": {"first": {**settings.model_dump(), "conditions": ["self-align"]}, "other": other},
+    })  # fmt: skip
+    said = r"validation: 12 of 12 items are scored too by evaluations.other, such as .*; name others"
+    with pytest.raises(UserError, match=said):
+        try_blocks(recipe, {}, {}, None, Location.parse(tmp_path))  # type: ignore[arg-type]
 
 
 def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(
