@@ -83,6 +83,7 @@ CONDITIONS = [
         "lcross-unrelated", "L-Cross, other concepts", "the L-Cross vector of unrelated prompts", "variant",
         "the map fitted on another concept's contrast prompts",
         ("#8a5a00", "v", (0, (6, 2))), vectors=transfers.lcross_unrelated,
+        requires="a second concept", several=True,
     ),
     Condition(
         "averaged", "Averaged over sources", "the vector averaged over sources", "variant",
@@ -238,9 +239,11 @@ def main_of(recipe: Recipe) -> str:
 
 def vectors_for(material: Material, names: Iterable[str]) -> dict[str, Vectors]:
     """Vectors in the target's space, condition -> concept -> vector, of the recipe's main condition and of
-    every condition that has vectors of its own and can have them for these models."""
-    made = {}
+    every condition that has vectors of its own and can have them for these models and concepts."""
+    made, alone = {}, len(material.vectors["target"]) < 2
     for condition in map(condition_of, dict.fromkeys([main_of(material.recipe), *names])):
+        if condition.several and alone:
+            continue
         vectors = condition.vectors(material, condition.name) if condition.vectors is not None else None
         if vectors is not None:
             made[condition.name] = vectors

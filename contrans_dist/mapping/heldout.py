@@ -50,12 +50,14 @@ def paper_split(n: int) -> np.ndarray:
 
 
 def parts_of(n: int, protocol: str, split: np.ndarray | None) -> np.ndarray:
-    """The part of each of n rows, str [n]. ValueError for a split that does not fit the protocol."""
+    """The part of each of n rows, str [n]. ValueError for a split that does not fit the protocol, and where
+    no row is left to fit on."""
     if protocol != "default":
         if split is not None:
             raise ValueError(f"protocol {protocol!r} takes the rows in input order: it has no split")
-        return paper_split(n) if protocol == "paper" else np.full(n, FIT)
-    parts = default_split(n) if split is None else np.asarray(split)
+        parts = paper_split(n) if protocol == "paper" else np.full(n, FIT)
+    else:
+        parts = default_split(n) if split is None else np.asarray(split)
     if parts.shape != (n,):
         raise ValueError(f"the split has shape {list(parts.shape)}, expected one part for each of {n} rows")
     if not (parts == FIT).any():

@@ -5,10 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contrans_dist.config import Recipe
 from contrans_dist.engine.scoring import BASE as UNSTEERED
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.conditions import BASE, CONDITIONS, condition_of, known, reference_of
+from contrans_dist.evaluation.conditions import (
+    BASE,
+    CONDITIONS,
+    condition_of,
+    known,
+    reference_of,
+    vectors_for,
+)
 from contrans_dist.evaluation.steering import Steering, steering
+from contrans_dist.evaluation.transfers import Fitted, Material
+from contrans_dist.mapping.linear_map import AffineMap
+from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.commands import run
 
@@ -68,6 +79,19 @@ def test_controls_are_as_long_as_what_is_under_test() -> None:
     beside = steering(given, ["lcross-own", "random", "vector"]).interventions("joy", [1.0], ["a"])
     (random,) = (each for each in beside if each.name == "random")
     assert np.linalg.norm(np.asarray(random.vectors[2])) == pytest.approx(5)
+
+
+def test_what_needs_a_second_concept_is_not_made_of_one() -> None:
+    recipe = Recipe.model_validate({
+        "name": "r", "source": "s", "target": "t", "corpus": {"texts": "c"}, "concepts": {"texts": "d"},
+        "map": {"norm": "keep"}, "evaluations": {"e": {"texts": "f"}},
+    })  # fmt: skip
+    identity = AffineMap(np.eye(4, dtype=np.float32), np.zeros(4, np.float32), "default", "dual", 4, 4, 1.0)
+    maps = MapSet("s", "t", 4, "default", {(2, 2): identity}, {}, {})
+    one = {"joy": _vector("joy", [1, 0, 0, 0])}
+    fitted = Fitted(None, maps)  # type: ignore[arg-type]
+    made = vectors_for(Material(recipe, {"source": one, "target": one}, 2, fitted), ["lcross-unrelated"])
+    assert list(made) == ["vector"]
 
 
 def test_the_other_concept_is_the_next_one(made: Steering) -> None:

@@ -390,6 +390,12 @@ def test_shuffled_rows_all_leave_their_place_and_only_fit_rows_move() -> None:
     assert (shuffle_order(fit, seed=2) != order).any()
 
 
+@pytest.mark.parametrize(("options", "n"), [(PAPER, 1), (LCROSS, 0)])
+def test_without_a_row_to_fit_on_there_is_no_map(options: MapOptions, n: int) -> None:
+    with pytest.raises(ValueError, match="no rows to fit on"):
+        fit_rows(np.ones((n, 4)), np.ones((n, 3)), options)
+
+
 @pytest.mark.parametrize("protocol", ["default", "paper", "lcross"])
 @pytest.mark.parametrize("n", [400, 60])
 def test_the_shuffled_map_knows_nothing(protocol: str, n: int) -> None:
