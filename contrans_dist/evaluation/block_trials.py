@@ -208,13 +208,14 @@ def choose_for_sides(
     strengths = tuple(float(f"{part / unit:.2g}") for part in _PARTS_OF_NORM)
     carried = {candidate.name: candidate.carried for candidate in candidates}
     try:
-        tried = on_contrast(
-            _harvested_model(sides.contrast_target), carried, vectors["target"], sides.contrast_target,
-            strengths, out / "selection", ClusterSettings(address=address),
-        )  # fmt: skip
-        return selected(tried, candidates)
+        model = _harvested_model(sides.contrast_target)
     except (UserError, RunError) as error:
         return nearest(candidates, f"the target cannot be steered here ({error})")
+    tried = on_contrast(
+        model, carried, vectors["target"], sides.contrast_target, strengths, out / "selection",
+        ClusterSettings(address=address),
+    )  # fmt: skip
+    return selected(tried, candidates)
 
 
 def _harvested_model(states: ActivationSet) -> ModelSettings:

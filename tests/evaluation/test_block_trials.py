@@ -12,6 +12,8 @@ import yaml
 
 from contrans_dist import demo
 from contrans_dist.config import ClusterSettings, ModelSettings
+from contrans_dist.errors import RunError
+from contrans_dist.evaluation import block_trials
 from contrans_dist.evaluation.block_candidates import Candidate
 from contrans_dist.evaluation.block_trials import BlockTrials, few_strengths, nearest, on_contrast, selected
 from contrans_dist.mapping.map_set import MapSet
@@ -132,6 +134,21 @@ def test_where_the_model_is_not_there_the_nearest_pair_is_taken_and_that_is_told
     chosen = MapSet.load(str(tmp_path / "reduced/maps/corpus.safetensors")).selection
     assert chosen is not None
     assert (chosen.criterion, chosen.candidates) == ("mean cosine to the target's own vectors", [])
+
+
+def test_a_trial_that_fails_ends_the_command(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the trials would have found is not known; the nearest pair is no stand-in for it."""
+
+    def fails(*_given: Any) -> BlockTrials:
+        raise RunError("2 of 8 parts failed")
+
+    monkeypatch.setattr(block_trials, "on_contrast", fails)
+    ended = reduced(capsys, made / "activations", tmp_path / "reduced")
+    assert ended.code == 1
+    assert "2 of 8 parts failed" in ended.err
+    assert not (tmp_path / "reduced/maps").exists()
 
 
 def test_the_highest_gain_wins_then_the_nearest_then_the_least_strength() -> None:
