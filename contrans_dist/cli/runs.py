@@ -7,7 +7,7 @@ import typer
 
 from contrans_dist.cli.options import Address, AsJson, emit, lasting, show
 from contrans_dist.console import count_of, note
-from contrans_dist.errors import RunError
+from contrans_dist.errors import RunError, UserError
 
 
 def demo(
@@ -74,6 +74,10 @@ def report(
     places = [Location.parse(uri) for uri in uris]
     several = run_folders(places[0]) if len(places) == 1 else places
     if not several:
+        if out is not None:
+            raise UserError(
+                f"--out {out}: expected several runs to compare; the page of one goes into {uris[0]}"
+            )
         show(f"report: {write_report(places[0])}")
         return
     if len(places) == 1:

@@ -100,6 +100,9 @@ def evaluate(
     from contrans_dist.store.location import Location
     from contrans_dist.store.results import plain
 
+    if not vector and (block is not None or _controls_in(controls)):
+        flag = f"--controls {controls}" if block is None else f"--block {block}"
+        raise UserError(f"{flag}: expected --vector as well; without one nothing is added to the model")
     content = {
         "texts": data,
         "strengths": _numbers_in(strengths),

@@ -54,6 +54,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*SCORE, "--benchmark", "emotion", "--data", "{texts}"], "did you mean emotions?"),
     ([*SCORE, "--benchmark", "emotions", "--data", "{texts}", "--strengths", "1..3"], "such as 0,0.5,1"),
     ([*SCORE, "--benchmark", "emotions", "--data", "{texts}", "--controls", "randm"], "did you mean random?"),
+    (["evaluate", "--model", "demo:source", "--benchmark", "emotions", "--data", "{texts}", "--out", "{out}",
+      "--controls", "random"], "--controls random: expected --vector as well"),
+    (["evaluate", "--model", "demo:source", "--benchmark", "emotions", "--data", "{texts}", "--out", "{out}",
+      "--block", "3"], "--block 3: expected --vector as well"),
     (["run", "{no}.yaml"], "no.yaml: no such recipe"),
     (["run", "demmo"], "no such recipe; bundled are contrans-fig2a"),
     (["run", "demo", "--set", "evaluations.emotions.concepts=[hapiness]", "--out", "{out}"],
@@ -64,6 +68,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     # -- commands and places
     (["harvst"], "no command 'harvst'; did you mean harvest?"),
     (["report", "{folder}"], "nothing to report; expected a run folder"),
+    (["report", "{folder}", "--out", "{out}"], "expected several runs to compare"),
     (["status", "{folder}"], "expected a harvest, an evaluation or a run"),
     ([*HARVEST[:3], "--texts", "{texts}", "--out", "{texts}/x"], "texts.jsonl/x: cannot be written"),
 ]  # fmt: skip
@@ -98,7 +103,7 @@ def filled(words: list[str], places: dict[str, Path]) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words[:9]) for words, _ in MISTAKES])
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words[-9:]) for words, _ in MISTAKES])
 def test_a_mistake_is_a_line_that_helps(
     words: list[str], said: str, places: dict[str, Path], capsys: Capture
 ) -> None:
