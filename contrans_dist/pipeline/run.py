@@ -258,7 +258,7 @@ class RunDriver:
         )
 
     def _analyse(self, contrast: dict[str, ActivationSet], material: Material) -> None:
-        """Files of the pictures that the recipe asks for, in `analyses/`."""
+        """Files of the pictures that the recipe asks for, in `analyses/`; what cannot be drawn is told."""
         wanted, folder = self.recipe.analyses, self.out / ANALYSES
         seed, blocks = self.recipe.concepts.seed, {"target": material.block}
         if material.fitted is not None:
@@ -266,9 +266,16 @@ class RunDriver:
             blocks["source"], _ = pair
         for side, states in contrast.items():
             for kind, points_of in (("states", state_points), ("differences", difference_points)):
-                if kind in wanted:
+                if kind not in wanted:
+                    continue
+                file = folder / f"{kind}-{side}.parquet"
+                try:
                     points = points_of(states, side, blocks[side], seed)
-                    write_table(folder / f"{kind}-{side}.parquet", table_of(points, PointRow))
+                except ValueError as error:  # too few texts; the evaluations must not be lost with it
+                    note(f"analysis {kind} of the {side} is left out: {error}")
+                    file.delete()
+                else:
+                    write_table(file, table_of(points, PointRow))
         if "map-similarity" in wanted:
             similar = map_similarity(material.sides, pair, seed, self.recipe.concepts.limit)
             write_table(folder / SIMILARITIES, table_of(similar, SimilarityRow))

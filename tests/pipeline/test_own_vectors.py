@@ -15,14 +15,16 @@ from contrans_dist import demo
 from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import load_recipe, runs_of
 from contrans_dist.evaluation.conditions import systems_of
-from contrans_dist.pipeline.inputs import harvested
+from contrans_dist.evaluation.transfers import Material
+from contrans_dist.pipeline.inputs import RecipeTexts, harvested
+from contrans_dist.pipeline.run import RunDriver
 from contrans_dist.pipeline.runs import run_recipe
 from contrans_dist.report import write_report
 from contrans_dist.store.location import Location
 from tests import commands
 from tests.commands import Ended
 from tests.runfolder import write_map
-from tests.sets import write_lines
+from tests.sets import make_set, write_lines
 
 Contrans = Callable[..., Ended]
 SCENE = "Scenario: {text}\nThe emotion of the above scenario is"
@@ -371,3 +373,22 @@ def test_a_map_that_an_earlier_run_left_is_not_shown(run: Path, tmp_path: Path) 
     write_map(out / "maps/corpus.safetensors", ("fear",), "demo:source", "demo:target")
     write_report(Location.parse(out))
     assert (out / "report.html").read_text() == before
+
+
+def test_a_picture_of_too_few_texts_is_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = make_set(
+        tmp_path / "set", {0: np.ones((2, 3))}, 1, concept=["a", "a"], label=["positive", "negative"]
+    )
+    recipe = Recipe.model_validate({
+        "name": "r", "target": "t", "concepts": {"texts": "d"}, "analyses": ["states"],
+        "evaluations": {"e": {"texts": "f"}},
+    })  # fmt: skip
+    out = Location.parse(tmp_path / "run")
+    driver = RunDriver(recipe, out, RecipeTexts(recipe, tmp_path))
+    driver._analyse({"target": states}, Material(recipe, {}, 0))
+    assert (
+        "analysis states of the target is left out: 1 rows: t-SNE needs at least 4" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
