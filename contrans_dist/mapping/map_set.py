@@ -106,7 +106,7 @@ class MapSet:
             shuffled_map=None if shuffled is None else through(shuffled),
             model=self.target_model,
             norms=self.target_norms,
-            map_text_hashes=self.text_hashes,
+            map_text_hashes=np.union1d(vector.map_text_hashes, self.text_hashes),
             steps=(*vector.steps, step),
         )
 

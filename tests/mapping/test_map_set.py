@@ -1,6 +1,7 @@
 """Vector and map files: what is in them, that they come back whole, and a vector through a map."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,8 @@ def test_carry_keep_is_the_product_without_the_bias() -> None:
     assert (carried.model, carried.norms) == ("org/target", maps.target_norms)
     np.testing.assert_array_equal(carried.text_hashes, given.text_hashes)
     np.testing.assert_array_equal(carried.map_text_hashes, maps.text_hashes)
+    again = maps.carry(replace(vector(), map_text_hashes=np.array([2, 9], np.int64)), pair=(3, 4))
+    assert again.map_text_hashes.tolist() == [1, 2, 3, 9]  # of both maps that it went through
 
 
 def test_carry_match_keeps_the_share_of_the_residual_norm() -> None:
