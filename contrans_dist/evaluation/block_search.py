@@ -58,14 +58,12 @@ def fit_chosen(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: L
     Raises:
         UserError: For validation items that are scored too, and where there is no strength to try.
     """
-    spec, table, selection = recipe.blocks, None, None
-    if spec in ("best", "r2"):
-        table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
-    if spec == "best":
-        selection = _choose(recipe, sides, vectors, out)
-        spec = "{}:{}".format(*selection.chosen)
-    maps = replace(fit_sides(sides, recipe.map, spec), r2_table=table, selection=selection)
-    return _finished(maps, vectors, out)
+    if recipe.blocks != "best":
+        return _finished(fit_sides(sides, recipe.map, recipe.blocks), vectors, out)
+    table = all_pairs(join(sides.corpus_source, sides.corpus_target, "default"))
+    selection = _choose(recipe, sides, vectors, out)
+    maps = fit_sides(sides, recipe.map, "{}:{}".format(*selection.chosen))
+    return _finished(replace(maps, r2_table=table, selection=selection), vectors, out)
 
 
 def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | None = None) -> MapSet:
@@ -83,12 +81,14 @@ def fit_sides(sides: Sides, settings: MapSettings, blocks: str, address: str | N
 
 def _tell_ends(sides: Sides) -> None:
     """Say so where the corpus ends on other tokens than the contrast prompts, in either model
-    (jobs/MAPS.md)."""
+    (jobs/MAPS.md); nothing of rows that are the mean of a prompt, which have no token."""
 
     def ends(rows: ActivationSet) -> NDArray[np.int32]:
         found: NDArray[np.int32] = rows.read_columns(["token_id"]).column("token_id").to_numpy()
         return found
 
+    if any((ends(rows) < 0).any() for rows in (sides.corpus_source, sides.contrast_source)):
+        return
     share = min(
         float(np.isin(ends(corpus), ends(prompts)).mean())
         for corpus, prompts in (
