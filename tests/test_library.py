@@ -238,7 +238,7 @@ def test_sets_without_the_same_rows_are_fitted_on_those_that_both_have(tmp_path:
         made = make_set(tmp_path / name, {0: values[kept]}, 1, [f"text {row}" for row in kept])
         skipped = [Skipped(row=left_out, reason="too long")]
         sets.append(replace(made, manifest=made.manifest.model_copy(update={"skipped": skipped})))
-    mapping = ct.fit_map(*sets, ct.MapOptions("paper"))
+    mapping = ct.fit_map(sets[0], sets[1], ct.MapOptions("paper"))
     np.testing.assert_allclose(mapping.weight, plan, atol=1e-5)
 
 

@@ -215,11 +215,11 @@ def contrast_rows(
     positive = _rows_where(table, [("concept", concept), ("label", "positive")], where)
     negative = _rows_where(table, [("concept", concept), ("label", "negative")], where)
     if "pair_id" in table.column_names:
-        whole = whole_pairs(table, positive, negative)
+        first, second = whole_pairs(table, positive, negative)
         if not pairs:
-            both = zip(whole, (positive, negative), strict=True)
-            whole = tuple(np.concatenate([paired, np.setdiff1d(side, paired)]) for paired, side in both)
-        return np.sort(whole[0][:limit]), np.sort(whole[1][:limit])
+            first = np.concatenate([first, np.setdiff1d(positive, first)])
+            second = np.concatenate([second, np.setdiff1d(negative, second)])
+        return np.sort(first[:limit]), np.sort(second[:limit])
     return positive[:limit], negative[:limit]
 
 

@@ -149,8 +149,8 @@ def test_nothing_is_found_by_vectors_that_do_not_say_what_they_have_seen() -> No
     scored, nothing = ["a b c d one", "a b c d two"], np.empty(0, np.int64)
     seen = unit_hashes(scored[:1])
 
-    def counts(*texts: np.ndarray) -> tuple[int | None, int | None]:
-        report = leak_report(scored, *texts, known=False)
+    def counts(of_vector: np.ndarray, of_map: np.ndarray) -> tuple[int | None, int | None]:
+        report = leak_report(scored, of_vector, of_map, known=False)
         return report["overlap_vector"], report["overlap_map"]
 
     assert counts(nothing, nothing) == (None, None)

@@ -93,12 +93,12 @@ def test_a_further_source_is_mapped_to_the_block_that_was_chosen_by_trial(tmp_pa
     source = {block: rows + by * rng.standard_normal((400, D)) for block, by in noise.items()}
     corpus = make_set(tmp_path / "corpus", source, 4)
     target = make_set(tmp_path / "target", dict.fromkeys(range(5), rows @ plan), 5)
-    groups = {"concept": ["a", "a"], "label": ["positive", "negative"]}
+    groups: dict[str, Any] = {"concept": ["a", "a"], "label": ["positive", "negative"]}
     states = {block: rng.standard_normal((2, D)).astype(np.float32) for block in noise}
     contrast = make_set(tmp_path / "contrast", states, 4, **groups)
     options = {"blocks": "best", "source_blocks": 1, "norm": "keep"}
     some = recipe(("from:x",), sources={"x": {"id": "m"}}, map=options)
-    identity = AffineMap(np.eye(D, dtype=np.float32), np.zeros(D, np.float32), "dual", 1, 1, 1.0, None)
+    identity = AffineMap(np.eye(D, dtype=np.float32), np.zeros(D, np.float32), "default", "dual", 1, 1, 1.0)
     maps = MapSet("s", "t", 5, "default", {(3, 2): identity}, {}, {})
     made = brought(some, Sides(corpus, target, contrast, contrast), maps, "x", Further(contrast, corpus))
     np.testing.assert_allclose(made["a"].at(2), (states[3][0] - states[3][1]) @ plan, rtol=0.02, atol=0.02)

@@ -18,7 +18,7 @@ from tests.sets import make_set
 PROMPTS = [7, 9] * 20
 
 
-def sides_of(folder: Path, *tokens: list[int], blocks: int = 1, **columns: list[str]) -> Sides:
+def sides_of(folder: Path, *tokens: list[int], blocks: int = 1, **columns: Any) -> Sides:
     """Random rows of both corpora and both contrast sets, each taken from these tokens."""
     made = []
     for seed, ends in enumerate(tokens):

@@ -126,7 +126,7 @@ def test_pairs_are_told_by_their_ids_whatever_the_order(
     sides = [("positive", 3), ("positive", 7), ("positive", 1), ("positive", 2),
              ("negative", 1), ("negative", 2), ("negative", 3), ("negative", 8)]  # fmt: skip
     rows = [scene[pair] + (np.array([1, pair, 0]) if side == "positive" else 0) for side, pair in sides]
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         "concept": ["a"] * 8, "label": [side for side, _ in sides], "pair_id": [pair for _, pair in sides],
     }  # fmt: skip
     made = make_set(tmp_path / "a", {0: np.array(rows)}, 1, **columns)
