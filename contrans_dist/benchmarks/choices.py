@@ -81,21 +81,10 @@ def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
     Returns:
         (context, answer) for each of them, as token ids.
     """
-    from contrans_dist.models import encode_many, encode_with_starts
+    from contrans_dist.engine.scoring import split_behind
 
     texts = [p + ("" if p[-1:].isspace() else " ") + a for p, a in zip(prompts, answers, strict=True)]
-    bodies = [prompt.rstrip(" ") for prompt in prompts]
-    wholes, starts = encode_with_starts(lm, texts)
-    if starts is None:
-        cuts = [
-            common_start([whole, ids]) for whole, ids in zip(wholes, encode_many(lm, bodies), strict=True)
-        ]
-    else:
-        cuts = [
-            next(i for i, low in enumerate(lows) if low >= len(body))
-            for body, lows in zip(bodies, starts, strict=True)
-        ]
-    return [(whole[:cut], whole[cut:]) for whole, cut in zip(wholes, cuts, strict=True)]
+    return split_behind(lm, [prompt.rstrip(" ") for prompt in prompts], texts)
 
 
 def common_start(sequences: Sequence[Ids]) -> int:

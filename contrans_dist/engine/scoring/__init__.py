@@ -10,7 +10,7 @@ from contrans_dist.engine.scoring.scores import (
     distributions,
     next_token,
 )
-from contrans_dist.engine.scoring.words import cues
+from contrans_dist.engine.scoring.words import cues, split_behind
 
 __all__ = [
     "BASE",
@@ -23,5 +23,6 @@ __all__ = [
     "distributions",
     "generate",
     "next_token",
+    "split_behind",
     "token_changes",
 ]

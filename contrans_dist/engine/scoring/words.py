@@ -61,18 +61,27 @@ def _split(lm: LanguageModel, prompts: Sequence[str], word: str) -> list[tuple[l
     """Context and first token of `word` after each prompt."""
     bodies = [prompt.removesuffix(" ") for prompt in prompts]
     texts = [body + ("" if not body or body[-1].isspace() else " ") + word for body in bodies]
-    if not texts:
-        return []
+    return [(context, tokens[0]) for context, tokens in split_behind(lm, bodies, texts)]
+
+
+def split_behind(
+    lm: LanguageModel, prompts: Sequence[str], texts: Sequence[str]
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of texts, cut behind the prompt that each begins with: (context, rest).
+
+    The rest begins with the first token that begins where the prompt ends, or later: one that begins before
+    is the prompt's, even when it takes a space along. A tokenizer that cannot say where its tokens begin is
+    asked for the prompt alone, and the rest begins where the two differ.
+    """
     wholes, starts = encode_with_starts(lm, texts)
     if starts is None:
-        places = [_differing(a, b) for a, b in zip(encode_many(lm, bodies), wholes, strict=True)]
+        places = [_differing(a, b) for a, b in zip(encode_many(lm, prompts), wholes, strict=True)]
     else:
-        # A token that begins before is the prompt's, even when it takes the space along.
         places = [
-            next(i for i, low in enumerate(places) if low >= len(body))
-            for body, places in zip(bodies, starts, strict=True)
+            next(i for i, low in enumerate(lows) if low >= len(prompt))
+            for prompt, lows in zip(prompts, starts, strict=True)
         ]
-    return [(list(ids[:place]), int(ids[place])) for ids, place in zip(wholes, places, strict=True)]
+    return [(whole[:place], whole[place:]) for whole, place in zip(wholes, places, strict=True)]
 
 
 def _differing(prompt: Sequence[int], whole: Sequence[int]) -> int:
