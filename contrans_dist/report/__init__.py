@@ -1,6 +1,6 @@
 """Self-contained HTML pages, one a run and one to compare runs: what was done, and what came of it.
 
-Imports: store, vectors, benchmarks, evaluation.
+Imports: store, data, vectors, benchmarks, evaluation.
 """
 
 import json

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from contrans_dist.data.spread import spread
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
@@ -67,8 +68,7 @@ def concept_states(states: ActivationSet, block: int) -> tuple[NDArray[np.float3
         return None
     rows: list[int] = []
     for members in by_concept.values():
-        spaced = np.linspace(0, len(members) - 1, min(len(members), _MOST_ROWS)).round().astype(int)
-        rows += [members[index] for index in spaced]
+        rows += [members[index] for index in spread(len(members), _MOST_ROWS)]
     rows.sort()
     return states.read_block(block)[rows], [str(concepts[row]) for row in rows]
 
