@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from contrans_dist.benchmarks.contrast import ContrastEvaluation
 from contrans_dist.benchmarks.registry import about
 from contrans_dist.config import ClusterSettings, EvaluationSettings, MapSettings, ModelSettings, Recipe
 from contrans_dist.config.recipe import validated
@@ -15,9 +16,8 @@ from contrans_dist.evaluation.block_candidates import Candidate, best_sources
 from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import (
+    all_tried,
     check_unscored,
-    contrast_trial,
-    try_on_contrast,
     try_out,
     validation_of,
 )
@@ -151,9 +151,12 @@ def on_contrast(
     if not strengths:
         nothing = SearchFile(criterion=about("contrast").headline(), higher=True, candidates=[], chosen={})
         return BlockTrials(nothing, CONTRAST)
-    settings = contrast_trial(contrast.location.uri, strengths, seed, limit)
+    settings = ContrastEvaluation(
+        texts=contrast.location.uri, strengths=strengths, conditions=(), seed=seed, limit=limit
+    )
     steered = _as_conditions(candidates, own)
-    return BlockTrials(try_on_contrast(model, settings, steered, folder, cluster, "choose blocks"), CONTRAST)
+    tried = all_tried(model, settings, settings, steered, folder, cluster, "choose blocks")
+    return BlockTrials(tried, CONTRAST)
 
 
 def selected(tried: BlockTrials, candidates: Sequence[Candidate]) -> BlockSelection:

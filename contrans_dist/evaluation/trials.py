@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from contrans_dist.benchmarks import about, load_benchmark, metric_of
-from contrans_dist.benchmarks.contrast import ContrastEvaluation
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, evaluation_class
 from contrans_dist.data.contamination import overlap, unit_hashes
 from contrans_dist.errors import UserError
@@ -60,30 +59,10 @@ def try_out(
     """
     chosen_on = validation_of(settings, strengths)
     _check_apart(settings, chosen_on)
-    return _tried(model, settings, chosen_on, steering, out, cluster, title, replace)
+    return all_tried(model, settings, chosen_on, steering, out, cluster, title, replace)
 
 
-def contrast_trial(
-    texts: str, strengths: tuple[float, ...], seed: int = 0, limit: int | None = None
-) -> ContrastEvaluation:
-    """The evaluation that tries vectors on contrast prompts. `texts`: the activation set; `seed`, `limit`: as
-    the vectors were made."""
-    return ContrastEvaluation(texts=texts, strengths=strengths, conditions=(), seed=seed, limit=limit)
-
-
-def try_on_contrast(
-    model: ModelSettings,
-    settings: ContrastEvaluation,
-    steering: Steering,
-    out: Location,
-    cluster: ClusterSettings,
-    title: str,
-) -> SearchFile:
-    """As `try_out`, on contrast prompts (`contrast_trial`): where there are no validation items."""
-    return _tried(model, settings, settings, steering, out, cluster, title)
-
-
-def _tried(
+def all_tried(
     model: ModelSettings,
     settings: EvaluationSettings,
     chosen_on: EvaluationSettings,
@@ -93,7 +72,7 @@ def _tried(
     title: str,
     replace: bool = True,
 ) -> SearchFile:
-    """Every trial on the items of `chosen_on`, and under the budget of `settings`."""
+    """Every trial on the items of `chosen_on`, and under the budget of `settings`, which may be the same."""
     strengths, criterion = chosen_on.strengths, about(settings.benchmark).headline()
     validation = evaluate(model, chosen_on, steering, out / VALIDATION, cluster, replace, title)
     scores = _scores(validation, f"validation_{criterion}") or _scores(validation, criterion)

@@ -9,7 +9,7 @@ import numpy as np
 
 from contrans_dist.benchmarks import Benchmark, Judged, load_benchmark
 from contrans_dist.benchmarks.calls import Ids
-from contrans_dist.benchmarks.contrast import ContrastBenchmark
+from contrans_dist.benchmarks.contrast import ContrastBenchmark, ContrastEvaluation
 from contrans_dist.config import EvaluationSettings
 from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.engine.scoring import BASE, Intervention
@@ -20,7 +20,7 @@ from contrans_dist.evaluation.block_trials import contrast_strengths, few_streng
 from contrans_dist.evaluation.conditions import condition_of, systems_of
 from contrans_dist.evaluation.samples import NEW_TOKENS, probe_of
 from contrans_dist.evaluation.steering import Steering
-from contrans_dist.evaluation.trials import budget_text, contrast_trial, validation_of
+from contrans_dist.evaluation.trials import budget_text, validation_of
 from contrans_dist.evaluation.work_units import plan_units, scored_items
 from contrans_dist.models import cut_to, encode_many, matched_depth, resolve_blocks
 from contrans_dist.pipeline.inputs import captures
@@ -56,7 +56,9 @@ def _chosen(run: PlannedRun, blocks: Sequence[int]) -> Iterator[Stage]:
         yield from _tried(run, "choose blocks", chosen_on, steered, few_strengths(chosen_on.strengths))
         return
     concepts, strengths = run.recipe.concepts, contrast_strengths(run.recipe)
-    settings = contrast_trial("concepts.texts", strengths, concepts.seed, concepts.limit)
+    settings = ContrastEvaluation(
+        texts="concepts.texts", strengths=strengths, conditions=(), seed=concepts.seed, limit=concepts.limit
+    )
     capture = captures(run.recipe, "target", run.model(run.recipe.target).n_blocks)["contrast"]
     benchmark = ContrastBenchmark.of(settings, run.tables["contrast"], capture, settings.texts)
     if strengths:
