@@ -2,6 +2,7 @@
 a time."""
 
 import logging
+import threading
 
 import pyarrow as pa
 
@@ -94,8 +95,18 @@ class SweepActor:
         self.model = open_streamed(**model.model_dump(exclude={"id", "quantization"}), name=model.id)
         self.through = 0.0
         self.notes = Notes()
+        self.made: dict[str, MadeShards] = {}
+        self._one_at_a_time = threading.Lock()
 
     def run(self, task: SweepTask) -> MadeShards:
+        """Make the shards of a sweep. One that could not be reached for a moment may be given its sweep again
+        while it is at it, or when it is through."""
+        with self._one_at_a_time:
+            if task.key not in self.made:
+                self.made[task.key] = self._made(task)
+            return self.made[task.key]
+
+    def _made(self, task: SweepTask) -> MadeShards:
         shards = [shard for shard, _ in task.shards]
         for shard in shards:
             check_dtype(self.model.lm, shard)

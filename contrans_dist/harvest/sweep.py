@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from contrans_dist.engine.capture.streamed import MEMORY, states_of, sweep
 from contrans_dist.errors import RunError
+from contrans_dist.harvest.runnable import SpoiltError
 from contrans_dist.harvest.shard_plan import ShardPlan
 from contrans_dist.harvest.shards import MadeShards, Shard
 from contrans_dist.harvest.sweep_record import RowFile, SweepRecord
@@ -73,7 +74,8 @@ def run_sweep(
 
     `memory`: bytes of states that need not go to disk. `told(k)` is called when all texts are through block
     k. A text that cannot be run is left out, and its shard says so. A shard of whose rows half or more hold
-    NaN or infinity is reported as failed, and the others are published.
+    NaN or infinity is reported as failed, and the others are published. What cannot be written is raised, and
+    then the rows stay for another try.
     """
     made, shards = MadeShards(), [shard for shard, _ in task.shards]
     with work_folder(_parent(shards[0].spec.out), _FOLDER, task.key) as folder:
@@ -89,7 +91,7 @@ def run_sweep(
         for part in swept:
             try:
                 made.reports[part.shard.address] = part.publish(files, str(model.device))
-            except RunError as error:
+            except SpoiltError as error:
                 made.failures[part.shard.address] = str(error)
     return made
 

@@ -28,7 +28,8 @@ class RowFile:
         self.path, self.d = path, d
 
     def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None:
-        with open(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600), "wb", buffering=0) as file:
+        # Buffered: an unbuffered write may write but a part, and say so only in what it returns.
+        with open(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
             for place, row in zip(places, rows, strict=True):
                 file.seek(place * self.d * 4)
                 file.write(row.tobytes())

@@ -7,11 +7,11 @@ import shutil
 import stat
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
 
 _log = logging.getLogger(__name__)
@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 LOCK = "lock"
 _STAGED = "contrans-staged-"
 _STALE_SECONDS = 7 * 24 * 3600
+_STAGED_SECONDS = 60
+"""Before a staged file is taken for a dead process': its lock comes after its folder."""
 
 
 @contextmanager
@@ -47,10 +49,10 @@ def work_folder(parent: Path, prefix: str, key: str) -> Iterator[Path]:
         lock = locked(folder)
     try:
         yield folder
-        shutil.rmtree(folder)
-    finally:
-        if lock is not None:
-            lock.release()
+    except BaseException:
+        _release(lock)
+        raise
+    _discard(folder, lock)
 
 
 def is_own(folder: Path) -> bool:
@@ -67,13 +69,28 @@ def is_own(folder: Path) -> bool:
 
 
 def locked(folder: Path) -> FileLock | None:
-    """A lock on the folder, which ends with this process; None where another has it."""
+    """A lock on the folder, which ends with this process; None where another has it, or where its disk knows
+    no locks."""
     lock = FileLock(folder / LOCK, is_singleton=False)
     try:
         lock.acquire(blocking=False)
-    except Timeout:
+    except (Timeout, OSError):  # as NFS without its daemon for locks
         return None
     return lock
+
+
+def _discard(folder: Path, lock: FileLock | None) -> None:
+    """Remove a folder whose lock this process has, if its disk knows locks. What cannot be removed stays."""
+    # Out of the way of who comes for it, then without the lock: NFS keeps a folder with an open file.
+    with suppress(OSError):
+        folder = folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}"))
+    _release(lock)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _release(lock: FileLock | None) -> None:
+    if lock is not None:
+        lock.release()
 
 
 def remove_unused(parent: Path, prefix: str, older: float = 0.0) -> None:
@@ -85,8 +102,9 @@ def remove_unused(parent: Path, prefix: str, older: float = 0.0) -> None:
         if lock is None:
             continue
         if not older or time.time() - _touched(folder) > older:
-            shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
+            _discard(folder, lock)
+        else:
+            lock.release()
 
 
 def _touched(folder: Path) -> float:
@@ -97,17 +115,16 @@ def _touched(folder: Path) -> float:
 @contextmanager
 def staging() -> Iterator[Path]:
     """A folder for a file on its way to a store, for this user's eyes alone, until the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{_STAGED}{os.getpid()}-"))
+    folder = Path(tempfile.mkdtemp(prefix=_STAGED))
+    lock = locked(folder)
     try:
         yield folder
     finally:
+        _release(lock)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep_staged() -> None:
-    """Remove what processes that are no more had on its way to a store."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_STAGED}*"):
-        process = folder.name.removeprefix(_STAGED).partition("-")[0]
-        with suppress(ValueError, OSError):  # another run may sweep here too
-            if is_own(folder) and not psutil.pid_exists(int(process)):
-                shutil.rmtree(folder)
+    """Remove what killed processes had on its way to a store, on this machine or another with its temporary
+    folder."""
+    remove_unused(Path(tempfile.gettempdir()), _STAGED, _STAGED_SECONDS)

@@ -1,12 +1,15 @@
 """Shards made by one sweep over a model's blocks: those of a resident model, whatever dies on the way."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +19,15 @@ from safetensors.torch import load_file, save_file
 
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.data.texts import text_table
-from contrans_dist.errors import UserError
+from contrans_dist.errors import NoAnswerError, UserError
 from contrans_dist.harvest.actors import HarvestActor, SweepActor
 from contrans_dist.harvest.compute import compute_shard
 from contrans_dist.harvest.manifest import identity_of
 from contrans_dist.harvest.shard_files import check_shard
+from contrans_dist.harvest.shard_plan import ShardPlan
 from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
 from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps, run_sweep
-from contrans_dist.harvest.sweep_record import SweepRecord
+from contrans_dist.harvest.sweep_record import RowFile, SweepRecord
 from contrans_dist.models import load_model, model_facts, resolve_blocks
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.store.location import Location
@@ -272,6 +276,88 @@ def test_a_folder_in_use_is_left_alone(model: Path, tmp_path: Path) -> None:
     lock.release()
     clean(Location.parse(out))
     assert not theirs.exists()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_folder_on_nfs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
+    """There a file that is open is renamed when it is removed, so that its folder cannot go; and without a
+    daemon for locks none can be had."""
+    real = os.unlink
+
+    def unlink(name: str, *, dir_fd: int | None = None) -> None:
+        folder = Path(f"/proc/self/fd/{dir_fd}").resolve() if dir_fd is not None else Path()
+        held = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+        if str((folder / name).absolute()) in held:
+            os.rename(folder / name, folder / ".nfs0001")
+        else:
+            real(name, dir_fd=dir_fd)
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", refused)
+    texts, out = _texts(), tmp_path / "out"
+    streamed = open_streamed(str(model), device="cpu")
+    made = run_sweep(streamed, SweepTask("key", _shards(_spec(model, texts, out), texts)))
+    assert not made.failures
+    assert streamed.blocks_read == list(range(N_BLOCKS))
+    assert not list(out.glob(".*/*.raw"))
+    assert not locks or not list(out.glob(".*"))
+    _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
+
+
+def test_a_shard_that_cannot_be_written_costs_no_sweep(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, out = _texts(), tmp_path / "out"
+    shards = _shards(_spec(model, texts, out), texts)
+    full, real = shards[1][0].name, ShardPlan.publish
+
+    def publish(plan: ShardPlan, *arguments: Any) -> ShardReport:
+        if plan.shard.name == full:
+            raise NoAnswerError("disk full")
+        return real(plan, *arguments)
+
+    streamed = open_streamed(str(model), device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardPlan, "publish", publish)
+        with pytest.raises(NoAnswerError):
+            run_sweep(streamed, SweepTask("key", shards))
+    read = list(streamed.blocks_read)
+    made = run_sweep(streamed, SweepTask("key", shards))
+    assert not made.failures
+    assert streamed.blocks_read == read
+    _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
+
+
+def test_an_actor_that_gets_its_sweep_again_meanwhile_makes_it_once(model: Path, tmp_path: Path) -> None:
+    """As after a short break of the network, which hides that it is still at it."""
+    texts, out = _texts(), tmp_path / "out"
+    task = SweepTask("key", _shards(_spec(model, texts, out), texts))
+    actor = SweepActor(ModelSettings(id=str(model)))
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(actor.run, [task, task])
+    assert set(first.reports) == set(second.reports) == {shard.address for shard, _ in task.shards}
+    assert actor.model.blocks_read == list(range(N_BLOCKS))
+    _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
+    actor.end()
+
+
+def test_rows_that_do_not_fit_the_disk_are_an_error(tmp_path: Path) -> None:
+    """Even where only the last number of the last row does not, and there is room again at once."""
+    resource = pytest.importorskip("resource")
+    file, rows = RowFile(tmp_path / "rows", 4096), np.ones((3, 4096), np.float32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (rows.nbytes - 4, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            file[[0, 1, 2]] = rows
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_a_shard_with_nan_is_named_and_the_others_made(tmp_path: Path) -> None:

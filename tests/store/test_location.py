@@ -185,12 +185,13 @@ def test_an_upload_that_breaks_off_leaves_what_was_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(storage.shutil, "copyfileobj", broken)
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
         with pytest.raises(KeyboardInterrupt):
             place.write_bytes(b"x" * (20 << 20))
     assert place.read_bytes() == b"as it was"
     listed = place.filesystem.get_file_info(fs.FileSelector(place.parent.path))
     assert [entry.base_name for entry in listed] == ["big.bin"]
-    assert not list(Path(tempfile.gettempdir()).glob(f"contrans-staged-{os.getpid()}-*"))
+    assert not list(tmp_path.glob("contrans-staged-*"))
 
 
 def test_a_store_that_fails_is_asked_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,20 +228,37 @@ def test_staged_files_are_for_their_owner_alone(bucket: str) -> None:
     assert not path.parent.exists()
 
 
-def test_what_a_killed_process_staged_is_swept(bucket: str) -> None:
-    """Before, eight such files stayed behind."""
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    processes = (dead.pid, dead.pid, os.getpid())
-    empty, left, alive = (
-        Path(tempfile.mkdtemp(prefix=f"contrans-staged-{process}-")) for process in processes
+def test_what_a_killed_process_staged_is_swept(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no other: the temporary folder may be one that several machines share."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os, sys; from contrans_dist.store.work_folders import staging\n"
+        "with staging() as folder:\n"
+        "    (folder / 'file').write_bytes(b'x'); print(folder, flush=True); sys.stdin.read(1); os._exit(9)"
     )
-    (left / "file").write_bytes(b"x")
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        _age(folder)
+        Location.parse(bucket).sweep()
+        assert (folder / "file").exists()
+        process.communicate("x")
+    fresh = Path(tempfile.mkdtemp(prefix="contrans-staged-"))
     Location.parse(bucket).sweep()
-    assert not empty.exists()
-    assert not left.exists()
-    assert alive.exists()
-    alive.rmdir()
+    assert not folder.exists()
+    assert fresh.exists()
+    _age(fresh)
+    Location.parse(bucket).sweep()
+    assert not fresh.exists()
+
+
+def _age(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (0, 0))
 
 
 def test_sweep_does_not_stumble_over_what_goes_meanwhile(
