@@ -35,3 +35,9 @@ def one_line(content: object) -> str:
     """What an error of others, or anything else, says: one line of at most 300 characters."""
     text = " ".join(str(content).split()).rstrip(".") or type(content).__name__
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception of others says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -50,8 +49,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    shutil.rmtree(options.out, ignore_errors=True)
-    options.out.mkdir(parents=True)
+    if options.out.exists() and any(options.out.iterdir()):
+        parser.error(f"--out {options.out}: expected an empty folder, or none")
+    options.out.mkdir(parents=True, exist_ok=True)
     _write(options.out / "texts.jsonl", options.texts)
     table = read_texts(str(options.out / "texts.jsonl"))
     cluster = ClusterSettings(address="local", actors=options.actors, cpus_per_actor=1)

@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,8 @@ from contrans_dist.cli import run_script
 from contrans_dist.config.yamlfiles import parse_yaml
 from contrans_dist.console import note
 from contrans_dist.errors import RunError, UserError, one_line
+from contrans_dist.store.location import Location
+from contrans_dist.store.patience import briefly
 from contrans_dist.store.provenance import version
 
 if TYPE_CHECKING:
@@ -53,7 +56,8 @@ def submit(
 
     The submission id is contrans-SCRIPT-HASH. What is hashed: the script's name and arguments, the content of
     the files and folders that they name, and a recipe among them, but for the one behind --out, and the
-    program's version.
+    program's version. Of what lies in a store size and time stand for the content; what cannot be seen from
+    here, as a path of the cluster's, is known by its name alone.
     """
     runtime_env = _runtime_env(runtime_env_json, working_dir)
     name = submission_id(entrypoint, runtime_env["working_dir"])
@@ -96,13 +100,26 @@ def submission_id(entrypoint: list[str], working_dir: str) -> str:
 def _named(word: str, base: str) -> Iterator[str]:
     """What a file or folder holds that a word, or its part behind `=`, names; and what a recipe names."""
     for text in (word, word.partition("=")[2]):
+        if "://" in text:
+            yield from _stored(text)
+            continue
         path = os.path.join(base, os.path.expanduser(text))
         if text and os.path.exists(path):
             yield from _contents(Path(path))
         if os.path.isfile(path) and path.endswith((".yaml", ".yml")):
             for other in _strings(parse_yaml(Path(path).read_bytes(), path)):
-                if os.path.exists(inside := os.path.join(base, os.path.expanduser(other))):
+                if "://" in other:
+                    yield from _stored(other)
+                elif os.path.exists(inside := os.path.join(base, os.path.expanduser(other))):
                     yield from _contents(Path(inside))
+
+
+def _stored(uri: str) -> Iterator[str]:
+    """What a store holds there, by name, size and time; nothing where that is not to be seen from here."""
+    with suppress(UserError, RunError), briefly():
+        place = Location.parse(uri)
+        infos = [place.info(), *sorted(place.entries(), key=lambda info: info.base_name)]
+        yield from [f"{info.base_name} {info.size} {info.mtime_ns}" for info in infos if info.is_file]
 
 
 def _contents(path: Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from contrans_dist.distributed import actors, crew, pool
+from contrans_dist.distributed import actors, answers, crew, pool, tasks
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def ray_here(*modules: ModuleType) -> Iterator[None]:
         cluster_resources=ray.cluster_resources,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for module in modules or (actors, crew, pool):
+        for module in modules or (actors, answers, crew, pool, tasks):
             patch.setattr(module, "ray", here)
         try:
             yield
@@ -84,7 +84,7 @@ class _Done:
         try:
             self._value = _carried(function(*given))
         except Exception as error:
-            self._error = RayTaskError(function.__name__, str(error), error)
+            self._error = RayTaskError(function.__name__, str(error), _carried(error))
 
     def result(self) -> Any:
         if self._error is not None:

@@ -1,30 +1,26 @@
-"""What holds places on the cluster: actors, kept from stage to stage, and tasks, for which those make room.
+"""What holds places on the cluster: actors, kept from stage to stage until others need the places.
 
-All of Ray's tasks and actors start here: what waits for cores that kept actors hold would wait for ever.
+All of Ray's actors start here, and its tasks in `tasks`, for which these make room: what waits for cores that
+kept actors hold would wait for ever.
 """
 
-import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from contrans_dist.console import note
-from contrans_dist.distributed.cluster import Replicas, first_line, need_ray
+from contrans_dist.distributed.answers import value
+from contrans_dist.distributed.cluster import Replicas, need_ray
 from contrans_dist.distributed.in_process import InProcess
-from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes, node_here
-from contrans_dist.distributed.workers import MAX_ATTEMPTS
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.distributed.nodes import Node, alive_nodes, node_here
+from contrans_dist.errors import RunError, first_line
 from contrans_dist.models.devices import gpus_work
-
-_LATER_SECONDS = 30.0
 
 
 class Actors:
@@ -131,7 +127,7 @@ def handed_down(others: Sequence[Any], work: Any, states: Any) -> Iterator[Any]:
         made.append(of_other)
     for of_other in made:
         try:
-            yield _value(of_other)
+            yield value(of_other)
         except RayError as error:
             raise LostError(first_line(error)) from error
 
@@ -216,116 +212,3 @@ def let_go() -> None:
     left = _LEFT.get()
     if left is not None:
         left.end()
-
-
-def as_task(function: Callable[..., Any]) -> Any:
-    """A plain function as a Ray task (`.remote(...)`), for which there is room."""
-    need_ray()
-    let_go()
-    return ray.remote(function)
-
-
-def answer(ask: Callable[[], Any]) -> Any:
-    """The values behind the references that `ask` makes of tasks. What was lost, with a node or for want of
-    memory, is asked for again.
-
-    Raises a task's UserError or RunError as they are, any other error as RunError.
-    """
-    reason = ""
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        try:
-            return _value(ask())
-        except RayError as error:
-            reason = first_line(error)
-            if attempt == MAX_ATTEMPTS:
-                raise RunError(
-                    f"work was lost {attempt} times ({reason}); run the same command again"
-                ) from error
-            note(f"work was lost ({reason}); it is done again")
-    raise AssertionError("either returned or raised")
-
-
-def _value(references: Any) -> Any:
-    """The values behind references of tasks. Raises a task's UserError or RunError as they are, any other
-    error of it as RunError; and RayError for what was lost."""
-    try:
-        return ray.get(references)
-    except RayError as error:
-        cause: BaseException = error
-        while isinstance(cause, RayTaskError) and cause.cause is not None:
-            cause = cause.cause
-        if isinstance(cause, UserError | RunError):
-            raise cause from None
-        if not isinstance(cause, RayError) or isinstance(cause, RayTaskError):
-            raise RunError(first_line(cause)) from error
-        raise cause from None
-
-
-def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What `function` returns for each tuple of arguments: from tasks, or threads where no other node is.
-
-    Meant for reading, hashing and arithmetic on arrays, which run beside each other in threads too. Raises as
-    `answer`.
-    """
-    if _alone():
-        cores = ray.cluster_resources()["CPU"] if ray.is_initialized() else os.cpu_count() or 1
-        with ThreadPoolExecutor(max(1, int(cores))) as threads:
-            return list(threads.map(lambda arguments: function(*arguments), calls))
-    task = as_task(function)
-    return list(answer(lambda: [task.remote(*arguments) for arguments in calls]))
-
-
-def _alone() -> bool:
-    """Whether this is the only node: a process of its own would take seconds to start and win nothing."""
-    if not ray.is_initialized():
-        return True
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    return bool(nodes == [ray.get_runtime_context().get_node_id()])
-
-
-def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:
-    """What `function` returns on a node that has room for an actor, with the GPUs that one gets.
-
-    Raises as `answer`.
-    """
-    if size.here or (not size.gpus and _alone()):
-        return function(*arguments)
-    remote = _like(size, size.selector)
-    return answer(lambda: remote.remote(function, *arguments))
-
-
-def on_nodes(function: Callable[[], Any], size: Replicas, nodes: Sequence[Node]) -> dict[str, Any]:
-    """What `function` returns on each of these nodes, by its id, or the UserError that it raised there.
-
-    A node that is lost, or that does not answer half a minute after the first one did, as others have its
-    GPUs, is left out. Raises RunError where none answers.
-    """
-    asked = {_like(size, {NODE_ID: node.id}).remote(function): node.id for node in nodes}
-    ray.wait(list(asked))
-    there, late = ray.wait(list(asked), num_returns=len(asked), timeout=_LATER_SECONDS)
-    for reference in late:
-        ray.cancel(reference)
-    found: dict[str, Any] = {}
-    lost = RunError("no node answered")
-    for reference in there:
-        try:
-            found[asked[reference]] = _value(reference)
-        except UserError as error:
-            found[asked[reference]] = error
-        except (RunError, RayError) as error:
-            lost = RunError(first_line(error))
-    if not found:
-        raise lost
-    return found
-
-
-def _like(size: Replicas, selector: Mapping[str, str]) -> Any:
-    """A task that gets what an actor gets, on a node with such labels."""
-    return as_task(_call).options(
-        num_cpus=size.cpus, num_gpus=size.gpus, label_selector=dict(selector) or None
-    )
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Ray takes plain functions only, not partial ones."""
-    return function(*arguments)

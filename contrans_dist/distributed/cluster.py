@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -11,11 +12,13 @@ import ray
 from ray.exceptions import RayError
 
 from contrans_dist.config import ClusterSettings
-from contrans_dist.distributed.local_ray import connect, first_line, local_ray
+from contrans_dist.distributed.local_ray import connect, local_ray
 from contrans_dist.distributed.nodes import Node, alive_nodes
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError, UserError, first_line
 
 _CONNECT_SECONDS = 10.0
+GIVE_UP_SECONDS = 1800.0
+"""Without an actor, or a node that has room for one."""
 _ON_NEED: ContextVar[ExitStack | None] = ContextVar("on_need", default=None)
 """Ends what `need_ray` starts, where no cluster was named."""
 
@@ -113,8 +116,32 @@ class Replicas:
 
     def room(self, nodes: Iterable[Node]) -> int:
         """How many of them there may be on these nodes."""
-        fit = sum(map(self.room_on, nodes)) // self.line
-        return fit if self.follows else self.actors
+        return self._fitting(nodes) if self.follows else self.actors
+
+    def fits(self, nodes: Iterable[Node]) -> bool:
+        """Whether these nodes have room for one at least."""
+        return self._fitting(nodes) > 0
+
+    def _fitting(self, nodes: Iterable[Node]) -> int:
+        return sum(map(self.room_on, nodes)) // self.line
+
+
+@dataclass
+class Hope:
+    """That there will be a node with room for an actor."""
+
+    since: float = field(default_factory=time.monotonic)
+    """When there was one last, or an actor."""
+
+    def look(self, there: bool) -> None:
+        """Raises RunError when for half an hour there was none."""
+        if there:
+            self.since = time.monotonic()
+        elif time.monotonic() - self.since > GIVE_UP_SECONDS:
+            raise RunError(
+                f"no node of the cluster had room for an actor for {GIVE_UP_SECONDS / 60:.0f} minutes; run "
+                "the same command again when there is one"
+            )
 
 
 def replicas(cluster: ClusterSettings, nodes: Sequence[Node] | None = None, memory: int = 0) -> Replicas:
@@ -149,7 +176,7 @@ def replicas(cluster: ClusterSettings, nodes: Sequence[Node] | None = None, memo
     fitting = [size.room_on(node) for node in nodes]
     # An autoscaling cluster may still grow to what was asked for; one that cannot fit any is a mistake.
     if not sum(fitting) and cluster.actors is None:
-        raise UserError(_too_small(size, nodes))
+        raise UserError(too_small(size, nodes))
     actors = cluster.actors or sum(fitting)
     return replace(size, actors=actors, per_node=max(1, min(actors, max(fitting, default=1))))
 
@@ -165,11 +192,14 @@ def _cores(cluster: ClusterSettings, gpus: float, nodes: Sequence[Node]) -> floa
     cores = [node.has("CPU") for node in nodes if node.has("CPU") >= 1]
     if not cores:
         raise UserError("--cpus-per-actor: no node of the cluster lends a core")
-    share = float(max(1, int(sum(cores) // cluster.actors))) if cluster.actors else min(cores)
-    return min(share, max(cores))
+    if not cluster.actors:
+        return min(cores)
+    # The most of which all of them find a place: each lives on one node.
+    fewer = range(int(max(cores)), 1, -1)
+    return float(next((s for s in fewer if sum(each // s for each in cores) >= cluster.actors), 1))
 
 
-def _too_small(size: Replicas, nodes: Sequence[Node]) -> str:
+def too_small(size: Replicas, nodes: Sequence[Node]) -> str:
     """Why none of the nodes has room for one actor."""
     smaller = "--dtype, --quantization or --placement stream need less"
     wanted = {

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from contrans_dist.console import count_of, note
 from contrans_dist.distributed.actors import Actors
+from contrans_dist.distributed.cluster import Hope
 from contrans_dist.distributed.watch import watch
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Given, Outcome, Task, Worker
 from contrans_dist.errors import RunError, UserError
@@ -21,8 +22,6 @@ from contrans_dist.store.patience import PAUSES, pause
 RETRY_SECONDS = 1.0
 LOOK_SECONDS = 2.0
 """Between two looks at what hangs, and at the nodes that there are."""
-_GIVE_UP_SECONDS = 1800.0
-"""Without an actor, or a node that has room for one."""
 _TIMES_LONGER = 5
 """Than the longest of its like, until a task is taken to hang."""
 _HANG_SECONDS = 60.0
@@ -63,8 +62,7 @@ class Crew:
     """Tasks that these two are of."""
     outcome: Outcome = field(default_factory=Outcome)
     dead: str = ""
-    hopeful: float = field(default_factory=time.monotonic)
-    """When there was an actor last, or a node with room for one."""
+    hope: Hope = field(default_factory=Hope)
     unanswered: int = 0
     """Since the last task that was done: failures for want of an answer of a server or store, and actors that
     were started anew."""
@@ -176,13 +174,7 @@ class Crew:
             self.hire(Worker(None))
         if added > 0 and self.outcome.began:
             note(f"the cluster has room for more: {count_of(len(self.workers), 'actor')} now")
-        if most or any(worker.up for worker in self.workers):
-            self.hopeful = time.monotonic()
-        elif time.monotonic() - self.hopeful > _GIVE_UP_SECONDS:
-            raise RunError(
-                f"no node of the cluster had room for an actor for {_GIVE_UP_SECONDS / 60:.0f} minutes; run "
-                "the same command again when there is one"
-            )
+        self.hope.look(self.actors.size.fits(nodes) or any(worker.up for worker in self.workers))
 
     def _give_again(self, task: Task, verdict: str, left: float) -> None:
         """A second copy of a task that hangs, but no third: it may be the task, not the actor."""

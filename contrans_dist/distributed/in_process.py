@@ -12,10 +12,10 @@ import ray
 import torch
 
 from contrans_dist.config import ClusterSettings
-from contrans_dist.distributed.cluster import Replicas, first_line
+from contrans_dist.distributed.cluster import Replicas
 from contrans_dist.distributed.watch import watch
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task
-from contrans_dist.errors import NoAnswerError, RunError, UserError
+from contrans_dist.errors import NoAnswerError, RunError, UserError, first_line
 
 _MOST_OPERATIONS = 1e13
 """Of floating point; a minute or two of two cores. What ends the driver's process ends the work with it, and

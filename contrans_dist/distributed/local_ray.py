@@ -18,7 +18,7 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from contrans_dist.console import note
-from contrans_dist.errors import RunError
+from contrans_dist.errors import RunError, first_line
 
 _LOOPBACK = "127.0.0.1"
 _LONGEST_SOCKET = 103
@@ -55,12 +55,6 @@ def _told(data: dict[str, Any], **_: Any) -> None:
             note(f"a node of the cluster was lost ({lost[1]})")
         elif not message.startswith(_SAID):
             note(f"Ray: {message.strip().splitlines()[0]}")
-
-
-def first_line(error: BaseException) -> str:
-    """An exception as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

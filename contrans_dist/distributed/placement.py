@@ -8,10 +8,10 @@ from typing import Any
 
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.console import count_of, note
-from contrans_dist.distributed.actors import on_a_node, on_nodes
 from contrans_dist.distributed.cluster import Replicas, most_gpus, replicas
 from contrans_dist.distributed.in_process import stays_here, this_process
 from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes
+from contrans_dist.distributed.tasks import on_a_node, on_nodes
 from contrans_dist.errors import UserError
 from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, needs_nodes
 

@@ -16,11 +16,11 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import Actors, LostError, actors_of, kept, let_go
-from contrans_dist.distributed.cluster import Replicas, first_line
+from contrans_dist.distributed.cluster import Replicas
 from contrans_dist.distributed.crew import LOOK_SECONDS, RETRY_SECONDS, Crew
 from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task, Worker
-from contrans_dist.errors import NoAnswerError, RunError, UserError
+from contrans_dist.errors import NoAnswerError, RunError, UserError, first_line
 
 __all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
 

@@ -10,8 +10,8 @@ import ray
 import torch
 
 from contrans_dist.config import ClusterSettings, ModelSettings
-from contrans_dist.distributed.actors import on_a_node
 from contrans_dist.distributed.cluster import connected, replicas
+from contrans_dist.distributed.tasks import on_a_node
 from contrans_dist.models.loading import describe
 from contrans_dist.models.precision import choice, say
 from contrans_dist.models.weight_files import is_quantised

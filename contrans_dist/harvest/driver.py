@@ -12,14 +12,14 @@ import torch
 
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.console import Progress
-from contrans_dist.distributed.actors import on_a_node
-from contrans_dist.distributed.cluster import Replicas, connected, first_line, replicas
+from contrans_dist.distributed.cluster import Replicas, connected, replicas
 from contrans_dist.distributed.in_process import operations
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.distributed.precision import settled
+from contrans_dist.distributed.tasks import on_a_node
 from contrans_dist.distributed.watch import watched
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError, UserError, first_line
 from contrans_dist.harvest.actors import SLOTS, HarvestActor, SweepActor
 from contrans_dist.harvest.line import LineActor
 from contrans_dist.harvest.planned_set import PlannedSet, identity_in
@@ -140,7 +140,7 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
             for line in result.notes:
                 progress.note(line)
             for address, report in result.reports.items():
-                owners[address].reports[address] = report
+                owners[address].take(address, report)
             made.reports.update(result.reports)
             made.failures.update(result.failures)
             reports = result.reports.values()

@@ -1,5 +1,7 @@
 """An activation set as it is planned: what of it is there, and what makes it whole."""
 
+import time
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -7,11 +9,11 @@ from pyarrow import fs
 
 from contrans_dist.config.limits import SHARDS, check_size
 from contrans_dist.console import count_of, note
-from contrans_dist.distributed.actors import of_each
+from contrans_dist.distributed.tasks import of_each
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.left_out import check_left_out
 from contrans_dist.harvest.manifest import manifest_of, warn
-from contrans_dist.harvest.request import Request, shards_in
+from contrans_dist.harvest.request import Request
 from contrans_dist.harvest.shard_files import check_shard, read_norms
 from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
 from contrans_dist.store import schema
@@ -21,7 +23,11 @@ from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import AGAIN, Manifest, OtherFormatError, QuantizationCheck, Throughput
 from contrans_dist.store.results import plain
-from contrans_dist.store.shard_reader import first_identity, shard_identity
+from contrans_dist.store.shard_reader import first_identity, shard_identity, shards_in
+
+_SEEN_SECONDS = 120.0
+"""After which a shard that one node has made is to be seen by all."""
+_SHARED = "--out must be on a disk that all nodes of the cluster share, or in an object store"
 
 
 @dataclass
@@ -43,6 +49,8 @@ class PlannedSet:
     """What was measured of the quantised model."""
     claim: Claim | None = None
     """On the folder; None where nothing is left to do."""
+    unseen: deque[tuple[float, str]] = field(default_factory=deque)
+    """When a shard was said to be there that was not yet looked for, and its name."""
 
     @classmethod
     def of(cls, request: Request) -> "PlannedSet":
@@ -93,6 +101,20 @@ class PlannedSet:
         if self.reports:
             note(f"{out}: {len(self.reports)} of {len(self.shards)} shards are there; going on with the rest")
 
+    def take(self, address: str, report: ShardReport) -> None:
+        """Take in a shard that an actor has made.
+
+        Raises RunError when one that was made a while ago is not to be seen here: other nodes have a disk of
+        their own under this name.
+        """
+        self.reports[address] = report
+        self.unseen.append((time.monotonic(), report.entry.name))
+        # Not at once: NFS would remember that it was not there yet.
+        while self.unseen and time.monotonic() - self.unseen[0][0] > _SEEN_SECONDS:
+            location = self.out / self.unseen.popleft()[1]
+            if not location.exists():
+                raise RunError(f"{location}: was made by another node and is not to be seen here; {_SHARED}")
+
     def hold(self, claim: Claim) -> None:
         """Work under a claim on the folder. Raises as `of`, and RunError when rows were added meanwhile."""
         self.claim = claim
@@ -142,9 +164,11 @@ class PlannedSet:
         checked = list(zip(self.shards, reports, strict=True))
         wrong = [(shard.name, report) for shard, report in checked if isinstance(report, str)]
         if wrong:
+            gone = all(not (self.out / name).exists() for name, _ in wrong)
             raise RunError(
                 f"{self.out}: {len(wrong)} of {len(self.shards)} shards are not as they were written "
                 f"({': '.join(wrong[0])}); run the same command again to make only these"
+                + (f", but {_SHARED}" if gone else "")
             )
         for shard, report in checked:
             if report.entry.footer != self.reports[shard.address].entry.footer:
@@ -163,7 +187,7 @@ def _refuse_folders(out: Location) -> None:
     """Raise UserError where a folder has the name of a file of the set: only its owner can move it."""
     for info in out.entries():
         name = info.base_name
-        if info.type is fs.FileType.Directory and (name == schema.MANIFEST or name.startswith("shard-")):
+        if info.type is fs.FileType.Directory and (name == schema.MANIFEST or schema.is_shard(name)):
             raise UserError(f"{out / name}: expected a place for a file, there is a folder")
 
 

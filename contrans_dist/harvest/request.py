@@ -27,9 +27,11 @@ from contrans_dist.store.identity import Identity, Part
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import Manifest
 from contrans_dist.store.results import plain
-from contrans_dist.store.shard_reader import first_identity, opened
+from contrans_dist.store.shard_reader import first_identity, opened, shards_in
 
 _SHOWN = 60
+_S3_BYTES = 5 * 10**9
+"""Of a file, which appears under its name by being copied there."""
 _OTHERWISE = {"rows", "texts", "prompts", "earlier"}
 """Fields of identities whose difference is told by the rows themselves."""
 
@@ -67,6 +69,7 @@ class Request:
         blocks = resolve_blocks(capture.blocks, facts.n_blocks)
         size = rows_per_shard(rows, len(blocks), facts.d, capture.shard_size)
         check_size("--shard-size", -(-rows // size), SHARDS, "shards")
+        _check_upload(job.out, min(size, rows), len(blocks) * facts.d * 4)
         chunks = -(-size // ROW_GROUP) * (len(blocks) + job.texts.num_columns + 2)
         check_size("--shard-size", chunks, CHUNKS, "column chunks in a shard")
         rendered = facts.prompts(prompts(job.texts, capture.template), capture.chat, capture.chat_date)
@@ -183,6 +186,15 @@ class Request:
         return None
 
 
+def _check_upload(out: Location, rows: int, row_bytes: int) -> None:
+    """Raise UserError for shards that S3 would not copy to their names, when all of it is uploaded."""
+    if out.store.startswith("s3:") and rows * row_bytes > _S3_BYTES:
+        raise UserError(
+            f"--shard-size: shards of {rows * row_bytes / 1e9:.1f} GB, and S3 copies at most "
+            f"{_S3_BYTES / 1e9:.0f} GB at once; expected {_S3_BYTES // row_bytes:,} or less"
+        )
+
+
 def _given(columns: Sequence[str]) -> list[str]:
     """The columns that came with the texts, and theirs."""
     return [
@@ -215,10 +227,3 @@ def _differing(kept: pa.Table, given: pa.Table, names: Sequence[str]) -> tuple[i
 def _short(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-
-
-def shards_in(out: Location) -> list[str]:
-    """Names of the shards in a folder, in the order of their numbers."""
-    return sorted(
-        (name for name in out.names() if name.startswith("shard-")), key=lambda name: (len(name), name)
-    )

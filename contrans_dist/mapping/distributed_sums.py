@@ -9,7 +9,8 @@ import ray
 from numpy.typing import NDArray
 
 from contrans_dist.config.map_options import MapOptions
-from contrans_dist.distributed.actors import answer, as_task
+from contrans_dist.distributed.answers import answer
+from contrans_dist.distributed.tasks import as_task
 from contrans_dist.mapping.aligned_rows import AlignedRows, side_by_side
 from contrans_dist.mapping.fit import SourceSums, SumsByPart, ridge_of
 from contrans_dist.mapping.heldout import FIT, PARTS

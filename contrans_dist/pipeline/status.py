@@ -75,7 +75,7 @@ def _state(location: Location) -> str | None:
 
 def _finished(location: Location, names: Sequence[str]) -> str | None:
     """What is there of one that is not complete."""
-    shards = [name for name in names if name.startswith("shard-")]
+    shards = list(filter(schema.is_shard, names))
     if shards:
         return f"{count_of(len(shards), 'shard')} finished, not complete: run the same harvest again"
     parts = (location / "parts").names()

@@ -99,11 +99,15 @@ class Claim:
             self.write(holding=False)
         except UnwritableError as error:  # a name of the folder, not of a file that nobody asked for
             raise UserError(str(error).replace(str(self.location), str(self.folder))) from error
+        asked = time.monotonic()
         while rivals := self._rivals():
             name, first = min(rivals.items(), key=lambda rival: (not rival[1].holding, rival[0]))
             if first.holding or name < self.name:
                 raise UserError(self._refusal(first))
             time.sleep(_ASK_SECONDS)
+            if time.monotonic() - asked > _RENEWED_SECONDS:  # one that died while it asked is told by its age
+                self.write(holding=False)
+                asked = time.monotonic()
         self.write(holding=True)
 
     def _rivals(self) -> dict[str, Claimant]:
@@ -137,7 +141,7 @@ class Claim:
     def renew(self) -> None:
         """Say again and again that this process is alive, until the claim is ended."""
         while not self.ended.wait(_RENEWED_SECONDS):
-            with suppress(UserError, RunError), briefly():  # the next time, then
+            with suppress(UserError, RunError, OSError), briefly():  # the next time, then
                 if not self.location.exists():
                     return
                 self.write(holding=True)

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from contrans_dist.config.limits import JSON_BYTES, check_size
 from contrans_dist.console import without_credentials
-from contrans_dist.errors import UnwritableError, UserError
+from contrans_dist.errors import PassingError, RunError, UnwritableError, UserError
 from contrans_dist.store import object_stores as stores
 from contrans_dist.store.addresses import above, joined, parse_address, show_address, whole_address
 from contrans_dist.store.json_text import parse_json
@@ -44,11 +44,15 @@ class Location:
 
     @classmethod
     def parse(cls, text: "str | os.PathLike[str] | Location") -> "Location":
-        """Raises UserError for what no filesystem understands, or a store that cannot be reached."""
+        """Raises UserError for what no filesystem understands, or a bucket that there is not; RunError where
+        that cannot be found out."""
         if isinstance(text, Location):
             return text
         location = cls(*parse_address(os.fspath(text)))
-        location.filesystem  # noqa: B018 - a bad URI is reported here, not in the middle of a run
+        try:
+            location.filesystem  # noqa: B018 - a bad URI is reported here, not in the middle of a run
+        except PassingError as error:
+            raise RunError(f"{error}; run the same command again when it does") from error
         return location
 
     @property
@@ -56,13 +60,14 @@ class Location:
         return self._filesystem()
 
     def _filesystem(self, uploading: bool = False) -> fs.FileSystem:
-        try:
-            return stores.filesystem(self.store, uploading, brief())
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
-            reason = " ".join(without_credentials(str(error)).split())
-            raise UserError(
-                f"{self}: expected a path or an s3://, gs:// or file:// URI ({reason})"
-            ) from error
+        with stores.told(str(self), self.store):
+            try:
+                return stores.filesystem(self.store, uploading, brief())
+            except ValueError as error:
+                reason = " ".join(without_credentials(str(error)).split())
+                raise UserError(
+                    f"{self}: expected a path or an s3://, gs:// or file:// URI ({reason})"
+                ) from error
 
     @property
     def uri(self) -> str:

@@ -36,7 +36,11 @@ _REFUSED = re.compile(
 _FORBIDDEN = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
 }  # fmt: skip
-_FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
+_FAILING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
+    errno.ENODEV, errno.EHOSTDOWN, errno.ENOMEM,
+}  # fmt: skip
+"""What a disk does not say of a place, but of itself, or of the network between."""
 
 
 @lru_cache(maxsize=64)
@@ -101,7 +105,7 @@ def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
 @contextmanager
 def told(name: str, store: str) -> Iterator[None]:
     """Raise what a file system refuses at the place `name` (a loop of links, a name too long, no permission)
-    as UserError, and what a store may do the next time as PassingError."""
+    as UserError, a store that may think better as PassingError, a disk that fails as NoAnswerError."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UserError, RunError):
@@ -112,6 +116,10 @@ def told(name: str, store: str) -> Iterator[None]:
         if not isinstance(error, OSError | pa.ArrowInvalid) and not read_alone:
             raise
         reason = " ".join(without_credentials(str(error)).split()).rpartition("] ")[2]
+        if not store and getattr(error, "errno", None) in _FAILING:
+            raise NoAnswerError(
+                f"{name}: cannot be read ({reason[:300]}); run the same command again"
+            ) from error
         if not store or _REFUSED.search(reason):
             raise UserError(f"{name}: cannot be reached ({reason[:300]})") from error
         raise PassingError(f"{name}: the store does not answer ({reason[:300]})") from error

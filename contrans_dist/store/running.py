@@ -74,13 +74,13 @@ def running_in(folder: Location) -> list[Running]:
 
 def tell(folder: Location, running: Running) -> None:
     """Say how far it is; a store that is not there for a moment hears it the next time."""
-    with suppress(UserError, RunError), briefly():
+    with suppress(UserError, RunError, OSError), briefly():
         _file(folder).write_json(running.model_dump(mode="json"))
 
 
 def forget(folder: Location) -> None:
     """It is under way no more. What a killed process said here is removed with it."""
-    with suppress(UserError, RunError), briefly():
+    with suppress(UserError, RunError, OSError), briefly():
         for info in folder.entries():
             if info.base_name.startswith(_PREFIX) and (
                 info.base_name == _file(folder).name or _silent_for_long(info.mtime)

@@ -11,6 +11,7 @@ METADATA_KEY = b"contrans"
 PAGES_KEY = b"contrans-pages"
 """Key of the JSON in a shard's footer that is known only after its rows."""
 
+_SHARD = "shard-"
 KEY_COLUMNS = ("row", "text_id", "text", "n_tokens", "token_id")
 
 PARQUET_OPTIONS = {
@@ -38,7 +39,12 @@ def block_of(column: str) -> int | None:
 
 def shard_name(index: int) -> str:
     """File name of shard `index` of an activation set."""
-    return f"shard-{index:05d}.parquet"
+    return f"{_SHARD}{index:05d}.parquet"
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name is taken for a shard."""
+    return name.startswith(_SHARD)
 
 
 def reserved(column: str) -> bool:

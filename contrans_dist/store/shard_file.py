@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,10 @@ class DamagedError(UserError):
 
     def __init__(self, location: Location, reason: str) -> None:
         super().__init__(f"{location}: {reason}; {DELETE}")
-        self.reason = reason
+        self.location, self.reason = location, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.location, self.reason)
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,13 @@ class ShardFile:
             self.source, self.size - self.footer_bytes
         ):
             raise DamagedError(self.location, "its content is not what was written")
-        groups = range(self.file.num_row_groups)
-        columns = [self.file.read_row_group(index).column("row").to_numpy() for index in groups]
-        rows = np.concatenate(columns) if columns else np.empty(0)
-        if not np.array_equal(rows, self.row_numbers()):
+        blocks = [name for name in self.layout.names if schema.block_of(name) is not None]
+        others = [name for name in self.layout.names if schema.block_of(name) is None]
+        rows = [np.empty(0, np.int64)]
+        for index in range(self.file.num_row_groups):
+            self._read([index], blocks)
+            rows.append(self._read([index], others).column("row").to_numpy())
+        if not np.array_equal(np.concatenate(rows), self.row_numbers()):
             raise DamagedError(self.location, "its rows are not those it says")
 
     def mismatch(

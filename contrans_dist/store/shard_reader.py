@@ -46,6 +46,11 @@ def shard_identity(location: Location) -> Identity | None:
         return None
 
 
+def shards_in(folder: Location) -> list[str]:
+    """Names of the shards in a folder, in the order of their numbers."""
+    return sorted(filter(schema.is_shard, folder.names()), key=lambda name: (len(name), name))
+
+
 def first_identity(folder: Location, names: Iterable[str]) -> Identity | None:
     """That of the first of these shards which can be read; None where none can."""
     return next(filter(None, (shard_identity(folder / name) for name in names)), None)

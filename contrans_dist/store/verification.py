@@ -9,7 +9,7 @@ from contrans_dist.store.footers import bytes_hash
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import Manifest, ShardEntry
 from contrans_dist.store.shard_file import DamagedError
-from contrans_dist.store.shard_reader import opened
+from contrans_dist.store.shard_reader import opened, shards_in
 
 
 def verify(location: Location) -> list[str]:
@@ -60,7 +60,7 @@ def _shards(
             return
         except UserError as error:
             problems.append(str(error))
-    yield from ((name, None, None) for name in folder.names() if name.startswith("shard-"))
+    yield from ((name, None, None) for name in shards_in(folder))
 
 
 def _verify(location: Location, manifest: Manifest | None, entry: ShardEntry | None) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import ray
 
-from contrans_dist.distributed.actors import Actors, as_task, kept_actors
+from contrans_dist.distributed.actors import Actors, kept_actors
 from contrans_dist.distributed.cluster import Replicas
 from contrans_dist.distributed.pool import Task, run_kept, run_tasks
+from contrans_dist.distributed.tasks import as_task
 from contrans_dist.errors import UserError
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no other process has this module

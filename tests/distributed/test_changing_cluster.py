@@ -14,11 +14,11 @@ from ray.core.generated import autoscaler_pb2
 
 from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed import pool
-from contrans_dist.distributed.actors import on_nodes
 from contrans_dist.distributed.cluster import connected, replicas
 from contrans_dist.distributed.nodes import alive_nodes
 from contrans_dist.distributed.placement import _judged
 from contrans_dist.distributed.pool import Task, run_tasks
+from contrans_dist.distributed.tasks import on_nodes
 from contrans_dist.errors import UserError
 from contrans_dist.models.placement import Placement
 from tests.waiting import until

@@ -16,12 +16,16 @@ from ray.cluster_utils import Cluster
 
 from contrans_dist.cli.main import guarded
 from contrans_dist.config import ClusterSettings
-from contrans_dist.distributed import crew, pool
-from contrans_dist.distributed.actors import MAX_ATTEMPTS, of_each, on_a_node
+from contrans_dist.distributed import cluster, crew, pool, tasks
+from contrans_dist.distributed.answers import answer
 from contrans_dist.distributed.cluster import Replicas, connected, replicas
 from contrans_dist.distributed.pool import Task, run_tasks
+from contrans_dist.distributed.tasks import as_task, of_each, on_a_node
+from contrans_dist.distributed.workers import MAX_ATTEMPTS
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.store import patience
+from contrans_dist.store.location import Location
+from contrans_dist.store.shard_file import DamagedError
 
 # Workers cannot import this file, so the class below travels whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -218,6 +222,37 @@ def test_what_is_asked_of_the_only_node_needs_no_other_process(local: None) -> N
     assert on_a_node(os.getpid, Replicas(1, 0, 1)) == os.getpid()
     with pytest.raises(UserError, match="--model x: no such model"):
         on_a_node(_refuses, Replicas(1, 0, 1))
+
+
+def test_a_damaged_shard_that_a_task_meets_is_bad_input(local: None) -> None:
+    """Before, Ray could not read the error, and said that work was lost."""
+    shard = Location("", "/set/shard-00001.parquet")
+
+    def read() -> None:
+        raise DamagedError(shard, "its content is not what was written")
+
+    with pytest.raises(DamagedError, match=r"/set/shard-00001.parquet: its content is not what was written"):
+        answer(lambda: as_task(read).remote())
+
+
+def test_without_a_node_with_room_a_run_says_so_and_ends(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both where models are placed and where their actors are started, also when --actors says how many."""
+    monkeypatch.setattr(cluster, "GIVE_UP_SECONDS", 0.5)
+    monkeypatch.setattr(tasks, "_SAY_SECONDS", 0.3)
+    size = Replicas(2, gpus=8, cpus=1)
+    with pytest.raises(RunError, match="no node of the cluster had room for an actor"):
+        on_a_node(os.getpid, size)
+    assert "no node has 8 GPUs for one actor, the largest has 0" in capsys.readouterr().err
+    with pytest.raises(RunError, match="no node of the cluster had room for an actor"):
+        run_tasks(Worker, (str(tmp_path),), [Task("t", {"name": "t", "value": 1})], size, lambda *_: None)
+
+
+def test_a_head_that_lends_no_core_reads_all_the_same(local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray does not name what a node has none of."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 1e9})
+    assert of_each(_with_process, [(1,)]) == [(1, os.getpid())]
 
 
 def test_a_task_that_always_fails_is_named_and_the_rest_goes_on(local: None, tmp_path: Path) -> None:
@@ -454,6 +489,17 @@ class TestReplicas:
         assert replicas(ClusterSettings()) == Replicas(1, 0, 8)
         assert replicas(ClusterSettings(actors=2)) == Replicas(2, 0, 4)
         assert replicas(ClusterSettings(cpus_per_actor=2)) == Replicas(4, 0, 2)
+
+    @pytest.mark.parametrize(("cores", "actors", "share"), [([8, 8], 3, 4), ([3, 8], 2, 4), ([2, 1], 9, 1)])
+    def test_as_many_as_were_asked_for_find_a_place(
+        self, monkeypatch: pytest.MonkeyPatch, cores: list[float], actors: int, share: int
+    ) -> None:
+        self.nodes(monkeypatch, *({"CPU": each} for each in cores))
+        size = replicas(ClusterSettings(actors=actors))
+        assert (size.actors, size.cpus) == (actors, share)
+        # No larger share would do, by trying all.
+        most = [sum(each // cpus for each in cores) for cpus in range(1, 1 + int(max(cores)))]
+        assert share == max([cpus for cpus, places in enumerate(most, 1) if places >= actors], default=1)
 
     def test_a_head_without_cores_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nodes(monkeypatch, {}, {"CPU": 4}, {"CPU": 4})

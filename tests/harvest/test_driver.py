@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,9 +19,12 @@ from safetensors.torch import load_file, save_file
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import read_texts
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.harvest import planned_set
 from contrans_dist.harvest.actors import HarvestActor
 from contrans_dist.harvest.driver import HarvestJob, harvest, harvest_sets
-from contrans_dist.harvest.shards import HarvestSpec, plan_shards
+from contrans_dist.harvest.request import Request
+from contrans_dist.harvest.shards import HarvestSpec, MadeShards, Shard, plan_shards
+from contrans_dist.models import model_facts
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import plain
@@ -144,6 +149,41 @@ def test_two_actors_of_which_one_is_killed(made: Path, model: str, texts: str, t
     assert_same_set(out, made)
     assert manifest_of(out)["throughput"]["lost_actors"] == 1
     assert manifest_of(out)["throughput"]["actors"] == 2
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_folder_that_nodes_do_not_share_is_told(
+    local: None, model: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """What another node has written to a disk of its own is not here: by the next shard, or at the end."""
+    real = HarvestActor.run
+
+    def elsewhere(actor: HarvestActor, task: tuple[Shard, pa.Table]) -> MadeShards:
+        made = real(actor, task)
+        Path(task[0].location.path).unlink()
+        return made
+
+    monkeypatch.setattr(HarvestActor, "run", elsewhere)
+    if at_once:
+        monkeypatch.setattr(planned_set, "_SEEN_SECONDS", 0.0)
+    told = (
+        "shard-00000.parquet: was made by another node" if at_once else r"60 of 60 shards are not as .* but"
+    )
+    with (
+        ray_here(),
+        pytest.raises(RunError, match=rf"{told}.*--out must be on a disk that all nodes .* share"),
+    ):
+        harvest(ModelSettings(id=model), read_texts(texts), str(tmp_path / "set"), CAPTURE, ONE)
+
+
+def test_shards_too_large_for_s3_are_refused(model: str, texts: str) -> None:
+    """All bytes would be uploaded, and the store then refuse to copy them to their name."""
+    facts = replace(model_facts(model), d=1 << 20)
+    table = read_texts(texts).slice(0, 100)
+    with pytest.raises(UserError, match=r"--shard-size: shards of 12.6 GB.*; expected 397 or less"):
+        table = pa.concat_tables([table] * 10)
+        job = HarvestJob(table, Location("s3://bucket", "bucket/x"), CaptureSettings(shard_size=5000))
+        Request.of(ModelSettings(id=model), facts, job)
 
 
 def damage(folder: Path) -> set[str]:

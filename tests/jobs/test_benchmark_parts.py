@@ -11,6 +11,7 @@ import pytest
 import ray
 
 import contrans_dist.mapping.distributed_sums
+from contrans_dist.distributed import answers, tasks
 from tests.inprocess import ray_here
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("jobs_importable")]
@@ -54,9 +55,7 @@ def reduced(
         def init(num_cpus: int, **_options: Any) -> None:
             asked.append(num_cpus)
             if num_cpus == 1:
-                started.enter_context(
-                    ray_here(contrans_dist.distributed.actors, contrans_dist.mapping.distributed_sums)
-                )
+                started.enter_context(ray_here(answers, tasks, contrans_dist.mapping.distributed_sums))
 
         patch.setattr(ray, "init", init)
         patch.setattr(ray, "shutdown", started.close)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contrans_dist.errors import UserError
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.location import Location
 from tests.harvests import wait_for_shards
 from tests.heads import RAY, REPOSITORY, UPLOAD, Head, environment
 from tests.sets import write_lines
@@ -73,6 +74,24 @@ def test_the_id_is_of_what_files_hold(id_of: Callable[..., str], tmp_path: Path)
         found = id_of(command)
         (tmp_path / name).write_text("2")
         assert id_of(command) != found, name
+
+
+def test_the_id_is_of_what_a_store_holds(
+    id_of: Callable[..., str], tmp_path: Path, new_bucket: Callable[[str], str]
+) -> None:
+    """Texts that were appended there are other work; what cannot be seen from here is known by its name."""
+    folder = Location.parse(new_bucket("texts"))
+    (folder / "texts.jsonl").write_bytes(b"1")
+    (tmp_path / "recipe.yaml").write_text(f"corpus: {{texts: '{folder.uri}'}}\n")
+    file = folder.uri.replace("/runs?", "/runs/texts.jsonl?")
+    for command in (f"python jobs/run.py --texts={file}", "python jobs/run.py recipe.yaml"):
+        found = id_of(command)
+        assert id_of(command) == found
+        (folder / "texts.jsonl").write_bytes((folder / "texts.jsonl").read_bytes() + b"1")
+        assert id_of(command) != found
+    names = (file.replace("texts/runs", name) for name in ("nobody-s/a", "nobody-s/b", "nobody-s/a"))
+    first, second, again = (id_of(f"python jobs/run.py --texts {name}") for name in names)
+    assert first == again != second
 
 
 def test_the_id_does_not_change_with_what_the_job_writes(id_of: Callable[..., str], tmp_path: Path) -> None:

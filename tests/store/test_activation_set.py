@@ -429,19 +429,26 @@ def test_every_byte_is_verified_and_damage_named(
 HOSTILE = """
 import json, sys, time
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.location import Location
+from contrans_dist.store.verification import verify
 from contrans_dist.errors import UserError
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+def read(folder):
+    found = ActivationSet.open(folder)
+    found.read_columns(found.columns)
+    return "nothing"
+def verified(folder):
+    return max(verify(Location.parse(folder)), key=lambda told: "expected at most" in told)
 for folder in sys.argv[1:]:
-    open("/proc/self/clear_refs", "w").write("5")
-    before, began = peak(), time.monotonic()
-    try:
-        found = ActivationSet.open(folder)
-        found.read_columns(found.columns)
-        said = "nothing"
-    except UserError as error:
-        said = str(error)
-    print(json.dumps([said, (peak() - before) / 1024, time.monotonic() - began]))
+    for look in (read, verified):
+        open("/proc/self/clear_refs", "w").write("5")
+        before, began = peak(), time.monotonic()
+        try:
+            said = look(folder)
+        except UserError as error:
+            said = str(error)
+        print(json.dumps([said, (peak() - before) / 1024, time.monotonic() - began]))
 """
 
 
@@ -498,7 +505,8 @@ def test_hostile_sets_are_refused_before_they_fill_the_memory(tmp_path: Path) ->
         [sys.executable, "-c", HOSTILE, *(str(tmp_path / name) for name in said)],
         capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    for (name, wanted), line in zip(said.items(), lines, strict=True):
+    looks = [item for item in said.items() for _ in range(2)]
+    for (name, wanted), line in zip(looks, lines, strict=True):
         found, megabytes, seconds = json.loads(line)
         assert wanted in found, name
         assert str(tmp_path / name) in found, name

@@ -1,5 +1,6 @@
 """Two harvests with different settings on one folder: one works, the other is told; nothing is lost."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.driver import harvest
 from contrans_dist.store import claims
 from contrans_dist.store.activation_set import ActivationSet
-from contrans_dist.store.claims import claimed
+from contrans_dist.store.claims import Claim, claimed
 from contrans_dist.store.location import Location
 from tests.tiny import save_tiny
 from tests.truth import read_all
@@ -30,7 +32,7 @@ CAPTURE = CaptureSettings(shard_size=2)
 
 HOLDER = """
 import sys, time
-from contrans_dist.store.claims import claimed
+from contrans_dist.store.claims import Claim, claimed
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 
@@ -150,6 +152,37 @@ def test_one_of_another_machine_is_waited_for(tmp_path: Path, capsys: pytest.Cap
         with claimed(folder, {"template": "b"}):
             assert len(claims_in(folder)) == 1
         assert "on node7" in capsys.readouterr().err
+
+
+def test_one_of_another_machine_that_died_while_it_asked_is_waited_for_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing more, nor does it hold the folder: before, it was waited for without an end."""
+    monkeypatch.setattr(claims, "_RENEWED_SECONDS", 0.3)
+    monkeypatch.setattr(claims, "LOST_SECONDS", 1.5)
+    folder, theirs = Location.parse(tmp_path), tmp_path / ".claim-z.json"
+    with claimed(folder, {"template": "a"}) as claim:
+        content = json.loads(Path(claim.location.path).read_text())
+    theirs.write_text(json.dumps({**content, "machine": "another", "holding": False}))
+    with claimed(folder, {"template": "b"}) as claim:
+        assert claims_in(folder) == [claim.name]
+
+
+def test_a_claim_is_renewed_after_trouble_of_any_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_RENEWED_SECONDS", 0.05)
+    folder, tries, real = Location.parse(tmp_path), count(), Claim.write
+
+    def write(claim: Claim, holding: bool) -> None:
+        if holding and next(tries) in (1, 2):  # the first is no renewal
+            raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+        real(claim, holding)
+
+    monkeypatch.setattr(Claim, "write", write)
+    with claimed(folder, {"template": "a"}) as claim:
+        os.utime(claim.location.path, (0, 0))
+        until(lambda: Path(claim.location.path).stat().st_mtime != 0)
 
 
 def test_a_claim_is_renewed_and_its_loss_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

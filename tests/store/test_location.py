@@ -215,6 +215,35 @@ def test_a_store_that_fails_is_asked_again(bucket: str, monkeypatch: pytest.Monk
     assert place.read_bytes() == b"whole"
 
 
+def test_a_region_that_cannot_be_looked_up_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, it was taken for a wrong address, and one actor without a network ended a whole harvest."""
+    monkeypatch.setattr(patience, "PAUSES", (0.01, 0.01, 0.01))
+    asked: list[str] = []
+
+    def region(bucket: str) -> str:
+        asked.append(bucket)
+        if bucket == "nobody-s":
+            raise OSError("Bucket 'nobody-s' not found")
+        raise OSError("AWS Error NETWORK_CONNECTION during HeadBucket operation: Timeout was reached")
+
+    monkeypatch.setattr("pyarrow.fs.resolve_s3_region", region)
+    place = Location("s3://regionless", "regionless/x")  # as it comes to an actor
+    with pytest.raises(NoAnswerError, match="s3://regionless/x: the store does not answer"):
+        place.exists()
+    assert len(asked) == 4
+    with pytest.raises(RunError, match=r"s3://regionless/x: the store does not answer.* again"):
+        Location.parse("s3://regionless/x")
+    with pytest.raises(UserError, match="s3://nobody-s/x: cannot be reached"):
+        Location.parse("s3://nobody-s/x")
+
+
+def test_a_disk_that_fails_is_no_bad_input() -> None:
+    place = "/proc/self/mem"  # nothing lies at its beginning
+    told = r"/proc/self/mem: cannot be read \(.*Input/output error.*again"
+    with pytest.raises(NoAnswerError, match=told), storage.stores.told(place, ""), open(place, "rb") as file:
+        file.read(1)
+
+
 def test_what_a_store_refuses_is_the_users(bucket: str) -> None:
     base, _, options = bucket.partition("?")
     with pytest.raises(UserError, match="s3://nobody/x: "):

@@ -34,7 +34,7 @@ def described(location: Location) -> Artefact | None:
 
 
 def _parquet(location: Location) -> Artefact:
-    if location.name.startswith("shard-"):
+    if schema.is_shard(location.name):
         return _shard(location)
     metadata = footer_of(location)
     layout = metadata.schema.to_arrow_schema()

@@ -17,7 +17,7 @@ from contrans_dist.store.location import Location
 from contrans_dist.store.results import METRICS, RECORD, LeakCheck, RunFile, plain, read_file
 from contrans_dist.store.run_recipe import RECIPE, read_run_recipe
 from contrans_dist.store.running import running_in
-from contrans_dist.store.shard_reader import first_identity
+from contrans_dist.store.shard_reader import first_identity, shards_in
 
 _TENSORS = ".safetensors"
 _MOST = 1_000
@@ -92,7 +92,7 @@ def _activations(location: Location, kind: str) -> Artefact:
 
 
 def _unfinished(location: Location, kind: str) -> Artefact:
-    shards = [name for name in location.names() if name.startswith("shard-")]
+    shards = shards_in(location)
     identity = first_identity(location, shards)
     source = asked_for(identity) if identity else {}
     held = {"shards": len(shards), "state": _state(location)}
