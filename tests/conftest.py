@@ -1,5 +1,6 @@
 """Fixtures that several rooms' tests share."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """xdist would begin with the files that have most tests; those that take longest have few."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no need to look through it for garbage again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
 
 
 @pytest.fixture(scope="session")

@@ -280,14 +280,13 @@ def test_an_actor_whose_construction_fails_is_tried_again(
     """One busy moment of a server must not cost a run its actors."""
     results: dict[str, int] = {}
     tasks = [Task(f"t{i}", {"name": f"t{i}", "value": i}) for i in range(4)]
-    run_tasks(
-        Fragile, (str(tmp_path), 3), tasks, ONE_CORE, lambda task, got: results.update({task.name: got})
-    )
+    one = Replicas(actors=1, gpus=0, cpus=1)
+    run_tasks(Fragile, (str(tmp_path), 3), tasks, one, lambda task, got: results.update({task.name: got}))
     assert results == {f"t{i}": i * i for i in range(4)}
     said = capsys.readouterr().err
     assert "an actor could not be started (ConnectionError: the hub is busy); trying again in" in said
     with pytest.raises(RunError, match=r"ConnectionError: the hub is busy; tried 4 times: run the same"):
-        run_tasks(Fragile, (str(tmp_path), 99), tasks, ONE_CORE, lambda *_: None)
+        run_tasks(Fragile, (str(tmp_path), 99), tasks, one, lambda *_: None)
 
 
 def test_an_actor_that_is_killed_at_its_start_is_not_tried_for_ever(local: None, tmp_path: Path) -> None:
