@@ -23,8 +23,6 @@ from contrans_dist.cli import run_script
 from contrans_dist.config.yamlfiles import parse_yaml
 from contrans_dist.console import note
 from contrans_dist.errors import RunError, UserError, one_line
-from contrans_dist.store.location import Location
-from contrans_dist.store.patience import briefly
 from contrans_dist.store.provenance import version
 
 if TYPE_CHECKING:
@@ -116,6 +114,9 @@ def _named(word: str, base: str) -> Iterator[str]:
 
 def _stored(uri: str) -> Iterator[str]:
     """What a store holds there, by name, size and time; nothing where that is not to be seen from here."""
+    from contrans_dist.store.location import Location
+    from contrans_dist.store.patience import briefly
+
     with suppress(UserError, RunError), briefly():
         place = Location.parse(uri)
         infos = [place.info(), *sorted(place.entries(), key=lambda info: info.base_name)]

@@ -105,7 +105,8 @@ def test_no_secret_is_printed_or_left(
     places |= {"model": tmp_path.parent / "model", "texts": tmp_path / "texts.txt", "out": tmp_path / "out"}
     filled = [each.format(**places) if "{" in each else each for each in arguments]
     code, output = said(monkeypatch, *filled)
-    assert code == (0 if "--dry-run" in arguments else 2), output
+    # What is no bad input is no answer: the bucket of the recipe is asked for, where there is a network.
+    assert code in ({0} if "--dry-run" in arguments else {1, 2} if "{recipe}" in arguments else {2}), output
     assert output
     for part in (SECRET, quote(SECRET, safe=""), "hu/sh", "h3re", "9z", "hu%2Fsh"):
         assert part not in output
