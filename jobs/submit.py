@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ SUBMIT = """From a checkout of the repository, with what `ray job submit` takes 
 --out s3://bucket/set`"""
 _LARGE = 64 * 2**20
 """Bytes from which on a file inside a folder, as a model's weights, is known by its size alone."""
+BUNDLED = Path(str(files("contrans_dist"))) / "pipeline" / "recipes"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _ENDED = ("FAILED", "STOPPED")
 """What is submitted again."""
@@ -104,12 +106,23 @@ def _named(word: str, base: str) -> Iterator[str]:
         path = os.path.join(base, os.path.expanduser(text))
         if text and os.path.exists(path):
             yield from _contents(Path(path))
+        bundled = BUNDLED / f"{text}.yaml"
         if os.path.isfile(path) and path.endswith((".yaml", ".yml")):
-            for other in _strings(parse_yaml(Path(path).read_bytes(), path)):
-                if "://" in other:
-                    yield from _stored(other)
-                elif os.path.exists(inside := os.path.join(base, os.path.expanduser(other))):
-                    yield from _contents(Path(inside))
+            yield from _inside(Path(path).read_bytes(), path, base)
+        elif text and bundled.parent == BUNDLED and bundled.is_file():
+            yield from _inside(bundled.read_bytes(), str(bundled), base)
+        elif text.startswith(("{", "[")):
+            with suppress(UserError):  # the command says so itself
+                yield from _inside(text.encode(), text, base)
+
+
+def _inside(content: bytes, name: str, base: str) -> Iterator[str]:
+    """What the files and folders hold that YAML names."""
+    for other in _strings(parse_yaml(content, name)):
+        if "://" in other:
+            yield from _stored(other)
+        elif os.path.exists(path := os.path.join(base, os.path.expanduser(other))):
+            yield from _contents(Path(path))
 
 
 def _stored(uri: str) -> Iterator[str]:

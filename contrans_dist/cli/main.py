@@ -95,6 +95,9 @@ def run_script(command: Callable[..., Any], epilog: str) -> None:
 
     `epilog`: what its help says below the options, in Markdown.
     """
+    # Python looks for modules beside a script first, and so do Ray's workers: `evaluate` is also a package.
+    folder = os.path.dirname(os.path.realpath(sys.argv[0]))
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != folder]
     script = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
     script.command(epilog=epilog)(command)
     guarded(lambda: run_command(script))

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from contrans_dist.cli.options import AsJson, emit
+from contrans_dist.console import shown
 from contrans_dist.errors import UserError
 
 _TERA, _GIGA = 1e12, 1e9
@@ -102,14 +104,19 @@ def _print(content: dict[str, Any]) -> None:
     for actors in content["actors"]:
         sizes = [_size(actors[name]) for name in ("weights", "activations", "memory")]
         counts = [f"{actors['gpus']:g}", str(actors["count"])]
-        table.add_row(actors["use"], actors["placement"], *sizes, *counts, actors["model"])
+        table.add_row(*map(_cell, [actors["use"], actors["placement"], *sizes, *counts, actors["model"]]))
     console.print(table)
     console.print()
     console.print(_stages(content))
     console.print()
     console.print(f"time: {content['rate']}; fitting maps, pictures of states and the report come on top")
     for line in content["limits"]:
-        console.print(f"limit: {line}")
+        console.print(_cell(f"limit: {line}"))
+
+
+def _cell(text: str) -> Text:
+    """Names as they are: rich would take brackets in them for its markup."""
+    return Text(shown(text))
 
 
 def _stages(content: dict[str, Any]) -> Table:
@@ -122,10 +129,10 @@ def _stages(content: dict[str, Any]) -> Table:
         of_run = list(stages)
         if run:
             seconds = sum(stage["seconds"] for stage in of_run)
-            table.add_row(run, "", "", "", "", _duration(seconds) if timed else "", style="bold")
+            table.add_row(_cell(run), "", "", "", "", _duration(seconds) if timed else "", style="bold")
         for stage in of_run:
             table.add_row(
-                f"  {stage['name']}" if run else stage["name"],
+                _cell(f"  {stage['name']}" if run else stage["name"]),
                 *(f"{stage[name]:,}" for name in ("texts", "tokens", "tokens_in_passes")),
                 _size(stage["disk"]) if stage["disk"] else "-",
                 _duration(stage["seconds"]) if timed else "-",

@@ -2,12 +2,14 @@
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, SerializeAsAny
+from pydantic import BeforeValidator, Field, FiniteFloat, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
 from contrans_dist.config.base import Settings
 from contrans_dist.config.benchmarks import DEFAULT, find_benchmark
 from contrans_dist.errors import UserError
+
+_BUDGET = 1.1
 
 
 class SearchSettings(Settings):
@@ -16,10 +18,16 @@ class SearchSettings(Settings):
 
     perplexity: str | None = None
     """Text whose perplexity a strength may raise; None sets no budget."""
-    budget: float = Field(1.1, gt=1)
+    budget: float = Field(_BUDGET, gt=1)
     """Most that the perplexity may grow, as a factor."""
     limit: int | None = Field(20_000, ge=2)
     """Tokens of that text."""
+
+    @model_validator(mode="after")
+    def _budget_of_a_text(self) -> Self:
+        if self.perplexity is None and self.budget != _BUDGET:
+            raise ValueError("`perplexity`, a text, where `budget` is given")
+        return self
 
 
 class EvaluationSettings(Settings):

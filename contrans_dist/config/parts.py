@@ -130,6 +130,14 @@ class CorpusSettings(Settings):
     seed: int = 42
     """Of the cuts."""
 
+    @model_validator(mode="after")
+    def _cut_that_is_made(self) -> Self:
+        if (self.cut == "after") != bool(self.words):
+            raise ValueError("`words` and `cut: after` together, or neither")
+        if self.per_text > 1 and self.cut != "random":
+            raise ValueError("`per_text` with `cut: random` alone")
+        return self
+
 
 class PromptSettings(Settings):
     """What stands around contrast texts."""
@@ -155,6 +163,12 @@ class ContrastSettings(PromptSettings):
     texts: str
     """A file of positive and negative texts."""
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.template is not None and self.positive is not None:
+            raise ValueError("`template`, or `positive` and `negative`")
+        return self
+
 
 class ConceptSettings(PromptSettings):
     """The contrast sets that make the concept vectors."""
@@ -177,6 +191,20 @@ class ConceptSettings(PromptSettings):
     """Draws the other concepts' rows, where each concept stands against the others."""
     limit: int | None = Field(None, ge=2)
     """Use only so many pairs a concept."""
+
+    @property
+    def framed(self) -> bool:
+        """Whether texts have prompts that differ from row to row."""
+        single = self.texts.values() if isinstance(self.texts, dict) else ()
+        return self.positive is not None or any(not isinstance(given, str) for given in single)
+
+    @model_validator(mode="after")
+    def _prompts_that_are_used(self) -> Self:
+        if self.positive is not None and isinstance(self.texts, str):
+            raise ValueError("`texts` by concept, where `positive` and `negative` are given")
+        if self.source_template is not None and self.framed:
+            raise ValueError("no `source_template` where texts are asked under prompts of their own")
+        return self
 
 
 class MapSettings(Settings):

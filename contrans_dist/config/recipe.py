@@ -185,7 +185,7 @@ def _expected(error: Any) -> str:
         return "keys that are strings"
     if error["type"] == "too_short":
         return f"at least {error['ctx']['min_length']}"
-    message = str(error["msg"]).removeprefix("Input should be ")
+    message = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
 

@@ -1,8 +1,10 @@
 """A recipe: everything that one run, or several, are made of."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     FiniteFloat,
     SerializerFunctionWrapHandler,
@@ -25,6 +27,16 @@ from contrans_dist.config.parts import (
 )
 
 
+def _file_name(name: str) -> str:
+    if re.fullmatch(r"\w[\w.-]{0,99}", name) is None:
+        raise ValueError("a name of letters, digits, `_`, `.` and `-`")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""What becomes the name of a folder."""
+
+
 class PublishedSettings(Settings):
     """What a paper found, to be set beside what a run finds."""
 
@@ -39,12 +51,12 @@ class PublishedSettings(Settings):
 class Recipe(Settings):
     """A whole run, or several that differ in a few settings: from texts to the report."""
 
-    name: str
+    name: FileName
     """Of the run; its folder, unless `--out` says another, is `runs/<name>`."""
     description: str = ""
     """A sentence for the report."""
     published: PublishedSettings | None = None
-    runs: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field(default_factory=dict)
+    runs: dict[FileName, dict[str, Any]] = Field(default_factory=dict)
     """Several runs in one: name to the settings that differ, such as `{target: b, concepts.limit: 20}`. They
     share their harvests, and are compared on a page."""
     axis: str = ""
@@ -59,7 +71,7 @@ class Recipe(Settings):
     corpus: CorpusSettings | None = None
     concepts: ConceptSettings
     map: MapSettings = MapSettings()
-    sources: dict[str, SourceSettings] = Field(default_factory=dict)
+    sources: dict[FileName, SourceSettings] = Field(default_factory=dict)
     """Further models that vectors come from: the conditions `from:<name>`, and their mean."""
     source_base: ModelSettings | None = None
     """The source before its alignment training, for a baseline that takes the difference."""
@@ -71,7 +83,7 @@ class Recipe(Settings):
     between base models."""
     map_target: ModelSettings | None = None
     """The same on the target's side."""
-    evaluations: dict[str, AnyEvaluation] = Field(min_length=1)
+    evaluations: dict[FileName, AnyEvaluation] = Field(min_length=1)
     analyses: tuple[Literal["states", "differences", "map-similarity"], ...] = ()
     """Pictures of the harvested states by t-SNE, of the differences of contrast pairs, and how alike the maps
     are that are fitted on each concept's own prompts."""

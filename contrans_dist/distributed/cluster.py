@@ -186,7 +186,9 @@ def _cores(cluster: ClusterSettings, gpus: float, nodes: Sequence[Node]) -> floa
     if cluster.cpus_per_actor:
         return cluster.cpus_per_actor
     if gpus > 0:
-        shares = [node.has("CPU") / (node.has("GPU") // gpus) for node in nodes if node.has("GPU") >= gpus]
+        # One that lends no core, as a head may, gets no actor either.
+        lending = [node for node in nodes if node.has("GPU") >= gpus and node.has("CPU") > 0]
+        shares = [node.has("CPU") / (node.has("GPU") // gpus) for node in lending]
         share = min(shares, default=1.0)
         return float(int(share)) if share >= 1 else share  # there may be fewer cores than GPUs
     cores = [node.has("CPU") for node in nodes if node.has("CPU") >= 1]

@@ -11,7 +11,6 @@ from contrans_dist.benchmarks.registry import about, ours
 from contrans_dist.benchmarks.scenarios import read_scenarios
 from contrans_dist.config import (
     CaptureSettings,
-    ConceptSettings,
     ContrastSettings,
     CorpusSettings,
     EvaluationSettings,
@@ -23,7 +22,7 @@ from contrans_dist.data.corpus import prepare_corpus
 from contrans_dist.data.table_hash import table_hash
 from contrans_dist.data.templates import frames, template_fields
 from contrans_dist.data.texts import read_texts, text_table
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, one_line
 from contrans_dist.evaluation.block_search import harvested_blocks
 from contrans_dist.evaluation.conditions import further_sources
 from contrans_dist.store.location import Location
@@ -75,12 +74,12 @@ class RecipeTexts:
         for concept, given in settings.texts.items():
             texts = ContrastSettings(texts=given) if isinstance(given, str) else given
             table = self._contrast_of(texts)
-            if framed(settings):
+            if settings.framed:
                 table = self._framed(table, texts)
             parts.append(table.append_column("concept", pa.array([concept] * table.num_rows)))
         # A template may name any column that all the files have.
         names = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
-        return text_table(pa.concat_tables([part.select(names) for part in parts]), "concepts.texts")
+        return text_table(_together([part.select(names) for part in parts]), "concepts.texts")
 
     def _contrast_of(self, given: ContrastSettings) -> pa.Table:
         """One concept's texts as they are; of a folder of a benchmark's data those that none scores."""
@@ -90,7 +89,8 @@ class RecipeTexts:
             table = text_table(about(settings.benchmark).contrast_texts(place, settings), given.texts)
         else:
             table = read_texts(place)
-            if "label" not in table.column_names and not (given.positive or self.recipe.concepts.positive):
+            both = given.positive or (self.recipe.concepts.positive and not given.template)
+            if "label" not in table.column_names and not both:
                 raise UserError(f"{given.texts}: expected positive and negative texts (a column `label`)")
         return table.drop_columns([name for name in ("concept",) if name in table.column_names])
 
@@ -120,9 +120,15 @@ class RecipeTexts:
     def _framed(self, table: pa.Table, given: ContrastSettings) -> pa.Table:
         """The texts with what stands around each, by the concept's own templates or the common ones."""
         common, where = self.recipe.concepts, given.texts
-        if given.template is not None or "label" in table.column_names:
-            return around(table, given.template or common.template or "{text}", where)
+        template = given.template or common.template
         positive, negative = given.positive or common.positive, given.negative or common.negative
+        if "label" in table.column_names:
+            if given.positive or (positive and template is None):
+                raise UserError(
+                    f"{where}: has labels (a column `label`), and `positive` and `negative` would label its "
+                    "texts themselves: expected one of them"
+                )
+            return around(table, template or "{text}", where)
         return both_ways(table, str(positive), str(negative), where)
 
     def placed(self, settings: EvaluationSettings) -> EvaluationSettings:
@@ -140,10 +146,15 @@ class RecipeTexts:
         return self.recipe.model_copy(update={"evaluations": evaluations})
 
 
-def framed(settings: ConceptSettings) -> bool:
-    """Whether texts have prompts that differ from row to row."""
-    single = settings.texts.values() if isinstance(settings.texts, dict) else ()
-    return settings.positive is not None or any(not isinstance(given, str) for given in single)
+def _together(parts: list[pa.Table]) -> pa.Table:
+    """Tables of the same columns as one, numbers and texts widened as need be. Raises UserError for a column
+    that has values of different kinds."""
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(
+            f"concepts.texts: expected columns of one type in all files ({one_line(error)})"
+        ) from error
 
 
 def around(table: pa.Table, template: str, where: str) -> pa.Table:
@@ -225,7 +236,7 @@ def captures(recipe: Recipe, side: str, n_blocks: int) -> dict[str, CaptureSetti
         around_corpus = (corpus.source_template if is_source else None) or corpus.template
         by_text["corpus"] = plain.model_copy(update={"template": around_corpus})
     template = (settings.source_template if is_source else None) or settings.template
-    if framed(settings):
+    if settings.framed:
         template = _FRAMED
     by_text["contrast"] = plain.model_copy(
         update={

@@ -10,6 +10,7 @@ import pyarrow as pa
 import yaml
 
 from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe
+from contrans_dist.config.limits import RECIPE_BYTES, check_size
 from contrans_dist.console import note, without_credentials
 from contrans_dist.errors import UserError, meant
 from contrans_dist.evaluation.analysis import sentence
@@ -60,8 +61,11 @@ T = TypeVar("T")
 
 
 def keep_recipe(recipe: Recipe, out: Location) -> None:
-    """Write a recipe as it was resolved, `recipe.yaml`."""
-    (out / "recipe.yaml").write_bytes(resolved(recipe).encode())
+    """Write a recipe as it was resolved, `recipe.yaml`. Raises UserError for one that is too large."""
+    content = resolved(recipe).encode()
+    # Reports read it again, and not without a limit: better now than when hours of work are done.
+    check_size(f"{recipe.name}: the recipe as resolved", len(content), RECIPE_BYTES)
+    (out / "recipe.yaml").write_bytes(content)
 
 
 def resolved(recipe: Recipe) -> str:
@@ -162,7 +166,8 @@ class RunDriver:
 
     def _keep_texts(self, name: str, table: pa.Table) -> None:
         lines = [
-            json.dumps(row, ensure_ascii=False) for row in table.drop_columns(["row", "text_id"]).to_pylist()
+            json.dumps(row, ensure_ascii=False, default=str)
+            for row in table.drop_columns(["row", "text_id"]).to_pylist()
         ]
         (self.out / "texts" / f"{name}.jsonl").write_bytes(("\n".join(lines) + "\n").encode())
 

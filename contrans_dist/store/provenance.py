@@ -22,7 +22,9 @@ _PACKAGES = (
     "numpy",
     "ray",
 )
-_SECRET_OPTION = re.compile(r"(?i)(token(?!s)|secret|passw|credential|api_?key|(^|[-_.])key$|access[-_]?key)")
+_SECRET_OPTION = re.compile(
+    r"(?i)(token(?!s|_changes)|secret|passw|credential|api_?key|(^|[-_.])key$|access[-_]?key)"
+)
 _SECRET_NAME = re.compile(
     r"(?i)(^|_)(token|secret|password|passwd|(api|access|secret)?_?key)(_(access_?)?(key|id))*$"
 )

@@ -5,7 +5,7 @@ import socket
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from pydantic import ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from contrans_dist.config import Settings
 from contrans_dist.console import besides, count_of, per_second, time_left, time_words
@@ -20,6 +20,9 @@ SILENT_SECONDS = 60.0
 """Since it last told anything, until it is said to be silent."""
 
 
+_COUNT = Field(ge=0, le=10**15)
+
+
 class Running(Settings):
     """A stage that is under way."""
 
@@ -29,22 +32,22 @@ class Running(Settings):
     """`harvest`, `evaluate` or `judge`"""
     model: str
     unit: str
-    done: int = Field(ge=0)
-    wanted: int = Field(ge=0)
+    done: int = _COUNT
+    wanted: int = _COUNT
     rate: float = Field(ge=0)
     """Units a second."""
     tokens: float = Field(ge=0)
     """Tokens a second, where they are counted."""
-    actors: int = Field(ge=0)
-    finished: int = Field(ge=0)
+    actors: int = _COUNT
+    finished: int = _COUNT
     """Shards or parts."""
-    lost: int = Field(ge=0)
+    lost: int = _COUNT
     """Actors."""
-    failed: int = Field(ge=0)
+    failed: int = _COUNT
     """Shards or parts that failed for good."""
     host: str
     process: int
-    told: datetime
+    told: AwareDatetime
 
     def __str__(self) -> str:
         said = [f"{self.done:,} of {count_of(self.wanted, self.unit.removesuffix('s'))}"]

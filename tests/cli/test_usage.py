@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_scripts_of_jobs_refuse_alike(capsys: pytest.CaptureFixture[str]) -> Non
         (["\udcff"], "expected UTF-8"),
     ):
         run(capsys, *arguments, entry=lambda: run_script(reduce, "")).refused(said)
+
+
+def test_a_script_hides_no_module(tmp_path: Path) -> None:
+    """As `jobs/evaluate.py` would hide the package that lm-eval's tasks import."""
+    (tmp_path / "wave.py").write_text("raise SystemExit(9)")
+    code = "def command(): import wave; print(wave.__file__)\nrun_script(command, '')"
+    (tmp_path / "script.py").write_text(f"from contrans_dist.cli import run_script\n{code}")
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == wave.__file__
 
 
 def test_help_stays_and_version_tells_versions(capsys: pytest.CaptureFixture[str]) -> None:

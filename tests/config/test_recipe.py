@@ -1,8 +1,10 @@
 """Recipes from YAML with overrides: values, nested keys, templates, and mistakes named in one line."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from contrans_dist.config.recipe import load_recipe, runs_of
 from contrans_dist.errors import UserError
@@ -30,6 +32,7 @@ def test_overrides_reach_nested_keys(path: Path) -> None:
         path,
         [
             "source={id: c, dtype: bfloat16}",
+            "corpus.cut=after",
             "corpus.words=[very, so]",
             "map.blocks=best",
             "evaluations.emotions.strengths=[0, 4]",
@@ -175,6 +178,35 @@ def test_blocks_are_chosen_where_there_is_something_to_choose_on(path: Path) -> 
     assert load_recipe(path, [with_items, "map.blocks=1:2"]).blocks == "1:2"
     # ToxiGen sets prompts aside itself.
     assert load_recipe(path, ["evaluations.toxic={benchmark: toxigen}"]).blocks == "best"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x" * 101, "a\\b", "a\n"])
+@pytest.mark.parametrize("key", ["evaluations", "sources", "name"])
+def test_what_names_a_folder_names_one_inside_the_run(path: Path, key: str, name: str) -> None:
+    content = yaml.safe_load(path.read_text())
+    of_it = {"texts": "x"} if key == "evaluations" else {"id": "m"}
+    content[key] = name if key == "name" else {name: of_it}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=rf"recipe.yaml: '?{key}.*expected a name of"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("corpus={texts: a, cut: after}", "corpus: expected `words` and `cut: after` together"),
+        ("corpus={texts: a, words: [so]}", "corpus: expected `words` and `cut: after` together"),
+        ("corpus={texts: a, per_text: 3}", "corpus: expected `per_text` with `cut: random` alone"),
+        ("evaluations.emotions.search={budget: 1.2}", "search: expected `perplexity`, a text, where"),
+        ("concepts={texts: a, positive: '{text}', negative: '{text}'}", "expected `texts` by concept"),
+        ("concepts={texts: {a: {texts: b, template: '{text}', positive: '{text}', negative: '{text}'}}}",
+         "or `template`, or `positive` and `negative`"),
+        ("concepts={texts: {a: {texts: b}}, source_template: '{text}'}", "expected no `source_template`"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_not_be_used_are_refused(path: Path, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_recipe(path, [override])
 
 
 def test_a_pair_of_blocks_is_no_number(path: Path) -> None:

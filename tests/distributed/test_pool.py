@@ -483,6 +483,10 @@ class TestReplicas:
         ):
             replicas(ClusterSettings(gpus_per_actor=4))
 
+    def test_a_head_with_a_gpu_and_without_cores_gets_no_actor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nodes(monkeypatch, {"GPU": 1}, {"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1})
+        assert replicas(ClusterSettings()) == Replicas(2, 1, 8)
+
     def test_cores_are_shared_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nodes(monkeypatch, {"CPU": 8})
         assert replicas(ClusterSettings()) == Replicas(1, 0, 8)

@@ -76,6 +76,22 @@ def test_the_id_is_of_what_files_hold(id_of: Callable[..., str], tmp_path: Path)
         assert id_of(command) != found, name
 
 
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("python jobs/run.py contrans-fig2a", "data/wikisplit/contrans_wiki_split.txt"),
+        ('python jobs/run.py --set concepts.texts={"a":"texts.jsonl"}', "texts.jsonl"),
+    ],
+)
+def test_the_id_is_of_what_a_bundled_recipe_and_a_setting_name(
+    id_of: Callable[..., str], tmp_path: Path, command: str, file: str
+) -> None:
+    before = id_of(command)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("other")
+    assert id_of(command) != before
+
+
 def test_the_id_is_of_what_a_store_holds(
     id_of: Callable[..., str], tmp_path: Path, new_bucket: Callable[[str], str]
 ) -> None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from contrans_dist.benchmarks.registry import load_benchmark
@@ -158,3 +160,45 @@ def test_texts_without_labels_need_two_templates(tmp_path: Path, questions: str)
 def test_one_template_of_two_is_refused(tmp_path: Path, questions: str) -> None:
     with pytest.raises(ValueError, match="`positive` and `negative` together"):
         texts_of(tmp_path, {"texts": {"honesty": questions}, "positive": "+ {text}"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"texts": {"fear": {"texts": "{labelled}", "positive": "+ {text}", "negative": "- {text}"}}},
+        {"texts": {"fear": "{labelled}"}, "positive": "+ {text}", "negative": "- {text}"},
+    ],
+)
+def test_texts_with_labels_are_not_labelled_by_templates_too(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Before, the templates were passed over."""
+    path = tmp_path / "fear.json"
+    path.write_text(json.dumps({"pos": ["A dog."], "neg": ["A cake."]}))
+    texts, _ = texts_of(tmp_path, json.loads(json.dumps(changes).replace("{labelled}", str(path))))
+    with pytest.raises(UserError, match=r"fear.json: has labels"):
+        texts.contrast()
+
+
+def test_a_template_of_one_s_own_leaves_texts_without_labels(tmp_path: Path, questions: str) -> None:
+    """Before, the labels of all other concepts were dropped for it."""
+    concepts = {
+        "texts": {"a": {"texts": questions, "template": "T {text}"}, "b": questions},
+        "positive": "+ {text}", "negative": "- {text}",
+    }  # fmt: skip
+    texts, _ = texts_of(tmp_path, concepts)
+    with pytest.raises(UserError, match=r"questions.json: expected positive and negative texts"):
+        texts.contrast()
+
+
+def test_columns_of_several_files_agree_or_are_named(tmp_path: Path) -> None:
+    """A string of pandas is a large one; numbers are widened; a number and a word are neither."""
+    columns = {"label": ["positive", "negative"], "text": ["a", "b"]}
+    pq.write_table(pa.table({**columns, "n": pa.array([1, 2], pa.int32())}), tmp_path / "a.parquet")
+    wide = {name: pa.array(values, pa.large_string()) for name, values in columns.items()}
+    pq.write_table(pa.table({**wide, "n": pa.array([1.5, None])}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({**columns, "n": ["x", "y"]}), tmp_path / "c.parquet")
+    given = {name: str(tmp_path / f"{name}.parquet") for name in "abc"}
+    texts, _ = texts_of(tmp_path, {"texts": {name: given[name] for name in "ab"}})
+    assert texts.contrast().column("n").to_pylist() == [1.0, 2.0, 1.5, None]
+    texts, _ = texts_of(tmp_path, {"texts": given})
+    with pytest.raises(UserError, match=r"concepts.texts: expected columns of one type in all files"):
+        texts.contrast()

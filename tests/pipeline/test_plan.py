@@ -13,6 +13,7 @@ import yaml
 
 from contrans_dist import demo
 from contrans_dist.cli import main
+from contrans_dist.cli.planning import _print
 from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import validated
 from contrans_dist.engine.scoring import BASE, Intervention
@@ -492,3 +493,15 @@ def test_samples_time_every_kind_of_stage(
         taken.append(stages["evaluate remarks"].seconds)
     # Eleven times as many tokens to generate; the prompts are the same.
     assert 2 < taken[1] / taken[0] < 25
+
+
+@pytest.mark.parametrize("name", ["joy[/b]", "kind [red] words", "joy\x1b[2J"])
+def test_names_of_a_recipe_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Brackets are no markup, and nothing in them controls the terminal."""
+    stage = {
+        "run": name, "name": name, "texts": 1, "tokens": 2, "tokens_in_passes": 3, "disk": 0, "seconds": 1.0,
+    }  # fmt: skip
+    _print({"actors": [], "stages": [stage], "hours": 1, "disk": 0, "rate": "", "limits": [name]})
+    said = capsys.readouterr().out
+    assert "\x1b[2J" not in said
+    assert said.count(name.replace("\x1b", "\\x1b")) == 3
