@@ -93,15 +93,15 @@ def on_nodes(function: Callable[[], Any], size: Replicas, nodes: Sequence[Node])
 def _wait_for_one(asked: list[Any], size: Replicas) -> None:
     """Until one of these tasks has ended, each of which wants the place of an actor; says so while none is
     there. Raises RunError when there is no hope left."""
-    hope = Hope()
+    hope, said = Hope(), ""
     while not ray.wait(asked, timeout=_SAY_SECONDS)[0]:
         nodes = alive_nodes()
         fits = size.fits(nodes)
-        note(
-            "waiting for a node: all that have room for an actor are busy, or slow to answer"
-            if fits
-            else f"{too_small(size, nodes)}; waiting for one that has room"
-        )
+        busy = "waiting for a node: all that have room for an actor are busy, or slow to answer"
+        told = busy if fits else f"{too_small(size, nodes)}; waiting for one that has room"
+        if told != said:
+            note(told)
+        said = told
         hope.look(fits)
 
 
