@@ -108,7 +108,8 @@ class PlannedSet:
         their own under this name.
         """
         self.reports[address] = report
-        self.unseen.append((time.monotonic(), report.entry.name))
+        if self.out.is_local:
+            self.unseen.append((time.monotonic(), report.entry.name))
         # Not at once: NFS would remember that it was not there yet.
         while self.unseen and time.monotonic() - self.unseen[0][0] > _SEEN_SECONDS:
             location = self.out / self.unseen.popleft()[1]
