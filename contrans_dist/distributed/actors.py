@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from contrans_dist.distributed.answers import value
-from contrans_dist.distributed.cluster import Replicas, need_ray
+from contrans_dist.distributed.cluster import Replicas, need_ray, surroundings
 from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.nodes import Node, alive_nodes, node_here
 from contrans_dist.errors import RunError, first_line
@@ -85,6 +85,7 @@ def _options(actor_class: Any, size: Replicas, concurrency: int, **place: Any) -
         num_gpus=size.gpus,
         memory=size.memory or None,
         label_selector=dict(size.selector) or None,
+        runtime_env=surroundings(size),
         max_restarts=0,  # Ray would start for ever what is killed while it loads its model
         max_task_retries=0,
         max_concurrency=concurrency,

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import let_go
 from contrans_dist.distributed.answers import answer, value
-from contrans_dist.distributed.cluster import Hope, Replicas, need_ray, too_small
+from contrans_dist.distributed.cluster import Hope, Replicas, need_ray, surroundings, too_small
 from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes
 from contrans_dist.errors import RunError, UserError, first_line
 
@@ -19,11 +19,12 @@ _LATER_SECONDS = 30.0
 _SAY_SECONDS = 60.0
 
 
-def as_task(function: Callable[..., Any]) -> Any:
-    """A plain function as a Ray task (`.remote(...)`), for which there is room."""
+def as_task(function: Callable[..., Any], once: bool = False) -> Any:
+    """A plain function as a Ray task (`.remote(...)`), for which there is room; `once`: each in a process of
+    its own, which ends with it."""
     need_ray()
     let_go()
-    return ray.remote(function)
+    return ray.remote(max_calls=1)(function) if once else ray.remote(function)
 
 
 def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -53,7 +54,7 @@ def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> 
 
     Raises as `answer`.
     """
-    if size.here or (not size.gpus and _alone()):
+    if size.here or (not size.gpus and _alone() and surroundings(size) is None):
         return function(*arguments)
     remote = _like(size, size.selector)
 
@@ -107,8 +108,12 @@ def _wait_for_one(asked: list[Any], size: Replicas) -> None:
 
 def _like(size: Replicas, selector: Mapping[str, str]) -> Any:
     """A task that gets what an actor gets, on a node with such labels."""
-    return as_task(_call).options(
-        num_cpus=size.cpus, num_gpus=size.gpus, label_selector=dict(selector) or None
+    # CUDA asks only once which GPUs a process has, and gives memory back when it ends.
+    return as_task(_call, once=size.gpus > 0).options(
+        num_cpus=size.cpus,
+        num_gpus=size.gpus,
+        label_selector=dict(selector) or None,
+        runtime_env=surroundings(size),
     )
 
 

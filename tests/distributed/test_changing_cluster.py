@@ -1,5 +1,6 @@
 """Nodes that join, that are about to go, and that differ: on real nodes of one machine."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,18 +14,19 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from contrans_dist.config import ClusterSettings
-from contrans_dist.distributed import pool
-from contrans_dist.distributed.cluster import connected, replicas
+from contrans_dist.distributed import pool, tasks
+from contrans_dist.distributed.cluster import Replicas, connected, replicas
 from contrans_dist.distributed.nodes import alive_nodes
 from contrans_dist.distributed.placement import _judged
 from contrans_dist.distributed.pool import Task, run_tasks
-from contrans_dist.distributed.tasks import on_nodes
+from contrans_dist.distributed.tasks import on_a_node, on_nodes
 from contrans_dist.errors import UserError
 from contrans_dist.models.placement import Placement
 from tests.waiting import until
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+NO_GPU = Replicas(1, 0, 1)
 SMALL = "ray.io/accelerator-type"
 
 
@@ -66,6 +68,38 @@ def drain(node_id: str) -> None:
     deadline = int(1000 * (time.time() + 600))
     accepted, why = global_worker.gcs_client.drain_node(node_id, reason, "a test", deadline)
     assert accepted, why
+
+
+def _process_and_gpus() -> tuple[int, str | None]:
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+class Sees:
+    """Says which GPUs are there for it."""
+
+    def run(self, _payload: None) -> str | None:
+        return _process_and_gpus()[1]
+
+
+def test_who_gets_gpus_sees_them_and_nobody_else(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placements are tried with 1, 2, 4 GPUs, and CUDA sees for ever those of a process's first task. Who
+    gets none is to see none; where there are none, nobody waits for a process without them."""
+    assert on_a_node(_process_and_gpus, NO_GPU) == _process_and_gpus()
+    node = cluster.add_node(num_cpus=1, num_gpus=2)
+    try:
+        until(lambda: len(alive_nodes()) == 2, "the node", pause=0.1)
+        (one, first), (two, both) = (on_a_node(_process_and_gpus, replace(NO_GPU, gpus=n)) for n in (1, 2))
+        assert one != two
+        assert (first, both) == ("0", "0,1")
+        assert on_a_node(_process_and_gpus, NO_GPU)[1] == ""
+        seen: list[str] = []
+        run_tasks(Sees, (), [Task("t", None)], NO_GPU, lambda _task, gpus: seen.append(gpus))
+        assert seen == [""]
+        monkeypatch.setattr(tasks, "_alone", lambda: True)
+        assert on_a_node(_process_and_gpus, NO_GPU)[1] == ""
+    finally:
+        cluster.remove_node(node)
+        until(lambda: len(alive_nodes()) == 1, "the node to go", pause=0.1)
 
 
 def test_a_node_that_joins_gets_an_actor_and_one_that_is_to_go_gets_no_more(
