@@ -78,7 +78,7 @@ def _cut(whole: type[PreTrainedModel], keep: int) -> type[PreTrainedModel]:
     return type(whole.__name__, (whole,), {"__init__": init, "__module__": whole.__module__})
 
 
-def _quantization_config(quantization: str | None, dtype: torch.dtype | None) -> BitsAndBytesConfig | None:
+def _quantization_config(quantization: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if quantization is None:
         return None
     # It warns at every call of every layer that it casts its input.
@@ -86,9 +86,7 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype | None) ->
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if quantization == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype or torch.bfloat16
-        )
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     raise UserError(f"--quantization {quantization}: expected one of {', '.join(QUANTIZATIONS)}")
 
 
@@ -227,7 +225,6 @@ def load_model(
         >>> model = load_model("demo:source", dtype="float32")
     """
     weights, asked = name_of(dtype), name_of(compute_dtype, "--compute-dtype")
-    quantizer = _quantization_config(quantization, DTYPES[weights] if weights else None)
     described = describe(
         name,
         revision=revision,
@@ -237,7 +234,8 @@ def load_model(
     )
     given: dict[str, Any] = {"dtype": weights, "compute_dtype": asked, "quantization": quantization}
     settings = ModelSettings.model_construct(id=name, **given)
-    weights, places = described.dtype(weights), _device_map(device, quantizer is not None)
+    weights, places = described.dtype(weights), _device_map(device, quantization is not None)
+    quantizer = _quantization_config(quantization, DTYPES[weights])
     run, held = DTYPES[computed_in(described, settings, on_gpu(places), say_so=True)], DTYPES[weights]
     files, loaded, wider = described.files, described.loaded, held.itemsize < run.itemsize
     with hub_errors(name):

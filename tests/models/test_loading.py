@@ -194,6 +194,9 @@ def test_quantised_on_the_cpu(quantization, cosine, tmp_path):
     got = capture(lm, TEXTS)[1]
     norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(got, axis=1)
     assert ((rows * got).sum(axis=1) / norms).min() > cosine
+    for layer in lm.model.modules():
+        # In the precision that the manifest will name, the checkpoint's own.
+        assert getattr(layer, "compute_dtype", None) in (None, torch.float32)
     with pytest.raises(UserError, match="--quantization int3: expected one of int8, nf4"):
         load_model(str(folder), quantization="int3")
 
