@@ -2,17 +2,15 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from accelerate import infer_auto_device_map
-from accelerate.utils import CustomDtype, get_balanced_memory
+from accelerate.utils import get_balanced_memory
 from transformers import PreTrainedModel
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.models.blocks import find_blocks
 from contrans_dist.models.loading import Described
-from contrans_dist.models.needs import Needs
+from contrans_dist.models.needs import Needs, as_held
 from contrans_dist.models.precision import DTYPES, computed_in
 
 Device = int | str
@@ -31,13 +29,11 @@ def spread_blocks(
 ) -> dict[str, Device] | None:
     """Accelerate's map over these devices, in balance, with room for activations on each and every block
     whole; None where it would not hold. `spill`: there is no GPU, and what does not fit goes to disk."""
-    empty = described.empty()
+    dtype = DTYPES[computed_in(described, model, not spill)]
+    empty = as_held(described, model.quantization, dtype)
     whole = {type(block).__name__ for block in find_blocks(empty)[1]}
     room = {device: max(0, round(SPARE * size) - need.activations) for device, size in memories.items()}
-    small: Any = {"int8": torch.int8, "nf4": CustomDtype.INT4}
-    plain = model.quantization is None
-    kind = DTYPES[computed_in(described, model, not spill)] if plain else small[model.quantization]
-    options = {"no_split_module_classes": sorted(whole), "dtype": kind}
+    options = {"no_split_module_classes": sorted(whole)}
     # It warns of GPUs that are planned for and are not here.
     logging.getLogger("accelerate.utils.modeling").setLevel(logging.ERROR)
     # In balance first; that leaves room unused where devices have unequal room.

@@ -2,15 +2,20 @@
 
 from dataclasses import dataclass
 
-from transformers import PretrainedConfig
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.models.blocks import find_blocks, text_config
 from contrans_dist.models.loading import Described
 from contrans_dist.models.precision import DTYPES, computed_in
 
-_QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
-"""A weight of a block: nf4 has a float32 scale for every 64."""
+_SCALE = 4
+"""Bytes of a scale: int8 has one for each output of a layer."""
+_NF4_BLOCK = 64
+"""Weights that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Needs:
     """Of the weights, the input embeddings."""
     read: int = 0
     """Of the weights in their own precision, as they are read."""
+    plain: int = 0
+    """Of a quantised model's weights, those that are not quantised."""
 
     @property
     def total(self) -> int:
@@ -46,26 +53,51 @@ def needs(
     Raises:
         UserError: For a checkpoint in a precision that no model is run in, unless the settings say another.
     """
-    empty, quantization = described.empty(), model.quantization
-    itemsize = DTYPES[computed_in(described, model, on_gpu)].itemsize
+    dtype = DTYPES[computed_in(described, model, on_gpu)]
+    empty, itemsize = as_held(described, model.quantization, dtype), dtype.itemsize
     _, blocks = find_blocks(empty)
-    weights = itemsize * sum(p.numel() for p in empty.parameters())
-    largest = itemsize * max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    weights = sum(p.nbytes for p in empty.parameters())
+    largest = max(sum(p.nbytes for p in block.parameters()) for block in blocks)
     held = DTYPES[described.dtype(model.dtype)].itemsize
     if narrow and held < itemsize:
         weights += largest - (itemsize - held) * sum(
             p.numel() for block in blocks for p in block.parameters()
         )
-    if quantization is not None:
-        matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
-        weights -= round(matrices * (itemsize - _QUANTISED_BYTES[quantization]))
+    quantised = model.quantization is not None
     return Needs(
         weights,
         activation_bytes(text_config(described.config), batch_tokens, itemsize, described.head),
         largest,
-        itemsize * empty.get_input_embeddings().weight.numel(),  # type: ignore[operator, union-attr]
-        weights if quantization is not None else held * sum(p.numel() for p in empty.parameters()),
+        empty.get_input_embeddings().weight.nbytes,  # type: ignore[operator, union-attr, arg-type]
+        weights if quantised else held * sum(p.numel() for p in empty.parameters()),
+        sum(p.nbytes for p in empty.parameters() if p.is_floating_point()) if quantised else 0,
     )
+
+
+def as_held(described: Described, quantization: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on the meta device, each parameter with the bytes that it takes.
+
+    bitsandbytes quantises the weights of linear layers, but of the head. Experts are no linear layers where
+    all of a block lie in one tensor, and stay as they are.
+
+    Args:
+        described: The model.
+        quantization: `int8`, `nf4` or None.
+        dtype: Precision of what is not quantised.
+    """
+    model = described.empty().to(dtype)
+    head = model.get_output_embeddings()
+    for layer in list(model.modules()) if quantization is not None else []:
+        if layer is head or not (type(layer) is nn.Linear or isinstance(layer, Conv1D)):
+            continue
+        count = layer.weight.numel()
+        if quantization == "int8":
+            size = count + _SCALE * (layer.nf if isinstance(layer, Conv1D) else layer.out_features)
+        else:
+            size = count // 2 + _SCALE * -(-count // _NF4_BLOCK)
+        held = torch.empty(size, dtype=torch.uint8, device="meta")
+        layer.weight = nn.Parameter(held, requires_grad=False)
+    return model
 
 
 def activation_bytes(config: PretrainedConfig, tokens: int, itemsize: int, head: bool) -> int:

@@ -77,7 +77,8 @@ def choose_placement(
     need, *others = (needs(*one, tokens, on_gpu=bool(gpus)) for one in loaded)
     if placement == "pipeline":
         return _line(described, need, next(iter(over.items())))
-    load = f"{_gb(need.weights)} of weights and {_gb(need.activations)} of activations"
+    plain = f" ({_gb(need.plain)} of them unquantised)" if 2 * need.plain > need.weights else ""
+    load = f"{_gb(need.weights)} of weights{plain} and {_gb(need.activations)} of activations"
     if others:
         load += f", and {_gb(sum(other.total for other in others))} for {len(others)} models beside,"
     seated = _seated(others, over, need.total) if placement == "auto" else None

@@ -146,15 +146,45 @@ def test_bytes_of_weights_are_those_of_the_loaded_model(
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_quantised_bytes_are_those_of_the_loaded_model(tmp_path: Path, quantization: Quantization) -> None:
-    folder = str(save_tiny(tmp_path / "model", "llama", d=128, n_blocks=3))
+@pytest.mark.parametrize("architecture", ["llama", "mixtral", "gpt2"])
+def test_quantised_bytes_are_those_of_the_loaded_model(
+    tmp_path: Path, architecture: str, quantization: Quantization
+) -> None:
+    folder = str(save_tiny(tmp_path / "model", architecture, d=128, n_blocks=3))
     lm = load_model(folder, device="cpu", quantization=quantization)
-    loaded = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    loaded = dict[torch.dtype, int]()
+    for parameter in lm.model.parameters():
+        loaded[parameter.dtype] = loaded.get(parameter.dtype, 0) + parameter.nbytes
+    plain = loaded[lm.dtype]
+    scales = 0
     for module in lm.model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None:
-            loaded += state.absmax.numel() * state.absmax.element_size()
-    assert needed(folder, quantization=quantization).weights == pytest.approx(loaded, rel=0.02)
+        weight = getattr(module, "weight", None)
+        # bitsandbytes moves those of int8 at the first pass.
+        of_nf4, of_int8 = getattr(weight, "quant_state", None), getattr(weight, "SCB", None)
+        of_int8 = getattr(getattr(module, "state", None), "SCB", None) if of_int8 is None else of_int8
+        scales += 4 * (of_nf4.absmax.numel() if of_nf4 is not None else 0)
+        scales += of_int8.nbytes if of_int8 is not None else 0
+    need = needed(folder, quantization=quantization)
+    assert (need.weights, need.plain) == (sum(loaded.values()) + scales, plain)
+
+
+def test_a_quantised_mixture_is_placed_by_what_it_takes(tmp_path: Path) -> None:
+    """Mixtral-8x7B: 45.1 billion weights of experts, and .3 of embeddings and head, in bfloat16; the 1.3
+    billion of attention in nf4."""
+    mixtral = LLAMA_7B | {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "intermediate_size": 14336,
+        "num_key_value_heads": 8, "num_local_experts": 8,
+    }  # fmt: skip
+    name = _config(tmp_path / "8x7b", mixtral)
+    plain = 2 * (32 * 8 * 3 * 4096 * 14336 + 2 * 32000 * 4096 + 32 * 8 * 4096 + 65 * 4096)
+    quantised = 32 * 2 * (4096 + 1024) * 4096 * (0.5 + 4 / 64)
+    need = needed(name, quantization="nf4")
+    assert (need.weights, need.plain) == (plain + quantised, plain)
+    reason = placed(name, quantization="nf4", memories={0: 110 * GB, "cpu": GB}).reason
+    assert reason.startswith("91.5 GB of weights (90.7 GB of them unquantised) and ")
+    assert placed(name, quantization="nf4", memories={0: 60 * GB, 1: 60 * GB, "cpu": GB}).kind == "device-map"
+    with pytest.raises(UserError, match="more than"):
+        placed(name, quantization="nf4", memories={0: 45 * GB, 1: 45 * GB, "cpu": GB})
 
 
 def test_a_model_cut_over_memory_and_disk_gives_the_same_rows_and_logits(tmp_path: Path) -> None:
