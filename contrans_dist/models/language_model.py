@@ -53,6 +53,8 @@ class LanguageModel:
     """Texts longer than this change the rotary frequencies of a whole batch: none shorter belongs in it."""
     fits: int | None = None
     """Tokens of the largest batch that has a chance to fit into memory; None while all have fitted."""
+    streamed_on: torch.device | None = None
+    """The device that a streamed model runs on: between two sweeps its embeddings lie on none."""
     guides: "tuple[LanguageModel, LanguageModel] | None" = None
     """(tuned, plain): the difference of their logits is added to this model's (`guided`)."""
     shares: dict[bool, bool] = field(default_factory=dict)
@@ -66,6 +68,8 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embeddings."""
+        if self.streamed_on is not None:
+            return self.streamed_on
         device = self.decoder.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
         # Offloaded weights lie on no device between calls; accelerate then moves the inputs itself.
         return torch.device("cpu") if device.type == "meta" else device  # type: ignore[union-attr,return-value]

@@ -204,7 +204,7 @@ def open_streamed(
     # Its probe needs a block with weights; `check_block` makes up for it when there is one.
     with replaced(find_blocks(model)[1], {0: handing(lambda stream: stream)}):
         lm = wrap_model(model, tokenizer, name)
-    lm.weights_dtype = held
+    lm.weights_dtype, lm.streamed_on = held, place
     return StreamedModel(lm, described.whole, checkpoint, place)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.capture.states import States
-from contrans_dist.engine.capture.streamed import capture_streamed
+from contrans_dist.engine.capture.streamed import capture_streamed, plan_capture
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import load_model
 from contrans_dist.models.checkpoint import Checkpoint
@@ -74,6 +74,17 @@ def test_positions_and_blocks(position: str | int, tmp_path: Path) -> None:
     for k in rows:
         assert _deviation(rows[k], whole[k]) < 1e-5
     assert rows.token_ids.tolist() == whole.token_ids.tolist()
+
+
+def test_a_second_sweep_runs_the_batches_of_the_first(tmp_path: Path) -> None:
+    """In others, one that is tried again would find nothing of what it saved. On a GPU: on a processor they
+    are small whatever is asked."""
+    streamed = open_streamed(str(save_tiny(tmp_path / "model")), device="cpu")
+    assert streamed.lm.device == streamed.lm.streamed_on == torch.device("cpu")
+    streamed.forget_embedding()
+    streamed.lm.streamed_on = torch.device("cuda")
+    assert streamed.lm.device.type == "cuda"
+    assert len(plan_capture(streamed.lm, [[3] * 50] * 40, [0], batch_tokens=4000).batches) == 1
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("bfloat16", None), ("float32", "bfloat16")])
