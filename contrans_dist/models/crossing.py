@@ -18,7 +18,7 @@ def copied(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on another device, as soon as it is computed here; the host does not wait."""
     if tensor.device.type != "cuda" or device.type != "cuda":
         return tensor.to(device, non_blocking=True)
-    leaving, arriving = _streams(tensor.device)[0], _streams(device)[1]
+    leaving, arriving = copy_streams(tensor.device)[0], copy_streams(device)[1]
     leaving.wait_stream(torch.cuda.current_stream(tensor.device))
     with torch.cuda.stream(arriving), torch.cuda.stream(leaving):
         copy = tensor.to(device, non_blocking=True)
@@ -31,8 +31,9 @@ def copied(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @cache
-def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """For what leaves a GPU, and for what arrives."""
+def copy_streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """For what leaves a GPU, and for what arrives: the same ones every time, as the allocator gives no stream
+    what another has freed."""
     return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 

@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from contrans_dist.engine.capture.streamed import capture_streamed, plan_capture
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import load_model
 from contrans_dist.models.checkpoint import Checkpoint
-from contrans_dist.models.streaming import StreamedModel, open_streamed
+from contrans_dist.models.crossing import copy_streams
+from contrans_dist.models.streaming import StreamedModel, _to_device, open_streamed
 from tests.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 
 LENGTHS = [7, 100, 1, 3, 40, 2, 13, 5, 60, 21, 8, 7]
@@ -214,6 +217,22 @@ def test_reading_leaves_the_computing_thread_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch, "set_default_dtype", calls.append)
     streamed.load(2)
     assert not calls
+
+
+def test_all_blocks_come_through_one_stream_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one stream has freed, no other gets: with one for each block, a GPU would hold them all."""
+    copy_streams.cache_clear()
+    used: list[object] = []
+    stream = SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: object())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    for _ in range(3):
+        _to_device(torch.nn.Identity(), torch.device("cuda:0"))
+    copy_streams.cache_clear()
+    assert len(used) == 3
+    assert len(set(used)) == 1
 
 
 def test_bad_texts(tmp_path: Path) -> None:
