@@ -20,7 +20,7 @@ from contrans_dist.distributed.cluster import Replicas, need_ray, surroundings
 from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.nodes import Node, alive_nodes, node_here
 from contrans_dist.errors import RunError, first_line
-from contrans_dist.models.devices import gpus_work
+from contrans_dist.models.devices import gpus_work, keep_within
 
 
 class Actors:
@@ -30,7 +30,7 @@ class Actors:
         self, actor_class: Any, arguments: Sequence[Any], size: Replicas, concurrency: int = 1
     ) -> None:
         need_ray()
-        self._class = _placed(actor_class)
+        self._class = _placed(actor_class, size)
         self._arguments, self.size, self._concurrency = arguments, size, concurrency
         self._held: list[Any] = []
         self._lines: dict[Any, PlacementGroup] = {}
@@ -106,7 +106,7 @@ def followers(actor_class: Any, arguments: Sequence[Sequence[Any]], size: Replic
 
     Raises what their construction raises.
     """
-    options = _options(_placed(actor_class), replace(size, selector={}), concurrency=1)
+    options = _options(_placed(actor_class, size), replace(size, selector={}), concurrency=1)
     others = [options.remote(*each) for each in arguments]
     ray.get([other.ready.remote() for other in others])
     return others
@@ -133,9 +133,14 @@ def handed_down(others: Sequence[Any], work: Any, states: Any) -> Iterator[Any]:
             raise LostError(first_line(error)) from error
 
 
-def _placed(actor_class: Any) -> Any:
-    """The class with a method that tells, once it is constructed, on which node; and a `run` that tells the
-    failure of a task from that of a GPU, which would fail all tasks to come."""
+def _placed(actor_class: Any, size: Replicas) -> Any:
+    """The class, which keeps to its part of a GPU, with a method that tells, once it is constructed, on which
+    node; and a `run` that tells the failure of a task from that of a GPU, which would fail all to come."""
+
+    def init(actor: Any, *arguments: Any) -> None:
+        if 0 < size.gpus < 1:
+            keep_within(size.gpus)
+        actor_class.__init__(actor, *arguments)
 
     def run(actor: Any, *work: Any) -> Any:
         try:
@@ -145,7 +150,8 @@ def _placed(actor_class: Any) -> Any:
                 raise
             raise LostError(first_line(error)) from error
 
-    return type(actor_class.__name__, (actor_class,), {"ready": lambda _actor: node_here(), "run": run})
+    members = {"__init__": init, "ready": lambda _actor: node_here(), "run": run}
+    return type(actor_class.__name__, (actor_class,), members)
 
 
 def actors_of(

@@ -11,6 +11,8 @@ from contrans_dist.console import note
 from contrans_dist.errors import one_line
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CONTEXT = 500_000_000
+"""Bytes of a GPU that each process with CUDA takes before it has computed anything."""
 _USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 
 
@@ -67,3 +69,11 @@ def free_memory() -> dict[int | str, int]:
     gpus = range(torch.cuda.device_count())
     free: dict[int | str, int] = {i: torch.cuda.mem_get_info(i)[0] for i in gpus}
     return free | {"cpu": host_memory()}
+
+
+def keep_within(share: float) -> None:
+    """Take no more from here on than this share of the memory of each GPU that this process sees: others are
+    there that take as much, and what one keeps for later another would miss."""
+    for i in range(torch.cuda.device_count()):
+        context = CONTEXT / torch.cuda.get_device_properties(i).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(share - context, 0.0), i)

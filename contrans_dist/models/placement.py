@@ -9,7 +9,7 @@ from contrans_dist.config import ClusterSettings, ModelSettings, PlacementChoice
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import find_blocks
 from contrans_dist.models.device_map import SPARE, Device, spread_blocks
-from contrans_dist.models.devices import free_memory
+from contrans_dist.models.devices import CONTEXT, free_memory
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel
 from contrans_dist.models.loading import Described, describe, load_model
 from contrans_dist.models.needs import Needs, needs
@@ -67,7 +67,12 @@ def choose_placement(
     if placement == "stream":
         return Placement("stream", "streamed from the checkpoint, as asked")
     all_free = free_memory() if memories is None else memories
-    free = {device: int(size * share) for device, size in all_free.items()}
+    # Each of those that share a GPU has a context there; this one's is taken already.
+    contexts = (1 - share) * CONTEXT
+    free = {
+        device: max(0, int(size * share - (contexts if device != "cpu" else 0)))
+        for device, size in all_free.items()
+    }
     gpus = {device: size for device, size in free.items() if device != "cpu"}
     over = gpus or {"cpu": free["cpu"]}
     room = sum(over.values())

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import torch
 
-from contrans_dist.distributed.actors import Actors, kept_actors
+from contrans_dist.distributed.actors import Actors, _placed, kept_actors
 from contrans_dist.distributed.cluster import Replicas
 from contrans_dist.distributed.pool import Task, run_kept, run_tasks
 from contrans_dist.distributed.tasks import as_task
@@ -138,3 +140,19 @@ def test_after_an_error_nothing_is_kept() -> None:
             run_kept("a", start("a"), [Task("0", "bad"), Task("1", "alone")], lambda *_: None)
         assert all(map(gone, before))
         assert not pids(answers("a")) & before
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(0.25, 20e9 - 5e8), (1, None), (2, None), (0, None)])
+def test_an_actor_keeps_to_its_part_of_a_gpu(
+    gpus: float, most: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first ones keep what the allocator has once had. A context is outside of what it counts."""
+    kept: list[float] = []
+    of_80_gb = SimpleNamespace(total_memory=80 * 10**9)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: of_80_gb)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, _device: kept.append(80e9 * share)
+    )
+    assert _placed(Worker, Replicas(4, gpus, 1))("a").name == "a"
+    assert kept == ([] if most is None else [pytest.approx(most)])

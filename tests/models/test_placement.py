@@ -238,6 +238,15 @@ def test_several_actors_share_the_memory(small: str) -> None:
     assert idle.reason.endswith("; the actor's 3 other GPUs stay idle")
 
 
+def test_each_process_on_a_gpu_has_a_context_there(small: str) -> None:
+    """Of four, three are still to come when the first looks what is free."""
+    need = needed(small, 4096).total
+    room = round(4 * (need + 1000) / 0.95)
+    assert placed(small, memories={0: room + 3 * GB // 2, "cpu": GB}, share=0.25).kind == "resident"
+    assert placed(small, memories={0: room + GB, "cpu": GB}, share=0.25).kind == "stream"
+    assert placed(small, memories={0: room // 4 + 1, "cpu": GB}).kind == "resident"
+
+
 def test_the_fewest_gpus_that_hold_it(small: str, large: str) -> None:
     def chosen(
         name: str, nodes: float, given: float | None = None, head: bool = False, **options: Any
