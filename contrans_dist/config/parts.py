@@ -25,8 +25,8 @@ class ModelSettings(Settings):
     dtype: Dtype | None = None
     """Precision of the weights; None is the checkpoint's own."""
     compute_dtype: Dtype | None = None
-    """Precision that is computed in; None is that of the weights on a GPU, and on a processor that one or
-    float32, whichever is the faster there."""
+    """Precision that is computed in; None is that of the weights on a GPU that computes in it, and on a
+    processor that one or float32, whichever is the faster there."""
     quantization: Quantization | None = None
     """bitsandbytes weights instead."""
     trust_remote_code: bool = False

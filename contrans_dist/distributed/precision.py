@@ -53,7 +53,7 @@ def _measured(name: str, weights: str, cluster: ClusterSettings) -> str:
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local" and not ray.is_initialized():
         gpus = torch.cuda.is_available() if cluster.gpus_per_actor is None else cluster.gpus_per_actor
-        chosen, why = (weights, "") if gpus else choice(weights)
+        chosen, why = choice(weights, bool(gpus))
     else:
         with connected(cluster.address):
             chosen, why = _on_a_node(weights, cluster, ray.get_runtime_context().get_job_id())
@@ -64,10 +64,8 @@ def _measured(name: str, weights: str, cluster: ClusterSettings) -> str:
 
 @cache
 def _on_a_node(weights: str, cluster: ClusterSettings, job: str) -> tuple[str, str]:
-    """As `choice`, where an actor would be; the weights' own where that has a GPU. Once for a connection to
-    Ray, which `job` names: to ask another node ends actors that are kept."""
+    """As `choice`, where an actor would be. Once for a connection to Ray, which `job` names: to ask another
+    node ends actors that are kept."""
     size = replicas(cluster)
-    if size.gpus:
-        return weights, ""
-    chosen, why = on_a_node(choice, size, weights)
+    chosen, why = on_a_node(choice, size, weights, size.gpus > 0)
     return chosen, why

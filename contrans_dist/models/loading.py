@@ -207,8 +207,8 @@ def load_model(
         name: A hub model (`org/name`, `org/name@revision`), a local folder, or `demo:source`.
         revision: Branch, tag or commit of a hub model.
         dtype: Precision of the weights: `float32`, `bfloat16`, `float16`, or None for the checkpoint's own.
-        compute_dtype: Precision that is computed in. None: on a GPU that of the weights; on a processor that
-            or float32, whichever is the faster there, which is measured and said.
+        compute_dtype: Precision that is computed in. None: on a GPU that of the weights, if it computes in
+            it, else float32; on a processor whichever of the two is the faster there, as measured and said.
         quantization: `int8` or `nf4` (bitsandbytes).
         device: None takes a GPU where there is one; `auto` or a dict is an accelerate device map.
         highest_block: Blocks above it, counted from 0, are not loaded.

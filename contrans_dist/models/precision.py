@@ -40,8 +40,8 @@ def on_gpu(device_map: Any) -> bool:
 def computed_in(described: "Described", model: ModelSettings, on_gpu: bool, say_so: bool = False) -> str:
     """The precision that a model is computed in: a name out of `DTYPES`.
 
-    The one that is set; else that of its weights on a GPU, and where they are quantised; else, on a
-    processor, that or float32, whichever is the faster, which is measured once a process.
+    The one that is set; else, where its weights are quantised, theirs; else theirs or float32, as `choice`
+    has it.
 
     Args:
         described: The model.
@@ -62,16 +62,26 @@ def computed_in(described: "Described", model: ModelSettings, on_gpu: bool, say_
         )
     if model.compute_dtype is not None:
         return model.compute_dtype
-    if on_gpu or quantised or weights == "float32":
+    if quantised or weights == "float32":
         return weights
-    chosen, why = choice(weights)
-    if say_so:
+    chosen, why = choice(weights, on_gpu)
+    if say_so and why:
         say(model.id, why)
     return chosen
 
 
-def choice(weights: str) -> tuple[str, str]:
-    """The faster precision on this processor, of `weights` and float32, and why so, in words."""
+def choice(weights: str, on_gpu: bool = False) -> tuple[str, str]:
+    """The precision to compute with such weights in here, theirs or float32, and why so, in words, if that
+    wants saying.
+
+    On a processor the faster one, which is measured once a process. On a GPU theirs; but float32 for bfloat16
+    on one that has no arithmetic for it (a T4, a V100), and only imitates it. Float16, which such GPUs are
+    fastest in, does not reach to the numbers of a model in bfloat16.
+    """
+    if on_gpu:
+        if weights != "bfloat16" or not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False):
+            return weights, ""
+        return "float32", f"weights in {weights}, computed in float32: this GPU does not compute in {weights}"
     own, wide = linear_rates(weights)
     chosen, other, times = (
         (weights, "float32", own / wide) if own >= wide else ("float32", weights, wide / own)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from contrans_dist.config import ModelSettings
+from contrans_dist.config import ClusterSettings, ModelSettings
+from contrans_dist.distributed import precision as distributed
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.capture.streamed import capture_streamed
 from contrans_dist.engine.scoring import Intervention, generate, next_token
@@ -177,6 +178,28 @@ def test_float32_and_gpus_leave_nothing_to_measure(tmp_path: Path, monkeypatch: 
     assert precision.computed_in(describe(str(half)), settings, on_gpu=True) == "bfloat16"
     need = needs(describe(str(half)), settings, 64, on_gpu=True)
     assert need.weights == sum(2 * p.numel() for p in describe(str(half)).empty().parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "able", "chosen"),
+    [("bfloat16", False, "float32"), ("bfloat16", True, "bfloat16"), ("float16", False, "float16")],
+)
+def test_a_gpu_without_bfloat16_computes_in_float32(
+    kind: str, able: bool, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # PyTorch calls it supported where it only imitates it, unless told not to.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda imitated=True: imitated or able)
+    described = describe(str(_stored(tmp_path, getattr(torch, kind))))
+    settings = ModelSettings(id=str(tmp_path))
+    assert precision.computed_in(described, settings, on_gpu=True) == chosen
+    weights = sum(p.numel() for p in described.empty().parameters()) * getattr(torch, chosen).itemsize
+    assert needs(described, settings, 64, on_gpu=True).weights == weights
+    asked = settings.model_copy(update={"compute_dtype": kind})
+    assert precision.computed_in(described, asked, on_gpu=True) == kind
+    monkeypatch.setattr(distributed.ray, "is_initialized", lambda: False)
+    cluster = ClusterSettings(address="local", gpus_per_actor=1)
+    assert distributed.settled(settings, cluster).compute_dtype == chosen
 
 
 def test_the_measurement_is_of_this_processor() -> None:
