@@ -118,7 +118,7 @@ class Bench:
 
     def saved_model(self, dtype: str) -> Path:
         """The same model as a folder, with a tokenizer that has a token for each number below a hundred."""
-        folder = self.scratch / f"model-{dtype}"
+        folder = self.scratch / f"model-{self.shape}-{dtype}"
         if not folder.exists():
             self.model(dtype).model.save_pretrained(folder)
             numbers = {str(i): i for i in range(100)} | {"<unk>": 100}

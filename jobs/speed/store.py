@@ -56,7 +56,7 @@ def _harvested(bench: Bench) -> dict[str, Any]:
     from contrans_dist.distributed.cluster import connected
     from contrans_dist.harvest.driver import harvest
 
-    folder = bench.saved_model("float32")
+    folder = bench.saved_model(bench.dtypes[0])
     lm = load_model(str(folder), device=bench.device, head=False)
     count = bench.n_texts if bench.quick else _MORE_TEXTS * bench.n_texts
     texts = [" ".join(str(i % 100) for i in ids) for ids in bench.texts(count)]

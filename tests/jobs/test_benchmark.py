@@ -85,6 +85,34 @@ def test_the_machine_is_described(found: dict[str, Any]) -> None:
         assert machine[name] > 0
 
 
+def test_a_harvest_is_of_the_model_that_was_asked_for(
+    script: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first precision that was named: in float32 a large one would not fit. Not of the small one that
+    another part has saved."""
+    common, store = (importlib.import_module(f"speed.{name}") for name in ("common", "store"))
+    monkeypatch.setitem(common.SHAPES, "narrow", common.Shape(32, 1, 2, 64, 500))
+    options = {"repeats": 1, "n_texts": 2, "quick": True, "scratch": tmp_path}
+    benches = [
+        common.Bench(device="cpu", shape=shape, dtypes=("bfloat16", "float32"), **options)
+        for shape in ("tiny", "narrow")
+    ]
+    loaded: list[dict[str, Any]] = []
+
+    def load(folder: str, **_options: Any) -> None:
+        loaded.append(json.loads((Path(folder) / "config.json").read_text()))
+        raise InterruptedError
+
+    monkeypatch.setattr(store, "load_model", load)
+    for bench in benches:
+        with pytest.raises(InterruptedError):
+            next(store.rows(bench))
+    assert [(config["hidden_size"], config["dtype"]) for config in loaded] == [
+        (64, "bfloat16"),
+        (32, "bfloat16"),
+    ]
+
+
 def test_sides_that_differ_are_told_and_the_exit_code_is_1(
     script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
