@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from contrans_dist.errors import RunError
+from contrans_dist.models.devices import host_memory
 from contrans_dist.models.weight_files import header
 
 _DTYPES = {
@@ -59,7 +60,8 @@ class Checkpoint:
     """The tensors of a model's safetensors files, by name.
 
     They are read into memory of their own, not mapped: reading is several times as fast as faulting pages in,
-    and what is read stays, however little memory is left for the page cache.
+    and what is read stays, however little memory is left for the page cache. Files that fit into what is free
+    stay in the page cache as well, for the next sweep, of this process or of another.
     """
 
     def __init__(self, files: Sequence[Path], rounded_to: torch.dtype | None = None) -> None:
@@ -73,6 +75,7 @@ class Checkpoint:
         self._lock = threading.Lock()
         for path in files:
             self._list(path)
+        self._cached = self.nbytes <= host_memory()
 
     @property
     def nbytes(self) -> int:
@@ -105,8 +108,9 @@ class Checkpoint:
                         f"{stored.path}: ends {len(view) - done} bytes too early; download it again"
                     )
                 done += got
-            # Nothing is read twice: kept, it would push out what is, where memory is short.
-            _advise(file, stored.at, len(view), "POSIX_FADV_DONTNEED")
+            if not self._cached:
+                # It would push out what is used, and be gone itself when it is read again.
+                _advise(file, stored.at, len(view), "POSIX_FADV_DONTNEED")
         with self._lock:
             self.bytes_read += len(view)
         return raw

@@ -10,7 +10,8 @@ import torch
 from contrans_dist.console import note
 from contrans_dist.errors import one_line
 
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 CONTEXT = 500_000_000
 """Bytes of a GPU that each process with CUDA takes before it has computed anything."""
 _USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
@@ -45,13 +46,28 @@ def gpus_work() -> bool:
 
 
 def host_memory() -> int:
-    """Bytes of memory that a process may still take here: what is free, and left of the group's limit."""
+    """Bytes of memory that a process may still take here: what is free, and left of the limits of its control
+    groups."""
     free = int(psutil.virtual_memory().available)
-    for limit in map(Path, _LIMITS):
+    for limit in _limits():
         text = limit.read_text().strip() if limit.exists() else "max"
         if text.isdecimal():
             free = min(free, int(text) - _held(limit))
     return max(free, 0)
+
+
+def _limits() -> list[Path]:
+    """Where the limits stand of the groups that this process is in, of either version, and of those above
+    them. In a container its group may be the root, whatever name its processes see."""
+    found: list[Path] = []
+    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else []:
+        _, kinds, name = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, file = (_GROUPS / "memory", "memory.limit_in_bytes") if kinds else (_GROUPS, "memory.max")
+        own = root / name.lstrip("/")
+        found += [group / file for group in (own, *own.parents) if group.is_relative_to(root)]
+    return found
 
 
 def _held(limit: Path) -> int:

@@ -13,7 +13,7 @@ from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.scoring import Intervention, next_token
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.models import CPU_TOKENS, load_model, precision
+from contrans_dist.models import CPU_TOKENS, devices, load_model, precision
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.loading import describe
 from contrans_dist.models.needs import Needs, activation_bytes, needs
@@ -215,18 +215,23 @@ def test_host_memory_is_within_this_machine() -> None:
     assert 0 < host_memory() <= total
 
 
-def test_what_a_group_holds_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both kinds of control groups; file cache would be given back."""
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+@pytest.mark.parametrize("above", [False, True])
+def test_what_a_group_holds_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: bool) -> None:
+    """Both kinds of control groups, also those that one's own is in; file cache would be given back."""
+    monkeypatch.setattr(devices, "_GROUPS", tmp_path)
+    monkeypatch.setattr(devices, "_OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("9:name=systemd:/\n4:cpu,memory:/slurm/job\n0::/user/job\n")
+    for own, limit, used, cached in (
+        ("user/job", "memory.max", "memory.current", "inactive_file"),
+        ("memory/slurm/job", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        (tmp_path / limit).write_text("1000000\n")
-        (tmp_path / used).write_text("700000\n")
-        (tmp_path / "memory.stat").write_text(f"anon 600000\n{cached} 100000\n")
-        monkeypatch.setattr("contrans_dist.models.devices._LIMITS", (str(tmp_path / limit),))
+        (tmp_path / own).mkdir(parents=True)
+        group = (tmp_path / own).parent if above else tmp_path / own
+        (group / limit).write_text("1000000\n")
+        (group / used).write_text("700000\n")
+        (group / "memory.stat").write_text(f"anon 600000\n{cached} 100000\n")
         assert host_memory() == 400_000
-        (tmp_path / limit).write_text("max\n" if limit == "memory.max" else "\u00b2\n")
+        (group / limit).write_text("max\n" if limit == "memory.max" else "\u00b2\n")
         assert host_memory() > 400_000
 
 

@@ -21,7 +21,7 @@ from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.capture.states import States
 from contrans_dist.engine.capture.streamed import capture_streamed, plan_capture
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import load_model
+from contrans_dist.models import checkpoint, load_model
 from contrans_dist.models.checkpoint import Checkpoint
 from contrans_dist.models.crossing import copy_streams
 from contrans_dist.models.streaming import StreamedModel, _to_device, open_streamed
@@ -282,6 +282,25 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="bytes too early") as caught:
         capture_streamed(streamed, _ids())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_files_that_fit_stay_in_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    """Sweeps on one node would else each read them from the disk; larger ones push out what is used."""
+    path = save_tiny(tmp_path / "model") / "model.safetensors"
+    size = sum(tensor.nbytes for tensor in load_file(path).values())
+    dropped: list[int] = []
+
+    def advise(_file: int, _start: int, length: int, advice: int) -> None:
+        dropped.append(length if advice == os.POSIX_FADV_DONTNEED else 0)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(checkpoint, "host_memory", lambda: size - (not fits))
+    for stored in Checkpoint([path]).tensors.values():
+        assert stored[...].nbytes == stored.nbytes
+    assert sum(dropped) == (0 if fits else size)
 
 
 def test_checkpoints_that_cannot_be_streamed(tmp_path: Path) -> None:
