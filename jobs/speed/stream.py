@@ -138,7 +138,8 @@ def _large(bench: "Bench") -> Iterator["Row"]:
 
     def row(name: str, ours: Callable[[], Any], compared: bool) -> "Row":
         sides = {"ours": ours, "theirs": lambda: capture_ids(resident, ids, batch_tokens=16_384)}
-        mine, all_there = (side() for side in sides.values())
+        mine, peak = _at_peak(ours)
+        all_there = sides["theirs"]()
         taken = bench.compare(sides, min(bench.repeats, 3))
         error = max_error(list(mine.values()), list(all_there.values()))
         return Row(
@@ -150,7 +151,7 @@ def _large(bench: "Bench") -> Iterator["Row"]:
             "tokens/s",
             error if compared else None,
             f"rates for {shape.n_blocks} blocks from {n} ({size / 1e9:.0f} GB), {tokens} tokens; theirs: the "
-            f"same blocks in the GPU's memory, bfloat16"
+            f"same blocks in the GPU's memory, bfloat16; {peak}"
             + ("" if compared else f"; rows differ by {error:.1e}"),
         )
 
@@ -160,6 +161,19 @@ def _large(bench: "Bench") -> Iterator["Row"]:
         return
     small = load_model(str(folder), dtype="bfloat16", quantization="nf4", device=bench.device, head=False)
     yield row("nf4", lambda: capture_ids(small, ids, batch_tokens=16_384), False)
+
+
+def _at_peak(work: Callable[[], Any]) -> tuple[Any, str]:
+    """What `work` returns, and in words what it took of the GPU's memory beside what lay there before."""
+    import torch
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    result = work()
+    allocated = torch.cuda.max_memory_allocated() - allocated
+    reserved = torch.cuda.max_memory_reserved() - reserved
+    return result, f"ours took {allocated / 1e9:.2f} GB of GPU memory, {reserved / 1e9:.2f} GB reserved"
 
 
 def write_checkpoint(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 
 import contrans_dist.mapping.distributed_sums
 from contrans_dist.distributed import answers, tasks
@@ -107,6 +108,22 @@ def test_stream(tmp_path: Path) -> None:
     assert offload.ratio > 0
     files = list((tmp_path / "streamed").glob("*.safetensors"))
     assert read.theirs == sum(path.stat().st_size for path in files)
+
+
+def test_rows_of_a_large_model_say_what_they_took_of_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = {
+        "memory_allocated": 1e9, "max_memory_allocated": 3.5e9,
+        "memory_reserved": 2e9, "max_memory_reserved": 6.25e9, "reset_peak_memory_stats": 0.0,
+    }  # fmt: skip
+    for name, size in memory.items():
+        monkeypatch.setattr(torch.cuda, name, lambda size=size: size)
+    streamed, quantised = part("stream")._large(quick(tmp_path))
+    assert (streamed.name, quantised.name) == ("stream/70b-from-host", "stream/70b-nf4")
+    assert streamed.max_error < 5e-2
+    for row in (streamed, quantised):
+        assert "; ours took 2.50 GB of GPU memory, 4.25 GB reserved" in row.note
 
 
 def test_stream_is_left_out_where_no_control_group_can_be_made(
