@@ -224,8 +224,13 @@ def test_all_blocks_come_through_one_stream_of_a_gpu(monkeypatch: pytest.MonkeyP
     copy_streams.cache_clear()
     used: list[object] = []
     stream = SimpleNamespace(synchronize=lambda: None)
+
+    def on(stream: object) -> nullcontext[None]:
+        used.append(stream)
+        return nullcontext()
+
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: object())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     for _ in range(3):
