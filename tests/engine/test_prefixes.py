@@ -9,14 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.prefixes import (
     Group,
     Limits,
+    Trunk,
     can_share,
     found_in,
     groups,
+    limits_of,
     pack,
     plan_groups,
     rows_apart,
@@ -68,18 +71,19 @@ texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1
 
 
 @settings(deadline=None, max_examples=200)
-@given(texts, st.integers(1, 40), st.integers(1, 3), st.none() | st.integers(4, 12))
+@given(texts, st.integers(1, 40), st.integers(1, 3), st.none() | st.integers(4, 12), st.integers(1, 40))
 def test_every_text_runs_once_with_its_own_tokens(
-    ids: list[list[int]], batch_tokens: int, wanted: int, bound: int | None
+    ids: list[list[int]], batch_tokens: int, wanted: int, bound: int | None, keys: int
 ) -> None:
     own_from = [max(len(text) - wanted, 0) for text in ids]
     logits = 3 * wanted
-    plan = plan_groups(ids, own_from, Limits(batch_tokens, shared_tokens=bound, logits=logits))
+    plan = plan_groups(ids, own_from, Limits(batch_tokens, shared_tokens=bound, logits=logits, keys=keys))
     assert sorted(i for g in plan for b in g.batches for row in b for i in row.texts) == list(range(len(ids)))
     for group in plan:
         trunk = list(group.trunk)
         for batch in group.batches:
             assert len(batch) == 1 or len(batch) * batch[0].length <= batch_tokens
+            assert len(batch) == 1 or not trunk or len(batch) * (len(trunk) + batch[0].length) <= keys
             texts_in = [i for row in batch for i in row.texts]
             assert len(batch) == 1 or sum(len(ids[i]) - own_from[i] for i in texts_in) <= logits
             assert batch[0].length == max(row.length for row in batch)
@@ -153,6 +157,33 @@ def test_the_chosen_prefixes_save_the_most(ids: list[list[int]], cost: int) -> N
     assert total == pytest.approx(best(()))
     members = [i for _, members_of in chosen for i in members_of]
     assert len(members) == len(set(members))
+
+
+def test_the_trunk_before_each_row_counts_where_memory_is_planned() -> None:
+    """Each block copies its keys and values for every row of a batch."""
+    large = AutoConfig.for_model("llama", hidden_size=5120, num_attention_heads=40, vocab_size=9)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(large, dtype=torch.bfloat16)
+    lm = wrap_model(model, tiny_tokenizer())
+    limits, trunk = limits_of(lm, 4096, head=True), list(range(1500))
+    ids = [[*trunk, *some(19), i] for i in range(300)]
+    (group,) = plan_groups(ids, [len(text) - 1 for text in ids], limits)
+    rows = max(map(len, group.batches))
+    assert len(group.trunk) == 1500
+    # Keys and values of 40 heads of 128 numbers, of two bytes each.
+    assert 2**29 < rows * (1500 + group.batches[0][0].length) * 2 * 40 * 128 * 2 <= 2**30
+    (plain,) = plan_groups(ids, [len(text) - 1 for text in ids], limits, share=False)
+    assert len(plain.batches[0]) == 2  # where no trunk is copied, tokens alone count
+
+
+def test_put_together_no_trunk_is_there_twice() -> None:
+    parts = [Trunk([None, (torch.rand(n, 2, 5, 3), torch.rand(n, 2, 5, 3))]) for n in (2, 1)]
+    expected = [torch.cat([part.layers[1][i] for part in parts]) for i in (0, 1)]  # type: ignore[index]
+    whole = Trunk.of_all(parts)
+    assert whole.layers[0] is None
+    assert whole.layers[1] is not None
+    assert all(torch.equal(a, b) for a, b in zip(whole.layers[1], expected, strict=True))
+    assert [part.layers for part in parts] == [[None, None]] * 2
 
 
 def test_texts_that_share_nothing_run_as_they_would_without() -> None:

@@ -1,6 +1,7 @@
 """The scoring engine against the plain loop: one prompt, one intervention, a full forward, own hooks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import accelerate
 import numpy as np
@@ -11,9 +12,12 @@ from transformers import PreTrainedTokenizerFast
 
 from contrans_dist.console import listening
 from contrans_dist.engine.capture import capture_ids
-from contrans_dist.engine.prefixes import can_share, groups
+from contrans_dist.engine.prefixes import Trunk, can_share, groups, support
 from contrans_dist.engine.scoring import (
+    BASE,
     Intervention,
+    NextToken,
+    TokenScores,
     continuation_logprobs,
     cues,
     generate,
@@ -22,8 +26,8 @@ from contrans_dist.engine.scoring import (
 )
 from contrans_dist.engine.scoring.interventions import same_rows
 from contrans_dist.engine.steer import steer
-from contrans_dist.errors import UserError
-from contrans_dist.models import wrap_model
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.models import LanguageModel, wrap_model
 from contrans_dist.models.passing import replaced
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from tests.truth import continued
@@ -259,6 +263,112 @@ def test_prompts_that_begin_alike_score_as_each_alone(architecture, monkeypatch)
             scale = max(1.0, float(expected.abs().max()))
             np.testing.assert_allclose(got.logits[c, p], expected[WATCH], rtol=0, atol=2e-5 * scale)
             assert got.argmax[c, p] == int(expected.argmax())
+
+
+# --- where memory is short ---
+
+
+@contextmanager
+def room_for(lm: LanguageModel, tokens: int) -> Iterator[list[int]]:
+    """No block runs on more than so many tokens, padding included; what was tried."""
+    tried: list[int] = []
+
+    def full(_module, args, named):
+        tried.append((args[0] if args else named["hidden_states"])[..., 0].numel())
+        if tried[-1] > tokens:
+            raise torch.OutOfMemoryError("pretended")
+
+    handles = [block.mlp.register_forward_pre_hook(full, with_kwargs=True) for block in lm.blocks]
+    yield tried
+    for handle in handles:
+        handle.remove()
+
+
+def scores_of(
+    lm: LanguageModel, prompts: list[list[int]], share: bool = True
+) -> tuple[NextToken, TokenScores]:
+    own = Intervention("own", {2: np.stack([vec(100 + p % 5) for p in range(len(prompts))])}, 1.5)
+    answers, swept = [[8, 9 + p, 10][: 1 + p % 3] for p in range(len(prompts))], [*INTERVENTIONS, own]
+    options = {"batch_tokens": 400, "share_prefixes": share}
+    watched = next_token(lm, prompts, swept, watch=WATCH, **options)
+    return watched, continuation_logprobs(lm, prompts, answers, swept, **options)
+
+
+def assert_same(found: tuple[NextToken, TokenScores], expected: tuple[NextToken, TokenScores]) -> None:
+    np.testing.assert_allclose(found[0].logits, expected[0].logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found[0].logprobs, expected[0].logprobs, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(found[0].argmax, expected[0].argmax)
+    np.testing.assert_allclose(found[1].sums, expected[1].sums, rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(found[1].greedy, expected[1].greedy)
+
+
+@pytest.mark.parametrize("room", [120, 40, 35])
+def test_passes_that_do_not_fit_run_in_halves(monkeypatch, caplog, room):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 30)
+    lm, prompts = language_model(), alike()
+    expected = scores_of(lm, prompts, share=False)
+    assert_same(scores_of(lm, prompts), expected)
+    caplog.clear()
+    with room_for(lm, room) as tried:
+        assert_same(scores_of(lm, prompts), expected)
+        assert max(tried) > room
+        tried.clear()
+        scores_of(lm, prompts)  # what was learnt holds for the next texts
+        assert max(tried) <= room
+    assert len(caplog.records) == 1
+    with room_for(lm, 20), pytest.raises(RunError, match=r"^a text of [23]\d tokens alone does not fit"):
+        scores_of(lm, prompts)
+
+
+@pytest.mark.parametrize("room", [1, 0])
+def test_a_trunk_kept_for_more_interventions_than_fit_is_kept_for_fewer_and_then_not(monkeypatch, room):
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 30)
+    lm, prompts = language_model(), alike()
+    expected, kept, of_all = scores_of(lm, prompts, share=False), [], Trunk.of_all
+
+    def full(parts: list[Trunk]) -> Trunk:
+        kept.append(sum(max((len(layer[0]) for layer in part.layers if layer), default=0) for part in parts))
+        if kept[-1] > room:
+            raise torch.OutOfMemoryError("pretended")
+        return of_all(parts)
+
+    monkeypatch.setattr(Trunk, "of_all", full)
+    assert_same(scores_of(lm, prompts), expected)
+    assert max(kept) > room
+    assert room == 0 or 1 in kept
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_the_logits_of_a_long_text_are_there_some_at_a_time(monkeypatch, architecture):
+    """Gemma 2 caps its logits behind the head."""
+    lm = language_model(architecture)
+    monkeypatch.setattr(support, "LOGIT_BYTES", 4 * V * 8)
+    tuned, plain = (wrap_model(tiny_model(architecture, seed=s), tiny_tokenizer()) for s in (1, 2))
+    texts = [[0, *RNG.integers(3, 290, size=n).tolist()] for n in (30, 5, 9, 24)]
+    places: list[int] = []
+    for guides in (None, (tuned, plain)):
+        lm.guides = guides
+        handles = [
+            model.model.lm_head.register_forward_hook(lambda _m, _a, out: places.append(out[..., 0].numel()))
+            for model in (lm, *(guides or ()))
+        ]
+        swept = [INTERVENTIONS[1], INTERVENTIONS[4], INTERVENTIONS[0]]
+        got = continuation_logprobs(
+            lm, [text[:1] for text in texts], [text[1:] for text in texts], swept, batch_tokens=60
+        )
+        for handle in handles:
+            handle.remove()
+        assert max(places) == 8
+        for c, intervention in enumerate(swept):
+            for p, text in enumerate(texts):
+                logits = plain_logits(lm, text, intervention)
+                if guides:
+                    logits += plain_logits(tuned, text, BASE) - plain_logits(plain, text, BASE)
+                expected = logits[:-1].log_softmax(dim=1)[range(len(text) - 1), text[1:]]
+                np.testing.assert_allclose(got.tokens[c][p], expected, rtol=0, atol=1e-3)
+                assert got.sums[c, p] == pytest.approx(float(expected.sum()), abs=5e-3)
 
 
 def test_answers_to_one_question_share_it(monkeypatch):

@@ -59,8 +59,7 @@ def _with_trunk(gatherer: Gatherer, group: Group, ids: list[list[int]]) -> tuple
     with suppress(torch.OutOfMemoryError):
         return group, gatherer.trunk(group.trunk)
     gatherer.lm.did_not_fit(len(group.trunk))
-    texts = [i for batch in group.batches for row in batch for i in row.texts]
-    return Group((), [[Row((i,), len(ids[i]))] for i in texts]), None
+    return group.alone(ids), None
 
 
 def _smaller(batch: list[Row], ids: list[list[int]], trunk: int) -> list[list[Row]]:

@@ -44,6 +44,10 @@ class Group:
         """Whether anything is run for several texts at once."""
         return bool(self.trunk) or any(len(row.texts) > 1 for batch in self.batches for row in batch)
 
+    def alone(self, ids: Sequence[Sequence[int]]) -> "Group":
+        """Its texts without a trunk, each in a batch by itself: what needs the least memory."""
+        return Group((), [[Row((i,), len(ids[i]))] for i in self.texts])
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -57,6 +61,14 @@ class Limits:
     """No batch holds both rows longer than this and others."""
     logits: int | None = None
     """Positions of a batch of several rows at which logits are wanted: a text's tokens from `own_from` on."""
+    keys: int | None = None
+    """Rows times longest row, its trunk included, of a batch of several rows: each block copies the trunk's
+    keys and values for every row."""
+
+    def rows(self, trunk: int, longest: int) -> int:
+        """Rows of so many tokens, behind a trunk of so many, that a batch may hold."""
+        by_tokens = self.batch_tokens // longest
+        return min(by_tokens, self.keys // (trunk + longest)) if trunk and self.keys else by_tokens
 
 
 def plan_groups(
@@ -89,7 +101,7 @@ def plan_groups(
         longest = min(ROW_TOKENS, (bound or ROW_TOKENS) - depth)
         if depth:
             order = sorted(members, key=lambda i: (texts[i], i))
-            batches = batch_rows(_filled(texts, depth, order, longest), limits, logits)
+            batches = batch_rows(_filled(texts, depth, order, longest), limits, logits, depth)
         else:
             rows = _rows(texts, sorted({*members} & {*sharing}), longest)
             batches = _with_the_rest(rows, {i: lengths[i] for i in members}, limits, logits)
@@ -212,17 +224,17 @@ def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def batch_rows(
-    rows: Sequence[Row], limits: Limits, logits: Mapping[int, int] | Sequence[int] = ()
+    rows: Sequence[Row], limits: Limits, logits: Mapping[int, int] | Sequence[int] = (), trunk: int = 0
 ) -> list[list[Row]]:
     """Rows in batches within the limits, longest first; `logits[i]`: positions of text i whose logits are
-    wanted, where they are limited."""
+    wanted, where they are limited; `trunk`: tokens that come before each row."""
     batches: list[list[Row]] = []
     wanted = 0
     for row in sorted(rows, key=lambda row: (-row.length, row.texts)):
         more = sum(logits[i] for i in row.texts) if limits.logits is not None else 0
         longest = batches[-1][0].length if batches else 0
-        tokens = (len(batches[-1]) + 1) * longest if batches else 0
-        full = tokens > limits.batch_tokens or (limits.logits is not None and wanted + more > limits.logits)
+        full = bool(batches) and len(batches[-1]) >= limits.rows(trunk, longest)
+        full = full or (limits.logits is not None and wanted + more > limits.logits)
         split = limits.split_at is not None and row.length <= limits.split_at < longest
         if not batches or full or split:
             batches.append([])

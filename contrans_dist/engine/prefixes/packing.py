@@ -1,7 +1,7 @@
 """Rows of texts as tensors. B rows, T tokens a row, P tokens of trunk, N wanted positions at U places."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,30 @@ class Packed:
     """int64 [B, T]: each token's place in its text; None, as `ends`, where that is its place in the row."""
     ends: Tensor | None = None
     """int64 [B, T]: a token is seen by itself and those after it, up to this place in the row."""
+    first: int = 0
+    """Where not all wanted positions of its text are here (`positions_of`): the first that is."""
+
+    def rows_of(self, rows: range) -> "Packed":
+        """Some of its rows, to be run; `texts`, `tokens` and `index` stay those of all."""
+        if len(rows) == len(self.ids):
+            return self
+        part = slice(rows.start, rows.stop)
+        here = (self.rows >= rows.start) & (self.rows < rows.stop)
+        return replace(
+            self,
+            firsts=self.firsts[part],
+            ids=self.ids[part],
+            rows=self.rows[here] - rows.start,
+            columns=self.columns[here],
+            positions=None if self.positions is None else self.positions[part],
+            ends=None if self.ends is None else self.ends[part],
+        )
+
+    def positions_of(self, places: range) -> "Packed":
+        """Of a batch of one text, some of its U places."""
+        part = slice(places.start, places.stop)
+        rows, columns, index = self.rows[part], self.columns[part], torch.arange(len(places))
+        return replace(self, rows=rows, columns=columns, index=index, first=places.start)
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """[B, 1, T, P + T] to add to the attention scores: 0 for what a token sees, else the least number.

@@ -14,6 +14,8 @@ from contrans_dist.models.passing import states_after
 
 LOGIT_BYTES = 256 * 2**20
 """Most that the float32 logits of one forward pass may take."""
+KEY_BYTES = 2**30
+"""Most that the keys and values of one block may take, with those of the trunk before each row."""
 _WINDOWS = ("sliding_window", "sliding_window_size", "window_size", "attention_chunk_size")
 _TRUNK = [3, 4]
 _TEXTS = [[3, 4, 5, 6, 4], [3, 4, 5, 7, 8, 3], [3, 4, 6, 8]]
@@ -37,7 +39,9 @@ def limits_of(lm: LanguageModel, batch_tokens: int, head: bool) -> Limits:
     windows = [getattr(model.config, name, None) for model in models for name in _WINDOWS]
     bounds = [n for n in (*windows, lm.context, lm.split_at) if isinstance(n, int) and n > 0]
     logits = positions_per_pass(lm) if head else None
-    return Limits(batch_tokens, min(bounds, default=None), lm.split_at, logits)
+    # As of a model whose heads share no keys: where some do, many kernels copy them for each head.
+    keys = min(KEY_BYTES // (2 * model.d * model.dtype.itemsize) for model in models)
+    return Limits(batch_tokens, min(bounds, default=None), lm.split_at, logits, keys)
 
 
 def positions_per_pass(lm: LanguageModel) -> int:

@@ -56,12 +56,15 @@ class Trunk:
 
     @classmethod
     def of_all(cls, parts: "Sequence[Trunk]") -> "Trunk":
-        """The interventions of one part after those of the other."""
+        """The interventions of one part after those of the other. The parts are empty then: so no more than
+        one block's keys and values are there twice."""
         layers: list[tuple[Tensor, Tensor] | None] = []
-        for same in zip(*(part.layers for part in parts), strict=True):
+        for k, same in enumerate(zip(*(part.layers for part in parts), strict=True)):
             there = [layer for layer in same if layer is not None]
             keys, values = zip(*there, strict=True) if there else ((), ())
             layers.append((torch.cat(keys), torch.cat(values)) if there else None)
+            for part in parts:
+                part.layers[k] = None
         return cls(layers)
 
     def above(self, upper: "Trunk", start: int, stop: int) -> "Trunk":

@@ -5,6 +5,7 @@ wanted block hands out a stored residual stream.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from contrans_dist.engine.prefixes import Packed
 from contrans_dist.engine.steer import added
 from contrans_dist.models import LanguageModel
-from contrans_dist.models.passing import first_of, handing, like, replaced, unpacked
+from contrans_dist.models.passing import Stop, first_of, handing, like, replaced, unpacked
 
 Offsets = Mapping[int, Tensor]
 """What one intervention adds at which block: `[d]`, or `[P, d]` with a row for each prompt."""
+
+End = Callable[[LanguageModel, Packed, dict[str, Any], int], Tensor]
+"""`logits`, or `head_inputs`: what a pass is run for."""
 
 
 def lower_states(
@@ -54,8 +58,10 @@ def upper_logits(
     output: object,
     offsets: Sequence[Offsets],
     arguments: dict[str, Any],
+    end: End | None = None,
 ) -> Tensor:
-    """Logits `[C, U, V]` from block k's output on; each intervention's vectors are added to its own rows."""
+    """Logits `[C, U, V]`, or what another `end` gives, from block k's output on; each intervention's vectors
+    are added to its own rows."""
     times, state = len(offsets), first_of(output)
     rows = {
         j: _stacked(offsets, j, lm.d, batch, state)
@@ -65,7 +71,7 @@ def upper_logits(
     passed = {j: handing(lambda state: like(output, state)) for j in range(k)}
     passed[k] = handing(lambda _state: like(output, start))
     with replaced(lm.blocks, passed), added(lm.blocks, rows):
-        return logits(lm, batch, arguments, times)
+        return (end or logits)(lm, batch, arguments, times)
 
 
 def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: Tensor) -> Tensor:
@@ -86,26 +92,60 @@ def logits(lm: LanguageModel, batch: Packed, arguments: dict[str, Any], times: i
     applies. Where `arguments` hold no mask, causal attention is right: under right padding a real position
     never sees the padding.
     """
+    found = _with_head(lm, batch.ids.repeat(times, 1), arguments, _wanted(batch, times))
+    return found.reshape(times, len(batch.rows), -1)
+
+
+def head_inputs(lm: LanguageModel, batch: Packed, arguments: dict[str, Any], times: int = 1) -> Tensor:
+    """What the head is given there, `[times, U, d]`, for `head_logits`: the head does not run."""
+    kept: list[Tensor] = []
+    wanted = _wanted(batch, times)
+
+    def keep(hidden: Tensor) -> Tensor:
+        kept.append(wanted(hidden))
+        raise Stop
+
+    with suppress(Stop):
+        _with_head(lm, batch.ids.repeat(times, 1), arguments, keep)
+    return kept[0].reshape(times, len(batch.rows), -1)
+
+
+def head_logits(lm: LanguageModel, given: Tensor) -> Tensor:
+    """Float32 logits `[1, n, vocabulary]` of what `head_inputs` has kept, `[1, n, d]`: the model runs on one
+    token, whose place at the head this takes."""
+    return _with_head(lm, torch.zeros(1, 1, dtype=torch.int64), {"use_cache": False}, lambda _hidden: given)
+
+
+def _wanted(batch: Packed, times: int) -> Callable[[Tensor], Tensor]:
+    """`[times * B, T, d]` -> `[1, times * U, d]`: the states at the wanted positions."""
+    copies = torch.arange(times).repeat_interleave(len(batch.rows)) * len(batch.ids)
+    rows, columns = copies + batch.rows.repeat(times), batch.columns.repeat(times)
+    return lambda hidden: hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0)
+
+
+def _with_head(
+    lm: LanguageModel, ids: Tensor, arguments: dict[str, Any], chosen: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Float32 logits `[1, n, vocabulary]` by the model's own forward, its head on `chosen(states)`."""
     head = lm.model.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(lm.model).__name__} has no language-model head: load it with its head")
-    copies = torch.arange(times).repeat_interleave(len(batch.rows)) * len(batch.ids)
-    rows, columns = copies + batch.rows.repeat(times), batch.columns.repeat(times)
+    shapes: list[torch.Size] = []
 
-    def gather(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0]
-        places = rows.to(hidden.device), columns.to(hidden.device)
-        return (hidden[places].unsqueeze(0), *args[1:])
+    def choose(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        given = chosen(args[0])
+        shapes.append(given.shape[:2])
+        return (given, *args[1:])
 
-    handle = head.register_forward_pre_hook(gather)
+    handle = head.register_forward_pre_hook(choose)
     try:
         with unpacked():
-            output = lm.model(input_ids=batch.ids.repeat(times, 1).to(lm.device), **arguments)
+            output = lm.model(input_ids=ids.to(lm.device), **arguments)
     finally:
         handle.remove()
     found: Tensor = output.logits
-    if found.shape[:2] != (1, len(rows)):
+    if shapes != [found.shape[:2]]:
         raise ValueError(
             f"{type(lm.model).__name__} computes its logits by another way than its output embeddings"
         )
-    return found.float().reshape(times, len(batch.rows), -1)
+    return found.float()

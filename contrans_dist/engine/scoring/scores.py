@@ -58,6 +58,7 @@ def next_token(
 
     Raises:
         UserError: For an empty or too long prompt, or a vector that does not fit.
+        RunError: Where a single text does not fit into memory.
     """
     wanted = np.asarray(watch, dtype=np.int64)
     ids = torch.as_tensor(np.broadcast_to(wanted, (len(prompts), wanted.shape[-1])).copy())
@@ -99,6 +100,7 @@ def distributions(
 
     Raises:
         UserError: For an empty or too long prompt, or a vector that does not fit.
+        RunError: Where a single text does not fit into memory.
     """
     rows: dict[tuple[int, int], np.ndarray] = {}
     for members, batch, values in run_all(lm, prompts, [1] * len(prompts), interventions, batch_tokens):
@@ -135,6 +137,7 @@ def continuation_logprobs(
     Raises:
         UserError: For an empty prompt or continuation, a pair longer than the model's context, or a vector
             that does not fit.
+        RunError: Where a single text does not fit into memory.
     """
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations")
@@ -144,18 +147,20 @@ def continuation_logprobs(
     # The last token predicts nothing that is asked for: what is run is everything before it.
     sequences = [[*p, *c[:-1]] for p, c in zip(prompts, continuations, strict=True)]
     lengths = [len(c) for c in continuations]
-    tokens: list[list[np.ndarray]] = [[np.empty(0)] * len(prompts) for _ in interventions]
-    greedy = np.zeros((len(interventions), len(prompts)), dtype=bool)
+    tokens = [[np.empty(n, np.float32) for n in lengths] for _ in interventions]
+    greedy = np.ones((len(interventions), len(prompts)), dtype=bool)
     runs = run_all(lm, sequences, lengths, interventions, batch_tokens, share_prefixes)
     for members, batch, values in runs:
-        targets = torch.tensor([t for p in batch.texts for t in continuations[p]], device=values.device)
+        spans = [slice(batch.first, min(lengths[p], batch.first + len(batch.index))) for p in batch.texts]
+        here = list(zip(batch.texts, spans, strict=True))
+        targets = torch.tensor([t for p, span in here for t in continuations[p][span]], device=values.device)
         scores, best = _score_targets(values, batch.index.to(values.device), targets)
-        ends = np.cumsum([lengths[p] for p in batch.texts])[:-1]
+        ends = np.cumsum([span.stop - span.start for span in spans])[:-1]
         for row, c in enumerate(members):
-            for p, part, hit in zip(
-                batch.texts, np.split(scores[row], ends), np.split(best[row], ends), strict=True
-            ):
-                tokens[c][p], greedy[c, p] = part, bool(hit.all())
+            parts = np.split(scores[row], ends), np.split(best[row], ends)
+            for (p, span), part, hit in zip(here, *parts, strict=True):
+                tokens[c][p][span] = part
+                greedy[c, p] &= hit.all()
     sums = np.array([[part.sum(dtype=np.float64) for part in row] for row in tokens])
     return TokenScores(sums.reshape(greedy.shape), tokens, greedy)
 

@@ -5,38 +5,20 @@ for each intervention that adds the same to all prompts. Above its block, one wi
 shares nothing but what prompts with the same vector begin with.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from contrans_dist.console import tell
-from contrans_dist.engine.prefixes import (
-    Group,
-    Limits,
-    Packed,
-    Row,
-    Trunk,
-    can_share,
-    found_in,
-    limits_of,
-    pack,
-    plan_for,
-    positions_per_pass,
-    rows_apart,
-)
-from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache
-from contrans_dist.engine.scoring.forward import Offsets, logits, lower_states, upper_logits
-from contrans_dist.engine.scoring.interventions import (
-    Intervention,
-    by_lowest_block,
-    checked_offsets,
-    per_prompt,
-    same_rows,
-)
+from contrans_dist.engine.prefixes import Packed, Row, can_share, limits_of, plan_for
+from contrans_dist.engine.scoring.forward import Offsets
+from contrans_dist.engine.scoring.interventions import Intervention, checked_offsets, same_rows
+from contrans_dist.engine.scoring.runner import Runner, Texts
+from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
-from contrans_dist.models.passing import first_of, like
 
 
 def run_all(
@@ -48,11 +30,13 @@ def run_all(
     share_prefixes: bool = True,
 ) -> Iterator[tuple[list[int], Packed, Tensor]]:
     """Every sequence under every intervention: (interventions, batch, float32 logits `[C, U, vocabulary]`) at
-    the last `wanted[i]` positions of sequence i, those of several sequences once (`Packed.index`).
+    the last `wanted[i]` positions of sequence i, those of several sequences once (`Packed.index`). Those of a
+    long text come some at a time (`Packed.first`); where memory ran out, some may come again.
 
     Each batch runs once up to the steered blocks, then once more from there for as many interventions as fit
     `batch_tokens` together. The logits stay on the device. To be consumed in inference mode: entered here, a
-    consumer's exception would leave it on. Raises as `checked_offsets`.
+    consumer's exception would leave it on. Raises as `checked_offsets`, and RunError where a single text does
+    not fit into memory.
     """
     if lm.model.training:
         raise ValueError("the model is in training mode: call model.eval(), else dropout makes scores random")
@@ -62,159 +46,67 @@ def run_all(
     batch_tokens = lm.largest_batch(batch_tokens)
     places = [range(len(text) - n, len(text)) for text, n in zip(sequences, wanted, strict=True)]
     own_from = [place.start for place in places]
-    guides, alike = lm.guides or (), same_rows(offsets)
-    share_prefixes = share_prefixes and all(can_share(guide, head=True) for guide in guides)
-    done = 0
+    alike, limits = same_rows(offsets), limits_of(lm, batch_tokens, head=True)
+    share_prefixes = share_prefixes and all(can_share(guide, head=True) for guide in lm.guides or ())
+    done, whole = 0, len(offsets) * sum(wanted)
     for group in plan_for(lm, sequences, own_from, batch_tokens, head=True, share=share_prefixes):
-        texts = _Texts(sequences, places, group, alike, limits_of(lm, batch_tokens, head=True))
-        runner = _Runner(lm, texts, texts.in_common(offsets))
-        guiding = [_Runner(guide, texts, [{}]) for guide in guides]
-        for rows in group.batches:
-            for batch, runs in runner.run(rows):
-                shift = _difference(guiding, batch)
-                for members, values in runs:
-                    if shift is not None:
-                        width = min(values.shape[-1], shift.shape[-1])
-                        values[..., :width] += shift[..., :width].to(values.device)
-                    yield members, batch, values
-                    done += len(members) * len(batch.texts)
-                    tell(done / (len(offsets) * len(sequences)))
+        texts = Texts(sequences, places, group, alike, limits)
+        for members, batch, values in _of_group(lm, texts, offsets):
+            yield members, batch, values
+            done += len(members) * len(batch.index)
+            tell(min(1.0, done / whole))
 
 
-def _difference(guides: "Sequence[_Runner]", batch: Packed) -> Tensor | None:
-    """Logits of a tuned model less those of the plain one, `[1, U, vocabulary]`, for proxy-tuning."""
-    if not guides:
-        return None
-    tuned, plain = (runner.unsteered(batch) for runner in guides)
-    width = min(tuned.shape[-1], plain.shape[-1])  # a head may be padded beyond the vocabulary
-    return tuned[..., :width] - plain[..., :width].to(tuned.device)
+_Run = tuple[list[int], Packed, Tensor]
+"""Interventions, batch, logits `[C, U, vocabulary]`."""
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """One group of prompts."""
-
-    sequences: Sequence[Sequence[int]]
-    places: Sequence[range]
-    """Of each sequence, those whose logits are wanted."""
-    group: Group
-    alike: Sequence[int] | None
-    """As `same_rows` has it."""
-    limits: Limits
-
-    def in_common(self, offsets: Sequence[Offsets]) -> list[Offsets]:
-        """Offsets with a row for each prompt as one for all of the group, where they are that."""
-        if self.alike is None or not self.group.all_alike(self.alike):
-            return list(offsets)
-        first = self.group.texts[0]
-        return [
-            {k: row[first] if row.ndim == 2 else row for k, row in vectors.items()} for vectors in offsets
-        ]
-
-    def apart(self, rows: Sequence[Row]) -> Iterator[Packed]:
-        """The prompts of a batch without a trunk, each row for prompts that get the same."""
-        assert self.alike is not None
-        own_from = [place.start for place in self.places]
-        parts = rows_apart(self.group, rows, self.sequences, own_from, self.alike, self.limits)
-        yield from (pack(part, self.sequences, self.places) for part in parts)
+def _of_group(lm: LanguageModel, texts: Texts, offsets: Sequence[Offsets]) -> Iterator[_Run]:
+    """A group of prompts under all interventions. Where a GPU has not the memory for the trunk's keys and
+    values, under half of the interventions and then the others; at last without the trunk."""
+    left = deque(texts.group.batches)
+    try:
+        yield from _through(lm, texts, offsets, left)
+        return
+    except torch.OutOfMemoryError as error:
+        if not texts.group.shares:
+            longest = max(len(texts.sequences[i]) for rows in left for row in rows for i in row.texts)
+            raise RunError(f"a text of {longest} tokens alone does not fit into memory") from error
+    rest = replace(texts.group, batches=list(left))
+    # Only here, after the exception, is the memory free again.
+    lm.did_not_fit(len(rest.trunk) + rest.batches[0][0].length)
+    if not rest.trunk or len(offsets) == 1:
+        yield from _of_group(lm, replace(texts, group=rest.alone(texts.sequences)), offsets)
+        return
+    numbers, half = range(len(offsets)), len(offsets) // 2
+    for some in (numbers[:half], numbers[half:]):
+        of_half = _of_group(lm, replace(texts, group=rest), offsets[some.start : some.stop])
+        yield from (([some[i] for i in members], batch, values) for members, batch, values in of_half)
 
 
-_Runs = Iterator[tuple[list[int], Tensor]]
-"""Interventions, and their logits `[C, U, vocabulary]`."""
+def _through(
+    lm: LanguageModel, texts: Texts, offsets: Sequence[Offsets], left: deque[list[Row]]
+) -> Iterator[_Run]:
+    """The same with what memory there is; each batch leaves `left` when it is done."""
+    runner = Runner(lm, texts, texts.in_common(offsets))
+    guiding = [Runner(guide, texts, [{}]) for guide in lm.guides or ()]
+    while left:
+        for batch, runs in runner.run(left[0]):
+            pieces: list[tuple[Packed, range | None]]
+            pieces = [(batch.positions_of(some), some) for some in texts.pieces(batch)] or [(batch, None)]
+            of_guides = [guide.unsteered(batch) for guide in guiding]
+            for members, found in runs:
+                for part, places in pieces:
+                    values = runner.logits_of(found, places)
+                    if guiding:
+                        pairs = zip(guiding, of_guides, strict=True)
+                        _guide(values, *(guide.logits_of(given, places) for guide, given in pairs))
+                    yield members, part, values
+        left.popleft()
 
 
-@dataclass
-class _Runner:
-    """One group of prompts under every intervention."""
-
-    lm: LanguageModel
-    texts: _Texts
-    offsets: Sequence[Offsets]
-
-    def __post_init__(self) -> None:
-        steered = by_lowest_block(self.offsets)
-        own = {i for i, vectors in enumerate(self.offsets) if per_prompt(vectors)}
-        self.shared = {k: [i for i in members if i not in own] for k, members in steered.items()}
-        """By block, the interventions that add the same to all prompts."""
-        self.own = {k: [i for i in members if i in own] for k, members in steered.items()}
-        self.lower: Trunk | None = None
-        self.upper: dict[int, Trunk] = {}
-        self.trunk: dict[int, Tensor] = {}
-        """The trunk's residual stream at blocks from which interventions go apart, `[P, d]`."""
-        if self.texts.group.trunk:
-            self._run_trunk(self.texts.group.trunk)
-
-    def _run_trunk(self, ids: Sequence[int]) -> None:
-        """Keys and values of the trunk: below the steered blocks, and above each for its interventions."""
-        # The logits of one position are computed, which nobody reads.
-        trunk = pack([Row((0,), len(ids))], [ids], [[0]])
-        cache = fresh_cache()
-        keeping = as_arguments(self.lm, trunk, keep=cache)
-        states: dict[int, object] = {}
-        if self.shared:
-            states = lower_states(self.lm, trunk, list(self.shared), keeping)
-        else:
-            logits(self.lm, trunk, keeping)
-        self.lower = Trunk.of(cache)
-        self.trunk = {k: first_of(states[k])[0] for k, members in self.own.items() if members}
-        for k, members in self.shared.items():
-            parts = []
-            for chunk in _chunks(members, self.texts.limits.batch_tokens // len(ids)):
-                cache = fresh_cache()
-                keeping = as_arguments(self.lm, trunk, keep=cache)
-                upper_logits(self.lm, trunk, k, states[k], [self.offsets[i] for i in chunk], keeping)
-                parts.append(Trunk.of(cache))
-            self.upper[k] = Trunk.of_all(parts)
-
-    def unsteered(self, batch: Packed) -> Tensor:
-        """`[1, U, vocabulary]`"""
-        return logits(self.lm, batch, as_arguments(self.lm, batch, self.lower if batch.trunk else None))
-
-    def run(self, rows: Sequence[Row]) -> Iterator[tuple[Packed, _Runs]]:
-        """One of the group's batches, as many interventions at once as fit: once for those that add the same
-        to all prompts, and in rows of prompts that get the same for the others."""
-        batch = pack(rows, self.texts.sequences, self.texts.places, len(self.texts.group.trunk))
-        if not self.shared:
-            same = self.unsteered(batch).repeat(len(self.offsets), 1, 1)
-            yield batch, iter([(list(range(len(self.offsets))), same)])
-            return
-        states = lower_states(self.lm, batch, list(self.shared), as_arguments(self.lm, batch, self.lower))
-        yield batch, self._run_shared(batch, states)
-        for whole in self.texts.apart(rows) if any(self.own.values()) else ():
-            yield whole, self._run_own(batch, whole, states)
-
-    def _run_shared(self, batch: Packed, states: Mapping[int, object]) -> _Runs:
-        for k, members in self.shared.items():
-            start = 0
-            for chunk in _chunks(members, self._fit(batch)):
-                trunk = None
-                if self.lower is not None:
-                    trunk = self.lower.above(self.upper[k], start, start + len(chunk))
-                start += len(chunk)
-                yield chunk, self._above(batch, k, states[k], chunk, trunk)
-
-    def _run_own(self, batch: Packed, whole: Packed, states: Mapping[int, object]) -> _Runs:
-        """From the steered blocks on, each prompt's states taken from where the batch has them."""
-        index = found_in(batch, whole)
-        for k, members in self.own.items():
-            if members:
-                flat = first_of(states[k]).flatten(0, 1)
-                known = torch.cat([self.trunk[k], flat]) if k in self.trunk else flat
-                state = like(states[k], known[index.to(known.device)])
-                for chunk in _chunks(members, self._fit(whole)):
-                    yield chunk, self._above(whole, k, state, chunk)
-
-    def _fit(self, batch: Packed) -> int:
-        """How many interventions run at once."""
-        by_tokens = self.texts.limits.batch_tokens // batch.ids.numel()
-        return min(by_tokens, positions_per_pass(self.lm) // len(batch.rows))
-
-    def _above(
-        self, batch: Packed, k: int, output: object, chunk: Sequence[int], trunk: Trunk | None = None
-    ) -> Tensor:
-        arguments = as_arguments(self.lm, batch, trunk, times=len(chunk))
-        return upper_logits(self.lm, batch, k, output, [self.offsets[i] for i in chunk], arguments)
-
-
-def _chunks(members: Sequence[int], fit: int) -> list[list[int]]:
-    return [list(members[start : start + max(1, fit)]) for start in range(0, len(members), max(1, fit))]
+def _guide(values: Tensor, tuned: Tensor, plain: Tensor) -> None:
+    """Adds to logits those of a tuned model less those of the plain one, for proxy-tuning."""
+    # A head may be padded beyond the vocabulary.
+    width = min(each.shape[-1] for each in (values, tuned, plain))
+    values[..., :width] += (tuned[..., :width] - plain[..., :width].to(tuned.device)).to(values.device)
