@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from contrans_dist.console import one_by_one
-from contrans_dist.engine.capture import Activations, canary, capture_ids
+from contrans_dist.engine.capture import Activations, deviation, queue_ids
 from contrans_dist.harvest.runnable import Runnable, SpoiltError, canary_rows
 from contrans_dist.harvest.shard_files import ROW_GROUP, publish_shard
 from contrans_dist.harvest.shards import Shard, ShardReport, Timing
@@ -29,13 +29,14 @@ _T = TypeVar("_T")
 
 
 def timed(work: Callable[[], _T]) -> tuple[_T, float]:
-    """What `work` returns, and the seconds it took."""
-    started = time.monotonic()
-    return work(), time.monotonic() - started
+    """What `work` returns, and when it began."""
+    began = time.monotonic()
+    return work(), began
 
 
 class InTurn:
-    """`timed`, but all in one thread: so one shard is written while the model computes another.
+    """`timed`, but all in one thread: so one shard's rows come to the host and are written while the model
+    computes another.
 
     Not in the shards' own threads under a lock: each thread that runs matrix products gets a set of worker
     threads to itself.
@@ -64,36 +65,43 @@ def compute_shard(
     share an `InTurn` as `run`. Raises SpoiltError, naming rows and block, when half of the activations or
     more are NaN or infinite; nothing is published then.
     """
-    began, capturing = time.monotonic(), 0.0
+    began, captured, worst = time.monotonic(), [], 0.0
     blocks, settings = shard.spec.blocks, shard.spec.capture
     size = piece_rows(len(blocks), shard.spec.d)
 
-    def in_turn(work: Callable[[], _T]) -> _T:
-        nonlocal capturing
-        result, seconds = run(work)
-        capturing += seconds
-        return result
+    def queued(ids: list[list[int]], alone: bool = False) -> Callable[[], Activations]:
+        tokens = 1 if alone else settings.batch_tokens
+        begun, since = run(partial(queue_ids, lm, ids, blocks, settings.position, tokens, not alone))
+
+        def landed() -> Activations:
+            found: Activations = begun.land(lambda work: run(work)[0])
+            captured.append((since, time.monotonic()))
+            return found
+
+        return landed
 
     def pieces(texts: Runnable) -> Iterator[Activations]:
+        nonlocal worst
         for start in one_by_one(range(0, len(texts.ids), size)):
             ids = texts.ids[start : start + size]
-            yield in_turn(partial(capture_ids, lm, ids, blocks, settings.position, settings.batch_tokens))
+            rows, sample = queued(ids), [] if start else canary_rows(len(ids))
+            # Queued with the rows, not once these are there: the devices would stand still between the two.
+            alone = queued([ids[row] for row in sample], alone=True) if sample else None
+            piece = rows()
+            if alone:
+                worst = deviation(alone(), {block: values[sample] for block, values in piece.items()})
+            yield piece
 
     def published(texts: Runnable) -> ShardReport:
         coming = pieces(texts)
-        first, worst = next(coming, _no_activations(blocks, shard.spec.d)), 0.0
-        if texts.ids:
-            sample = canary_rows(len(first.n_tokens))
-            reference = {block: values[sample] for block, values in first.items()}
-            alone = [texts.ids[row] for row in sample]
-            worst = in_turn(partial(canary, lm, alone, reference, settings.position))
+        first = next(coming, _no_activations(blocks, shard.spec.d))
         try:
             return publish_shard(shard, texts, chain([first], coming), worst, str(lm.device))
         except SpoiltError as error:
             return published(texts.without_spoilt(error)[1])
 
     report = published(Runnable.of(lm, rows, settings))
-    return replace(report, timing=Timing(_PROCESS, began, time.monotonic(), capturing))
+    return replace(report, timing=Timing(_PROCESS, began, time.monotonic(), tuple(captured)))
 
 
 def _no_activations(blocks: list[int], d: int) -> Activations:

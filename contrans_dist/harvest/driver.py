@@ -20,7 +20,7 @@ from contrans_dist.distributed.precision import settled
 from contrans_dist.distributed.tasks import on_a_node
 from contrans_dist.distributed.watch import watched
 from contrans_dist.errors import RunError, UserError, first_line
-from contrans_dist.harvest.actors import SLOTS, HarvestActor, SweepActor
+from contrans_dist.harvest.actors import HarvestActor, SweepActor, slots_of
 from contrans_dist.harvest.line import LineActor
 from contrans_dist.harvest.planned_set import PlannedSet, identity_in
 from contrans_dist.harvest.quantization_check import quantization_check
@@ -159,7 +159,7 @@ def _compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clus
                 tasks,
                 size,
                 keep,
-                slots=SLOTS,
+                slots=slots_of(placement, size.gpus),
                 on_progress=besides,
             )
     failures = made.failures | outcome.failures
@@ -218,7 +218,7 @@ def _throughput(
     seconds = time.monotonic() - outcome.began
     tokens = sum(report.facts.tokens for report in made.reports.values())
     timings = [report.timing for report in made.reports.values() if report.timing is not None]
-    capturing = sum(timing.capturing for timing in timings)
+    capturing = sum(map(_covered, _by_process(timings)))
     return {
         "seconds": round(seconds, 3),
         "seconds_starting": round(outcome.began - began, 3),
@@ -236,6 +236,19 @@ def _throughput(
 
 def _at_work(timings: Iterable[Timing]) -> float:
     """Seconds from each process' first shard to its last, summed: it has several at a time."""
-    by_process = groupby(sorted(timings, key=lambda timing: timing.process), lambda timing: timing.process)
-    spans = [list(of_process) for _, of_process in by_process]
+    spans = _by_process(timings)
     return sum(max(timing.ended for timing in span) - min(timing.began for timing in span) for span in spans)
+
+
+def _covered(timings: Sequence[Timing]) -> float:
+    """Seconds in which a process' model had work: devices have that of several shards before them at once."""
+    seconds, until = 0.0, -math.inf
+    for began, ended in sorted(span for timing in timings for span in timing.captured):
+        seconds += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return seconds
+
+
+def _by_process(timings: Iterable[Timing]) -> list[list[Timing]]:
+    by_process = groupby(sorted(timings, key=lambda timing: timing.process), lambda timing: timing.process)
+    return [list(of_process) for _, of_process in by_process]

@@ -63,12 +63,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Timing:
-    """When a process worked on a shard, in seconds of its own clock, and how long its model did."""
+    """When a process worked on a shard, in seconds of its own clock, and when its model did."""
 
     process: str
     began: float
     ended: float
-    capturing: float
+    captured: tuple[tuple[float, float], ...]
+    """From when each of its calls of the model began to when their rows were there."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Proved on pretend devices (`pretend.py`): the engine, the model and accelerate's
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,17 @@ import pytest
 import torch
 from torch import nn
 
-from contrans_dist.config import ModelSettings
-from contrans_dist.engine.capture import Activations, capture_ids, plan_batches
-from contrans_dist.models import LanguageModel, crossing, load_model
+from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.data.texts import text_table
+from contrans_dist.engine.capture import Activations, capture_ids, plan_batches, queue_ids
+from contrans_dist.harvest.compute import compute_shard, timed
+from contrans_dist.harvest.manifest import identity_of
+from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
+from contrans_dist.models import LanguageModel, crossing, load_model, model_facts
 from contrans_dist.models.device_map import spread_blocks
 from contrans_dist.models.loading import describe
 from contrans_dist.models.needs import needs
+from contrans_dist.store.location import Location
 from tests.pretend import Devices, pretend_devices
 from tests.tiny import save_tiny
 
@@ -124,6 +130,43 @@ def test_the_first_device_goes_on_while_the_last_one_works(
     assert set(pipeline.devices.waits) == {"cpu numpy"}
     for block in BLOCKS:
         np.testing.assert_allclose(rows[block], plain[block], rtol=0, atol=1e-5 * np.abs(plain[block]).max())
+
+
+def test_it_goes_on_from_one_call_to_the_next(folder: Path) -> None:
+    """Where each is as little as one batch: a shard of a large model, say."""
+    lm = load_model(str(folder), device="cpu")
+    plain = harvest(lm)
+    with cut(lm, folder) as pipeline:
+        calls = [IDS[i : i + PER_BATCH] for i in range(0, len(IDS), PER_BATCH)]
+        queued = [queue_ids(lm, ids, BLOCKS) for ids in calls]
+        assert pipeline.devices.waits == []
+        rows = [each.land() for each in queued]
+    assert pipeline.overlaps == [True] * (N_BATCHES - AHEAD)
+    for block in BLOCKS:
+        found = np.concatenate([of_call[block] for of_call in rows])
+        np.testing.assert_allclose(found, plain[block], rtol=0, atol=1e-5 * np.abs(plain[block]).max())
+
+
+def test_so_it_does_from_one_shard_to_the_next(folder: Path, tmp_path: Path) -> None:
+    """Each in a thread of its own: they take turns at the model, not at waiting for rows."""
+    lm = load_model(str(folder), device="cpu")
+    table = text_table({"text": ["the boy was happy", "a dog", "She felt sad and afraid", "One day a bird"]})
+    capture, facts = CaptureSettings(shard_size=1, blocks="1,4,7"), model_facts(str(folder))
+    identity = identity_of(ModelSettings(id=str(folder)), facts, capture, BLOCKS, 1, table, "prompts")
+    shards = plan_shards(HarvestSpec(identity, capture, facts.d, Location.parse(tmp_path / "set")))
+    assert 2 * len(shards) == N_BATCHES  # a text, and the same again alone
+    with cut(lm, folder) as pipeline, ThreadPoolExecutor(len(shards)) as slots:
+        # Tensors get to pretended devices in threads that know of these.
+        model = ThreadPoolExecutor(1, initializer=pipeline.devices.__enter__)
+
+        def make(shard: Shard) -> ShardReport:
+            run = partial(model.submit, timed)
+            return compute_shard(lm, shard, table.slice(shard.start, 1), lambda work: run(work).result())
+
+        reports = list(slots.map(make, shards))
+    assert pipeline.overlaps == [True] * (N_BATCHES - AHEAD)
+    assert all(report.facts.canary < 1e-5 for report in reports)
+    assert all(len(report.timing.captured) == 2 for report in reports if report.timing)
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import read_texts
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import planned_set
-from contrans_dist.harvest.actors import HarvestActor
-from contrans_dist.harvest.driver import HarvestJob, harvest, harvest_sets
+from contrans_dist.harvest.actors import HarvestActor, slots_of
+from contrans_dist.harvest.driver import HarvestJob, _covered, harvest, harvest_sets
 from contrans_dist.harvest.request import Request
-from contrans_dist.harvest.shards import HarvestSpec, MadeShards, Shard, plan_shards
+from contrans_dist.harvest.shards import HarvestSpec, MadeShards, Shard, Timing, plan_shards
 from contrans_dist.models import model_facts
+from contrans_dist.models.placement import Placement
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import plain
@@ -554,3 +555,20 @@ def test_what_quantising_costs_is_measured(local: None, texts: str, tmp_path: Pa
         assert check["mean_cosine"][str(block)] == pytest.approx(cosines.mean(), abs=1e-5)
         assert 0.9 < check["worst_cosine"] <= cosines.min() + 1e-5
         assert cosines.mean() < 1 - 1e-7
+
+
+def test_a_gpu_has_more_shards_before_it_than_a_cpu() -> None:
+    """One for each device of a line of them, another to be written; a single one has the next queued."""
+    over = {f"layers.{k}": k // 2 for k in range(8)} | {"norm": 3}
+    assert slots_of(Placement("device-map", "", over), gpus=4.0) == 5
+    assert [slots_of(Placement("resident", ""), gpus) for gpus in (0.0, 0.5, 1.0)] == [2, 3, 3]
+    assert slots_of(Placement("device-map", "", {"layers.0": "cpu", "layers.1": "disk"}), gpus=0.0) == 2
+
+
+def test_seconds_of_several_shards_before_a_device_count_once() -> None:
+    """Against every thousandth of a second looked at."""
+    spans = [((0.0, 0.5), (0.2, 0.9)), ((0.1, 0.3), (1.2, 1.6)), ((1.5, 2.0),)]
+    timings = [Timing("one", 0.0, 2.0, of_shard) for of_shard in spans]
+    flat = [span for of_shard in spans for span in of_shard]
+    busy = sum(any(began <= t / 1000 < ended for began, ended in flat) for t in range(2000))
+    assert _covered(timings) == pytest.approx(busy / 1000)

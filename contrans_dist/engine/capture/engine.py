@@ -1,10 +1,11 @@
 """The loop over batches."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def _run(lm: LanguageModel, groups: Sequence[Group], texts: Prepared, landing: L
                     continue
                 packed = pack(batch, ids, wanted, len(group.trunk))
                 try:
-                    landing.add(packed.texts, gatherer.run(packed, trunk))
+                    landing.add(packed.texts, gatherer.run(packed, trunk), gatherer.ahead)
                     done += len(packed.texts)
                     tell(done / len(ids))
                     continue
@@ -49,7 +50,6 @@ def _run(lm: LanguageModel, groups: Sequence[Group], texts: Prepared, landing: L
                 # Only here, after the exception, has the failed batch let go of its memory.
                 lm.did_not_fit(size)
                 queue.appendleft(batch)
-    landing.land()
 
 
 def _with_trunk(gatherer: Gatherer, group: Group, ids: list[list[int]]) -> tuple[Group, Trunk | None]:
@@ -69,6 +69,53 @@ def _smaller(batch: list[Row], ids: list[list[int]], trunk: int) -> list[list[Ro
         return [batch[:half], batch[half:]]
     texts = batch[0].texts
     return [[Row((i,), len(ids[i]) - trunk)] for i in texts] if len(texts) > 1 else []
+
+
+@dataclass
+class Queued:
+    """Texts whose batches a device has been given, and whose rows come to the host as it is through them."""
+
+    landing: Landing
+    texts: Prepared
+    again: Callable[[list[int]], Activations] | None
+    """Captures the texts of these numbers each by itself; None where that would give nothing else."""
+
+    def land(self, run: Callable[[Callable[[], Activations]], Activations] | None = None) -> Activations:
+        """The rows, once they are there. `run`: what calls what has the model run again, where that must not
+        be done here. Raises as `capture_ids`."""
+        self.landing.land()
+        captured = self.texts.activations(self.landing.arrays)
+        # A NaN reaches what is in the same row through the mask (0 times NaN): each of those again by itself.
+        spoilt = captured.bad_rows() if self.again else []
+        if self.again and spoilt:
+            work = partial(self.again, spoilt)
+            for block, rows in (run(work) if run else work()).items():
+                captured[block][spoilt] = rows
+        return captured
+
+
+def queue_ids(
+    lm: LanguageModel,
+    ids: list[list[int]],
+    blocks: Sequence[int] | str | None = None,
+    position: Position = "last",
+    batch_tokens: int = 4096,
+    share_prefixes: bool = True,
+) -> Queued:
+    """`capture_ids` without the wait for the rows: a device, or several, can be given more meanwhile."""
+    chosen = chosen_blocks(lm, blocks)
+    texts = prepare(lm, ids, position)
+    landing = Landing(chosen, len(ids), lm.d)
+    sharing = share_prefixes and not texts.mean
+    largest = lm.largest_batch(batch_tokens)
+    groups = plan_for(lm, texts.ids, texts.tokens, largest, head=False, share=sharing)
+    _run(lm, groups, texts, landing)
+
+    def again(spoilt: list[int]) -> Activations:
+        alone = [ids[i] for i in spoilt]
+        return capture_ids(lm, alone, chosen, position, batch_tokens, share_prefixes=False)
+
+    return Queued(landing, texts, again if sharing else None)
 
 
 def capture_ids(
@@ -99,22 +146,7 @@ def capture_ids(
             longer than the context.
         RunError: Where a single text does not fit into memory.
     """
-    chosen = chosen_blocks(lm, blocks)
-    texts = prepare(lm, ids, position)
-    landing = Landing(chosen, len(ids), lm.d)
-    sharing = share_prefixes and not texts.mean
-    largest = lm.largest_batch(batch_tokens)
-    groups = plan_for(lm, texts.ids, texts.tokens, largest, head=False, share=sharing)
-    _run(lm, groups, texts, landing)
-    captured = texts.activations(landing.arrays)
-    # A NaN reaches what is in the same row through the mask (0 times NaN): each of those again by itself.
-    spoilt = captured.bad_rows() if sharing else []
-    if spoilt:
-        again = [ids[i] for i in spoilt]
-        alone = capture_ids(lm, again, chosen, position, batch_tokens, share_prefixes=False)
-        for block, rows in alone.items():
-            captured[block][spoilt] = rows
-    return captured
+    return queue_ids(lm, ids, blocks, position, batch_tokens, share_prefixes).land()
 
 
 def capture(

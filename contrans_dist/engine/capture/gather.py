@@ -16,7 +16,8 @@ from contrans_dist.models.crossing import Crossing
 from contrans_dist.models.passing import Stop, first_of, unpacked
 
 _IN_FLIGHT = 4
-"""Batches whose rows may still be on their way to the host: enough to keep a device busy, little memory."""
+"""Batches whose rows may still be on their way to the host, or one more than devices where those are more:
+enough to keep them busy, little memory."""
 
 
 class Gatherer:
@@ -25,6 +26,9 @@ class Gatherer:
     def __init__(self, lm: LanguageModel, blocks: list[int], mean: bool) -> None:
         self.lm, self.blocks, self.mean = lm, blocks, mean
         self.crossing = Crossing(lm.blocks[: blocks[-1] + 1])
+        devices = {device for _, device in self.crossing.blocks}
+        self.ahead = 0 if lm.device.type == "cpu" else max(_IN_FLIGHT, len(devices) + 1)
+        """Batches whose rows may still be on their way; none where nothing is computed meanwhile."""
         self.handles: list[Any] = []
         self.rows: dict[int, torch.Tensor] = {}
         self.places: dict[torch.device, torch.Tensor] = {}
@@ -105,8 +109,9 @@ class Landing:
         self.flying: deque[list[tuple[list[int], list[int], torch.Tensor, torch.Event | None]]] = deque()
         """Of each batch, by device: texts, blocks, and their rows `[blocks, texts, d]`"""
 
-    def add(self, texts: list[int], rows: dict[int, torch.Tensor]) -> None:
-        """Rows of a batch of the texts of these numbers, by block; from each device they go together."""
+    def add(self, texts: list[int], rows: dict[int, torch.Tensor], ahead: int) -> None:
+        """Rows of a batch of the texts of these numbers, by block; from each device they go together. Waits
+        for all batches but the newest `ahead`."""
         by_device: dict[torch.device, list[int]] = {}
         for block in self.arrays:
             by_device.setdefault(rows[block].device, []).append(block)
@@ -116,7 +121,7 @@ class Landing:
                 for blocks in by_device.values()
             ]
         )
-        self.land(_IN_FLIGHT)
+        self.land(ahead)
 
     def land(self, leave: int = 0) -> None:
         """Waits for all batches but the newest `leave`."""
