@@ -1,5 +1,6 @@
 """Batched, steered generation against the model's own `generate`, one prompt, one intervention at a time."""
 
+import warnings
 from itertools import product
 
 import numpy as np
@@ -117,6 +118,19 @@ def test_a_row_for_each_prompt_is_checked_like_a_single_one() -> None:
         checked_offsets(lm, [Intervention("own", {4: rows}, 2.0)], prompts)
     with pytest.raises(UserError, match="299 rows for 300 prompts"):
         checked_offsets(lm, [Intervention("own", {1: rows[1:]}, 2.0)], prompts)
+
+
+def test_a_model_on_one_device_draws_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch warns where the random numbers of several GPUs are set aside that nobody named."""
+    lm = language_model("llama")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = [generate(lm, PROMPTS[:2], max_new_tokens=STEPS, temperature=1.0, seed=s) for s in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:

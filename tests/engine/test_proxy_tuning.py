@@ -123,6 +123,23 @@ def test_generation_adds_the_difference_at_every_step(
     assert got != plain
 
 
+def test_guides_compute_logits_of_the_last_token_alone(
+    three: tuple[LanguageModel, LanguageModel, LanguageModel],
+) -> None:
+    seen: list[int] = []
+    heads = [model.model.get_output_embeddings() for model in three[1:]]
+    handles = [
+        head.register_forward_hook(lambda _m, _args, out: seen.append(out.shape[1]))
+        for head in heads
+        if head is not None
+    ]
+    generate(guided(*three), [[5, 6, 7, 8], [9, 10]], max_new_tokens=3)
+    for handle in handles:
+        handle.remove()
+    assert set(seen) == {1}
+    assert len(seen) == 2 * 3
+
+
 def test_another_vocabulary_is_refused(
     three: tuple[LanguageModel, LanguageModel, LanguageModel],
     tmp_path: Path,

@@ -77,8 +77,7 @@ def generate(
     texts = [[""] * len(prompts) for _ in offsets]
     until = [stop for stop in until if stop]
     pad = _padding(prompts, int(lm.config.vocab_size))
-    with _plain_sampling(lm, max_new_tokens, temperature, pad), torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with _plain_sampling(lm, max_new_tokens, temperature, pad), _seeded(lm.device, seed):
         start = 0
         while start < len(pairs):
             chunk = pairs[start : start + batch_size]
@@ -187,13 +186,15 @@ class _Guides(LogitsProcessor):
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new.shape[1] :]
         logits = []
         for which, guide in enumerate(self.guides):
-            arguments = {"input_ids": new, "attention_mask": mask}
+            arguments, takes = {"input_ids": new, "attention_mask": mask}, signature(guide.model.forward)
             # Models without this argument count positions from the mask.
-            if "position_ids" in signature(guide.model.forward).parameters:
+            if "position_ids" in takes.parameters:
                 arguments["position_ids"] = positions
             output = guide.model(
                 **{name: tensor.to(guide.device) for name, tensor in arguments.items()},
                 **guide.keeping(self.caches[which]),
+                # A prompt's logits at every token can be far larger than all else.
+                **({"logits_to_keep": 1} if "logits_to_keep" in takes.parameters else {}),
             )
             self.caches[which] = output[guide.cache_name]
             logits.append(output.logits[:, -1].float().to(scores.device))
@@ -219,6 +220,18 @@ def _plain_sampling(lm: LanguageModel, max_new_tokens: int, temperature: float, 
         yield
     finally:
         lm.model.generation_config = before
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Numbers drawn on the CPU and on the model's device follow from the seed; no other GPU is touched, and
+    what is drawn elsewhere later is what it would have been."""
+    gpus = [device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
+        yield
 
 
 def _padding(prompts: Sequence[Sequence[int]], vocabulary: int) -> int:
