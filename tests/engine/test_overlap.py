@@ -3,6 +3,7 @@
 Proved on pretend devices (`pretend.py`): the engine, the model and accelerate's hooks are the real ones.
 """
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from torch import nn
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.data.texts import text_table
 from contrans_dist.engine.capture import Activations, capture_ids, plan_batches, queue_ids
+from contrans_dist.engine.scoring import BASE, Intervention, continuation_logprobs, next_token
 from contrans_dist.harvest.compute import compute_shard, timed
 from contrans_dist.harvest.manifest import identity_of
 from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
@@ -160,13 +162,36 @@ def test_so_it_does_from_one_shard_to_the_next(folder: Path, tmp_path: Path) -> 
         model = ThreadPoolExecutor(1, initializer=pipeline.devices.__enter__)
 
         def make(shard: Shard) -> ShardReport:
-            run = partial(model.submit, timed)
-            return compute_shard(lm, shard, table.slice(shard.start, 1), lambda work: run(work).result())
+            rows = table.slice(shard.start, 1)
+            return compute_shard(lm, shard, rows, lambda work: model.submit(timed, work).result())
 
         reports = list(slots.map(make, shards))
     assert pipeline.overlaps == [True] * (N_BATCHES - AHEAD)
     assert all(report.facts.canary < 1e-5 for report in reports)
     assert all(len(report.timing.captured) == 2 for report in reports if report.timing)
+
+
+def test_scoring_waits_for_its_results_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.PATIENCE", 0.0)
+    lm = load_model(str(folder), device="cpu")
+    vector = RNG.standard_normal(lm.d).astype(np.float32)
+    swept = [BASE, Intervention("steered", {4: vector}, 1.0), Intervention("more", {4: vector}, 2.0)]
+    answers = [[5, 6 + i] for i in range(len(IDS))]
+
+    @torch.no_grad()
+    def scored() -> tuple[np.ndarray, np.ndarray]:
+        # Without inference mode, which takes pretended tensors for real ones.
+        next_, continued = (inspect.unwrap(call) for call in (next_token, continuation_logprobs))
+        tokens = next_(lm, IDS, swept, watch=[5, 250], batch_tokens=4 * PER_BATCH * TOKENS)
+        return tokens.logprobs, continued(lm, IDS, answers, swept, batch_tokens=100).sums
+
+    plain = scored()
+    with cut(lm, folder) as pipeline:
+        pipeline.begun = [threading.Event() for _ in range(100)]
+        found = scored()
+    assert set(pipeline.devices.waits) == {"cpu numpy"}
+    for values, expected in zip(found, plain, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

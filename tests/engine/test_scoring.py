@@ -278,7 +278,8 @@ def room_for(lm: LanguageModel, tokens: int) -> Iterator[list[int]]:
         if tried[-1] > tokens:
             raise torch.OutOfMemoryError("pretended")
 
-    handles = [block.mlp.register_forward_pre_hook(full, with_kwargs=True) for block in lm.blocks]
+    inside = [m for name, m in lm.decoder.named_modules() if name.endswith(".mlp")]  # of blocks that run
+    handles = [each.register_forward_pre_hook(full, with_kwargs=True) for each in inside]
     yield tried
     for handle in handles:
         handle.remove()
@@ -289,9 +290,9 @@ def scores_of(
 ) -> tuple[NextToken, TokenScores]:
     own = Intervention("own", {2: np.stack([vec(100 + p % 5) for p in range(len(prompts))])}, 1.5)
     answers, swept = [[8, 9 + p, 10][: 1 + p % 3] for p in range(len(prompts))], [*INTERVENTIONS, own]
-    options = {"batch_tokens": 400, "share_prefixes": share}
-    watched = next_token(lm, prompts, swept, watch=WATCH, **options)
-    return watched, continuation_logprobs(lm, prompts, answers, swept, **options)
+    watched = next_token(lm, prompts, swept, watch=WATCH, batch_tokens=400, share_prefixes=share)
+    scored = continuation_logprobs(lm, prompts, answers, swept, batch_tokens=400, share_prefixes=share)
+    return watched, scored
 
 
 def assert_same(found: tuple[NextToken, TokenScores], expected: tuple[NextToken, TokenScores]) -> None:

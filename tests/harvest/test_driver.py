@@ -559,7 +559,7 @@ def test_what_quantising_costs_is_measured(local: None, texts: str, tmp_path: Pa
 
 def test_a_gpu_has_more_shards_before_it_than_a_cpu() -> None:
     """One for each device of a line of them, another to be written; a single one has the next queued."""
-    over = {f"layers.{k}": k // 2 for k in range(8)} | {"norm": 3}
+    over: dict[str, int | str] = {"norm": 3, **{f"layers.{k}": k // 2 for k in range(8)}}
     assert slots_of(Placement("device-map", "", over), gpus=4.0) == 5
     assert [slots_of(Placement("resident", ""), gpus) for gpus in (0.0, 0.5, 1.0)] == [2, 3, 3]
     assert slots_of(Placement("device-map", "", {"layers.0": "cpu", "layers.1": "disk"}), gpus=0.0) == 2

@@ -112,8 +112,8 @@ def as_arguments(
     named: dict[str, Any] = {"use_cache": False} if cache is None else lm.keeping(cache)
     positions, mask = batch.positions, batch.mask(lm.dtype)
     if positions is not None and mask is not None:
-        if times > 1:
+        positions, mask = (pinned(each).to(lm.device, non_blocking=True) for each in (positions, mask))
+        if times > 1:  # on the device: what is copied there is the smaller
             positions, mask = positions.repeat(times, 1), mask.repeat(times, 1, 1, 1)
-        named["position_ids"] = pinned(positions).to(lm.device, non_blocking=True)
-        named["attention_mask"] = pinned(mask).to(lm.device, non_blocking=True)
+        named["position_ids"], named["attention_mask"] = positions, mask
     return named

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from contrans_dist.engine.prefixes import Packed
+from contrans_dist.engine.prefixes.trunks import pinned
 from contrans_dist.engine.steer import added
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.passing import Stop, first_of, handing, like, replaced, unpacked
@@ -81,7 +82,7 @@ def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: T
         offset = vectors.get(k, torch.zeros(d))
         # With a vector for each prompt, those of a row have the same.
         rows.append(offset[batch.firsts] if offset.ndim == 2 else offset.expand(len(batch.ids), d))
-    return torch.cat(rows).to(device=state.device, dtype=state.dtype)
+    return pinned(torch.cat(rows).to(state.dtype)).to(state.device, non_blocking=True)
 
 
 def logits(lm: LanguageModel, batch: Packed, arguments: dict[str, Any], times: int = 1) -> Tensor:
@@ -119,8 +120,13 @@ def head_logits(lm: LanguageModel, given: Tensor) -> Tensor:
 def _wanted(batch: Packed, times: int) -> Callable[[Tensor], Tensor]:
     """`[times * B, T, d]` -> `[1, times * U, d]`: the states at the wanted positions."""
     copies = torch.arange(times).repeat_interleave(len(batch.rows)) * len(batch.ids)
-    rows, columns = copies + batch.rows.repeat(times), batch.columns.repeat(times)
-    return lambda hidden: hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0)
+    places = pinned(torch.stack([copies + batch.rows.repeat(times), batch.columns.repeat(times)]))
+
+    def wanted(hidden: Tensor) -> Tensor:
+        rows, columns = places.to(hidden.device, non_blocking=True)
+        return hidden[rows, columns].unsqueeze(0)
+
+    return wanted
 
 
 def _with_head(
@@ -140,7 +146,7 @@ def _with_head(
     handle = head.register_forward_pre_hook(choose)
     try:
         with unpacked():
-            output = lm.model(input_ids=ids.to(lm.device), **arguments)
+            output = lm.model(input_ids=pinned(ids).to(lm.device, non_blocking=True), **arguments)
     finally:
         handle.remove()
     found: Tensor = output.logits

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contrans_dist.engine.capture.gather import to_host
+from contrans_dist.engine.prefixes.trunks import pinned
 from contrans_dist.engine.scoring.interventions import Intervention
 from contrans_dist.engine.scoring.sharing import run_all
 from contrans_dist.errors import UserError
@@ -68,14 +70,13 @@ def next_token(
     logprobs = np.zeros_like(logits)
     runs = run_all(lm, prompts, [1] * len(prompts), interventions, batch_tokens, share_prefixes)
     for members, batch, values in runs:
-        index, watch_here = (tensor.to(values.device) for tensor in (batch.index, ids[batch.texts]))
+        index, watch_here = _beside(values, batch.index, ids[batch.texts])
         watched = values[:, index[:, None], watch_here]
         place = np.ix_(members, batch.texts)
         best = values.argmax(dim=2, keepdim=True)
-        argmax[place] = best[:, index, 0].cpu().numpy()
-        logits[place] = watched.cpu().numpy()
         total = _logsumexp_(values, values.gather(2, best))
-        logprobs[place] = (watched - total[:, index]).cpu().numpy()
+        found = _on_host(best[:, index, 0], watched, watched - total[:, index])
+        argmax[place], logits[place], logprobs[place] = found
     return NextToken(argmax, logits, logprobs)
 
 
@@ -153,8 +154,8 @@ def continuation_logprobs(
     for members, batch, values in runs:
         spans = [slice(batch.first, min(lengths[p], batch.first + len(batch.index))) for p in batch.texts]
         here = list(zip(batch.texts, spans, strict=True))
-        targets = torch.tensor([t for p, span in here for t in continuations[p][span]], device=values.device)
-        scores, best = _score_targets(values, batch.index.to(values.device), targets)
+        targets = torch.tensor([t for p, span in here for t in continuations[p][span]])
+        scores, best = _score_targets(values, *_beside(values, batch.index, targets))
         ends = np.cumsum([span.stop - span.start for span in spans])[:-1]
         for row, c in enumerate(members):
             parts = np.split(scores[row], ends), np.split(best[row], ends)
@@ -170,8 +171,22 @@ def _score_targets(values: Tensor, index: Tensor, targets: Tensor) -> tuple[np.n
     whether it scores highest there."""
     chosen = values[:, index, targets]
     best = values.amax(dim=2, keepdim=True)
-    hits = (chosen >= best[:, index, 0]).cpu().numpy()
-    return (chosen - _logsumexp_(values, best)[:, index, 0]).cpu().numpy(), hits
+    hits = chosen >= best[:, index, 0]
+    scores, hit = _on_host(chosen - _logsumexp_(values, best)[:, index, 0], hits)
+    return scores, hit
+
+
+def _beside(values: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Tensors on the device of the logits; the host does not wait."""
+    return [pinned(tensor).to(values.device, non_blocking=True) for tensor in tensors]
+
+
+def _on_host(*tensors: Tensor) -> list[np.ndarray]:
+    """Tensors of one device, for which the host waits once."""
+    copies, events = zip(*map(to_host, tensors), strict=True)
+    if events[-1] is not None:
+        events[-1].synchronize()
+    return [copy.numpy() for copy in copies]
 
 
 def _logsumexp_(values: Tensor, largest: Tensor) -> Tensor:
