@@ -12,6 +12,7 @@ from contrans_dist.distributed.cluster import Replicas, replicas
 from contrans_dist.distributed.nodes import Node
 from contrans_dist.engine.capture.streamed import MEMORY
 from contrans_dist.errors import UserError
+from contrans_dist.harvest.actors import slots_of
 from contrans_dist.models import CPU_TOKENS, DTYPES
 from contrans_dist.models.classifier import BATCH_SIZE
 from contrans_dist.models.devices import host_memory
@@ -84,12 +85,12 @@ class Placing:
     def harvesters(
         self, model: PlannedModel, highest: int, batch_tokens: int, rows: int, tokens: int
     ) -> ActorNeeds:
-        """Actors of a harvest up to a block. `rows`: bytes of captured rows in memory; `tokens`: those whose
-        states a streamed model keeps."""
+        """Actors of a harvest up to a block. `rows`: bytes in memory of the captured rows of each shard that
+        an actor has; `tokens`: those whose states a streamed model keeps."""
         gpus, placement = self._placed((model,), highest, False, batch_tokens)
         batch = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
         need = model.needs(highest, False, batch, placement.narrow)
-        memory = rows
+        memory = slots_of(placement, gpus) * rows
         if placement.kind == "stream":
             states = min(MEMORY, tokens * model.d * DTYPES[model.dtype].itemsize)
             memory += max(need.embedding, 2 * need.largest_block) + need.activations + states

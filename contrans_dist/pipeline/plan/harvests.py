@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from contrans_dist.engine.capture.batches import prepare
-from contrans_dist.harvest.actors import SLOTS
 from contrans_dist.harvest.compute import piece_rows
 from contrans_dist.harvest.runnable import canary_rows, token_ids
 from contrans_dist.harvest.shards import row_ranges, rows_per_shard
@@ -16,8 +15,6 @@ _STORED = {"float32": 0.90, "bfloat16": 0.70, "float16": 0.75}
 """Bytes on disk for a raw float32 byte of activations, measured."""
 _ROW_BYTES = 60
 """Of a row besides its text and activations."""
-_HELD = 2 * SLOTS
-"""Captured pieces in memory: of each shard that an actor has, once as captured and once as it is written."""
 
 
 def harvest_stages(run: PlannedRun) -> Iterator[Stage]:
@@ -39,7 +36,8 @@ def harvest_stages(run: PlannedRun) -> Iterator[Stage]:
         rows = min(rows_per_shard(longest, len(blocks), model.d, None), piece)
         tokens = sum(sum(texts.lengths) for texts in prepared.values())
         batch_tokens = run.recipe.batch_tokens
-        actors = run.placing.harvesters(model, max(blocks), batch_tokens, _HELD * rows * row_bytes, tokens)
+        held = 2 * rows * row_bytes  # once as captured, and once as they are written
+        actors = run.placing.harvesters(model, max(blocks), batch_tokens, held, tokens)
         most = actors.batch(batch_tokens)
         for what, texts in prepared.items():
             ids, own_from, n_texts = texts.ids, texts.tokens, len(texts.ids)
