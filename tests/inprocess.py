@@ -28,8 +28,7 @@ def ray_here(*modules: ModuleType) -> Iterator[None]:
     handlers = list(logger.handlers)
     here = SimpleNamespace(
         remote=_remote, put=_carried, get=_get, wait=_wait, kill=lambda _actor, no_restart: None,
-        is_initialized=ray.is_initialized, nodes=ray.nodes, get_runtime_context=ray.get_runtime_context,
-        cluster_resources=ray.cluster_resources,
+        is_initialized=ray.is_initialized, cluster_resources=ray.cluster_resources,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for module in modules or (actors, answers, crew, pool, tasks):

@@ -1,5 +1,6 @@
 """What a harvest must hold, by transformers alone, and a reader of it that is not ours."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from contrans_dist.engine.capture import capture_ids, deviation
+from contrans_dist.engine.capture.batches import Position
 from contrans_dist.models import LanguageModel
 from tests.tiny import CONTEXT
 
@@ -65,3 +68,22 @@ def continued(tokenizer, prompt: list[int], new: list[int]) -> str:
     while same < min(len(both), len(before)) and both[same] == before[same]:
         same += 1
     return both[same:]
+
+
+def canary(
+    lm: LanguageModel,
+    ids: list[list[int]],
+    reference: Mapping[int, np.ndarray],
+    position: Position = "last",
+) -> float:
+    """Worst `deviation` between captured rows and those of the same texts run again, each alone.
+
+    Args:
+        lm: The model.
+        ids: Token ids of each text.
+        reference: The captured rows, `{block: float32 [n_texts, d]}`.
+        position: The position that they were taken from.
+    """
+    blocks = sorted(reference)
+    alone = capture_ids(lm, ids, blocks, position, batch_tokens=1, share_prefixes=False)
+    return deviation(alone, reference)

@@ -12,7 +12,7 @@ from contrans_dist.console import note
 from contrans_dist.distributed.actors import let_go
 from contrans_dist.distributed.answers import answer, value
 from contrans_dist.distributed.cluster import Hope, Replicas, need_ray, surroundings, too_small
-from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes
+from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes, node_here
 from contrans_dist.errors import RunError, UserError, first_line
 
 _LATER_SECONDS = 30.0
@@ -45,8 +45,7 @@ def _alone() -> bool:
     """Whether this is the only node: a process of its own would take seconds to start and win nothing."""
     if not ray.is_initialized():
         return True
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    return bool(nodes == [ray.get_runtime_context().get_node_id()])
+    return [node.id for node in alive_nodes()] == [node_here()]
 
 
 def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:

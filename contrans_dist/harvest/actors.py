@@ -16,16 +16,13 @@ from contrans_dist.models import LanguageModel
 from contrans_dist.models.placement import Placement, load_placed
 from contrans_dist.models.streaming import open_streamed
 
-SLOTS = 2
-"""Shards that a resident model's actor has at a time on a CPU: one is written while the model computes the
-other."""
-
 
 def slots_of(placement: Placement, gpus: float) -> int:
-    """How many a resident model's actor has on so many GPUs: beside those that are written, one for each GPU
-    that the model lies over, and at least two, so that one is queued while another is computed."""
+    """Shards that a resident model's actor has at a time on so many GPUs: beside one that is written, one for
+    each GPU that the model lies over, and at least two, so that one is queued while another is computed. On a
+    CPU one is written while the model computes the other."""
     over = {place for place in (placement.device_map or {}).values() if isinstance(place, int)}
-    return max(len(over), 2) + 1 if gpus else SLOTS
+    return max(len(over), 2) + 1 if gpus else 2
 
 
 class Notes(logging.Handler):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from contrans_dist.engine.capture import canary, capture, capture_ids, plan_batches, truncate
+from contrans_dist.engine.capture import capture, capture_ids, plan_batches, truncate
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import LanguageModel, encode_many, load_model, wrap_model
 from tests.tiny import ARCHITECTURES, CONTEXT, save_tiny, tiny_model, tiny_tokenizer
-from tests.truth import block_states
+from tests.truth import block_states, canary
 
 LENGTHS = [7, 100, 1, 3, 40, 2, 13, 5, 60, 21, 8, 7]
 

@@ -27,7 +27,7 @@ from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
 from contrans_dist.benchmarks.truthfulqa import TruthfulQAEvaluation
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.data.texts import read_texts
-from contrans_dist.engine.capture import canary, capture_ids
+from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.prefixes import can_share
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.evaluation.actors import Meter
@@ -38,6 +38,7 @@ from contrans_dist.pipeline.plan.models import PlannedModel
 from tests.benchmarks.test_behaviours import FOUR, TWO
 from tests.sets import write_lines
 from tests.tiny import save_tiny
+from tests.truth import canary
 
 CONCEPTS = ["happy", "sad", "angry"]
 WORDS = ["the", "boy", "was", "happy", "sad", "angry", "afraid", "dog", "cat", "tree", "ball", "forest"]

@@ -6,12 +6,10 @@ hook, so that the states of all other tokens never leave it, and each batch make
 
 from contrans_dist.engine.capture.activations import Activations
 from contrans_dist.engine.capture.batches import plan_batches, prepare, truncate
-from contrans_dist.engine.capture.engine import Queued, canary, capture, capture_ids, deviation, queue_ids
+from contrans_dist.engine.capture.engine import capture, capture_ids, deviation, queue_ids
 
 __all__ = [
     "Activations",
-    "Queued",
-    "canary",
     "capture",
     "capture_ids",
     "deviation",

@@ -192,25 +192,6 @@ def capture(
     return replace(activations, truncated=cut, text_ids=ours, n_blocks=lm.n_blocks)
 
 
-def canary(
-    lm: LanguageModel,
-    ids: list[list[int]],
-    reference: Mapping[int, np.ndarray],
-    position: Position = "last",
-) -> float:
-    """Worst `deviation` between captured rows and those of the same texts run again, each alone.
-
-    Args:
-        lm: The model.
-        ids: Token ids of each text.
-        reference: The captured rows, `{block: float32 [n_texts, d]}`.
-        position: The position that they were taken from.
-    """
-    blocks = sorted(reference)
-    alone = capture_ids(lm, ids, blocks, position, batch_tokens=1, share_prefixes=False)
-    return deviation(alone, reference)
-
-
 def deviation(rows: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> float:
     """Worst max|a - b| / max|a| over a row, between rows `{block: [n_texts, d]}` and a reference."""
     worst = 0.0
