@@ -250,15 +250,15 @@ class Crew:
         if not worker.ending:
             self.outcome.lost_actors += 1
             watch().lost_actor([task.name for task in lost])
-            note(f"an actor was lost at {', '.join(task.name for task in lost)}; another goes on with that")
+            note(f"an actor was lost at {', '.join(task.name for task in lost)}; another goes on")
         if gone and worker.actor is not None:
             self._drop(worker)
         if worker.up:
             self.rest(worker)
         for task in lost:
-            self.fail(task, f"the actor died: {reason}")
+            self.fail(task, f"the actor died: {reason}", died=True)
 
-    def fail(self, task: Task, reason: str) -> None:
+    def fail(self, task: Task, reason: str, died: bool = False) -> None:
         """Count a failure of a task; it is given out again, unless that was its last attempt or another actor
         has it."""
         if task.name in self.settled:
@@ -267,11 +267,13 @@ class Crew:
         others = [given.task for worker in self.workers for given in worker.running.values()]
         if any(other.name == task.name for other in [*self.queue, *others]):
             return
-        if self.attempts[task.name] < MAX_ATTEMPTS:
+        if self.attempts[task.name] < task.attempts:
             self.queue.append(task)
         else:
             self.settled.add(task.name)
             self.outcome.failures[task.name] = reason
+            if died:
+                self.outcome.deaths.add(task.name)
             watch().gave_up(task.name, reason)
 
     @property

@@ -87,7 +87,7 @@ class InProcess:
                         unanswered += 1
                         if unanswered >= MAX_ATTEMPTS:  # each waited for minutes
                             raise
-                    if attempts[task.name] < MAX_ATTEMPTS:
+                    if attempts[task.name] < task.attempts:
                         left.append(task)
                     else:
                         outcome.failures[task.name] = first_line(error)

@@ -16,6 +16,8 @@ class Task:
     payload: Any
     size: float = 1.0
     """How much work it is, in a unit that all tasks of the call have."""
+    attempts: int = MAX_ATTEMPTS
+    """After so many failures it is given up."""
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Outcome:
 
     failures: dict[str, str] = field(default_factory=dict)
     """Task name to the reason of its last failure."""
+    deaths: set[str] = field(default_factory=set)
+    """Those of them at which an actor died last."""
     lost_actors: int = 0
     began: float = 0.0
     """When the first actor was up, by `time.monotonic`."""

@@ -4,13 +4,11 @@ a time."""
 import logging
 import threading
 
-import pyarrow as pa
-
 from contrans_dist.config import ModelSettings
 from contrans_dist.console import listening
 from contrans_dist.errors import RunError
-from contrans_dist.harvest.compute import InTurn, compute_shard
-from contrans_dist.harvest.shards import MadeShards, Shard
+from contrans_dist.harvest.compute import InTurn, compute_shard, try_texts
+from contrans_dist.harvest.shards import MadeShards, Shard, ShardTask
 from contrans_dist.harvest.sweep import SweepTask, run_sweep
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.placement import Placement, load_placed
@@ -69,17 +67,20 @@ class HarvestActor:
         self.through: dict[str, float] = {}
         self.notes = Notes()
 
-    def run(self, task: tuple[Shard, pa.Table]) -> MadeShards:
-        """Make a shard of its rows of the input."""
-        shard, rows = task
+    def run(self, task: ShardTask) -> MadeShards:
+        """Make a shard, or try some of its texts."""
+        shard = task.shard
         check_dtype(self.lm, shard)
+        if task.trial:
+            try_texts(self.lm, shard, task.rows, self.in_turn)
+            return MadeShards()
 
         def told(share: float) -> None:
             self.through[shard.address] = share * shard.rows
 
         try:
             with listening(told):
-                report = compute_shard(self.lm, shard, rows, self.in_turn)
+                report = compute_shard(self.lm, shard, task.rows, self.in_turn, task.fatal)
         finally:
             self.through.pop(shard.address, None)
         return MadeShards({shard.address: report}, notes=self.notes.taken())

@@ -2,12 +2,13 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -56,52 +57,73 @@ def piece_rows(n_blocks: int, d: int) -> int:
     return -(-rows // ROW_GROUP) * ROW_GROUP
 
 
-def compute_shard(
-    lm: LanguageModel, shard: Shard, rows: pa.Table, run: Callable[..., Any] = timed
-) -> ShardReport:
-    """Run the shard's texts (its rows of the input) through the model and publish its file.
+class _Passes:
+    """What it takes to run a shard's texts through the model, piece by piece."""
 
-    A text that cannot be run is left out, and the shard says so. Shards that are computed in several threads
-    share an `InTurn` as `run`. Raises SpoiltError, naming rows and block, when half of the activations or
-    more are NaN or infinite; nothing is published then.
-    """
-    began, captured, worst = time.monotonic(), [], 0.0
-    blocks, settings = shard.spec.blocks, shard.spec.capture
-    size = piece_rows(len(blocks), shard.spec.d)
+    def __init__(self, lm: LanguageModel, shard: Shard, run: Callable[..., Any]) -> None:
+        self.lm, self.run = lm, run
+        self.blocks, self.settings, self.d = shard.spec.blocks, shard.spec.capture, shard.spec.d
+        self.captured: list[tuple[float, float]] = []
+        self.worst = 0.0
+        """Deviation of a canary."""
 
-    def queued(ids: list[list[int]], alone: bool = False) -> Callable[[], Activations]:
-        tokens = 1 if alone else settings.batch_tokens
-        begun, since = run(partial(queue_ids, lm, ids, blocks, settings.position, tokens, not alone))
+    def _queued(self, ids: list[list[int]], alone: bool = False) -> Callable[[], Activations]:
+        tokens = 1 if alone else self.settings.batch_tokens
+        queue = partial(queue_ids, self.lm, ids, self.blocks, self.settings.position, tokens, not alone)
+        begun, since = self.run(queue)
 
         def landed() -> Activations:
-            found: Activations = begun.land(lambda work: run(work)[0])
-            captured.append((since, time.monotonic()))
+            found: Activations = begun.land(lambda work: self.run(work)[0])
+            self.captured.append((since, time.monotonic()))
             return found
 
         return landed
 
-    def pieces(texts: Runnable) -> Iterator[Activations]:
-        nonlocal worst
+    def pieces(self, texts: Runnable) -> Iterator[Activations]:
+        """The texts' activations, in order."""
+        size = piece_rows(len(self.blocks), self.d)
         for start in one_by_one(range(0, len(texts.ids), size)):
             ids = texts.ids[start : start + size]
-            rows, sample = queued(ids), [] if start else canary_rows(len(ids))
+            rows, sample = self._queued(ids), [] if start else canary_rows(len(ids))
             # Queued with the rows, not once these are there: the devices would stand still between the two.
-            alone = queued([ids[row] for row in sample], alone=True) if sample else None
+            alone = self._queued([ids[row] for row in sample], alone=True) if sample else None
             piece = rows()
             if alone:
-                worst = deviation(alone(), {block: values[sample] for block, values in piece.items()})
+                self.worst = deviation(alone(), {block: values[sample] for block, values in piece.items()})
             yield piece
 
+
+def compute_shard(
+    lm: LanguageModel,
+    shard: Shard,
+    rows: pa.Table,
+    run: Callable[..., Any] = timed,
+    fatal: Mapping[int, str] = MappingProxyType({}),
+) -> ShardReport:
+    """Run the shard's texts (its rows of the input) through the model and publish its file.
+
+    A text that cannot be run is left out, and the shard says so; so are `fatal` ones, by row of the input.
+    Shards that are computed in several threads share an `InTurn` as `run`. Raises SpoiltError, naming rows
+    and block, when half of the activations or more are NaN or infinite; nothing is published then.
+    """
+    began, passes = time.monotonic(), _Passes(lm, shard, run)
+
     def published(texts: Runnable) -> ShardReport:
-        coming = pieces(texts)
-        first = next(coming, _no_activations(blocks, shard.spec.d))
+        coming = passes.pieces(texts)
+        first = next(coming, _no_activations(passes.blocks, passes.d))
         try:
-            return publish_shard(shard, texts, chain([first], coming), worst, str(lm.device))
+            return publish_shard(shard, texts, chain([first], coming), passes.worst, str(lm.device))
         except SpoiltError as error:
             return published(texts.without_spoilt(error)[1])
 
-    report = published(Runnable.of(lm, rows, settings))
-    return replace(report, timing=Timing(_PROCESS, began, time.monotonic(), tuple(captured)))
+    report = published(Runnable.of(lm, rows, passes.settings, fatal))
+    return replace(report, timing=Timing(_PROCESS, began, time.monotonic(), tuple(passes.captured)))
+
+
+def try_texts(lm: LanguageModel, shard: Shard, rows: pa.Table, run: Callable[..., Any] = timed) -> None:
+    """Run some of the shard's texts, and keep nothing: who asks wants to know whether this process lives."""
+    for _ in _Passes(lm, shard, run).pieces(Runnable.of(lm, rows, shard.spec.capture)):
+        pass
 
 
 def _no_activations(blocks: list[int], d: int) -> Activations:

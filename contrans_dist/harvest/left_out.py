@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from contrans_dist.console import note
 from contrans_dist.errors import RunError, UserError
+from contrans_dist.harvest.runnable import FATAL, SPOILT
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import Skipped
 
@@ -19,7 +20,8 @@ def check_left_out(
 ) -> None:
     """Say which of the texts are left out of the set, where that is accepted.
 
-    Raises UserError otherwise, RunError where what is wrong with them is NaN or infinity.
+    Raises UserError otherwise, RunError where all that is wrong with them is NaN or infinity, or that their
+    process dies.
     """
     if not skipped:
         return
@@ -30,7 +32,7 @@ def check_left_out(
         note(f"{told}; they are left out")
         return
     way_out = "; the others are done: --skip-bad leaves these out" if len(skipped) < texts.num_rows else ""
-    failed = all(text.reason.startswith("NaN") for text in skipped)
+    failed = all(text.reason.startswith((FATAL, SPOILT)) for text in skipped)
     raise (RunError if failed else UserError)(told + way_out)
 
 

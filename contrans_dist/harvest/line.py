@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,7 +17,7 @@ from contrans_dist.engine.capture.streamed import Batch
 from contrans_dist.harvest.actors import Notes, check_dtype
 from contrans_dist.harvest.compute import InTurn
 from contrans_dist.harvest.shard_plan import ShardPlan
-from contrans_dist.harvest.shards import MadeShards, Shard
+from contrans_dist.harvest.shards import MadeShards, Shard, ShardTask
 from contrans_dist.models.streaming import open_streamed
 
 Blocks = tuple[int, int]
@@ -77,13 +76,15 @@ class LineActor(StageActor):
         self.through: dict[str, float] = {}
         self.notes = Notes()
 
-    def run(self, task: tuple[Shard, pa.Table]) -> MadeShards:  # type: ignore[override]
-        """Make a shard of its rows of the input."""
-        shard, rows = task
+    def run(self, task: ShardTask) -> MadeShards:  # type: ignore[override]
+        """Make a shard, or try some of its texts."""
+        shard = task.shard
         check_dtype(self.stage.model.lm, shard)
-        plan = ShardPlan.of(self.stage.model.lm, shard, rows)
+        plan = ShardPlan.of(self.stage.model.lm, shard, task.rows, fatal=task.fatal)
         try:
             made = {k: RowArrays(values) for k, values in self._rows(shard, plan.batches).items()}
+            if task.trial:
+                return MadeShards()
             # Where no text of the shard can be run, no stage has rows.
             rows_of = {k: RowArrays.empty(0, shard.spec.d) for k in shard.spec.blocks} | made
             report = plan.publish(rows_of, str(self.stage.model.device))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from contrans_dist.models import LanguageModel, encode_many, unusable
 from contrans_dist.store.manifest import Skipped
 
 _TWO_CANARIES = 256
-_SPOILT = "NaN or infinity, "
+FATAL = "its process died"
+SPOILT = "NaN or infinity, "
+"""How reasons begin why a text is left out that only running it shows."""
 
 
 def canary_rows(rows: int) -> list[int]:
@@ -37,7 +40,7 @@ class SpoiltError(RunError):
 
     def __init__(self, where: str, rows: dict[int, str]) -> None:
         named = ", ".join(map(str, list(rows)[:5]))
-        told = next(iter(rows.values())).removeprefix(_SPOILT)
+        told = next(iter(rows.values())).removeprefix(SPOILT)
         super().__init__(f"{where}: {len(rows)} rows hold NaN or infinity (row {named}; {told})")
         self.where, self.rows = where, rows
         """Why, by number of the row in the input."""
@@ -51,7 +54,7 @@ def spoilt_rows(rows: pa.Table, captured: Activations) -> dict[int, str]:
     bad = captured.bad_rows()
     if not bad:
         return {}
-    reason = f"{_SPOILT}first at block {captured.first_bad_block()} (try dtype float32 or bfloat16)"
+    reason = f"{SPOILT}first at block {captured.first_bad_block()} (try dtype float32 or bfloat16)"
     numbers = rows.column("row").to_pylist()
     return {numbers[row]: reason for row in bad}
 
@@ -68,8 +71,14 @@ class Runnable:
     """Those that cannot be run: each of these would fail by itself."""
 
     @classmethod
-    def of(cls, lm: LanguageModel, rows: pa.Table, settings: CaptureSettings) -> "Runnable":
-        """Of these rows of the input."""
+    def of(
+        cls,
+        lm: LanguageModel,
+        rows: pa.Table,
+        settings: CaptureSettings,
+        fatal: Mapping[int, str] = MappingProxyType({}),
+    ) -> "Runnable":
+        """Of these rows of the input, without the `fatal` ones: why, by number of the row."""
         ids, cut = token_ids(lm, rows, settings)
         position, numbers = parse_position(settings.position), rows.column("row").to_pylist()
         reasons = {
@@ -77,7 +86,7 @@ class Runnable:
             for row, text in zip(numbers, ids, strict=True)
         }
         bad = {row: reason for row, reason in reasons.items() if reason is not None}
-        return cls(rows, ids, frozenset(numbers[place] for place in cut))._without(bad)[1]
+        return cls(rows, ids, frozenset(numbers[place] for place in cut))._without(bad | dict(fatal))[1]
 
     def without_spoilt(self, error: SpoiltError) -> "tuple[list[int], Runnable]":
         """The places of the texts that are left, and these alone. Raises the error unless they are more than

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -36,9 +37,16 @@ class ShardPlan:
     alone: Plan
 
     @classmethod
-    def of(cls, lm: LanguageModel, shard: Shard, rows: pa.Table, place: int = 0) -> "ShardPlan":
+    def of(
+        cls,
+        lm: LanguageModel,
+        shard: Shard,
+        rows: pa.Table,
+        place: int = 0,
+        fatal: Mapping[int, str] = MappingProxyType({}),
+    ) -> "ShardPlan":
         settings, blocks = shard.spec.capture, shard.spec.blocks
-        runnable = Runnable.of(lm, rows, settings)
+        runnable = Runnable.of(lm, rows, settings, fatal)
         sample = canary_rows(len(runnable.ids)) if runnable.ids else []
 
         def plan(ids: list[list[int]], batch_tokens: int, place: int) -> Plan:

@@ -1,9 +1,11 @@
 """The shards of a set: which rows each holds, as what it is harvested, and what became of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from contrans_dist.config import CaptureSettings
@@ -59,6 +61,22 @@ class Shard:
     def address(self) -> str:
         """Its file's, which no other shard of a harvest of several sets has."""
         return str(self.location)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard that one actor makes of its rows of the input."""
+
+    shard: Shard
+    rows: pa.Table
+    fatal: Mapping[int, str] = field(default_factory=dict)
+    """Which of them are left out, by number in the input, as a process died at each; and what of."""
+    trial: bool = False
+    """Run these rows, which may be some of the shard's, and keep nothing."""
+
+    @property
+    def texts(self) -> int:
+        return int(self.rows.num_rows)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class SweepTask:
     shards: list[tuple[Shard, pa.Table]]
     """Each with its rows of the input."""
 
+    @property
+    def texts(self) -> int:
+        return sum(shard.rows for shard, _ in self.shards)
+
 
 def plan_sweeps(shards: Sequence[Shard], sweeps: int) -> dict[str, set[str]]:
     """The addresses of the shards of each sweep, by its key: about as many rows each.

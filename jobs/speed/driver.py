@@ -22,7 +22,7 @@ from contrans_dist.distributed.cluster import Replicas, connected
 from contrans_dist.distributed.nodes import Node
 from contrans_dist.distributed.pool import Task, _run
 from contrans_dist.engine.capture import Activations
-from contrans_dist.harvest.driver import _tasks
+from contrans_dist.harvest.missing import tasks_of
 from contrans_dist.harvest.planned_set import PlannedSet
 from contrans_dist.harvest.runnable import Runnable
 from contrans_dist.harvest.shard_files import publish_shard
@@ -125,7 +125,7 @@ def _many_shards(scratch: Path, count: int) -> Row:
     planned.take_in()
     assert not planned.missing
     planned.reports.clear()
-    assert len(_tasks([planned], None)) == count
+    assert len(tasks_of([planned], None)) == count
     ours = time.perf_counter() - began
     began = time.perf_counter()
     for path in sorted(folder.glob("shard-*.parquet")):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,8 +17,8 @@ import ray
 from tests.faults.bench import Bench, Command, Trace
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
-from tests.faults.world import KILLS, SHARD, SPOILS, Compared, World, read_set
-from tests.harvests import shard_files
+from tests.faults.world import BEYOND, KILLS, SPOILS, Compared, World, read_set
+from tests.harvests import shard_files, stamps
 from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
@@ -125,34 +124,39 @@ def _poisoned(world: World, rows: int, word: str, places: list[int], folder: Pat
     for place in places:
         content = json.loads(lines[place])
         lines[place] = json.dumps({**content, "text": f"{word} {content['text']}"})
+    folder.mkdir(exist_ok=True)
     path = folder / "texts.jsonl"
     path.write_text("".join(line + "\n" for line in lines))
     return str(path)
 
 
-def test_a_text_that_kills(
-    bench: Bench, world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path
-) -> None:
-    """Texts at which the process dies each time: their shards are named, and all others are made."""
-    rows, draw = 20 * times + 40, random.Random(10)
-    out, places = tmp_path / "set", sorted(draw.sample(range(0, rows, SHARD), times))
+def test_a_text_that_kills(bench: Bench, world: World, tally: Tally, times: int, tmp_path: Path) -> None:
+    """Texts at which the process dies each time, in shards of thirty: they are named when all others are
+    done, and left out where that is accepted."""
+    shard, draw, out, said = 30, random.Random(10), tmp_path / "set", tmp_path / "said"
+    rows = shard * times + 40
+    places = [shard * number + draw.randrange(shard) for number in range(times)]
     texts = _poisoned(world, rows, KILLS, places, tmp_path)
-    words = world.command(rows, out, bench.address, 2, texts=texts)
-    trace.begin()
-    command = Command.start(words, tmp_path / "said")
-    code = command.finish()
-    compared = world.compared(out, rows)
-    # All that can be made is there: what is missing are the shards of these texts, and they are named.
-    compared = replace(compared, lost=compared.lost - SHARD * times)
-    tally.add("a text that kills its actor", compared, times, trace.again(rows // SHARD - times), [code])
-    assert code == 1, command.told[-3000:]
-    assert compared.same
-    missing = {f"shard-{place // SHARD:05d}.parquet" for place in places}
-    assert not missing & {path.name for path in shard_files(out)}
-    assert f"{times} of {rows // SHARD} shards failed" in command.last
-    named = {f"shard-{at // SHARD:05d}.parquet, rows {at:,} to {at + SHARD - 1:,}" for at in places}
-    assert any(words in command.last for words in named), command.last
-    assert "run the same command again to try only these" in command.last
+    size = ["--shard-size", str(shard)]
+    words = world.command(rows, out, bench.address, 2, *size, texts=texts)
+    strict = Command.start(words, said)
+    codes = [strict.finish()]
+    assert codes[0] == 1, strict.told[-3000:]
+    assert f"{times} of {rows} texts cannot be run" in strict.last
+    assert f"{texts}, line {places[0] + 1} " in strict.last
+    assert "its process died each time" in strict.last
+    assert "--skip-bad leaves these out" in strict.last
+    assert not (out / "manifest.json").exists()
+    before = stamps(out)
+    lenient = Command.start([*words, "--skip-bad"], said)
+    codes.append(lenient.finish())
+    assert codes[1] == 0, lenient.told[-3000:]
+    assert {name: stamp for name, stamp in stamps(out).items() if name in before} == before
+    # Batches are the same where texts are left out before they are run.
+    calm = _poisoned(world, rows, BEYOND, places, tmp_path / "beyond")
+    alone = Command.start([*world.alone(rows, tmp_path / "calm", calm), *size, "--skip-bad"], said)
+    assert alone.finish() == 0, alone.told[-3000:]
+    _left_out("a text that kills its actor", out, tmp_path / "calm", rows, places, tally, codes)
 
 
 def test_texts_that_spoil_their_rows(
@@ -176,9 +180,16 @@ def test_texts_that_spoil_their_rows(
     assert codes[1] == 0, lenient.told[-3000:]
     alone = Command.start([*world.alone(rows, tmp_path / "calm", texts), *size, "--skip-bad"], said)
     assert alone.finish() == 0, alone.told[-3000:]
-    mine, calm = read_set(out), read_set(tmp_path / "calm")
+    _left_out("a text that gives infinity", out, tmp_path / "calm", rows, places, tally, codes)
+
+
+def _left_out(
+    fault: str, out: Path, calm: Path, rows: int, places: list[int], tally: Tally, codes: list[int]
+) -> None:
+    """All texts but those at `places` are there, as an undisturbed process made them."""
+    mine = read_set(out)
     numbers = mine.column("row").to_pylist()
     assert numbers == [row for row in range(rows) if row not in places]
-    other = 0 if mine.equals(calm) else len(numbers)
-    tally.add("a text that gives infinity", Compared(len(numbers), 0, 0, other), times, None, codes)
+    other = 0 if mine.equals(read_set(calm)) else len(numbers)
+    tally.add(fault, Compared(len(numbers), 0, 0, other), len(places), None, codes)
     assert not other

@@ -19,14 +19,15 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 SHARD = 2
 N_BLOCKS, D = 3, 16
-KILLS, SPOILS = "<kills>", "<spoils>"
+KILLS, SPOILS, BEYOND = "<kills>", "<spoils>", "<beyond>"
 _WORDS = ["the", "boy", "was", "happy", "sad", "angry", "afraid", "dog", "cat", "tree", "ball", "forest"]
 
 
 def save_paced(folder: Path) -> Path:
-    """A tiny model with code of its own: `KILLS` kills its process, `SPOILS` makes its rows infinite."""
+    """A tiny model with code of its own: `KILLS` kills its process, `SPOILS` makes its rows infinite, and it
+    knows no `BEYOND`."""
     tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([KILLS, SPOILS])
+    tokenizer.add_tokens([KILLS, SPOILS, BEYOND])
     kills, spoils = (tokenizer.convert_tokens_to_ids(word) for word in (KILLS, SPOILS))
     model = tiny_model("llama", n_blocks=N_BLOCKS, d=D, vocab=spoils + 1)
     with torch.no_grad():

@@ -18,7 +18,7 @@ import pytest
 from contrans_dist.config import CaptureSettings, ModelSettings, Recipe
 from contrans_dist.data.texts import read_texts
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.harvest import driver
+from contrans_dist.harvest import driver, missing
 from contrans_dist.harvest.driver import harvest
 from contrans_dist.pipeline.inputs import RecipeTexts
 from contrans_dist.pipeline.run import RunDriver
@@ -372,17 +372,17 @@ def test_one_who_appends_waits_for_one_who_is_at_work(
 ) -> None:
     """Two who would write different things behind the same rows."""
     some, more = (read_texts(str(write(tmp_path / f"{n}.jsonl", n))) for n in (NEW, 12))
-    settings, run_tasks = CaptureSettings(shard_size=2), driver.run_tasks
+    settings, run_tasks = CaptureSettings(shard_size=2), missing.run_tasks
 
     def meanwhile(*args: Any, **kwargs: Any) -> Any:
-        monkeypatch.setattr(driver, "run_tasks", run_tasks)
+        monkeypatch.setattr(missing, "run_tasks", run_tasks)
         with pytest.raises(
             UserError, match=f"another harvest is at work there.*rows: found {NEW}, asked for 12"
         ):
             harvest(ModelSettings(id=model), more, str(out), settings)
         return run_tasks(*args, **kwargs)
 
-    monkeypatch.setattr(driver, "run_tasks", meanwhile)
+    monkeypatch.setattr(missing, "run_tasks", meanwhile)
     harvest(ModelSettings(id=model), some, str(out), settings)
     assert_whole(model, out, LINES[:NEW])
 

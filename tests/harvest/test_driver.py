@@ -21,9 +21,10 @@ from contrans_dist.data.texts import read_texts
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import planned_set
 from contrans_dist.harvest.actors import HarvestActor, slots_of
-from contrans_dist.harvest.driver import HarvestJob, _covered, harvest, harvest_sets
+from contrans_dist.harvest.driver import HarvestJob, harvest, harvest_sets
 from contrans_dist.harvest.request import Request
-from contrans_dist.harvest.shards import HarvestSpec, MadeShards, Shard, Timing, plan_shards
+from contrans_dist.harvest.shards import HarvestSpec, MadeShards, ShardTask, Timing, plan_shards
+from contrans_dist.harvest.throughput import covered
 from contrans_dist.models import model_facts
 from contrans_dist.models.placement import Placement
 from contrans_dist.store.activation_set import ActivationSet
@@ -126,7 +127,7 @@ def test_an_actor_gives_what_a_plain_call_gives(made: Path, model: str, texts: s
     assert len(shards) == N_SHARDS
     table = read_texts(texts)
     for shard in (shards[index] for index in (5, 0, N_SHARDS - 1)):
-        actor.run((shard, table.slice(shard.start, shard.rows)))
+        actor.run(ShardTask(shard, table.slice(shard.start, shard.rows)))
         assert (tmp_path / shard.name).read_bytes() == (made / shard.name).read_bytes()
 
 
@@ -159,9 +160,9 @@ def test_a_folder_that_nodes_do_not_share_is_told(
     """What another node has written to a disk of its own is not here: by the next shard, or at the end."""
     real = HarvestActor.run
 
-    def elsewhere(actor: HarvestActor, task: tuple[Shard, pa.Table]) -> MadeShards:
+    def elsewhere(actor: HarvestActor, task: ShardTask) -> MadeShards:
         made = real(actor, task)
-        Path(task[0].location.path).unlink()
+        Path(task.shard.location.path).unlink()
         return made
 
     monkeypatch.setattr(HarvestActor, "run", elsewhere)
@@ -304,7 +305,7 @@ def test_a_folder_in_the_place_of_a_file_is_the_users_to_move(
     with pytest.raises(UserError, match=f"{name}: ") as error:
         ActivationSet.open(str(out))
     assert "\n" not in str(error.value)
-    monkeypatch.setattr("contrans_dist.harvest.driver.place", None)  # nothing is computed
+    monkeypatch.setattr("contrans_dist.harvest.missing.place", None)  # nothing is computed
     with pytest.raises(UserError, match=rf"{name}: expected a place for a file, there is a folder"):
         harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
     with pytest.raises(UserError, match=rf"{name}: expected a place for a file, there is a folder"):
@@ -571,4 +572,4 @@ def test_seconds_of_several_shards_before_a_device_count_once() -> None:
     timings = [Timing("one", 0.0, 2.0, of_shard) for of_shard in spans]
     flat = [span for of_shard in spans for span in of_shard]
     busy = sum(any(began <= t / 1000 < ended for began, ended in flat) for t in range(2000))
-    assert _covered(timings) == pytest.approx(busy / 1000)
+    assert covered(timings) == pytest.approx(busy / 1000)

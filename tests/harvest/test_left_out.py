@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,13 +10,17 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from contrans_dist.config import CaptureSettings, ModelSettings
+from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.config.map_options import MapOptions
-from contrans_dist.data.texts import read_texts
+from contrans_dist.data.texts import read_texts, text_table
+from contrans_dist.distributed.workers import Outcome
+from contrans_dist.errors import RunError
+from contrans_dist.harvest import missing
 from contrans_dist.harvest.driver import harvest as harvest_set
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.driver import fit
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.location import Location
 from tests.harvests import cli, stamps
 from tests.sets import make_set
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -204,3 +209,53 @@ def test_a_set_that_holds_more_serves(
     assert cli(*harvest(model, texts, other, "--blocks", "1"), monkeypatch=monkeypatch) == 0
     assert cli(*harvest(model, texts, other), monkeypatch=monkeypatch) == 2
     assert "blocks: found [1], asked for [0, 1]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("placement", ["auto", "pipeline"])
+def test_texts_that_kill_are_found_and_left_out(
+    local: None,
+    in_process: None,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    placement: Literal["auto", "pipeline"],
+) -> None:
+    """Two in the second of two shards. Its actors are real, but in this process: being given such a
+    text is taken for its death."""
+    lines, fatal = [*GOOD[:5], "it kills", *GOOD[5:], "it kills"], {5, 9}
+    tried: list[list[int]] = []
+
+    def mortal(actor_class: Any, arguments: Any, tasks: Any, _size: Any, keep: Any, **_: Any) -> Outcome:
+        actor, outcome = actor_class(*arguments), Outcome()
+        for task in tasks:
+            seen = set(task.payload.rows["row"].to_pylist()) - set(task.payload.fatal)
+            if task.payload.trial:
+                tried.append(sorted(seen))
+            if seen & fatal:
+                outcome.failures[task.name] = "the actor died: killed"
+                outcome.deaths.add(task.name)
+            else:
+                keep(task, actor.run(task.payload))
+        return outcome
+
+    monkeypatch.setattr(missing, "run_tasks", mortal)
+    out, settings = Location.parse(tmp_path / "set"), CaptureSettings(shard_size=5)
+    where = ClusterSettings(actors=1, placement=placement)
+
+    def once(skip_bad: bool) -> None:
+        harvest_set(
+            ModelSettings(id=model), text_table({"text": lines}), out, settings, where, skip_bad=skip_bad
+        )
+
+    with pytest.raises(
+        RunError, match=r"2 of 10 .*row 5 \('it kills'\): its process died each time .*--skip-bad"
+    ):
+        once(skip_bad=False)
+    assert tried == [[row] for row in range(5, 10)]
+    before = stamps(tmp_path / "set")
+    once(skip_bad=True)
+    assert stamps(tmp_path / "set") == before
+    frame, good = read_all(tmp_path / "set"), [text for row, text in enumerate(lines) if row not in fatal]
+    assert frame["text"].tolist() == good
+    wanted = rows_of(model, good)
+    np.testing.assert_allclose(block_rows(frame), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())

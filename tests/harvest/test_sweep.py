@@ -25,7 +25,7 @@ from contrans_dist.harvest.compute import compute_shard
 from contrans_dist.harvest.manifest import identity_of
 from contrans_dist.harvest.shard_files import check_shard
 from contrans_dist.harvest.shard_plan import ShardPlan
-from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
+from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, ShardTask, plan_shards
 from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps, run_sweep
 from contrans_dist.harvest.sweep_record import RowFile, SweepRecord
 from contrans_dist.models import load_model, model_facts, resolve_blocks
@@ -90,7 +90,9 @@ def test_an_actor_passes_on_what_its_engine_warns_of(model: Path, tmp_path: Path
             raise torch.OutOfMemoryError("pretended")
 
     actor.lm.blocks[0].register_forward_pre_hook(full, with_kwargs=True)
-    results = [actor.run(shard) for shard in _shards(_spec(model, texts, tmp_path / "out"), texts)]
+    results = [
+        actor.run(ShardTask(*shard)) for shard in _shards(_spec(model, texts, tmp_path / "out"), texts)
+    ]
     (line,) = [line for made in results for line in made.notes]
     assert "out of memory at" in line
     _assert_same(tmp_path / "out", _resident(model, texts, tmp_path / "whole"))

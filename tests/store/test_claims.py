@@ -217,7 +217,7 @@ def test_nothing_is_computed_in_a_folder_of_another(
         harvest(ModelSettings(id=model), texts, out, CAPTURE)
     assert out.names() == []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("contrans_dist.harvest.driver.run_tasks", interrupted)
+        patch.setattr("contrans_dist.harvest.missing.run_tasks", interrupted)
         harvest(ModelSettings(id=model), texts, out, CAPTURE)
     assert claims_in(out) == []
     harvest(ModelSettings(id=model), texts, out, CAPTURE)
@@ -237,7 +237,7 @@ def test_a_shard_of_other_settings_is_never_in_a_manifest(
     harvest(settings, texts, str(tmp_path / "other"), other)
     from contrans_dist.harvest import driver
 
-    compute = driver._compute_missing
+    compute = driver.compute_missing
 
     def overwritten(*arguments: Any) -> None:
         compute(*arguments)
@@ -245,7 +245,7 @@ def test_a_shard_of_other_settings_is_never_in_a_manifest(
         (tmp_path / "set" / name).write_bytes((tmp_path / "other" / name).read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_compute_missing", overwritten)
+        patch.setattr(driver, "compute_missing", overwritten)
         with pytest.raises(RunError, match=r"1 of 2 shards.*shard-00001\.parquet: .*other settings"):
             harvest(settings, texts, str(tmp_path / "set"), CAPTURE)
     assert not (tmp_path / "set" / "manifest.json").exists()
@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_written_to(
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(UserError, match=f"^{tmp_path}/file/set: cannot be written"),
     ):
-        patch.setattr("contrans_dist.harvest.driver.place", interrupted)
+        patch.setattr("contrans_dist.harvest.missing.place", interrupted)
         harvest(ModelSettings(id=model), text_table({"text": LINES}), str(tmp_path / "file" / "set"), CAPTURE)
 
 
