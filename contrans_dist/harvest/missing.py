@@ -132,7 +132,10 @@ def _made(pool: _Pool, sets: list[PlannedSet], tasks: Sequence[Task], made: Made
 def _fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> dict[str, dict[int, str]]:
     """Of each shard that was given up as actors died, by its address: the texts at which they do, and how.
 
-    None of a streamed model, all of whose texts are at work at once."""
+    None of a streamed model, all of whose texts are at work at once, and none while no shard is there: it may
+    be the model that dies."""
+    if not any(planned_set.reports for planned_set in sets):
+        return {}
     left = {
         shard.address: (shard, planned_set)
         for planned_set in sets
