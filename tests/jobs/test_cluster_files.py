@@ -230,6 +230,11 @@ def test_the_launcher_takes_its_files(name: str) -> None:
     with pytest.raises(Exception, match="max_worker"):
         validate_config({**whole, "max_worker": 3})
     assert content["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    # The hub's token is looked for where the line that is commented out would bring it.
+    (brought,) = re.findall(
+        r"(?m)^  # (\S+): ~/\.cache/huggingface/token$", (CLUSTER / f"{name}.yaml").read_text()
+    )
+    assert f"--env HF_TOKEN_PATH={brought}" in content["docker"]["run_options"]
     head, worker = (content["available_node_types"][kind] for kind in ("head", "worker"))
     assert head["resources"]["CPU"] == 0
     assert worker["min_workers"] == worker["max_workers"] == content["max_workers"]
