@@ -8,7 +8,7 @@ import textwrap
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -72,22 +72,50 @@ def _cell(text: str) -> str:
 
 def recipe_keys() -> str:
     """Every key of a recipe, section by section, with its default and what it is."""
-    top = {name: _settings_in(field.annotation) for name, field in Recipe.model_fields.items()}
-    sections: dict[type[Settings], list[str]] = {}
-    for name, inner in top.items():
-        if inner is not None and name != "evaluations":
-            sections.setdefault(inner, []).append(f"`{name}`")
     parts = [_keys(Recipe)]
-    for inner, names in sections.items():
-        parts += [f"### {', '.join(names)}", inspect.getdoc(inner) or "", _keys(inner)]
+    for inner, names in _held(Recipe).items():
+        if inner is not EvaluationSettings:
+            parts += _section(inner, names)
     common = set(EvaluationSettings.model_fields) - {"texts"}
     parts += ["### `evaluations.NAME`", "What every benchmark takes:", _keys(EvaluationSettings, common)]
+    for inner, names in _held(EvaluationSettings, "evaluations.NAME.").items():
+        parts += _section(inner, names)
     for benchmark in ours():
         settings = benchmark.settings_class
         name = settings.model_fields["benchmark"].default
         keys = set(settings.model_fields) - common
         parts += [f"### `benchmark: {name}`", inspect.getdoc(settings) or "", _keys(settings, keys)]
     return "\n\n".join(parts)
+
+
+def _section(settings: type[Settings], names: list[str]) -> list[str]:
+    """The keys of settings that stand under these names, and of those inside them."""
+    parts = [
+        f"### {', '.join(f'`{name}`' for name in names)}",
+        inspect.getdoc(settings) or "",
+        _keys(settings),
+    ]
+    for inner, inside in _held(settings, f"{names[0]}.").items():
+        parts += _section(inner, inside)
+    return parts
+
+
+def _held(settings: type[Settings], before: str = "") -> dict[type[Settings], list[str]]:
+    """The settings classes that the fields of one hold, each with the keys it stands under."""
+    held: dict[type[Settings], list[str]] = {}
+    for name, field in settings.model_fields.items():
+        inner = _settings_in(field.annotation)
+        if inner is not None:
+            key = f"{before}{name}" + (".NAME" if _by_name(field.annotation) else "")
+            held.setdefault(inner, []).append(key)
+    return held
+
+
+def _by_name(annotation: Any) -> bool:
+    """Whether settings stand in a mapping whose keys are names."""
+    return get_origin(annotation) is dict or any(
+        _by_name(inner) for inner in get_args(annotation) if _settings_in(inner)
+    )
 
 
 def _settings_in(annotation: Any) -> type[Settings] | None:

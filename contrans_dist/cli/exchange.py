@@ -19,7 +19,9 @@ def export(
     out: Annotated[str, typer.Option(help="The file; its name ends as the tool wants.", callback=lasting)],
     block: Annotated[
         str | None,
-        typer.Option(help="Blocks, from 0: 20, 3,5, 8:16 or all. Default: the one the vector carries."),
+        typer.Option(
+            help="Blocks, from 0: 20, 3,5, 8:16 (8 to 15) or all. Default: the one the vector carries."
+        ),
     ] = None,
     strength: Annotated[
         float, typer.Option(help="Coefficient of the vector; into the values where the format has no field.")

@@ -38,7 +38,7 @@ def harvest(
     texts: Annotated[str, typer.Option(help="File of texts: .txt, .jsonl, .parquet, or a ConTrans .json.")],
     out: Annotated[str, typer.Option(help="Folder or URI of the activation set.", callback=lasting)],
     blocks: Annotated[
-        str, typer.Option(help="Blocks, from 0: all, 24, 8:16, 3,5, or 0.75 of the depth.")
+        str, typer.Option(help="Blocks, from 0: all, 24, 8:16 (8 to 15), 3,5, or 0.75 of the depth.")
     ] = "all",
     position: Annotated[
         str, typer.Option(help="Token of the row: last, mean, or an offset such as -2.")
@@ -113,7 +113,13 @@ def fit(
     source: Annotated[str, typer.Option(help="Activation set of the source model.")],
     target: Annotated[str, typer.Option(help="Activation set of the target model, on the same texts.")],
     out: Annotated[str, typer.Option(help="The map file (.safetensors).", callback=lasting)],
-    blocks: Annotated[str, typer.Option(help="depth, best, r2, or pairs such as 24:30.")] = "depth",
+    blocks: Annotated[
+        str,
+        typer.Option(
+            help="depth (three quarters of both), best (highest held-out R2 in the upper third; runs no "
+            "model), r2 (the same of all), or pairs such as 24:30."
+        ),
+    ] = "depth",
     protocol: Annotated[
         str,
         typer.Option(help="default (centred, ridge by validation), paper (equation 2), lcross (all rows)."),
@@ -165,7 +171,11 @@ def transplant(
         str, typer.Option(help="The vector in the target's space (.safetensors).", callback=lasting)
     ],
     norm: Annotated[
-        str, typer.Option(help="keep, or match: the same share of the residual norm as before.")
+        str,
+        typer.Option(
+            help="keep, or match (the default of recipes and of reduce): the same share of the residual norm "
+            "as before."
+        ),
     ] = "keep",
     blocks: Annotated[str | None, typer.Option(help="Which pair of the map: source:target.")] = None,
     own: Annotated[

@@ -45,7 +45,10 @@ def evaluate(
     out: Annotated[str, typer.Option(help="Folder or URI of the evaluation.", callback=lasting)],
     data: Annotated[
         str | None,
-        typer.Option(help="What is scored: a file or folder. Default: the benchmark's own, from the hub."),
+        typer.Option(
+            help="What is scored: a file or folder. truthfulqa, toxigen and perplexity take theirs from the "
+            "hub without it; lm-eval takes none; the others need it."
+        ),
     ] = None,
     vector: Annotated[
         list[str] | None, typer.Option(help="Vector file in this model's space; one a concept.")

@@ -13,8 +13,8 @@ _BUDGET = 1.1
 
 
 class SearchSettings(Settings):
-    """The strength of each condition is chosen on the evaluation's validation items, under a perplexity
-    budget."""
+    """The strength of each condition is chosen on the evaluation's validation items; where `perplexity` names
+    a text, under a perplexity budget."""
 
     perplexity: str | None = None
     """Text whose perplexity a strength may raise; None sets no budget."""
@@ -33,10 +33,11 @@ class SearchSettings(Settings):
 class EvaluationSettings(Settings):
     """What every evaluation of the steered target has; each benchmark adds its own settings."""
 
-    benchmark: str
-    """What is asked and how it is scored; `emotions` where none is named."""
+    benchmark: str = DEFAULT
+    """What is asked and how it is scored."""
     texts: str | None = None
-    """What is scored: a file or folder; None loads the benchmark's own data from the hub."""
+    """What is scored: a file or folder. `truthfulqa`, `toxigen` and `perplexity` take theirs from the hub
+    without it; `lm-eval` takes none; the others need it."""
     strengths: tuple[FiniteFloat, ...] = (0.0, 0.5, 1.0, 1.5, 2.0)
     """Coefficients of the vector."""
     conditions: tuple[str, ...] = (

@@ -51,7 +51,7 @@ class CaptureSettings(Settings):
     """Which rows are taken from a text."""
 
     blocks: str = "all"
-    """Decoder blocks, counted from 0: `all`, `24`, `8:16`, `3,5`, or a fraction of the depth, `0.75`."""
+    """Decoder blocks, from 0: `all`, `24`, `8:16` (8 to 15), `3,5`, or a share of the depth, `0.75`."""
     position: Position = "last"
     """Token the row is taken from: `last`, `mean` over all tokens, or an offset such as -2."""
     template: str | None = None

@@ -10,7 +10,7 @@ import pytest
 
 import contrans_dist
 from contrans_dist.benchmarks.registry import ours
-from contrans_dist.config import Recipe
+from contrans_dist.config import Recipe, SearchSettings
 from contrans_dist.evaluation.conditions import CONDITIONS
 from tests.docs.examples import ROOT
 from tests.test_imports import ROOMS
@@ -49,6 +49,8 @@ def test_every_command_recipe_key_and_condition_is_there(site: Path) -> None:
     keys = words(site / "your-own-data/index.html")
     names = {*Recipe.model_fields, *(key for one in ours() for key in one.settings_class.model_fields)}
     assert [name for name in sorted(names) if name not in keys] == []
+    assert [name for name in SearchSettings.model_fields if name not in keys] == []
+    assert all(heading in keys for heading in ("concepts.texts.NAME", "evaluations.NAME.search"))
     undescribed = r"<td><code>(\w+)</code></td>\s*<td></td>"
     assert not re.findall(undescribed, (site / "your-own-data/index.html").read_text("utf-8"))
     conditions = words(site / "concepts/index.html")
