@@ -1,5 +1,6 @@
 """The entry point: commands registered, errors turned into one line and an exit code."""
 
+import gc
 import os
 import signal
 import sys
@@ -108,6 +109,8 @@ def guarded(work: Callable[[], Any]) -> None:
 
     Exit codes: 0 all done, 1 failed while running, 2 bad input, 130 interrupted, 143 terminated (SIGTERM).
     """
+    # Else a tenth of the time that torch and transformers take to load goes into looking for garbage in them.
+    gc.set_threshold(50_000, 50, 50)
     if threading.current_thread() is not threading.main_thread():
         _told(work)
         return
