@@ -241,9 +241,9 @@ def test_the_same_recipe_again_computes_nothing(
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in kept}
     vectors = {path: load_file(path)["vector"].tobytes() for path in out.glob("vectors/*/*")}
     import contrans_dist.evaluation.driver
-    import contrans_dist.harvest.driver
+    import contrans_dist.harvest.missing
 
-    for room in (contrans_dist.evaluation.driver, contrans_dist.harvest.driver):
+    for room in (contrans_dist.evaluation.driver, contrans_dist.harvest.missing):
         monkeypatch.setattr(room, "run_tasks", None)  # an actor must not be started
     found = json_of("run", recipe, "--out", out)
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in kept} == before

@@ -19,7 +19,7 @@ D = 32
 RNG = np.random.default_rng(11)
 # Some longer than the sliding windows (8 tokens), one of a single token.
 PROMPTS = [[0, *RNG.integers(3, 290, size=n).tolist()] for n in (25, 3, 11, 0, 7, 17)]
-STEPS = 12
+STEPS = 8
 
 
 def vec(seed: int) -> np.ndarray:

@@ -117,8 +117,10 @@ def test_the_batches_are_those_that_are_meant() -> None:
     )
 
 
-@pytest.mark.parametrize("position", ["last", "mean"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bloom"])
+@pytest.mark.parametrize(
+    ("architecture", "position"),
+    [("llama", "last"), ("llama", "mean"), ("gpt2", "last"), ("gemma2", "mean"), ("bloom", "last")],
+)
 def test_the_first_device_goes_on_while_the_last_one_works(
     folder: Path, architecture: str, position: str
 ) -> None:
@@ -197,12 +199,11 @@ def test_scoring_waits_for_its_results_alone(folder: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda state: state[0, 0, 0].item(),
         lambda state: state[0, 0].tolist(),
         lambda state: state[:, -1].cpu(),
         lambda state: bool((state > 0).all()),
     ],
-    ids=["item", "tolist", "cpu", "bool"],
+    ids=["tolist", "cpu", "bool"],
 )
 def test_a_hook_that_asks_for_values_holds_the_first_device_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[torch.Tensor], object]

@@ -158,9 +158,9 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_has_nothing_to_do(
     run: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import contrans_dist.evaluation.driver
-    import contrans_dist.harvest.driver
+    import contrans_dist.harvest.missing
 
-    for room in (contrans_dist.evaluation.driver, contrans_dist.harvest.driver):
+    for room in (contrans_dist.evaluation.driver, contrans_dist.harvest.missing):
         monkeypatch.setattr(room, "run_tasks", None)  # an actor must not be started
     out = tmp_path / "again"
     shutil.copytree(run, out)

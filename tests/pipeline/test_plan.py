@@ -137,6 +137,7 @@ def test_samples_give_hours(
         "intermediate_size": 128,
         "num_attention_heads": 4,
         "vocab_size": 500,
+        "num_hidden_layers": 4,
     }
     path = _recipe(tmp_path, _bare(tmp_path / "bare", small), str(save_tiny(tmp_path / "model")), 60)
     plan = _plan(path, "--calibrate", capsys=capsys, monkeypatch=monkeypatch)
