@@ -109,7 +109,7 @@ def _named(word: str, base: str) -> Iterator[str]:
         bundled = BUNDLED / f"{text}.yaml"
         if os.path.isfile(path) and path.endswith((".yaml", ".yml")):
             yield from _inside(Path(path).read_bytes(), path, base)
-        elif text and bundled.parent == BUNDLED and bundled.is_file():
+        elif text and bundled.parent == BUNDLED and os.path.isfile(bundled):  # a long text is no name
             yield from _inside(bundled.read_bytes(), str(bundled), base)
         elif text.startswith(("{", "[")):
             with suppress(UserError):  # the command says so itself

@@ -137,6 +137,12 @@ def test_a_folder_that_is_not_here_gives_ids_too(id_of: Callable[..., str]) -> N
     )
 
 
+def test_a_long_argument_names_no_file(id_of: Callable[..., str]) -> None:
+    """Longer than a name on a disk may be: before, such a job could not be submitted at all."""
+    commands = [f"python jobs/run.py {option}{'x' * 280}" for option in ("--template ", "--set=name=")]
+    assert len({id_of("python jobs/run.py"), *map(id_of, commands)}) == 3
+
+
 @pytest.mark.parametrize("command", ["true", "python -m contrans_dist", "python jobs/none.py"])
 def test_what_is_no_script_has_no_id(id_of: Callable[..., str], command: str) -> None:
     with pytest.raises(UserError, match=r"expected a script|no such file"):
