@@ -28,7 +28,7 @@ def ray_here(*modules: ModuleType) -> Iterator[None]:
     handlers = list(logger.handlers)
     here = SimpleNamespace(
         remote=_remote, put=_carried, get=_get, wait=_wait, kill=lambda _actor, no_restart: None,
-        is_initialized=ray.is_initialized, cluster_resources=ray.cluster_resources,
+        is_initialized=ray.is_initialized, cluster_resources=ray.cluster_resources, method=ray.method,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for module in modules or (actors, answers, crew, pool, tasks):
@@ -43,8 +43,10 @@ def _carried(value: Any) -> Any:
     return ray.cloudpickle.loads(ray.cloudpickle.dumps(value))
 
 
-def _remote(what: Any) -> Any:
+def _remote(what: Any = None, **_options: Any) -> Any:
     """A class of actors, or a function."""
+    if what is None:
+        return _remote
     if isinstance(what, type):
         return _Class(what)
     return SimpleNamespace(remote=lambda *arguments: _Done(what, arguments))

@@ -22,6 +22,10 @@ from contrans_dist.distributed.nodes import Node, alive_nodes, node_here
 from contrans_dist.errors import RunError, first_line
 from contrans_dist.models.devices import gpus_work, keep_within
 
+_ASKED = "asked"
+"""Ray's name for the methods that have a thread of their own, so that an actor answers whatever it is at, and
+however often it was given that again."""
+
 
 class Actors:
     """Actors of one class (method `run(payload)`), which hold what they got until `end`."""
@@ -80,7 +84,7 @@ class Actors:
 
 def _options(actor_class: Any, size: Replicas, concurrency: int, **place: Any) -> Any:
     """The class with what each of its actors gets."""
-    return ray.remote(actor_class).options(
+    return ray.remote(concurrency_groups={_ASKED: 1})(actor_class).options(
         num_cpus=size.cpus,
         num_gpus=size.gpus,
         memory=size.memory or None,
@@ -135,7 +139,8 @@ def handed_down(others: Sequence[Any], work: Any, states: Any) -> Iterator[Any]:
 
 def _placed(actor_class: Any, size: Replicas) -> Any:
     """The class, which keeps to its part of a GPU, with a method that tells, once it is constructed, on which
-    node; and a `run` that tells the failure of a task from that of a GPU, which would fail all to come."""
+    node; and a `run` that tells the failure of a task from that of a GPU, which would fail all to come. It is
+    asked for the node, and for its `progress`, beside its work."""
 
     def init(actor: Any, *arguments: Any) -> None:
         if 0 < size.gpus < 1:
@@ -150,7 +155,10 @@ def _placed(actor_class: Any, size: Replicas) -> Any:
                 raise
             raise LostError(first_line(error)) from error
 
-    members = {"__init__": init, "ready": lambda _actor: node_here(), "run": run}
+    beside = ray.method(concurrency_group=_ASKED)
+    members = {"__init__": init, "ready": beside(lambda _actor: node_here()), "run": run}
+    if hasattr(actor_class, "progress"):
+        members["progress"] = beside(lambda actor: actor_class.progress(actor))
     return type(actor_class.__name__, (actor_class,), members)
 
 

@@ -40,8 +40,7 @@ def run_kept(
     on_progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """`run_tasks` on the actors that were started under an equal key, if they are still there, else on new
-    ones from `start`. Outside `kept_actors` they end with the call. With `on_progress` an actor needs
-    a thread to answer in."""
+    ones from `start`. Outside `kept_actors` they end with the call."""
     with kept(key, start) as actors:
         if isinstance(actors, InProcess):
             return actors.run(tasks, on_result, shared, on_progress)
@@ -82,7 +81,7 @@ def run_tasks(
         NoAnswerError: Where it was raised three times with no task done between.
     """
     let_go()
-    actors = actors_of(actor_class, arguments, size, slots + (on_progress is not None))
+    actors = actors_of(actor_class, arguments, size, slots)
     try:
         if isinstance(actors, InProcess):
             return actors.run(tasks, on_result, shared, on_progress)

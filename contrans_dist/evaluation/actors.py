@@ -27,9 +27,6 @@ from contrans_dist.models.placement import Placement
 from contrans_dist.store.location import Location
 from contrans_dist.store.tables import read_table
 
-_CONCURRENCY = 2
-"""Of an actor: while it works, it says how far it is."""
-
 
 @dataclass(frozen=True)
 class WorkUnit:
@@ -172,7 +169,7 @@ def run_on(
 
     def start() -> Actors | InProcess:
         size, placement = place(system.model, cluster, head=True, beside=system.guides, operations=work)
-        return actors_of(SystemActor, (system, placement), size, _CONCURRENCY)
+        return actors_of(SystemActor, (system, placement), size)
 
     key = (system.models, cluster, stays_here(cluster, work))
     return run_kept(key, start, tasks, on_result, shared, on_progress)

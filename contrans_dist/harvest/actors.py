@@ -2,7 +2,6 @@
 a time."""
 
 import logging
-import threading
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.console import listening
@@ -102,15 +101,13 @@ class SweepActor:
         self.through = 0.0
         self.notes = Notes()
         self.made: dict[str, MadeShards] = {}
-        self._one_at_a_time = threading.Lock()
 
     def run(self, task: SweepTask) -> MadeShards:
         """Make the shards of a sweep. One that could not be reached for a moment may be given its sweep again
-        while it is at it, or when it is through."""
-        with self._one_at_a_time:
-            if task.key not in self.made:
-                self.made[task.key] = self._made(task)
-            return self.made[task.key]
+        while it is at it, and is through when it comes to that: it does one thing at a time."""
+        if task.key not in self.made:
+            self.made[task.key] = self._made(task)
+        return self.made[task.key]
 
     def _made(self, task: SweepTask) -> MadeShards:
         shards = [shard for shard, _ in task.shards]

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from ray.cluster_utils import Cluster
 from contrans_dist.cli.main import guarded
 from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed import cluster, crew, pool, tasks
+from contrans_dist.distributed.actors import Actors, actors_of
 from contrans_dist.distributed.answers import answer
 from contrans_dist.distributed.cluster import Replicas, connected, replicas
+from contrans_dist.distributed.crew import Crew
 from contrans_dist.distributed.pool import Task, run_tasks
 from contrans_dist.distributed.tasks import as_task, of_each, on_a_node
 from contrans_dist.distributed.workers import MAX_ATTEMPTS
@@ -356,6 +359,37 @@ def test_a_sweep_that_says_how_far_it_is_is_no_alarm(
     results, _ = go(tasks, tmp_path, on_progress=lambda _: None, alike=False)
     assert results == {"silent": 25, "other": 1}
     assert "silent: its actor has said nothing for" in capsys.readouterr().err
+
+
+def test_an_actor_that_was_out_of_reach_says_how_far_it_is_and_does_one_thing_at_a_time(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its connection broke while it worked, so it is given the task again while at it. Before, this took
+    the thread that it answers in: it was taken to hang, and killed in the end."""
+    monkeypatch.setattr(crew, "_SILENT_SECONDS", 2.0)
+    task = Task("t", {"name": "t", "value": 3, "steps": 8})
+    actors = actors_of(Worker, (str(tmp_path),), Replicas(1, 0, 1))
+    assert isinstance(actors, Actors)
+    said: list[float] = []
+    results: list[int] = []
+
+    def told(steps: float) -> None:
+        if not any(said) and steps:  # as `_finish` does when Ray says that the actor is unavailable
+            (worker,) = its.workers
+            its.lose(worker, list(worker.running.values()), "connection reset", gone=False)
+        said.append(steps)
+
+    its = Crew(actors, 1, deque([task]), on_progress=told, alike=False)
+    its.hire(crew.Worker(None))
+    try:
+        outcome = pool._drive(its, {"t"}, lambda _task, result: results.append(result))
+    finally:
+        actors.end()
+    assert (results, outcome.failures, outcome.lost_actors) == ([9], {}, 1)
+    assert len({steps for steps in said if steps}) >= 6
+    assert "nothing for" not in capsys.readouterr().err
+    first, second = sorted(path.stat().st_mtime for path in tmp_path.iterdir())
+    assert second - first >= 8 * 0.5
 
 
 def test_a_request_to_end_while_ray_waits_is_told_as_such(
