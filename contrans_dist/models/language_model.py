@@ -53,6 +53,8 @@ class LanguageModel:
     """Texts longer than this change the rotary frequencies of a whole batch: none shorter belongs in it."""
     fits: int | None = None
     """Tokens of the largest batch that has a chance to fit into memory; None while all have fitted."""
+    ran_out: bool = False
+    """Whether it was said that memory ran out, which is said once."""
     streamed_on: torch.device | None = None
     """The device that a streamed model runs on: between two sweeps its embeddings lie on none."""
     guides: "tuple[LanguageModel, LanguageModel] | None" = None
@@ -83,11 +85,11 @@ class LanguageModel:
         than half as large. Said once a model. To be called outside the handler of the exception: only then
         has the failed batch let go of its memory."""
         torch.cuda.empty_cache()
-        if self.fits is None:
+        if not self.ran_out:
             _log.warning(
                 "%s: out of memory at %d tokens a batch; going on with smaller batches", self.name, tokens
             )
-        self.fits = tokens // 2
+        self.fits, self.ran_out = tokens // 2, True
 
     @property
     def dtype(self) -> torch.dtype:

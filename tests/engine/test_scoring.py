@@ -1,5 +1,6 @@
 """The scoring engine against the plain loop: one prompt, one intervention, a full forward, own hooks."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import Cache, PreTrainedTokenizerFast
 
 from contrans_dist.console import listening
 from contrans_dist.engine.capture import capture_ids
@@ -339,6 +340,45 @@ def test_a_trunk_kept_for_more_interventions_than_fit_is_kept_for_fewer_and_then
     assert_same(scores_of(lm, prompts), expected)
     assert max(kept) > room
     assert room == 0 or 1 in kept
+
+
+def test_a_trunk_that_does_not_fit_makes_no_later_pass_smaller(monkeypatch, caplog):
+    """There is room for a trunk's keys and values under 12 of 16 interventions, and for any pass."""
+    monkeypatch.setattr(groups, "TRUNK_TOKENS", 0)
+    monkeypatch.setattr(groups, "ROW_TOKENS", 8)
+    lm, sweep = language_model(), [Intervention(str(a), {1: vec(1)}, a / 8) for a in range(1, 17)]
+    rng = np.random.default_rng(11)
+    trunks = rng.integers(3, 290, size=(3, 40)).tolist()
+    batches = [[trunk + rng.integers(3, 290, size=6).tolist() for _ in range(24)] for trunk in trunks]
+    passes: list[int] = []
+    lm.blocks[-1].register_forward_hook(lambda *_given: passes.append(1))
+    kept: weakref.WeakSet[Trunk] = weakref.WeakSet()
+    of = Trunk.of
+
+    def under(trunk: Trunk) -> int:
+        top = trunk.layers[-1] if len(trunk.layers) == lm.n_blocks else None
+        return 0 if top is None else len(top[0])
+
+    def full(cache: Cache) -> Trunk:
+        kept.add(trunk := of(cache))
+        if sum(map(under, kept)) > 12:
+            raise torch.OutOfMemoryError("pretended")
+        return trunk
+
+    def scored() -> tuple[list[NextToken], int]:
+        passes.clear()
+        found = [next_token(lm, prompts, sweep, watch=WATCH, batch_tokens=400) for prompts in batches]
+        return found, len(passes)
+
+    expected, with_room = scored()
+    monkeypatch.setattr(Trunk, "of", full)
+    found, without = scored()
+    assert with_room < without < 2 * with_room
+    assert lm.fits is None
+    assert len(caplog.records) == 1
+    for some, same in zip(found, expected, strict=True):
+        np.testing.assert_allclose(some.logits, same.logits, rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(some.argmax, same.argmax)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])

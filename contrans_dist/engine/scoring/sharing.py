@@ -64,7 +64,8 @@ _Run = tuple[list[int], Packed, Tensor]
 def _of_group(lm: LanguageModel, texts: Texts, offsets: Sequence[Offsets]) -> Iterator[_Run]:
     """A group of prompts under all interventions. Where a GPU has not the memory for the trunk's keys and
     values, under half of the interventions and then the others; at last without the trunk."""
-    left = deque(texts.group.batches)
+    left, models = deque(texts.group.batches), (lm, *(lm.guides or ()))
+    before = [model.fits for model in models]
     try:
         yield from _through(lm, texts, offsets, left)
         return
@@ -74,10 +75,14 @@ def _of_group(lm: LanguageModel, texts: Texts, offsets: Sequence[Offsets]) -> It
             raise RunError(f"a text of {longest} tokens alone does not fit into memory") from error
     rest = replace(texts.group, batches=list(left))
     # Only here, after the exception, is the memory free again.
-    lm.did_not_fit(len(rest.trunk) + rest.batches[0][0].length)
     if not rest.trunk or len(offsets) == 1:
+        lm.did_not_fit(len(rest.trunk) + rest.batches[0][0].length)
         yield from _of_group(lm, replace(texts, group=rest.alone(texts.sequences)), offsets)
         return
+    # What was kept left no room: under fewer interventions it does, for passes as large as before.
+    torch.cuda.empty_cache()
+    for model, fits in zip(models, before, strict=True):
+        model.fits = fits
     numbers, half = range(len(offsets)), len(offsets) // 2
     for some in (numbers[:half], numbers[half:]):
         of_half = _of_group(lm, replace(texts, group=rest), offsets[some.start : some.stop])
