@@ -77,7 +77,9 @@ def _held(limit: Path) -> int:
     stat = limit.with_name("memory.stat")
     lines = [line.split() for line in stat.read_text().splitlines()] if stat.exists() else []
     counts = {name: int(count) for name, count in lines}
-    return held - counts.get("total_inactive_file", counts.get("inactive_file", 0))
+    # What was read more than once is active, and given back as well.
+    cached = (f"{kind}_file" for kind in ("active", "inactive"))
+    return held - sum(counts.get(f"total_{name}", counts.get(name, 0)) for name in cached)
 
 
 def free_memory() -> dict[int | str, int]:

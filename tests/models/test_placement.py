@@ -221,15 +221,17 @@ def test_what_a_group_holds_is_not_free(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(devices, "_GROUPS", tmp_path)
     monkeypatch.setattr(devices, "_OWN_GROUPS", tmp_path / "own")
     (tmp_path / "own").write_text("9:name=systemd:/\n4:cpu,memory:/slurm/job\n0::/user/job\n")
-    for own, limit, used, cached in (
-        ("user/job", "memory.max", "memory.current", "inactive_file"),
-        ("memory/slurm/job", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    own_alone = "active_file 9\ninactive_file 9\n"  # of version 1, without the groups below it
+    for own, limit, used, others, total in (
+        ("user/job", "memory.max", "memory.current", "", ""),
+        ("memory/slurm/job", "memory.limit_in_bytes", "memory.usage_in_bytes", own_alone, "total_"),
     ):
         (tmp_path / own).mkdir(parents=True)
         group = (tmp_path / own).parent if above else tmp_path / own
         (group / limit).write_text("1000000\n")
         (group / used).write_text("700000\n")
-        (group / "memory.stat").write_text(f"anon 600000\n{cached} 100000\n")
+        cached = f"{total}inactive_file 60000\n{total}active_file 40000\n"
+        (group / "memory.stat").write_text(f"anon 600000\n{others}{cached}")
         assert host_memory() == 400_000
         (group / limit).write_text("max\n" if limit == "memory.max" else "\u00b2\n")
         assert host_memory() > 400_000
