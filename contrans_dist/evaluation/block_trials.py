@@ -11,7 +11,7 @@ from contrans_dist.benchmarks.registry import about
 from contrans_dist.config import ClusterSettings, EvaluationSettings, MapSettings, ModelSettings, Recipe
 from contrans_dist.config.recipe import validated
 from contrans_dist.console import note
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError, UnwritableError, UserError
 from contrans_dist.evaluation.block_candidates import Candidate, best_sources
 from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.evaluation.steering import Steering, steering
@@ -199,7 +199,13 @@ def nearest(candidates: Sequence[Candidate], why: str) -> BlockSelection:
 def choose_for_sides(
     sides: Sides, settings: MapSettings, vectors: dict[str, Vectors], out: Location, address: str | None
 ) -> BlockSelection:
-    """The pair that steers contrast prompts best, where the target can be loaded as it was harvested."""
+    """The pair that steers contrast prompts best, where the target can be loaded as it was harvested; else
+    the nearest.
+
+    Raises:
+        RunError: When a trial failed.
+        UnwritableError: Where the trials cannot be written.
+    """
     candidates = best_sources(sides, settings, vectors)
     shares = [
         share
@@ -210,14 +216,24 @@ def choose_for_sides(
     unit = np.median(shares) if shares else 1.0
     strengths = tuple(float(f"{part / unit:.2g}") for part in _PARTS_OF_NORM)
     carried = {candidate.name: candidate.carried for candidate in candidates}
+
+    def unsteered(error: Exception) -> BlockSelection:
+        # What could be done is said for commands that have more options.
+        return nearest(candidates, f"the target cannot be steered here ({str(error).partition(';')[0]})")
+
     try:
         model = _harvested_model(sides.contrast_target)
     except (UserError, RunError) as error:
-        return nearest(candidates, f"the target cannot be steered here ({error})")
-    tried = on_contrast(
-        model, carried, vectors["target"], sides.contrast_target, strengths, out / "selection",
-        ClusterSettings(address=address),
-    )  # fmt: skip
+        return unsteered(error)
+    try:
+        tried = on_contrast(
+            model, carried, vectors["target"], sides.contrast_target, strengths, out / "selection",
+            ClusterSettings(address=address),
+        )  # fmt: skip
+    except UnwritableError:
+        raise
+    except UserError as error:  # a target that nothing here holds: the rest was read when it was harvested
+        return unsteered(error)
     return selected(tried, candidates)
 
 

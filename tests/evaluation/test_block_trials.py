@@ -17,6 +17,7 @@ from contrans_dist.evaluation import block_trials
 from contrans_dist.evaluation.block_candidates import Candidate
 from contrans_dist.evaluation.block_trials import BlockTrials, few_strengths, nearest, on_contrast, selected
 from contrans_dist.mapping.map_set import MapSet
+from contrans_dist.models import placement
 from contrans_dist.pipeline.runs import open_recipe, run_recipe
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
@@ -134,6 +135,31 @@ def test_where_the_model_is_not_there_the_nearest_pair_is_taken_and_that_is_told
     chosen = MapSet.load(str(tmp_path / "reduced/maps/corpus.safetensors")).selection
     assert chosen is not None
     assert (chosen.criterion, chosen.candidates) == ("mean cosine to the target's own vectors", [])
+
+
+def test_so_it_is_where_the_model_does_not_fit(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a megabyte, where `--quantization`, which this command has not, is no advice."""
+    monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": 1_000_000})
+    ended = reduced(capsys, made / "activations", tmp_path / "reduced")
+    assert ended.code == 0
+    (line,) = [line for line in ended.err.splitlines() if "chosen among" in line]
+    assert re.search(r"the target cannot be steered here \(demo:target: .* more than the 1\.0 MB free", line)
+    assert "--" not in line
+    chosen = MapSet.load(str(tmp_path / "reduced/maps/corpus.safetensors")).selection
+    assert chosen is not None
+    assert (chosen.criterion, chosen.candidates) == ("mean cosine to the target's own vectors", [])
+
+
+def test_where_the_trials_cannot_be_written_the_command_ends(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "selection").write_text("in the way")
+    ended = reduced(capsys, made / "activations", tmp_path)
+    assert ended.code != 0
+    assert "selection" in ended.err
+    assert not (tmp_path / "maps").exists()
 
 
 def test_a_trial_that_fails_ends_the_command(
