@@ -20,6 +20,13 @@ class PassingError(RunError):
     """A failure that may pass by itself, as a server that is too busy: worth another try."""
 
 
+class OverflowedError(RunError):
+    """Logits of a model that are no numbers, under some interventions: another try finds the same."""
+
+    lost: frozenset[tuple[str, float]] = frozenset()
+    """Condition and strength of each."""
+
+
 class NoAnswerError(RunError):
     """A server or store has not answered in all the tries it was given, or a disk is full: what else needs it
     would fail too."""

@@ -15,7 +15,7 @@ from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed.cluster import Replicas
 from contrans_dist.distributed.watch import watch
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task
-from contrans_dist.errors import NoAnswerError, RunError, UserError, first_line
+from contrans_dist.errors import NoAnswerError, OverflowedError, RunError, UserError, first_line
 
 _MOST_OPERATIONS = 1e13
 """Of floating point; a minute or two of two cores. What ends the driver's process ends the work with it, and
@@ -79,7 +79,7 @@ class InProcess:
                 task, began = left.popleft(), time.monotonic()
                 try:
                     result = self._actor.run(task.payload, *common)
-                except UserError:
+                except (UserError, OverflowedError):
                     raise  # bad input stays bad
                 except Exception as error:
                     attempts[task.name] += 1

@@ -20,7 +20,7 @@ from contrans_dist.distributed.cluster import Replicas
 from contrans_dist.distributed.crew import LOOK_SECONDS, RETRY_SECONDS, Crew
 from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.workers import MAX_ATTEMPTS, Outcome, Task, Worker
-from contrans_dist.errors import NoAnswerError, RunError, UserError, first_line
+from contrans_dist.errors import NoAnswerError, OverflowedError, RunError, UserError, first_line
 
 __all__ = ["Outcome", "Task", "run_kept", "run_tasks"]
 
@@ -78,6 +78,7 @@ def run_tasks(
         RunError: When no actor can be started, or an actor's construction fails everywhere, or its process is
             killed each time.
         UserError: As a task raised it, or the construction everywhere.
+        OverflowedError: As a task raised it.
         NoAnswerError: Where it was raised three times with no task done between.
     """
     let_go()
@@ -174,7 +175,7 @@ def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Tas
         gone = not isinstance(error, ActorUnavailableError)
         crew.lose(worker, [given, *worker.running.values()], first_line(error), gone)
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):
+        if isinstance(error.cause, UserError | OverflowedError):
             # Bad input stays bad: neither another try nor the other tasks make it good.
             raise error.cause
         if isinstance(error.cause, NoAnswerError):

@@ -15,7 +15,8 @@ from contrans_dist.distributed.actors import Actors, actors_of
 from contrans_dist.distributed.in_process import InProcess, stays_here
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_kept
-from contrans_dist.engine.scoring import Intervention
+from contrans_dist.engine.scoring import BASE, Intervention
+from contrans_dist.errors import OverflowedError
 from contrans_dist.evaluation.baselines import TARGET, System
 from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, publish
 from contrans_dist.evaluation.precision import settled_system
@@ -61,7 +62,7 @@ class WorkUnit:
             interventions = spec.steering.interventions(self.concept, spec.strengths, ids)
         else:
             interventions = [Intervention(spec.system.name, {}, 1.0)]
-        table = spec.benchmark.score(actor.lm, spec.system.instructed(self.items), interventions)
+        table = self._scored(actor.lm, spec, interventions)
         if self.concept:
             at = table.schema.get_field_index("concept")
             table = table.set_column(at, "concept", pa.array([self.concept] * table.num_rows))
@@ -74,6 +75,18 @@ class WorkUnit:
         publish(spec.out / PARTS / self.name, table, spec.identity, cost)
         return cost
 
+    def _scored(
+        self, lm: LanguageModel, spec: "EvaluationSpec", interventions: Sequence[Intervention]
+    ) -> pa.Table:
+        """The items' rows; in trials without those of interventions under which logits overflow."""
+        try:
+            return spec.benchmark.score(lm, spec.system.instructed(self.items), interventions)
+        except OverflowedError as error:
+            if not spec.trials or (BASE.name, BASE.strength) in error.lost:
+                raise
+            left = [each for each in interventions if (each.name, each.strength) not in error.lost]
+        return self._scored(lm, spec, left)
+
 
 @dataclass(frozen=True)
 class EvaluationSpec:
@@ -85,6 +98,8 @@ class EvaluationSpec:
     strengths: tuple[float, ...]
     identity: dict[str, Any]
     out: Location
+    trials: bool = False
+    """Whether conditions and strengths are chosen between: one under which logits overflow is not scored."""
 
 
 class Meter:

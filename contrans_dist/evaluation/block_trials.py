@@ -70,8 +70,10 @@ class BlockTrials:
     @property
     def untold(self) -> str:
         """Why the trials do not tell which candidate is best; empty where they do."""
-        if not self.steered():
+        if not self.trials.candidates:
             return "no strength other than 0 to try"
+        if not self.steered():
+            return "the model's logits overflow at every strength that was tried"
         most = max(map(self.trials.gain, self.steered()))
         if self.on == CONTRAST and most < _LEAST_GAIN:
             return f"contrast prompts do not tell: {self.trials.criterion} {most:.3f} at most"

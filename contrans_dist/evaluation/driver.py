@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import partial
+from itertools import product
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from contrans_dist.data.contamination import leak_report
 from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.distributed.watch import watched
+from contrans_dist.engine.scoring import BASE
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, WorkUnit, run_on
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
@@ -55,7 +57,8 @@ def evaluate(
         out: The evaluation's folder; parts of an unfinished one that are there are kept.
         cluster: Where it runs.
         replace: Begin anew in a folder that holds another evaluation.
-        title: Heads the progress.
+        title: Of trials, where conditions and strengths are chosen between: heads their progress. One under
+            which the logits overflow is left out then.
         others: Conditions that are no vectors, each scored by actors that load what it takes.
 
     Returns:
@@ -65,6 +68,7 @@ def evaluate(
         UserError: For data that are missing or wrong; for a folder that holds another evaluation, naming the
             fields, without `replace`.
         RunError: When parts failed.
+        OverflowedError: For a strength at which the model's logits are no numbers.
     """
     cluster = cluster or ClusterSettings()
     return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title)
@@ -113,8 +117,8 @@ def prepared(
 
 
 def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None = None) -> MetricsFile:
-    """The rest of `evaluate`. Raises RunError when parts failed."""
-    spec, items, target = ready.spec, ready.items, ready.spec.system
+    """The rest of `evaluate`. Raises as that does while it runs."""
+    spec, items, target = changed(ready.spec, trials=title is not None), ready.items, ready.spec.system
     out, benchmark, steering = spec.out, spec.benchmark, spec.steering
     if ready.finished is not None:
         note(f"{out}: complete; nothing to do")
@@ -146,6 +150,8 @@ def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None =
     folder = out / (JUDGED if isinstance(benchmark, Judged) else PARTS)
     tables = {unit.name: read_table(folder / unit.name) for unit in units}
     table = joined(units, tables, steering.concepts)
+    if spec.trials:
+        table = _in_all_parts(table, spec, head)
     write_table(out / RESULTS, table, {"evaluation": fingerprint(spec.identity)})
     metrics = _metrics(spec, items, table, _costs(units, tables))
     write_file(out / METRICS, metrics)
@@ -237,6 +243,19 @@ def _make_missing(
             f"{spec.out}: {len(outcome.failures)} of {len(units)} parts failed ({name}: {reason}); "
             "run the same command again to try only these"
         )
+
+
+def _in_all_parts(table: pa.Table, spec: EvaluationSpec, title: str) -> pa.Table:
+    """The rows of trials without those of conditions and strengths that some part has none of: their logits
+    overflow there, and what is left of them is no score."""
+    counts = table.group_by(["condition", "strength"]).aggregate([([], "count_all")]).to_pylist()
+    rows = {(trial["condition"], trial["strength"]): trial["count_all"] for trial in counts}
+    names = dict.fromkeys(name for given in spec.steering.rows.values() for name in given)
+    for name, strength in product(names, filter(None, spec.strengths)):
+        if rows.get((name, strength), 0) < rows[BASE.name, BASE.strength]:
+            note(f"{title}: {name} at strength {strength:g} is left out: the model's logits overflow")
+            table = table.filter((pc.field("condition") != name) | (pc.field("strength") != strength))
+    return table
 
 
 def _costs(units: Sequence[WorkUnit], tables: dict[str, pa.Table]) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.console import note
-from contrans_dist.errors import UserError
+from contrans_dist.errors import OverflowedError, UserError
 from contrans_dist.evaluation.conditions import condition_of, reference_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.trials import try_out
@@ -25,7 +25,7 @@ def search(
 
     Each condition that is no control is tried at every strength on the validation items, and on the text of
     the budget; the controls follow the one under test. Raises UserError for an evaluation without validation
-    items, or without a strength other than 0.
+    items, or without a strength other than 0; OverflowedError where logits are numbers at none of them.
     """
     if not any(settings.strengths):
         raise UserError("search: expected a strength other than 0 among `strengths`")
@@ -37,9 +37,13 @@ def search(
     )  # fmt: skip
     chosen = {}
     for condition in searched:
-        best, within = choose_strength(
-            [trial for trial in trials.candidates if trial.condition == condition], trials
-        )
+        tried = [trial for trial in trials.candidates if trial.condition == condition]
+        if not tried:
+            raise OverflowedError(
+                f"search: condition {condition}: the model's logits overflow at every strength; use smaller "
+                "strengths, or bfloat16 or float32"
+            )
+        best, within = choose_strength(tried, trials)
         chosen[condition] = best.strength
         rest = "" if within else f"; none keeps the perplexity within {trials.budget:g} times the base's"
         note(f"{condition}: strength {best.strength:g} chosen, {trials.criterion} {best.score:.3g}{rest}")

@@ -14,7 +14,7 @@ from contrans_dist.distributed.cluster import connected, need_ray
 from contrans_dist.distributed.in_process import InProcess, stays_here, this_process
 from contrans_dist.distributed.pool import run_kept, run_tasks
 from contrans_dist.distributed.workers import Outcome, Task
-from contrans_dist.errors import NoAnswerError, RunError, UserError
+from contrans_dist.errors import NoAnswerError, OverflowedError, RunError, UserError
 
 SMALL = 1e9
 
@@ -117,6 +117,10 @@ def test_bad_input_and_silence_end_it() -> None:
     with pytest.raises(UserError, match="line 3"):
         go(wrong, "good")
     assert wrong == [None]
+    beyond = [OverflowedError("strength 9: logits overflow"), None]  # nor does another try make numbers of it
+    with pytest.raises(OverflowedError, match="strength 9"):
+        go(beyond, "good")
+    assert beyond == [None]
     silent = [[NoAnswerError("a store")] for _ in range(4)]
     with pytest.raises(NoAnswerError, match="a store"):
         go(*silent)

@@ -25,7 +25,7 @@ from contrans_dist.distributed.crew import Crew
 from contrans_dist.distributed.pool import Task, run_tasks
 from contrans_dist.distributed.tasks import as_task, of_each, on_a_node
 from contrans_dist.distributed.workers import MAX_ATTEMPTS
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import OverflowedError, RunError, UserError
 from contrans_dist.store import patience
 from contrans_dist.store.location import Location
 from contrans_dist.store.shard_file import DamagedError
@@ -57,7 +57,7 @@ class Worker:
         if runs < payload.get("stops", 0):
             os.kill(os.getpid(), signal.SIGSTOP)
         if payload.get("refuse"):
-            raise UserError(f"{payload['name']}: too short")
+            raise payload["refuse"](f"{payload['name']}: too short")
         if runs < payload.get("breaks", 0):
             _break_gpu()
         if torch.cuda.is_initialized():
@@ -266,9 +266,12 @@ def test_a_task_that_always_fails_is_named_and_the_rest_goes_on(local: None, tmp
     assert len(list(tmp_path.glob("t1.*"))) == MAX_ATTEMPTS
 
 
-def test_bad_input_found_by_an_actor_is_not_tried_again(local: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="t0: too short"):
-        go([{"name": "t0", "value": 0, "refuse": True}], tmp_path)
+@pytest.mark.parametrize("kind", [UserError, OverflowedError])
+def test_bad_input_found_by_an_actor_is_not_tried_again(
+    local: None, tmp_path: Path, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match="t0: too short"):
+        go([{"name": "t0", "value": 0, "refuse": kind}], tmp_path)
     assert len(list(tmp_path.glob("t0.*"))) == 1
 
 

@@ -1,7 +1,9 @@
 """One evaluation in full: strengths chosen on other items, prompts read, no leftovers of other settings."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import run_tasks
 from contrans_dist.engine.scoring import BASE, Intervention, generate
-from contrans_dist.errors import UserError
+from contrans_dist.errors import OverflowedError, UserError
 from contrans_dist.evaluation import actors as scorers
 from contrans_dist.evaluation import assess as whole
 from contrans_dist.evaluation import driver as room
@@ -77,11 +79,11 @@ def settings(folder: Path) -> EmotionEvaluation:
     )
 
 
-def steered(*conditions: str) -> Steering:
+def steered(*conditions: str, lengths: Mapping[str, float] = MappingProxyType({})) -> Steering:
     made = {}
     for seed, concept in enumerate(CONCEPTS):
         values = np.zeros((N_BLOCKS, D), np.float32)
-        values[BLOCK] = np.random.default_rng(seed).standard_normal(D)
+        values[BLOCK] = np.random.default_rng(seed).standard_normal(D) * lengths.get(concept, 1.0)
         made[concept] = ConceptVector(values, concept, "tiny", text_hashes=unit_hashes([SEEN]))
     return steering({"vector": made}, conditions or ("vector", "random"))
 
@@ -176,6 +178,35 @@ def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(
     assert (tmp_path / "e/search.json").exists()
     assess(model, settings, steered(), out, ONE, replace=True)
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["metrics.json", "results.parquet"]
+
+
+def test_a_trial_whose_logits_overflow_is_lost_alone(
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """In float16, whose largest number is 65,504: under one of three concepts' vectors, at one strength."""
+    half = model.model_copy(update={"dtype": "float16", "compute_dtype": "float16"})
+    loud = steered("vector", lengths={"happy": 1e-3, "angry": 1e-3})
+
+    def chosen(name: str, *strengths: float) -> dict[str, Any]:
+        asked = settings.model_copy(update={"search": SearchSettings(), "strengths": (0.0, *strengths)})
+        assess(half, asked, loud, Location.parse(tmp_path / name), ONE)
+        found = json.loads((tmp_path / name / "search.json").read_text())
+        return {key: found[key] for key in ("candidates", "chosen")}
+
+    expected = chosen("without", 1.0, 4.0)
+    assert {each["strength"] for each in expected["candidates"]} == {0.0, 1.0, 4.0}
+    capsys.readouterr()
+    assert chosen("with", 1.0, 1e5, 4.0) == expected
+    assert "vector at strength 100000 is left out: the model's logits overflow" in capsys.readouterr().err
+    with pytest.raises(
+        OverflowedError, match="search: condition vector: the model's logits overflow at ever"
+    ):
+        chosen("none", 1e5)
+    # What is scored is not chosen between.
+    swept = settings.model_copy(update={"strengths": (0.0, 1e5)})
+    with pytest.raises(OverflowedError, match="condition vector at strength 100000: the model's logits over"):
+        assess(half, swept, loud, Location.parse(tmp_path / "scored"), ONE)
 
 
 def test_without_validation_items_nothing_is_chosen(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrans_dist.engine.steer import check_row
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import OverflowedError, UserError
 from contrans_dist.models import LanguageModel, unusable
 
 
@@ -83,13 +83,16 @@ def checked_offsets(
 
 
 def check_finite(interventions: Sequence[Intervention], values: np.ndarray) -> None:
-    """Raise RunError, naming the first intervention of whose values `[C, ...]` one is no number."""
-    for intervention, scores in zip(interventions, values, strict=True):
-        if not np.isfinite(scores).all():
-            raise RunError(
-                f"condition {intervention.name} at strength {intervention.strength:g}: the model's "
-                "logits overflow; use smaller strengths, or bfloat16 or float32"
-            )
+    """Raise OverflowedError, naming the first intervention of whose values `[C, ...]` one is no number."""
+    finite = [bool(np.isfinite(scores).all()) for scores in values]
+    lost = [each for each, sound in zip(interventions, finite, strict=True) if not sound]
+    if lost:
+        error = OverflowedError(
+            f"condition {lost[0].name} at strength {lost[0].strength:g}: the model's "
+            "logits overflow; use smaller strengths, or bfloat16 or float32"
+        )
+        error.lost = frozenset((each.name, each.strength) for each in lost)
+        raise error
 
 
 def per_prompt(vectors: Mapping[int, Tensor]) -> bool:
