@@ -50,13 +50,10 @@ def fit_chosen(recipe: Recipe, sides: Sides, vectors: dict[str, Vectors], out: L
     """Fit the map of the recipe's pair of blocks, and save it with cosines to the target's own vectors.
 
     Args:
-        recipe: With the places of its files; `map.blocks` says how the pair is chosen.
+        recipe: With the places of its files; `map.blocks` says how the pair is chosen (`check_choice`).
         sides: The activation sets.
         vectors: Of both models, `source` and `target` -> concept -> vector.
         out: The run's folder; the map goes to `maps/corpus.safetensors`, trials of pairs to `selection/`.
-
-    Raises:
-        UserError: For validation items that are scored too, and where there is no strength to try.
     """
     if recipe.blocks != "best":
         return _finished(fit_sides(sides, recipe.map, recipe.blocks), vectors, out)

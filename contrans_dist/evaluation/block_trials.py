@@ -17,6 +17,7 @@ from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import (
     all_tried,
+    check_tried,
     check_unscored,
     try_out,
     validation_of,
@@ -95,6 +96,23 @@ class BlockTrials:
         )
 
 
+def check_choice(recipe: Recipe) -> None:
+    """Read what blocks are chosen on, which takes no model. `recipe`: with the places of its files.
+
+    Raises UserError for validation items that are missing, wrong, or scored too, and where there is no
+    strength to try.
+    """
+    settings = recipe.chosen_on
+    if recipe.blocks != "best" or settings is None:
+        return
+    if not few_strengths(settings.strengths):
+        raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
+    check_tried(settings)
+    # Every evaluation is of the block that is chosen here, not of one that was chosen on items of its own.
+    others = {name: other for name, other in recipe.evaluations.items() if other is not settings}
+    check_unscored(validation_of(settings, settings.strengths), others)
+
+
 def try_blocks(
     recipe: Recipe, candidates: Mapping[str, Vectors], own: Vectors, contrast: ActivationSet, out: Location
 ) -> BlockTrials:
@@ -102,14 +120,11 @@ def try_blocks(
     none has, on contrast prompts.
 
     Args:
-        recipe: With the places of its files.
+        recipe: With the places of its files; `check_choice` has found it good.
         candidates: Name -> concept -> vector at one block.
         own: The target's own vectors, by concept, which know the texts behind them.
         contrast: The target's activation set of the contrast texts.
         out: The run's folder; trials go to `selection/`.
-
-    Raises:
-        UserError: For validation items that are scored too, and where there is no strength to try.
     """
     settings, folder = recipe.chosen_on, out / "selection"
     if settings is None:
@@ -118,11 +133,6 @@ def try_blocks(
             recipe.concepts.seed, recipe.concepts.limit,
         )  # fmt: skip
     strengths = few_strengths(settings.strengths)
-    if not strengths:
-        raise UserError(f"map.blocks: best: benchmark {settings.benchmark} needs a strength other than 0")
-    # Every evaluation is of the block that is chosen here, not of one that was chosen on items of its own.
-    others = {name: other for name, other in recipe.evaluations.items() if other is not settings}
-    check_unscored(validation_of(settings, strengths), others)
     settings, steered = tried_on(settings), _as_conditions(candidates, own)
     if settings.concepts is not None:
         steered = steered.about(settings.concepts)

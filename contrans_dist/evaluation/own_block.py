@@ -17,13 +17,10 @@ def own_block(recipe: Recipe, states: ActivationSet, own: Vectors, out: Location
     """The block that a recipe without a source steers; one that was tried for is told in `selection/`.
 
     Args:
-        recipe: With the places of its files; `map.blocks` says how the block is chosen.
+        recipe: With the places of its files; `map.blocks` says how the block is chosen (`check_choice`).
         states: The target's, of the contrast texts.
         own: The target's vectors, by concept.
         out: The run's folder; trials and choice go to `selection/`.
-
-    Raises:
-        UserError: For validation items that are scored too, and where there is no strength to try.
     """
     file = out / CHOICE
     file.delete()  # of earlier settings

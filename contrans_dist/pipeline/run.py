@@ -16,6 +16,7 @@ from contrans_dist.errors import UserError, meant
 from contrans_dist.evaluation.analysis import sentence
 from contrans_dist.evaluation.assess import assess, judged
 from contrans_dist.evaluation.block_search import fit_chosen
+from contrans_dist.evaluation.block_trials import check_choice
 from contrans_dist.evaluation.conditions import (
     condition_of,
     conditions_of,
@@ -177,6 +178,7 @@ class RunDriver:
         for name, table in texts.items():
             self._keep_texts(name, table)
         self._check_names(texts)
+        check_choice(self.texts.placed_recipe())
         sets: dict[str, ActivationSet] = {}
         for model in harvested(self.recipe):
             sets |= self._states(model, {what: texts[what] for what in model.reads})

@@ -26,7 +26,7 @@ from contrans_dist.evaluation import assess as whole
 from contrans_dist.evaluation import driver as room
 from contrans_dist.evaluation.assess import assess
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.evaluation.block_trials import try_blocks
+from contrans_dist.evaluation.block_trials import check_choice
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import try_out, validation_of
 from contrans_dist.models import encode, load_model
@@ -140,7 +140,7 @@ def test_blocks_are_not_chosen_on_what_another_evaluation_scores(
     })  # fmt: skip
     said = r"validation: 12 of 12 items are scored too by evaluations.other, such as .*; name others"
     with pytest.raises(UserError, match=said):
-        try_blocks(recipe, {}, {}, None, Location.parse(tmp_path))  # type: ignore[arg-type]
+        check_choice(recipe)
 
 
 def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(

@@ -107,6 +107,23 @@ def _scores(metrics: dict[str, Any]) -> dict[tuple[str, float], float]:
     }
 
 
+@pytest.mark.parametrize("name", ["emotions", "other"])
+def test_what_blocks_cannot_be_chosen_on_is_told_before_the_harvest(
+    content: dict[str, Any], contrans: Contrans, tmp_path: Path, name: str
+) -> None:
+    """Validation items that are scored, by the evaluation whose they are or by another."""
+    given = content["evaluations"]
+    emotions = {**given["emotions"], "search": None}
+    scoring = {**(emotions if name == "emotions" else {}), "texts": emotions["validation"]}
+    (tmp_path / "wrong.yaml").write_text(
+        yaml.safe_dump({**content, "evaluations": {"emotions": emotions, name: scoring}})
+    )
+    ended = contrans("run", str(tmp_path / "wrong.yaml"), "--out", str(tmp_path / "run"))
+    assert ended.code == 2
+    assert f"48 of 48 items are scored too{' by evaluations.other' * (name == 'other')}, such as" in ended.err
+    assert not (tmp_path / "run/activations").exists()
+
+
 def test_the_target_alone_is_harvested_and_steered_with_its_controls(run: Path) -> None:
     assert [path.name for path in (run / "activations").iterdir()] == ["contrast-target"]
     assert sorted(path.name for path in (run / "vectors").iterdir()) == ["self-align", "target"]
