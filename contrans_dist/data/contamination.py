@@ -155,6 +155,7 @@ def leak_report(
     vector_texts: NDArray[np.int64],
     map_texts: NDArray[np.int64],
     known: bool = True,
+    map_known: bool = True,
 ) -> dict[str, Any]:
     """How many of the evaluated scenarios the vectors and the map have already seen.
 
@@ -164,18 +165,21 @@ def leak_report(
         map_texts: Those of the texts that the map was fitted on.
         known: Whether every vector says which texts it was made of. Where one does not, finding nothing
             proves nothing.
+        map_known: Whether every map says which texts it was fitted on.
 
     Returns:
         Counts (`in_part`: those of which a line or a sentence alone was seen) and examples, as `LeakCheck`
         has them.
     """
+    # An imported vector may have gone through a map that nobody knows of.
+    map_known = map_known and (known or map_texts.size > 0)
     by_vector, by_map = _found(scenarios, vector_texts), _found(scenarios, map_texts)
     contaminated = [*by_vector, *by_map]
     whole = {text for by in (by_vector, by_map) for text in by if by[text]}
     return {
         "evaluated": len(set(scenarios)),
         "overlap_vector": len(by_vector) if known or by_vector else None,
-        "overlap_map": len(by_map) if known or map_texts.size else None,
+        "overlap_map": len(by_map) if map_known or by_map else None,
         "in_part": len(set(contaminated) - whole),
         "examples": list(dict.fromkeys(contaminated))[:_EXAMPLES],
     }

@@ -68,5 +68,6 @@ def _joined(vectors: Sequence[ConceptVector], scale: float, step: str) -> Concep
         shuffled_map=None,
         text_hashes=np.unique(np.concatenate([vector.text_hashes for vector in vectors])),
         map_text_hashes=np.unique(np.concatenate([vector.map_text_hashes for vector in vectors])),
+        map_texts_known=all(vector.map_texts_known for vector in vectors),
         steps=(*first.steps, step),
     )

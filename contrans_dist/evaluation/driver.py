@@ -283,7 +283,11 @@ def _metrics(
         "strengths": list(spec.strengths),
         **spec.benchmark.summarise(table, reference_of(steered) or "vector"),
         "leak": leak_report(
-            scenarios, spec.steering.vector_texts, spec.steering.map_texts, spec.steering.texts_known
+            scenarios,
+            spec.steering.vector_texts,
+            spec.steering.map_texts,
+            spec.steering.texts_known,
+            spec.steering.map_texts_known,
         ),
         "costs": costs,
         "rows": dict(Counter(table.column("condition").to_pylist())),

@@ -25,7 +25,10 @@ class Steering:
     """Units of the texts behind the vectors, and behind the map (`contamination.unit_hashes`)."""
     map_texts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     texts_known: bool = True
-    """Whether every vector says which texts it was made of; an imported one does not."""
+    """Whether every vector says which texts it was made of: an imported one does not, nor does one of texts
+    too short to be told apart."""
+    map_texts_known: bool = True
+    """Whether every map says which texts it was fitted on."""
     seed: int = 0
     """Of directions that are drawn, whose rows above give no more than the norm."""
     chosen: dict[str, float] = field(default_factory=dict)
@@ -132,7 +135,8 @@ def steering(
     texts = [vector.text_hashes for vector in vectors.values()]
     maps = [vector.map_text_hashes for vector in vectors.values()]
     known = all(hashes.size for hashes in texts)
-    return Steering(rows, _union(texts), _union(maps), known, seed)
+    of_maps = all(vector.map_texts_known for vector in vectors.values())
+    return Steering(rows, _union(texts), _union(maps), known, of_maps, seed)
 
 
 def _row(

@@ -37,7 +37,7 @@ class MapSet:
     shuffled: dict[Pair, NDArray[np.float32]] = field(default_factory=dict)
     """Weights fitted with the source's rows permuted: the control."""
     text_hashes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """Units of the corpus (`contamination.unit_hashes`)."""
+    """Units of the corpus (`contamination.unit_hashes`); empty where they are not known."""
     r2_table: BlockTable | None = None
     cosines: dict[Pair, dict[str, float]] = field(default_factory=dict)
     """For each pair and concept, the cosine of the mapped vector to the target's own."""
@@ -107,6 +107,7 @@ class MapSet:
             model=self.target_model,
             norms=self.target_norms,
             map_text_hashes=np.union1d(vector.map_text_hashes, self.text_hashes),
+            map_texts_known=vector.map_texts_known and self.text_hashes.size > 0,
             steps=(*vector.steps, step),
         )
 

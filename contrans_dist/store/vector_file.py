@@ -24,4 +24,6 @@ class VectorHeader(Made):
     n_positive: NonNegativeInt = 0
     n_negative: NonNegativeInt = 0
     norms: Norms = Field(default_factory=dict)
+    map_texts_known: bool = True
+    """Whether each map that it went through says which texts it was fitted on."""
     steps: tuple[str, ...] = ()

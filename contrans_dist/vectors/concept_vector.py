@@ -36,6 +36,8 @@ class ConceptVector:
     """Hashes of the contrast texts' sentences, for the contamination check, int64 `[n]`."""
     map_text_hashes: NDArray[np.int64] = field(default_factory=_no_hashes)
     """The same of the texts the map was fitted on."""
+    map_texts_known: bool = True
+    """Whether each map that it went through says which texts it was fitted on."""
     shuffled_map: NDArray[np.float32] | None = None
     """The same vector through the map fitted on shuffled rows, `[n_blocks, d]`: a control."""
     steps: tuple[str, ...] = ()
@@ -93,6 +95,7 @@ class ConceptVector:
             n_positive=self.n_positive,
             n_negative=self.n_negative,
             norms=self.norms,
+            map_texts_known=self.map_texts_known,
             steps=self.steps,
         )
         save_tensors(location, tensors, header.model_dump(mode="json"))
@@ -126,6 +129,7 @@ class ConceptVector:
             norms=header.norms,
             text_hashes=tensors.get("text_hashes", _no_hashes()),
             map_text_hashes=tensors.get("map_text_hashes", _no_hashes()),
+            map_texts_known=header.map_texts_known,
             shuffled_map=tensors.get("shuffled_map"),
             steps=header.steps,
         )

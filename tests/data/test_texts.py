@@ -156,6 +156,9 @@ def test_nothing_is_found_by_vectors_that_do_not_say_what_they_have_seen() -> No
     assert counts(nothing, nothing) == (None, None)
     assert counts(nothing, seen) == (None, 1)  # imported, then through a map
     assert counts(seen, nothing) == (1, None)  # one of several is known, and that is told
+    for of_map, told in ((nothing, None), (unit_hashes(["a b c d three"]), None), (seen, 1)):
+        report = leak_report(scored, seen, of_map, map_known=False)
+        assert (report["overlap_vector"], report["overlap_map"]) == (1, told)
 
 
 def test_official_emotion_files_overlap_completely(shared: Path) -> None:

@@ -1,5 +1,6 @@
 """What transplanted vectors are compared with: combinations of vectors, further sources, other systems."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def test_sums_and_means_are_written_out() -> None:
     # What any part has seen, the whole has seen.
     assert made["averaged"]["a"].text_hashes.tolist() == [1, 3]
     assert made["sum"]["a"].map_text_hashes.tolist() == [1, 2]
+    silent = {**other, "a": replace(other["a"], map_texts_known=False)}
+    assert [mean_of([main, silent])[concept].map_texts_known for concept in "ab"] == [False, True]
 
 
 def test_only_sources_that_a_condition_needs_are_harvested() -> None:

@@ -513,6 +513,9 @@ def test_leaks_are_counted_and_can_be_left_out(
     imported = steered(text_hashes=unit_hashes([]))
     unknown = evaluate(model, settings, imported, str(tmp_path / "imported"), ONE).leak
     assert unknown == LeakCheck(evaluated=18, in_part=0, examples=[])
+    through = steered(map_texts_known=False)
+    unknown = evaluate(model, settings, through, str(tmp_path / "through"), ONE).leak
+    assert unknown == LeakCheck(evaluated=18, overlap_vector=0, in_part=0, examples=[])
 
 
 def test_without_vectors_the_base_alone_is_scored(

@@ -168,6 +168,19 @@ def test_carry_keep_is_the_product_without_the_bias() -> None:
     assert again.map_text_hashes.tolist() == [1, 2, 3, 9]  # of both maps that it went through
 
 
+def test_a_vector_knows_that_a_map_does_not_say_what_it_was_fitted_on(tmp_path: Path) -> None:
+    """`text_hashes` may be absent from a file; nothing found among none is no finding."""
+    maps, silent = fitted(), replace(fitted(), text_hashes=np.empty(0, np.int64))
+    silent.save(Location.parse(tmp_path / "map.safetensors"))
+    silent = MapSet.load(str(tmp_path / "map.safetensors"))
+    for first, known in ((maps, True), (silent, False)):
+        carried = first.carry(vector(), pair=(3, 4))
+        carried.save(Location.parse(tmp_path / "vector.safetensors"))
+        assert ConceptVector.load(str(tmp_path / "vector.safetensors")).map_texts_known is known
+        twice = fitted().carry(replace(vector(), map_texts_known=known), pair=(3, 4))
+        assert twice.map_texts_known is known
+
+
 def test_carry_match_keeps_the_share_of_the_residual_norm() -> None:
     maps, given = fitted(), vector()
     carried = maps.carry(given, "match", (3, 4))

@@ -203,9 +203,17 @@ def test_what_is_not_known_to_be_seen_is_not_called_unseen(tmp_path: Path) -> No
     run = write_run(tmp_path)
     path = run / "evaluations/emotions/metrics.json"
     content = json.loads(path.read_text())
-    content["leak"]["overlap_vector"] = None
-    for leak, said in ((7, "7 of 120 scored scenarios were seen before"), (0, "Leak check: not known.")):
-        content["leak"]["overlap_map"] = leak
+    vector, fitted = (
+        "A vector does not say which texts it was made",
+        "The map does not say which texts it was",
+    )
+    for of_vector, of_map, said in (
+        (None, 7, "7 of 120 scored scenarios were seen before"),
+        (None, 0, "Leak check: not known."),
+        (None, 0, f"{vector} of, or these are too short to be told apart."),
+        (0, None, f"{fitted} fitted on, or these are too short to be told apart."),
+    ):
+        content["leak"] |= {"overlap_vector": of_vector, "overlap_map": of_map}
         path.write_text(json.dumps(content))
         words = Page(report(run)).words
         assert said in words
