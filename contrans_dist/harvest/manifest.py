@@ -16,9 +16,6 @@ from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import Canary, Manifest, QuantizationCheck, ShardEntry, Throughput
 from contrans_dist.store.provenance import made_by, versions
 
-CANARY_WARNING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""Relative deviation of a batched row from the same text alone above which the harvest says so."""
-
 
 def model_identity(model: ModelSettings, facts: ModelFacts) -> dict[str, Any]:
     """What a model's numbers depend on: its weights, how they are loaded, and the libraries that run them.
@@ -133,6 +130,6 @@ def warn(manifest: Manifest, out: Location) -> None:
             f"{out}: the tokenizer's own limit, {limit} tokens, is below the model's; texts are cut at the "
             f"model's (--max-tokens {limit} would cut them there)"
         )
-    worst, dtype = manifest.canary.worst_deviation, manifest.identity.computed_in
-    if worst is not None and dtype is not None and worst > CANARY_WARNING[dtype]:
+    if manifest.depends_on_batch:
+        worst = manifest.canary.worst_deviation
         note(f"{out}: a text in a batch and alone differ by {worst:.1e}; look at the model's padding")

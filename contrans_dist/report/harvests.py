@@ -10,10 +10,6 @@ from contrans_dist.report.figures import log_axis
 from contrans_dist.report.parts import Cell, Drawing, Studio, Table, count_text, seconds_text, size_text
 from contrans_dist.report.svg import label
 from contrans_dist.store.activation_set import ActivationSet
-from contrans_dist.store.manifest import Manifest
-
-_WORST_CANARY = 1e-4
-"""Relative deviation of a float32 row from the same text alone, above which something is wrong."""
 
 
 def harvest_table(harvests: dict[str, ActivationSet]) -> Table:
@@ -36,7 +32,10 @@ def harvest_table(harvests: dict[str, ActivationSet]) -> Table:
                 Cell("–" if pace.actors is None else str(pace.actors)),
                 Cell(size_text(sum(shard.bytes or 0 for shard in manifest.shards))),
                 Cell(count_text(manifest.truncated), kind="warn" if manifest.truncated else ""),
-                Cell("–" if canary is None else f"{canary:.1e}", kind=_canary_kind(manifest)),
+                Cell(
+                    "–" if canary is None else f"{canary:.1e}",
+                    kind="warn" if manifest.depends_on_batch else "",
+                ),
             ]
         )
     caption = "Canary: the worst relative deviation of a batched row from the same text run alone."
@@ -48,7 +47,7 @@ def harvest_warnings(name: str, harvest: ActivationSet) -> list[str]:
     warnings = []
     if harvest.manifest.truncated:
         warnings.append(f"activations {name}: {count_of(harvest.manifest.truncated, 'text')} truncated")
-    if _canary_kind(harvest.manifest):
+    if harvest.manifest.depends_on_batch:
         warnings.append(f"activations {name}: batched rows differ from the same texts run alone")
     return warnings
 
@@ -73,11 +72,6 @@ def norms_drawing(run: Run, studio: Studio) -> Drawing | None:
         data,
         "Median length of the residual stream, block by block: the yardstick for a strength.",
     )
-
-
-def _canary_kind(manifest: Manifest) -> str:
-    worst, exact = manifest.canary.worst_deviation, manifest.identity.computed_in == "float32"
-    return "warn" if worst is not None and exact and worst > _WORST_CANARY else ""
 
 
 def norms_figure(norms: dict[str, dict[int, float]], marked: int | None) -> Figure:

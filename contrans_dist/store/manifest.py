@@ -17,6 +17,9 @@ from contrans_dist.store.results import plain
 
 AGAIN = "run the same harvest again"
 """What makes a set whole: it keeps what is sound and computes the rest anew."""
+_ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""Relative deviation of a batched row from the same text alone, by the precision that is computed in, above
+which it is more than rounding."""
 
 
 class OtherFormatError(UserError):
@@ -147,6 +150,12 @@ class Manifest(Facts):
         for entry in manifest.shards:
             location.parent.inside(entry.name)
         return manifest
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether rows differ from those of the same texts alone by more than rounding."""
+        worst, most = self.canary.worst_deviation, _ROUNDING.get(self.identity.computed_in or "")
+        return worst is not None and most is not None and worst > most
 
     def sealed(self) -> "Manifest":
         """The same with the digest of its content."""
