@@ -85,7 +85,7 @@ class ClusterSettings(Settings):
     placement: PlacementChoice = "auto"
     """`device-map` spreads a replica over its GPUs, `stream` reads block after block from the checkpoint,
     `pipeline` gives each of several nodes a run of blocks, `auto` finds out which of the first two is needed,
-    if any."""
+    if any. `stream` and `pipeline` are for harvests: what is steered is placed by `auto`."""
 
     @field_validator("label_selector")
     @classmethod
@@ -100,6 +100,11 @@ class ClusterSettings(Settings):
     def selector(self) -> dict[str, str]:
         """`label_selector` by label."""
         return parse_selector(self.label_selector)
+
+    def for_steering(self) -> "ClusterSettings":
+        """The same for models that are steered, which takes the whole model."""
+        harvests_only = self.placement in ("stream", "pipeline")
+        return self.model_copy(update={"placement": "auto"}) if harvests_only else self
 
     def one_gpu_each(self) -> "ClusterSettings":
         """The same for a classifier: it fits one GPU, over however many the judged model is spread."""

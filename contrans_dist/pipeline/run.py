@@ -104,6 +104,7 @@ class RunDriver:
         self, recipe: Recipe, out: Location, texts: RecipeTexts, shared: Location | None = None
     ) -> None:
         self.recipe, self.out, self.texts, self.shared = recipe, out, texts, shared
+        self.for_steering = recipe.cluster.for_steering()
         self.activations: dict[str, str] = {}
         """Name to folder as seen from the run's, where harvests are shared with other runs."""
         self.stages: list[dict[str, Any]] = []
@@ -198,7 +199,7 @@ class RunDriver:
 
     def _material(self, sets: dict[str, ActivationSet], vectors: dict[str, Vectors]) -> Material:
         """With the map between both models, or without a source with the block that is steered."""
-        recipe, fitted = self.texts.placed_recipe(), None
+        recipe, fitted = self.texts.placed_recipe().model_copy(update={"cluster": self.for_steering}), None
         if recipe.source is None:
             block = own_block(recipe, sets["contrast-target"], vectors["target"], self.out)
         else:
@@ -259,7 +260,7 @@ class RunDriver:
             self.texts.placed(settings),
             steered,
             self.out / "evaluations" / name,
-            self.recipe.cluster,
+            self.for_steering,
             systems_of(self.recipe, settings),
             replace=True,
         )

@@ -141,6 +141,19 @@ def test_the_target_alone_is_harvested_and_steered_with_its_controls(run: Path) 
     assert metrics["leak"]["overlap_vector"] == metrics["leak"]["overlap_map"] == 0
 
 
+def test_a_placement_for_harvests_alone_leaves_steering_to_auto(
+    in_process: None, run: Path, content: dict[str, Any], tmp_path: Path
+) -> None:
+    """Blocks and strengths are chosen too; all comes out as where the model was never streamed."""
+    streamed = {**content, "cluster": {"actors": 1, "placement": "stream"}}
+    run_recipe(Recipe.model_validate(streamed), Location.parse(tmp_path / "run"))
+    manifest = _json(tmp_path / "run/activations/contrast-target/manifest.json")
+    assert manifest["throughput"]["placement"] == "stream"
+    metrics, chosen = "evaluations/emotions/metrics.json", "selection/selection.json"
+    assert _scores(_json(tmp_path / "run" / metrics)) == _scores(_json(run / metrics))
+    assert _json(tmp_path / "run" / chosen)["chosen"] == _json(run / chosen)["chosen"]
+
+
 def test_the_block_is_the_best_of_the_upper_ones_on_validation_items(run: Path) -> None:
     choice = _json(run / "selection/selection.json")
     tried = {(trial["block"], trial["strength"]): trial for trial in choice["candidates"]}

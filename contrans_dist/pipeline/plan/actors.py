@@ -136,9 +136,8 @@ class Placing:
         self, models: tuple[PlannedModel, ...], highest: int | None, head: bool, batch: int
     ) -> tuple[float, Placement]:
         """(GPUs of an actor, placement) of the first model with the others beside it."""
-        cluster, nodes, (first, *beside) = self.cluster, self.nodes, [model.settings for model in models]
-        if head and cluster.placement in ("stream", "pipeline"):
-            cluster = cluster.model_copy(update={"placement": "auto"})
+        nodes, (first, *beside) = self.nodes, [model.settings for model in models]
+        cluster = self.cluster.for_steering() if head else self.cluster
 
         def choose(gpus: float) -> Placement:
             memories: dict[Any, int] = dict.fromkeys(range(math.ceil(gpus)), nodes.gpu_memory)
