@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.client import ray as client
 
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import let_go
@@ -33,7 +34,7 @@ def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> l
     Meant for reading, hashing and arithmetic on arrays, which run beside each other in threads too. Raises as
     `answer`.
     """
-    if _alone():
+    if alone():
         cores = ray.cluster_resources().get("CPU", 1) if ray.is_initialized() else os.cpu_count() or 1
         with ThreadPoolExecutor(max(1, int(cores))) as threads:
             return list(threads.map(lambda arguments: function(*arguments), calls))
@@ -41,11 +42,12 @@ def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> l
     return list(answer(lambda: [task.remote(*arguments) for arguments in calls]))
 
 
-def _alone() -> bool:
+def alone() -> bool:
     """Whether this is the only node: a process of its own would take seconds to start and win nothing."""
     if not ray.is_initialized():
         return True
-    return [node.id for node in alive_nodes()] == [node_here()]
+    # A driver that is a client (`ray://`) is told the node that it is connected to, and may be elsewhere.
+    return [node.id for node in alive_nodes()] == [node_here()] and not client.is_connected()
 
 
 def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> Any:
@@ -53,7 +55,7 @@ def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> 
 
     Raises as `answer`.
     """
-    if size.here or (not size.gpus and _alone() and surroundings(size) is None):
+    if size.here or (not size.gpus and alone() and surroundings(size) is None):
         return function(*arguments)
     remote = _like(size, size.selector)
 

@@ -2,6 +2,8 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ from pyarrow import fs
 
 from contrans_dist.config.limits import SHARDS, check_size
 from contrans_dist.console import count_of, note
-from contrans_dist.distributed.tasks import of_each
+from contrans_dist.distributed.tasks import alone, of_each
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.left_out import check_left_out
 from contrans_dist.harvest.manifest import manifest_of, warn
@@ -112,9 +114,11 @@ class PlannedSet:
             self.unseen.append((time.monotonic(), report.entry.name))
         # Not at once: NFS would remember that it was not there yet.
         while self.unseen and time.monotonic() - self.unseen[0][0] > _SEEN_SECONDS:
-            location = self.out / self.unseen.popleft()[1]
-            if not location.exists():
-                raise RunError(f"{location}: was made by another node and is not to be seen here; {_SHARED}")
+            name = self.unseen.popleft()[1]
+            if self._elsewhere([name]):
+                raise RunError(
+                    f"{self.out / name}: was made by another node and is not to be seen here; {_SHARED}"
+                )
 
     def hold(self, claim: Claim) -> None:
         """Work under a claim on the folder. Raises as `of`, and RunError when rows were added meanwhile."""
@@ -165,15 +169,18 @@ class PlannedSet:
         checked = list(zip(self.shards, reports, strict=True))
         wrong = [(shard.name, report) for shard, report in checked if isinstance(report, str)]
         if wrong:
-            gone = all(not (self.out / name).exists() for name, _ in wrong)
             raise RunError(
                 f"{self.out}: {len(wrong)} of {len(self.shards)} shards are not as they were written "
                 f"({': '.join(wrong[0])}); run the same command again to make only these"
-                + (f", but {_SHARED}" if gone else "")
+                + (f", but {_SHARED}" if self._elsewhere([name for name, _ in wrong]) else "")
             )
         for shard, report in checked:
             if report.entry.footer != self.reports[shard.address].entry.footer:
                 self.reports[shard.address] = report
+
+    def _elsewhere(self, names: Sequence[str]) -> bool:
+        """Whether shards lie on other nodes' own disks: none is here, and there are other nodes."""
+        return self.out.is_local and all(_gone(self.out / name) for name in names) and not alone()
 
     def _remove_others(self) -> None:
         """Remove shards behind the set's: of texts that were to be appended, and then were others."""
@@ -182,6 +189,13 @@ class PlannedSet:
             if name not in names and shard_identity(self.out / name) is not None:
                 note(f"{self.out / name}: of texts that are no more asked for; it is removed")
                 (self.out / name).delete()
+
+
+def _gone(location: Location) -> bool:
+    """Whether its disk says that it is not there; one that is in trouble does not say so."""
+    with suppress(UserError, RunError):
+        return not location.exists()
+    return False
 
 
 def _refuse_folders(out: Location) -> None:

@@ -13,15 +13,22 @@ from ray._private.worker import global_worker
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from contrans_dist.config import ClusterSettings
-from contrans_dist.distributed import pool, tasks
+from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
+from contrans_dist.data.texts import text_table
+from contrans_dist.distributed import actors, crew, pool, tasks
 from contrans_dist.distributed.cluster import Replicas, connected, replicas
 from contrans_dist.distributed.nodes import alive_nodes
 from contrans_dist.distributed.placement import _judged
 from contrans_dist.distributed.pool import Task, run_tasks
 from contrans_dist.distributed.tasks import on_a_node, on_nodes
-from contrans_dist.errors import UserError
+from contrans_dist.errors import RunError, UserError
+from contrans_dist.harvest import planned_set
+from contrans_dist.harvest.driver import harvest
+from contrans_dist.harvest.planned_set import PlannedSet
+from contrans_dist.harvest.shards import ShardReport
 from contrans_dist.models.placement import Placement
+from tests.inprocess import ray_here
+from tests.tiny import save_tiny
 from tests.waiting import until
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -95,7 +102,7 @@ def test_who_gets_gpus_sees_them_and_nobody_else(cluster: Cluster, monkeypatch: 
         seen: list[str] = []
         run_tasks(Sees, (), [Task("t", None)], NO_GPU, lambda _task, gpus: seen.append(gpus))
         assert seen == [""]
-        monkeypatch.setattr(tasks, "_alone", lambda: True)
+        monkeypatch.setattr(tasks, "alone", lambda: True)
         assert on_a_node(_process_and_gpus, NO_GPU)[1] == ""
     finally:
         cluster.remove_node(node)
@@ -128,6 +135,35 @@ def test_a_node_that_joins_gets_an_actor_and_one_that_is_to_go_gets_no_more(
     said = capsys.readouterr().err
     assert "the cluster has room for more: 2 actors now" in said
     assert "a node of the cluster is about to go: its actor gets nothing more to do" in said
+
+
+def test_a_folder_that_nodes_do_not_share_is_told(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another node has written to a disk of its own is not here: by the next shard, or at the end."""
+    model = ModelSettings(id=str(save_tiny(tmp_path / "model", "llama", n_blocks=1, d=16)))
+    texts, take = text_table({"text": ["one small text", "another one", "the dog"]}), PlannedSet.take
+
+    def elsewhere(planned: PlannedSet, address: str, report: ShardReport) -> None:
+        Path(address).unlink()
+        take(planned, address, report)
+
+    monkeypatch.setattr(PlannedSet, "take", elsewhere)
+    shared = "--out must be on a disk that all nodes of the cluster share, or in an object store"
+    one, node = ClusterSettings(actors=1, cpus_per_actor=1), cluster.add_node(num_cpus=1)
+    try:
+        until(lambda: sum(not each.leaving for each in alive_nodes()) == 2, "the node", pause=0.1)
+        with ray_here(actors, crew, pool):
+            with pytest.raises(RunError, match=rf"3 of 3 shards are not as .*, but {shared}$"):
+                harvest(model, texts, str(tmp_path / "set"), CaptureSettings(shard_size=1), one)
+            monkeypatch.setattr(planned_set, "_SEEN_SECONDS", 0.0)
+            with pytest.raises(
+                RunError, match=rf"shard-00000.parquet: was made by another node .*; {shared}$"
+            ):
+                harvest(model, texts, str(tmp_path / "set"), CaptureSettings(shard_size=1), one)
+    finally:
+        cluster.remove_node(node)
+        until(lambda: sum(not each.leaving for each in alive_nodes()) == 1, "the node to go", pause=0.1)
 
 
 def _memory() -> Placement:

@@ -23,7 +23,7 @@ from contrans_dist.distributed.answers import answer
 from contrans_dist.distributed.cluster import Replicas, connected, replicas
 from contrans_dist.distributed.crew import Crew
 from contrans_dist.distributed.pool import Task, run_tasks
-from contrans_dist.distributed.tasks import as_task, of_each, on_a_node
+from contrans_dist.distributed.tasks import alone, as_task, of_each, on_a_node
 from contrans_dist.distributed.workers import MAX_ATTEMPTS
 from contrans_dist.errors import OverflowedError, RunError, UserError
 from contrans_dist.store import patience
@@ -225,6 +225,13 @@ def test_what_is_asked_of_the_only_node_needs_no_other_process(local: None) -> N
     assert on_a_node(os.getpid, Replicas(1, 0, 1)) == os.getpid()
     with pytest.raises(UserError, match="--model x: no such model"):
         on_a_node(_refuses, Replicas(1, 0, 1))
+
+
+def test_a_client_is_not_alone(local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray://` may be used on another machine, with other disks; Ray names the node behind the address."""
+    assert alone()
+    monkeypatch.setattr(tasks.client, "is_connected", lambda: True)
+    assert not alone()
 
 
 def test_a_damaged_shard_that_a_task_meets_is_bad_input(local: None) -> None:

@@ -1,5 +1,6 @@
 """Harvests on real Ray: exactly once on disk, whatever dies, and whoever else is at work."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,12 +9,14 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 from safetensors.torch import load_file, save_file
 
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
@@ -22,11 +25,13 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import planned_set
 from contrans_dist.harvest.actors import HarvestActor, slots_of
 from contrans_dist.harvest.driver import HarvestJob, harvest, harvest_sets
+from contrans_dist.harvest.planned_set import PlannedSet
 from contrans_dist.harvest.request import Request
-from contrans_dist.harvest.shards import HarvestSpec, MadeShards, ShardTask, Timing, plan_shards
+from contrans_dist.harvest.shards import HarvestSpec, ShardReport, ShardTask, Timing, plan_shards
 from contrans_dist.harvest.throughput import covered
 from contrans_dist.models import model_facts
 from contrans_dist.models.placement import Placement
+from contrans_dist.store import object_stores
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import plain
@@ -153,29 +158,48 @@ def test_two_actors_of_which_one_is_killed(made: Path, model: str, texts: str, t
     assert manifest_of(out)["throughput"]["actors"] == 2
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_folder_that_nodes_do_not_share_is_told(
-    local: None, model: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+@pytest.mark.parametrize("seconds", [0.0, 120.0])
+def test_shards_that_somebody_deletes_on_the_only_node_are_told_as_gone(
+    local: None, model: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """What another node has written to a disk of its own is not here: by the next shard, or at the end."""
-    real = HarvestActor.run
+    """Before, with the advice to choose a disk that all nodes share."""
+    take = PlannedSet.take
 
-    def elsewhere(actor: HarvestActor, task: ShardTask) -> MadeShards:
-        made = real(actor, task)
-        Path(task.shard.location.path).unlink()
-        return made
+    def gone(planned: PlannedSet, address: str, report: ShardReport) -> None:
+        Path(address).unlink()
+        take(planned, address, report)
 
-    monkeypatch.setattr(HarvestActor, "run", elsewhere)
-    if at_once:
-        monkeypatch.setattr(planned_set, "_SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(PlannedSet, "take", gone)
+    monkeypatch.setattr(planned_set, "_SEEN_SECONDS", seconds)
     told = (
-        "shard-00000.parquet: was made by another node" if at_once else r"60 of 60 shards are not as .* but"
+        r"60 of 60 shards are not as they were written \(.*no such file.*\); run the same command .* these$"
     )
-    with (
-        ray_here(),
-        pytest.raises(RunError, match=rf"{told}.*--out must be on a disk that all nodes .* share"),
-    ):
+    with ray_here(), pytest.raises(RunError, match=told):
         harvest(ModelSettings(id=model), read_texts(texts), str(tmp_path / "set"), CAPTURE, ONE)
+
+
+def test_a_disk_in_trouble_for_a_moment_hides_no_shard(
+    local: None, made: Path, model: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is looked at whether nodes share it; before, that ended the harvest."""
+    take, looks = PlannedSet.take, list[str]()
+
+    def stale(path: str) -> fs.FileInfo:
+        looks.append(path)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def troubled(planned: PlannedSet, address: str, report: ShardReport) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(object_stores, "filesystem", lambda *_: SimpleNamespace(get_file_info=stale))
+            take(planned, address, report)
+
+    monkeypatch.setattr(PlannedSet, "take", troubled)
+    monkeypatch.setattr(planned_set, "_SEEN_SECONDS", 0.0)
+    out = tmp_path / "set"
+    with ray_here():
+        harvest(ModelSettings(id=model), read_texts(texts), str(out), CAPTURE, ONE)
+    assert looks
+    assert_same_set(out, made)
 
 
 def test_shards_too_large_for_s3_are_refused(model: str, texts: str) -> None:
