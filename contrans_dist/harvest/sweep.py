@@ -4,7 +4,8 @@ A sweep takes all its texts through one block after the other, and publishes its
 the meantime it keeps rows and states in a work folder, beside the shards where these are on a local or shared
 disk, else in the temporary folder of the machine (so that only a rerun on that machine can go on from there).
 A sweep that was killed goes on after the last block after which its states were saved: that is done after
-each block, but not so often that it takes more than a twentieth of the time.
+each block, but not so often that it takes more than a twentieth of the time. On a disk that knows no locks it
+begins anew, since another may still be at work in its folder.
 """
 
 import hashlib
@@ -79,7 +80,7 @@ def run_sweep(
     `memory`: bytes of states that need not go to disk. `told(k)` is called when all texts are through block
     k. A text that cannot be run is left out, and its shard says so. A shard of whose rows half or more hold
     NaN or infinity is reported as failed, and the others are published. What cannot be written is raised, and
-    then the rows stay for another try.
+    then the rows stay for another try (see `work_folder`).
     """
     made, shards = MadeShards(), [shard for shard, _ in task.shards]
     with work_folder(_parent(shards[0].spec.out), _FOLDER, task.key) as folder:

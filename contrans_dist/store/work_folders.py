@@ -1,5 +1,5 @@
-"""Folders that long work keeps its unfinished files in: found again after a kill, and trusted by no more than
-their owner."""
+"""Folders that long work keeps its unfinished files in: found again after a kill, where their disk knows
+locks, and trusted by no more than their owner."""
 
 import logging
 import os
@@ -25,10 +25,11 @@ _STAGED_SECONDS = 60
 
 @contextmanager
 def work_folder(parent: Path, prefix: str, key: str) -> Iterator[Path]:
-    """The folder that belongs to this work, which is gone when all went well.
+    """The folder that belongs to this work, which is gone when all went well; else it stays for another try.
 
     Its name is known to all, so it is believed only if this user alone can have made and filled it. Where
-    another run is at work in it, or it is someone else's, a fresh one is taken.
+    another run is at work in it, or it is someone else's, or its disk knows no locks, so that nobody can tell
+    whether one is, a fresh one is taken, which no other try would find and which is gone in any case.
 
     Args:
         parent: Is made where it is missing.
@@ -38,21 +39,49 @@ def work_folder(parent: Path, prefix: str, key: str) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     remove_unused(parent, prefix, _STALE_SECONDS)
     folder = parent / f"{prefix}{key}"
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        if not is_own(folder):
-            _log.warning("%s: not this user's alone; it is left as it is", folder)
-    lock = locked(folder) if is_own(folder) else None
+    lock = _known(folder)
+    keep = lock is not None
     if lock is None:
-        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{key}-", dir=parent))
-        lock = locked(folder)
+        folder, lock = _fresh(f"{prefix}{key}-", parent)
     try:
         yield folder
-    except BaseException:
-        _release(lock)
-        raise
-    _discard(folder, lock)
+        keep = False
+    finally:
+        if keep:
+            _release(lock)
+        else:
+            _discard(folder, lock)
+
+
+def _known(folder: Path) -> FileLock | None:
+    """A lock on a folder of a name known to all, made where it is missing; None where it cannot be had."""
+    try:
+        folder.mkdir(mode=0o700)
+        made = True
+    except FileExistsError:
+        made = False
+    if is_own(folder):
+        try:
+            return locked(folder)
+        except OSError as error:
+            _log.warning(
+                "%s: its disk gives no locks (%s); a try that fails is begun anew", folder, error.strerror
+            )
+    elif not made:
+        _log.warning("%s: not this user's alone; it is left as it is", folder)
+    if made:  # and of no use; should another have got a lock meanwhile, its files stay
+        with suppress(OSError):
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+    return None
+
+
+def _fresh(prefix: str, parent: Path | None = None) -> tuple[Path, FileLock | None]:
+    """A folder that nobody else knows of, and a lock on it where its disk knows locks."""
+    folder, lock = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)), None
+    with suppress(OSError):
+        lock = locked(folder)
+    return folder, lock
 
 
 def is_own(folder: Path) -> bool:
@@ -69,21 +98,26 @@ def is_own(folder: Path) -> bool:
 
 
 def locked(folder: Path) -> FileLock | None:
-    """A lock on the folder, which ends with this process; None where another has it, or where its disk knows
-    no locks."""
+    """A lock on the folder, which ends with this process; None where another has it.
+
+    Raises OSError where its disk knows no locks, as NFS without its daemon for them.
+    """
     lock = FileLock(folder / LOCK, is_singleton=False)
     try:
         lock.acquire(blocking=False)
-    except (Timeout, OSError):  # as NFS without its daemon for locks
+    except Timeout:
         return None
     return lock
 
 
 def _discard(folder: Path, lock: FileLock | None) -> None:
-    """Remove a folder whose lock this process has, if its disk knows locks. What cannot be removed stays."""
-    # Out of the way of who comes for it, then without the lock: NFS keeps a folder with an open file.
+    """Remove a folder that no other is at work in. What cannot be removed stays."""
     with suppress(OSError):
-        folder = folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}"))
+        for path in folder.iterdir():  # under its lock, as others look for what is unused
+            if path.name != LOCK:
+                path.unlink()
+        # Out of their sight, then without the lock: NFS keeps a folder with an open file.
+        folder = folder.rename(folder.with_name(f".{uuid.uuid4().hex}"))
     _release(lock)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -94,34 +128,36 @@ def _release(lock: FileLock | None) -> None:
 
 
 def remove_unused(parent: Path, prefix: str, older: float = 0.0) -> None:
-    """Remove the folders that killed work has left here, if nothing in them is newer than `older` seconds."""
+    """Remove the folders that killed work has left here, if nothing in them is newer than `older` seconds; on
+    a disk without locks, where those that are in use cannot be told, than a week."""
     for folder in parent.glob(f"{prefix}*"):
-        if not is_own(folder):
-            continue
+        with suppress(OSError):  # another removes it at this moment
+            if is_own(folder):
+                _remove_unused(folder, older)
+
+
+def _remove_unused(folder: Path, older: float) -> None:
+    times = [path.lstat().st_mtime for path in (folder, *folder.iterdir()) if path.name != LOCK]
+    age = time.time() - max(times)
+    if older and age <= older:  # before it is locked, or who comes for it now would take it to be in use
+        return
+    try:
         lock = locked(folder)
-        if lock is None:
-            continue
-        if not older or time.time() - _touched(folder) > older:
-            _discard(folder, lock)
-        else:
-            lock.release()
-
-
-def _touched(folder: Path) -> float:
-    times = [path.lstat().st_mtime for path in folder.iterdir() if path.name != LOCK]
-    return max([folder.lstat().st_mtime, *times])
+        used = lock is None
+    except OSError:
+        lock, used = None, age <= _STALE_SECONDS
+    if not used:
+        _discard(folder, lock)
 
 
 @contextmanager
 def staging() -> Iterator[Path]:
     """A folder for a file on its way to a store, for this user's eyes alone, until the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix=_STAGED))
-    lock = locked(folder)
+    folder, lock = _fresh(_STAGED)
     try:
         yield folder
     finally:
-        _release(lock)
-        shutil.rmtree(folder, ignore_errors=True)
+        _discard(folder, lock)
 
 
 def sweep_staged() -> None:
