@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from contrans_dist.engine.scoring import Intervention, generate, next_token
     from contrans_dist.engine.steer import steer
     from contrans_dist.errors import RunError, UserError
-    from contrans_dist.mapping.library import concept_vector, fit_map, map_vectors, transplant
+    from contrans_dist.mapping.library import fit_map, map_vectors
     from contrans_dist.mapping.linear_map import AffineMap
-    from contrans_dist.mapping.transplant import cosine
+    from contrans_dist.mapping.transplant import cosine, transplant
     from contrans_dist.models import LanguageModel, load_model, wrap_model
     from contrans_dist.store.activation_set import ActivationSet
     from contrans_dist.vectors.concept_vector import ConceptVector
+    from contrans_dist.vectors.extract import concept_vector
 
 _HOMES = {
     "ActivationSet": "store.activation_set",
@@ -39,7 +40,7 @@ _HOMES = {
     "RunError": "errors",
     "UserError": "errors",
     "capture": "engine.capture",
-    "concept_vector": "mapping.library",
+    "concept_vector": "vectors.extract",
     "cosine": "mapping.transplant",
     "fit_map": "mapping.library",
     "generate": "engine.scoring",
@@ -47,7 +48,7 @@ _HOMES = {
     "map_vectors": "mapping.library",
     "next_token": "engine.scoring",
     "steer": "engine.steer",
-    "transplant": "mapping.library",
+    "transplant": "mapping.transplant",
     "wrap_model": "models",
 }
 

@@ -1,12 +1,8 @@
-"""What a notebook calls: vectors, maps and transplants from rows in memory, as the commands make them.
-
-From plain arrays each does what its namesake does; from what a capture returns, or from activation sets, it
-does what `contrans refine`, `contrans fit` and `contrans transplant` do with the same rows.
-"""
+"""What a notebook calls: a map from rows in memory, as `contrans fit` makes it of the same rows, and vectors
+through one that is never formed."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import overload
 
 import numpy as np
 import scipy.linalg
@@ -14,7 +10,6 @@ import scipy.linalg
 from contrans_dist.config.map_options import MapOptions, MapProtocol
 from contrans_dist.engine.capture import Activations
 from contrans_dist.errors import UserError
-from contrans_dist.mapping import transplant as transplanting
 from contrans_dist.mapping.aligned_rows import join, side_by_side
 from contrans_dist.mapping.block_pairs import readable_blocks
 from contrans_dist.mapping.fit import fit_rows
@@ -24,48 +19,8 @@ from contrans_dist.mapping.solver import Triangle
 from contrans_dist.models import matched_depth
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.map_file import Pair
-from contrans_dist.vectors import extract as concepts
-from contrans_dist.vectors.concept_vector import ConceptVector
 
 _DEFAULT = MapOptions()
-Blocks = Mapping[int, np.ndarray]
-
-
-@overload
-def concept_vector(
-    positive: Blocks, negative: Blocks, method: str = ..., paired: bool | None = ...
-) -> dict[int, np.ndarray]: ...
-@overload
-def concept_vector(
-    positive: np.ndarray, negative: np.ndarray, method: str = ..., paired: bool | None = ...
-) -> np.ndarray: ...
-def concept_vector(
-    positive: np.ndarray | Blocks,
-    negative: np.ndarray | Blocks,
-    method: str = "mean",
-    paired: bool | None = None,
-) -> np.ndarray | dict[int, np.ndarray]:
-    """The direction that tells positive rows from negative ones.
-
-    Args:
-        positive: Activations of texts with the concept, `[n, d]`; or by block, as `capture` returns them.
-        negative: Activations of texts without, `[m, d]`, in the same form.
-        method: `mean` is the mean of the positive minus the mean of the negative rows, in the units of the
-            activations (equation 1 of ConTrans). `pca` is the first principal component of the differences of
-            pairs about their mean, of unit length, with the sign that points along that mean.
-        paired: True insists on pairs (equal counts), False says that there are none, None takes them where
-            the counts agree. Only `pca` needs them.
-
-    Returns:
-        float32 `[d]`; of rows by block `{block: [d]}`, for the blocks that both have.
-
-    Raises:
-        ValueError: For an empty side, NaN or infinity, different widths, pairs that are missing or too few.
-    """
-    if isinstance(positive, Mapping) and isinstance(negative, Mapping):
-        blocks = [block for block in positive if block in negative]
-        return {b: concepts.concept_vector(positive[b], negative[b], method, paired) for b in blocks}
-    return concepts.concept_vector(np.asarray(positive), np.asarray(negative), method, paired)
 
 
 def fit_map(
@@ -145,47 +100,6 @@ def _of_texts(source: Activations, target: Activations, protocol: MapProtocol) -
     if differing is not None:
         raise ValueError(f"source and target differ in text {differing}: expected the same texts in both")
     return split_of(a) if protocol == "default" else None
-
-
-def transplant(
-    vector: np.ndarray | Blocks | ConceptVector,
-    mapping: AffineMap | np.ndarray,
-    norm: str = "keep",
-    source_norm: float | None = None,
-    target_norm: float | None = None,
-) -> np.ndarray:
-    """The concept vector in the target's space: v_hat = v F, without the bias.
-
-    Args:
-        vector: V, [d_source]; or by block, as `concept_vector` of captures or a file gives it, for a map of
-            `fit_map`, which knows the source blocks that it reads.
-        mapping: An AffineMap, or its weight [d_source, d_target].
-        norm: "keep" is v F as it is. "match" scales v F so that it is the same fraction of the target's
-            median residual norm as v is of the source's; one strength then means the same push in both.
-        source_norm: The source's median residual norm (`Activations.norms`), for "match", at the block of the
-            vector; of a map that reads several, at the highest.
-        target_norm: The target's, at the block where the vector will be added; for "match".
-
-    Returns:
-        float32 [d_target].
-
-    Raises:
-        ValueError: For wrong shapes, NaN, a block that the vector has not, norms that are missing or not
-            positive, or a v F of zero under "match".
-    """
-    if not isinstance(vector, Mapping | ConceptVector):
-        return transplanting.transplant(vector, mapping, norm, source_norm, target_norm)
-    blocks = mapping.source_blocks if isinstance(mapping, AffineMap) else None
-    if blocks is None:
-        raise ValueError("the map does not say which source blocks it reads: expected the vector [d] of one")
-    if isinstance(vector, ConceptVector):
-        rows = [vector.at(block) for block in blocks]
-    else:
-        missing = [block for block in blocks if block not in vector]
-        if missing:
-            raise ValueError(f"the vector has no block {missing[0]}; the map reads blocks {blocks}")
-        rows = [vector[block] for block in blocks]
-    return transplanting.transplant(np.stack(rows), mapping, norm, source_norm, target_norm)
 
 
 def map_vectors(vectors: np.ndarray, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, list[str]]:

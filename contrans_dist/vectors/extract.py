@@ -1,6 +1,7 @@
 """The formulas: a concept's direction from positive and negative rows, and one concept against the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import overload
 
 import numpy as np
 import scipy.linalg
@@ -8,30 +9,50 @@ import scipy.linalg
 from contrans_dist.vectors.row_checks import finite_rows
 
 METHODS = ("mean", "pca")
+Blocks = Mapping[int, np.ndarray]
+"""Rows, or a vector, by block."""
 
 
+@overload
 def concept_vector(
-    positive: np.ndarray, negative: np.ndarray, method: str = "mean", paired: bool | None = None
-) -> np.ndarray:
-    """The direction that tells positive rows from negative ones, float32 `[d]`.
+    positive: Blocks, negative: Blocks, method: str = ..., paired: bool | None = ...
+) -> dict[int, np.ndarray]: ...
+@overload
+def concept_vector(
+    positive: np.ndarray, negative: np.ndarray, method: str = ..., paired: bool | None = ...
+) -> np.ndarray: ...
+def concept_vector(
+    positive: np.ndarray | Blocks,
+    negative: np.ndarray | Blocks,
+    method: str = "mean",
+    paired: bool | None = None,
+) -> np.ndarray | dict[int, np.ndarray]:
+    """The direction that tells positive rows from negative ones.
 
     Args:
-        positive: Activations of texts with the concept, `[n, d]`.
-        negative: Activations of texts without, `[m, d]`.
-        method: `mean` is equation 1 of ConTrans: the mean of the positive minus the mean of the negative
-            rows, in the units of the activations. `pca` is the first principal component of the centred
-            differences `positive[i] - negative[i]`, of unit length, with the sign that points along their
-            mean. Centring takes the mean difference away first, so this is the direction in which the
-            differences vary most, which need not be the one they share.
+        positive: Activations of texts with the concept, `[n, d]`; or by block, as `capture` returns them.
+        negative: Activations of texts without, `[m, d]`, in the same form.
+        method: `mean` is the mean of the positive minus the mean of the negative rows, in the units of the
+            activations (equation 1 of ConTrans). `pca` is the first principal component of the differences of
+            pairs about their mean, of unit length, with the sign that points along that mean. As the mean
+            difference is taken away first, this is the direction in which the differences vary most, which
+            need not be the one they share.
         paired: True insists on pairs (equal counts), False says that there are none, None takes them where
             the counts agree. Only `pca` needs them: the mean of differences is the difference of means.
+
+    Returns:
+        float32 `[d]`; of rows by block `{block: [d]}`, for the blocks that both have.
 
     Raises:
         ValueError: For an empty side, NaN or infinity, different widths, pairs that are missing or too few.
     """
+    if isinstance(positive, Mapping) and isinstance(negative, Mapping):
+        shared = [block for block in positive if block in negative]
+        return {block: concept_vector(positive[block], negative[block], method, paired) for block in shared}
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
-    positive, negative = finite_rows(positive, "positive"), finite_rows(negative, "negative")
+    positive = finite_rows(np.asarray(positive), "positive")
+    negative = finite_rows(np.asarray(negative), "negative")
     for name, rows in (("positive", positive), ("negative", negative)):
         if len(rows) == 0:
             raise ValueError(f"{name}: no rows")
