@@ -26,7 +26,6 @@ from contrans_dist.benchmarks.lm_eval import (
     HarnessEvaluation,
     HarnessRequest,
     answers,
-    engine_lm,
 )
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.engine.scoring import BASE, Intervention
@@ -348,22 +347,6 @@ def test_texts_are_cut_at_stop_strings_as_the_harness_s_own(
             ours.append(answer.text)
     assert ours == theirs
     assert len(set(theirs)) > 8
-
-
-def test_our_model_behind_the_harness_s_own_interface(
-    lm: LanguageModel, vector: np.ndarray, include: Path
-) -> None:
-    manager = TaskManager(include_path=str(include), include_defaults=False)
-    ours = lm_eval.simple_evaluate(
-        model=engine_lm(lm, Intervention("vector", {BLOCK: vector}, 2.0)),
-        tasks=["choose", "pages", "go_on"], num_fewshot=1, limit=4, task_manager=manager, bootstrap_iters=0,
-    )  # fmt: skip
-    with ct.steer(lm, vector, block=BLOCK, strength=2.0):
-        expected = theirs(lm, include, ("choose", "pages", "go_on"), num_fewshot=1, limit=4)
-    for task, found in expected["results"].items():
-        for key, value in found.items():
-            if isinstance(value, float):
-                assert ours["results"][task][key] == pytest.approx(value, rel=1e-4), (task, key)
 
 
 # -- what is asked -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from contrans_dist.benchmarks.base import Benchmark, result_table
 from contrans_dist.benchmarks.lm_eval.answering import Answer, answers, layout
 from contrans_dist.benchmarks.lm_eval.documents import Document, HarnessRequest
 from contrans_dist.benchmarks.lm_eval.summary import Figure, figures, headings, mean_over_concepts, p_values
-from contrans_dist.benchmarks.lm_eval.tasks import Tasks, engine_lm
+from contrans_dist.benchmarks.lm_eval.tasks import Tasks
 from contrans_dist.benchmarks.summary import Cell, Metric, condition_entries, in_order
 from contrans_dist.config import EvaluationSettings
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from contrans_dist.engine.scoring import Intervention
     from contrans_dist.models import LanguageModel
 
-__all__ = [
-    "Answer", "Document", "HarnessBenchmark", "HarnessEvaluation", "HarnessRequest", "answers", "engine_lm",
-]  # fmt: skip
+__all__ = ["Answer", "Document", "HarnessBenchmark", "HarnessEvaluation", "HarnessRequest", "answers"]
 
 _FIELDS = [
     ("task", pa.string()), ("logprobs", pa.list_(pa.float64())), ("greedy", pa.list_(pa.bool_())),

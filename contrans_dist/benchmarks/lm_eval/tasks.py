@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contrans_dist.benchmarks.identity import content_hash
-from contrans_dist.benchmarks.lm_eval.answering import Answer, answers
+from contrans_dist.benchmarks.lm_eval.answering import Answer
 from contrans_dist.benchmarks.lm_eval.documents import Document, document, request_of
 from contrans_dist.errors import UserError
 
 if TYPE_CHECKING:
     from contrans_dist.benchmarks.lm_eval import HarnessEvaluation
-    from contrans_dist.engine.scoring import Intervention
-    from contrans_dist.models import LanguageModel
 
 _BOOTSTRAPS = 1000
 """Resamples behind a standard error without a formula; the harness's 100,000 take minutes a condition."""
@@ -40,26 +38,6 @@ def require_harness() -> None:
         import lm_eval  # noqa: F401
     except ImportError:
         raise UserError("benchmark lm-eval needs the extra: pip install 'contrans-dist[lm-eval]'") from None
-
-
-def engine_lm(lm: LanguageModel, intervention: Intervention | None = None, seed: int = 0) -> Any:
-    """The steered model (unsteered without an intervention) behind the harness's own interface, for
-    `lm_eval.simple_evaluate(model=...)`.
-
-    Raises UserError where the extra is not installed.
-    """
-    require_harness()
-    from contrans_dist.benchmarks.lm_eval.model import EngineLM
-    from contrans_dist.engine.scoring import BASE
-
-    def answer(instances: Sequence[Any]) -> list[Answer]:
-        documents = [
-            document(f"{instance.task_name}/{instance.doc_id}", instance.task_name, "", [instance])
-            for instance in instances
-        ]
-        return [given for (given,) in answers(lm, documents, [intervention or BASE], seed=seed)[0]]
-
-    return EngineLM(answer, lm.tokenizer)
 
 
 @dataclass(frozen=True)
