@@ -115,12 +115,11 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def weights_identity(name: str, revision: str | None = None, full_limit: int = _FULL_LIMIT) -> str:
+def weights_identity(name: str, full_limit: int = _FULL_LIMIT) -> str:
     """What tells a model's weights from any others.
 
     Args:
         name: A hub model, a local folder, or a bundled model.
-        revision: Branch, tag or commit of a hub model.
         full_limit: Bytes of weight files of which all is read.
 
     Returns:
@@ -132,7 +131,7 @@ def weights_identity(name: str, revision: str | None = None, full_limit: int = _
         UserError: For a folder without weights.
         RunError: Where the hub cannot be asked.
     """
-    files = ModelFiles.of(name, revision)
+    files = ModelFiles.of(name)
     if files.gguf is not None:
         return f"gguf-sha256:{file_hash(files.gguf)}"
     if not files.in_folder:

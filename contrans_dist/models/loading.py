@@ -153,7 +153,6 @@ class Described:
 def describe(
     name: str,
     *,
-    revision: str | None = None,
     head: bool = True,
     highest_block: int | None = None,
     trust_remote_code: bool = False,
@@ -164,7 +163,6 @@ def describe(
 
     Args:
         name: As in `load_model`, like the others.
-        revision: Of a hub model.
         head: Whether the language-model head is loaded.
         highest_block: Blocks above it are not.
         trust_remote_code: Whether code that comes with the model may run.
@@ -173,7 +171,7 @@ def describe(
         UserError: As `load_model`.
         RunError: As `load_model`.
     """
-    files = ModelFiles.of(name, revision, trust_remote_code)
+    files = ModelFiles.of(name, trust_remote_code)
     with hub_errors(name):
         full = read_config(files)
         n_blocks = text_config(full).num_hidden_layers
@@ -191,7 +189,6 @@ def describe(
 def load_model(
     name: str,
     *,
-    revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     compute_dtype: str | torch.dtype | None = None,
     quantization: str | None = None,
@@ -204,8 +201,8 @@ def load_model(
     """A decoder-only language model from its files, in evaluation mode, without gradients.
 
     Args:
-        name: A hub model (`org/name`, `org/name@revision`), a local folder, or `demo:source`.
-        revision: Branch, tag or commit of a hub model.
+        name: A hub model (`org/name`, or `org/name@revision`: a branch, tag or commit), a local folder, or
+            `demo:source`.
         dtype: Precision of the weights: `float32`, `bfloat16`, `float16`, or None for the checkpoint's own.
         compute_dtype: Precision that is computed in. None: on a GPU that of the weights, if it computes in
             it, else float32; on a processor whichever of the two is the faster there, as measured and said.
@@ -225,13 +222,7 @@ def load_model(
         >>> model = load_model("demo:source", dtype="float32")
     """
     weights, asked = name_of(dtype), name_of(compute_dtype, "--compute-dtype")
-    described = describe(
-        name,
-        revision=revision,
-        head=head,
-        highest_block=highest_block,
-        trust_remote_code=trust_remote_code,
-    )
+    described = describe(name, head=head, highest_block=highest_block, trust_remote_code=trust_remote_code)
     given: dict[str, Any] = {"dtype": weights, "compute_dtype": asked, "quantization": quantization}
     settings = ModelSettings.model_construct(id=name, **given)
     weights, places = described.dtype(weights), _device_map(device, quantization is not None)

@@ -33,7 +33,7 @@ class ModelFiles:
     """The llama.cpp file that the folder was made of."""
 
     @classmethod
-    def of(cls, name: str, revision: str | None = None, trust_remote_code: bool = False) -> "ModelFiles":
+    def of(cls, name: str, trust_remote_code: bool = False) -> "ModelFiles":
         """Those of `--model`: `org/name@revision`, a folder (@ allowed in it), a GGUF file, a bundled model.
 
         Raises UserError where a path is meant and no model is there, or one that cannot be read.
@@ -65,7 +65,7 @@ class ModelFiles:
             kind = "file" if folder.suffix == GGUF else "folder"
             raise UserError(f"--model {name}: no such {kind}")
         place, at, tag = name.rpartition("@")
-        return cls(name, place if at else name, tag if at else revision, trust_remote_code)
+        return cls(name, place if at else name, tag if at else None, trust_remote_code)
 
     @property
     def in_folder(self) -> bool:

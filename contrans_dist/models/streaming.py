@@ -155,7 +155,6 @@ class StreamedModel:
 def open_streamed(
     name: str,
     *,
-    revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     compute_dtype: str | torch.dtype | None = None,
     device: str | None = None,
@@ -165,7 +164,6 @@ def open_streamed(
 
     Args:
         name: As in `load_model`.
-        revision: As in `load_model`.
         dtype: As in `load_model`.
         compute_dtype: As in `load_model`; blocks are widened as they are read.
         device: None takes a GPU where there is one.
@@ -178,7 +176,7 @@ def open_streamed(
     """
     weights, asked = name_of(dtype), name_of(compute_dtype, "--compute-dtype")
     place = torch.device(device or usual_device())
-    described = describe(name, revision=revision, head=False, trust_remote_code=trust_remote_code)
+    described = describe(name, head=False, trust_remote_code=trust_remote_code)
     if is_quantised(described.full):
         raise UserError(f"--placement stream: {name} is quantised; streaming reads plain weights")
     given: dict[str, Any] = {"dtype": weights, "compute_dtype": asked}

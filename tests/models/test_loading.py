@@ -205,10 +205,9 @@ def test_names(tmp_path):
     named = ModelFiles.of("org/model@abc")
     assert (named.name, named.place, named.revision) == ("org/model@abc", "org/model", "abc")
     assert ModelFiles.of("org/model") == ModelFiles("org/model", "org/model")
-    assert ModelFiles.of("org/model", "abc").revision == "abc"
     folder = tmp_path / "a@b"
     save_tiny(folder)
-    assert ModelFiles.of(str(folder), "abc") == ModelFiles(str(folder), str(folder))
+    assert ModelFiles.of(str(folder)) == ModelFiles(str(folder), str(folder))
     assert load_model(str(folder)).n_blocks == 4
     for name in ("./nowhere", "/nowhere/at/all", "a/b/c", ""):
         with pytest.raises(UserError, match="no such folder"):
