@@ -40,15 +40,15 @@ def wilcoxon(a: Values, b: Values) -> float:
     return float(scipy.stats.wilcoxon(left, right, zero_method="wilcox").pvalue)
 
 
-def mean_interval(values: Values, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high), 95 %, of the mean of `values` [n], fixed by the seed.
+def mean_interval(values: Values) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high), 95 %, of the mean of `values` [n]; the same for the same.
 
     (nan, nan) for a single value, which says nothing about spread. ValueError for no values or NaN.
     """
-    return balanced_mean_interval([values], seed)
+    return balanced_mean_interval([values])
 
 
-def balanced_mean_interval(strata: Sequence[Values], seed: int = 0) -> tuple[float, float]:
+def balanced_mean_interval(strata: Sequence[Values]) -> tuple[float, float]:
     """`mean_interval` of the mean of the strata's means, each stratum resampled on its own.
 
     (nan, nan) when a stratum holds a single value. ValueError for no strata, an empty one, or NaN.
@@ -57,10 +57,10 @@ def balanced_mean_interval(strata: Sequence[Values], seed: int = 0) -> tuple[flo
     def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
 
-    return _bootstrap([_finite(values) for values in strata], statistic, seed)
+    return _bootstrap([_finite(values) for values in strata], statistic)
 
 
-def ratio_interval(numerators: Values, denominators: Values, seed: int = 0) -> tuple[float, float]:
+def ratio_interval(numerators: Values, denominators: Values) -> tuple[float, float]:
     """Percentile bootstrap interval, 95 %, of sum(numerators) / sum(denominators), items [n] resampled whole.
 
     (nan, nan) for a single item. ValueError when the lengths differ, there are no items, a value is not
@@ -73,11 +73,11 @@ def ratio_interval(numerators: Values, denominators: Values, seed: int = 0) -> t
     def statistic(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
         return a.sum(axis=axis) / b.sum(axis=axis)
 
-    return _bootstrap([above, below], statistic, seed, paired=True)
+    return _bootstrap([above, below], statistic, paired=True)
 
 
 def _bootstrap(
-    samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], seed: int, paired: bool = False
+    samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], paired: bool = False
 ) -> tuple[float, float]:
     if not samples:
         raise ValueError("expected at least one list of finite numbers")
@@ -90,7 +90,7 @@ def _bootstrap(
         method="percentile",
         vectorized=True,
         batch=max(1, 2_000_000 // max(map(len, samples))),
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
         paired=paired,
     ).confidence_interval
     return float(interval.low), float(interval.high)

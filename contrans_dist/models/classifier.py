@@ -25,7 +25,7 @@ from contrans_dist.models.weight_files import check_weights, missing_weights, ow
 from contrans_dist.store.patience import patiently
 
 BATCH_SIZE = 64
-"""Texts that are judged in one pass, where nothing else is said."""
+"""Texts that are judged in one pass."""
 
 
 @dataclass
@@ -63,17 +63,15 @@ class Classifier:
         return min((limit for limit in limits if limit is not None), default=None)
 
     @torch.inference_mode()
-    def probabilities(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Probability of each class for each text, float32 `[n_texts, labels]`; it depends on the text alone.
 
-        Args:
-            texts: Of one longer than the model takes, the beginning is judged.
-            batch_size: Texts that are judged in one pass, at most.
+        Of a text longer than the model takes, the beginning is judged.
         """
         done = 0
         probabilities = np.zeros((len(texts), len(self.labels)), np.float32)
         # A decoder that knows no padding token takes one text at a time.
-        batch_size = batch_size if self.model.config.pad_token_id is not None else 1
+        batch_size = BATCH_SIZE if self.model.config.pad_token_id is not None else 1
         encoded = self._encoded(texts)
         # Only texts of one length run together: nothing is filled up, with whatever token.
         order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
@@ -135,19 +133,17 @@ def describe_classifier(name: str, download: bool = False) -> Described:
 
 
 @patiently
-def load_classifier(name: str, device: torch.device | str | None = None) -> Classifier:
-    """A classifier of texts from its files.
+def load_classifier(name: str) -> Classifier:
+    """A classifier of texts from its files, on a GPU where there is one.
 
     Args:
         name: A hub model (`org/name@revision`), a local folder, or `demo:classifier`.
-        device: None takes a GPU where there is one.
 
     Raises:
         UserError: For something that is no classifier, such as a language model, whose head would be drawn at
             random.
         RunError: Where the hub does not answer.
     """
-    device = device or usual_device()
     described = describe_classifier(name, download=True)
     files = described.files
     with _as_classifier(), hub_errors(name):
@@ -167,7 +163,7 @@ def load_classifier(name: str, device: torch.device | str | None = None) -> Clas
         )
     if model.config.problem_type == "regression":
         raise UserError(f"classifier {name}: a regression model, whose scores are no probabilities")
-    return Classifier(model.eval().to(device), tokenizer, name)
+    return Classifier(model.eval().to(usual_device()), tokenizer, name)
 
 
 def classifier_identity(name: str) -> dict[str, Any]:

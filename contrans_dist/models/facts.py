@@ -21,7 +21,8 @@ from contrans_dist.models.tokens import chat_prompts
 from contrans_dist.models.weight_files import weight_files
 from contrans_dist.store.patience import patiently
 
-_FULL_LIMIT = 4 * 2**30
+FULL_LIMIT = 4 * 2**30
+"""Bytes of weight files of which all is read."""
 _SAMPLES = 256
 _SAMPLE_BYTES = 2**16
 _CHUNK = 2**22
@@ -115,17 +116,16 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def weights_identity(name: str, full_limit: int = _FULL_LIMIT) -> str:
+def weights_identity(name: str) -> str:
     """What tells a model's weights from any others.
 
     Args:
         name: A hub model, a local folder, or a bundled model.
-        full_limit: Bytes of weight files of which all is read.
 
     Returns:
         `commit:<hash>` for a hub model, `gguf-sha256:<hex>` of a GGUF file, `sha256:<hex>` over the weight
         files of a folder, or `sha256-sampled:<hex>` (headers and evenly spaced samples) where they are larger
-        than `full_limit`.
+        than `FULL_LIMIT`.
 
     Raises:
         UserError: For a folder without weights.
@@ -143,7 +143,7 @@ def weights_identity(name: str, full_limit: int = _FULL_LIMIT) -> str:
             raise RunError(f"{name}: its commit is not known: {one_line(error)}") from error
         return f"commit:{commit}"
     paths = _weights_in(files)
-    sampled = sum(path.stat().st_size for path in paths) > full_limit
+    sampled = sum(path.stat().st_size for path in paths) > FULL_LIMIT
     digest = hashlib.sha256()
     for path in paths:
         _update(digest, path, _sampled_ranges(path) if sampled else [(0, path.stat().st_size)])

@@ -32,7 +32,6 @@ class RunRecipe(FileModel):
     sources: dict[str, Any] | None = None
     evaluations: dict[str, RunEvaluation] | None = None
     analyses: list[str] | None = None
-    small: dict[str, Any] | None = None
     _content: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property

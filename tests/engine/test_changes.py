@@ -28,7 +28,7 @@ def test_changes_are_those_of_single_runs(
     monkeypatch.setattr(changes, "_TOGETHER", together)
     row = np.random.default_rng(1).standard_normal(lm.d).astype(np.float32)
     prompts = [lm.tokenizer(text)["input_ids"] for text in TEXTS]
-    changed = token_changes(lm, prompts, Intervention("v", {1: row}, 2.0), k=5)
+    changed = token_changes(lm, prompts, Intervention("v", {1: row}, 2.0))
     for p, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
         with torch.no_grad():
@@ -37,8 +37,8 @@ def test_changes_are_those_of_single_runs(
                 after = lm.model(ids).logits[0, -1].softmax(dim=0)
         change = (after - before).numpy()
         order = np.argsort(change)
-        np.testing.assert_allclose(change[changed.up[p]], change[order[::-1][:5]], atol=1e-5)
-        np.testing.assert_allclose(change[changed.down[p]], change[order[:5]], atol=1e-5)
+        np.testing.assert_allclose(change[changed.up[p]], change[order[::-1][:10]], atol=1e-5)
+        np.testing.assert_allclose(change[changed.down[p]], change[order[:10]], atol=1e-5)
 
 
 def test_changes_of_a_model_whose_logits_overflow_are_a_failure() -> None:
@@ -46,4 +46,4 @@ def test_changes_of_a_model_whose_logits_overflow_are_a_failure() -> None:
     prompts = [lm.tokenizer(text)["input_ids"] for text in TEXTS]
     vector = {block: np.ones(lm.d, np.float32) for block in (0, 1)}
     with pytest.raises(RunError, match="condition v at strength 60000: the model's logits overflow"):
-        token_changes(lm, prompts, Intervention("v", vector, 6e4), k=5)
+        token_changes(lm, prompts, Intervention("v", vector, 6e4))

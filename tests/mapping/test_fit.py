@@ -418,13 +418,12 @@ def test_the_shuffled_map_knows_nothing(protocol: str, n: int) -> None:
 def test_the_random_map_has_the_size_and_nothing_else() -> None:
     source, target, _ = planted(200, 20, 30, noise=0.5)
     mapping = fit_rows(source, target)
-    control = random_map(mapping, seed=3)
+    control = random_map(mapping)
     assert control.weight.dtype == np.float32
     assert np.linalg.norm(control.weight) == pytest.approx(np.linalg.norm(mapping.weight), rel=1e-6)
     assert not control.bias.any()
     assert abs(np.corrcoef(control.weight.ravel(), mapping.weight.ravel())[0, 1]) < 0.15
-    np.testing.assert_array_equal(random_map(mapping, seed=3).weight, control.weight)
-    assert np.any(random_map(mapping, seed=4).weight != control.weight)
+    np.testing.assert_array_equal(random_map(mapping).weight, control.weight)
 
 
 def test_a_map_survives_its_header() -> None:

@@ -22,7 +22,7 @@ from contrans_dist.data.texts import text_table
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest import actors as harvesters
 from contrans_dist.harvest.driver import harvest
-from contrans_dist.models import LanguageModel, load_model, model_facts, weights_identity
+from contrans_dist.models import LanguageModel, classifier, load_model, model_facts, weights_identity
 from contrans_dist.models.classifier import Classifier, classifier_identity, load_classifier
 from contrans_dist.models.loading import describe
 from contrans_dist.models.model_files import ModelFiles
@@ -175,8 +175,9 @@ def test_the_files_that_are_loaded_make_the_identity(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["roberta", "gpt2"])
 @pytest.mark.parametrize("pad", ["beyond the embeddings", "another than the model's", "unknown to the model"])
-def test_a_judge_needs_no_padding_token(kind: str, pad: str) -> None:
+def test_a_judge_needs_no_padding_token(kind: str, pad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of every length, several of each, against transformers, which runs one after the other."""
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 4)
     model, tokenizer = classifier_model(kind), tiny_tokenizer(pad=False)
     texts = [*JUDGED, *(f"{text} </s>" for text in JUDGED), *reversed(JUDGED)]
     if kind == "gpt2" and pad == "another than the model's":
@@ -187,7 +188,7 @@ def test_a_judge_needs_no_padding_token(kind: str, pad: str) -> None:
         assert tokenizer.pad_token_id >= 300
     else:
         tokenizer.pad_token = "</s>"
-    got = Classifier(model, tokenizer, kind).probabilities(texts, batch_size=4)
+    got = Classifier(model, tokenizer, kind).probabilities(texts)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -195,7 +196,7 @@ def test_a_judge_runs_in_its_own_precision(tmp_path: Path) -> None:
     name = save_classifier(tmp_path / "judge")
     before = classifier_identity(name)
     edit(tmp_path / "judge", dtype="bfloat16")
-    assert load_classifier(name, "cpu").model.dtype == torch.bfloat16
+    assert load_classifier(name).model.dtype == torch.bfloat16
     assert classifier_identity(name) != before
     edit(tmp_path / "judge", dtype="float64")
     for call in (load_classifier, classifier_identity):
@@ -386,7 +387,7 @@ def test_a_hostile_judge_is_refused_at_once(tmp_path: Path) -> None:
     _tensors(folder, {"a": 1})
     refused_at_once("safetensors: damaged", lambda: load_classifier(name), lambda: classifier_identity(name))
     (folder / "model.safetensors").write_bytes(weights)
-    assert load_classifier(name, "cpu").labels == ["LABEL_0", "LABEL_1"]
+    assert load_classifier(name).labels == ["LABEL_0", "LABEL_1"]
 
 
 @pytest.mark.parametrize(

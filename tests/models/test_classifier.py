@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from contrans_dist.errors import UserError
+from contrans_dist.models import classifier
 from contrans_dist.models.classifier import Classifier, load_classifier
 from tests.tiny import CORPUS, save_tiny, tiny_tokenizer
 
@@ -70,24 +71,28 @@ def by_pipeline(model: PreTrainedModel, tokenizer: Any, texts: list[str]) -> np.
     ],
     ids=["two", "three", "several at once", "one"],
 )
-def test_probabilities_equal_the_pipeline(tmp_path: Path, options: dict[str, Any]) -> None:
-    judge = load_classifier(save_classifier(tmp_path / "judge", **options), device="cpu")
+def test_probabilities_equal_the_pipeline(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = load_classifier(save_classifier(tmp_path / "judge", **options))
     expected = by_pipeline(classifier_model(**options), tiny_tokenizer(), TEXTS)
     assert expected.std(axis=0).min() > 0.01
     for batch_size in (1, 3, 64):
-        got = judge.probabilities(TEXTS, batch_size=batch_size)
+        monkeypatch.setattr(classifier, "BATCH_SIZE", batch_size)
+        got = judge.probabilities(TEXTS)
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, atol=1e-5)
     assert judge.probabilities([]).shape == (0, judge.model.config.num_labels)
 
 
 def test_of_a_text_that_is_too_long_the_beginning_is_judged(tmp_path: Path) -> None:
-    judge = load_classifier(save_classifier(tmp_path / "judge"), device="cpu")
+    judge = load_classifier(save_classifier(tmp_path / "judge"))
     assert judge.tokenizer.model_max_length > 10**7  # so that the limit is the model's
     assert judge.longest == ROOM
     long = " ".join(WORDS[:200])
     ids = tiny_tokenizer()(long)["input_ids"]
     assert len(ids) > 3 * POSITIONS
+    judge.model.cpu()
     with torch.no_grad():
         expected = judge.model(input_ids=torch.tensor([ids[:ROOM]])).logits.softmax(dim=1)
         other = judge.model(input_ids=torch.tensor([ids[: ROOM - 1]])).logits.softmax(dim=1)
@@ -131,8 +136,8 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_it_says_the_same(tmp_path: Path) -> None:
-    folder = save_classifier(tmp_path / "judge")
-    judge = load_classifier(folder)
+    judge = load_classifier(save_classifier(tmp_path / "judge"))
     assert judge.model.device.type == "cuda"
-    expected = load_classifier(folder, device="cpu").probabilities(TEXTS)
-    np.testing.assert_allclose(judge.probabilities(TEXTS), expected, atol=1e-4)
+    got = judge.probabilities(TEXTS)
+    judge.model.cpu()
+    np.testing.assert_allclose(got, judge.probabilities(TEXTS), atol=1e-4)

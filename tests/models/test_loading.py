@@ -20,6 +20,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import (
     encode,
     encode_many,
+    facts,
     find_blocks,
     load_model,
     matched_depth,
@@ -271,17 +272,18 @@ def test_tokenizer_hash():
     assert tokenizer_hash(used) == hashes[0]
 
 
-def test_weights_identity_of_a_folder(tmp_path):
+def test_weights_identity_of_a_folder(tmp_path, monkeypatch):
     folder = save_tiny(tmp_path, "llama")
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     named = f"model.safetensors {len(data)}\n".encode()
     assert weights_identity(str(folder)) == "sha256:" + hashlib.sha256(named + data).hexdigest()
-    sampled = weights_identity(str(folder), full_limit=1000)
+    monkeypatch.setattr(facts, "FULL_LIMIT", 1000)
+    sampled = weights_identity(str(folder))
     assert sampled.startswith("sha256-sampled:")
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert weights_identity(str(folder), full_limit=1000) != sampled
+    assert weights_identity(str(folder)) != sampled
     weights.unlink()
     with pytest.raises(UserError, match="no weights"):
         weights_identity(str(folder))

@@ -11,6 +11,8 @@ from contrans_dist.engine.scoring.interventions import BASE, Intervention, check
 from contrans_dist.engine.scoring.scores import distributions
 from contrans_dist.models import LanguageModel
 
+_EACH_WAY = 10
+"""Tokens."""
 _TOGETHER = 64
 """Prompts whose whole distributions are held at a time."""
 _BATCH_TOKENS = 4096
@@ -21,28 +23,21 @@ _BATCH_TOKENS = 4096
 class Changes:
     """Of each prompt, the tokens whose next-token probability changes most, largest change first."""
 
-    up: np.ndarray  # int64 [P, k]
-    down: np.ndarray  # int64 [P, k]
+    up: np.ndarray  # int64 [P, 10]
+    down: np.ndarray  # int64 [P, 10]
 
 
 @torch.inference_mode()
-def token_changes(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    intervention: Intervention,
-    *,
-    k: int = 10,
-) -> Changes:
+def token_changes(lm: LanguageModel, prompts: Sequence[Sequence[int]], intervention: Intervention) -> Changes:
     """The tokens that an intervention raises most after each prompt, and those that it lowers most.
 
     Args:
         lm: The model, with its head.
         prompts: Token ids of each of P prompts.
         intervention: What is done to the model.
-        k: How many tokens each way.
 
     Returns:
-        The tokens, int64 `[P, k]` each way.
+        The tokens, int64 `[P, 10]` each way.
 
     Raises:
         UserError: For an empty or too long prompt, or a vector that does not fit.
@@ -57,6 +52,6 @@ def token_changes(
         check_finite(interventions, chances)
         before, after = torch.from_numpy(chances)
         change = after - before
-        parts.append((change.topk(k, dim=1).indices, change.topk(k, dim=1, largest=False).indices))
+        parts.append([change.topk(_EACH_WAY, dim=1, largest=up).indices for up in (True, False)])
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     return Changes(*columns)
