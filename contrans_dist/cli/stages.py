@@ -185,14 +185,14 @@ def transplant(
 ) -> None:
     """Carry a concept vector through a map into the target's space."""
     from contrans_dist.mapping.map_set import MapSet
-    from contrans_dist.mapping.transplant import cosine
+    from contrans_dist.mapping.transplant import NORMS, cosine
     from contrans_dist.store.location import Location
     from contrans_dist.vectors.concept_vector import ConceptVector
 
-    if norm not in ("keep", "match"):
-        raise UserError(f"--norm {norm}: expected keep or match")
+    if norm not in NORMS:
+        raise UserError(f"--norm {norm}: expected {' or '.join(NORMS)}")
     maps = MapSet.load(map_)
-    carried = maps.carry(ConceptVector.load(vector), "match" if norm == "match" else "keep", _pair(blocks))
+    carried = maps.carry(ConceptVector.load(vector), norm, _pair(blocks))
     block = carried.blocks[0]
     like = None if own is None else ConceptVector.load(own).at(block)
     if like is not None and like.size != carried.d:

@@ -14,6 +14,9 @@ from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "nf4"]
 PlacementChoice = Literal["auto", "device-map", "stream", "pipeline"]
+Cut = Literal["none", "end", "random", "after"]
+Method = Literal["mean", "pca"]
+Norm = Literal["keep", "match"]
 Position = Literal["last", "mean"] | Annotated[int, Field(strict=True)]
 
 
@@ -118,7 +121,7 @@ class CorpusSettings(Settings):
 
     texts: str
     """A file of texts, or bundled ones such as `demo:corpus.jsonl`."""
-    cut: Literal["none", "end", "random", "after"] = "none"
+    cut: Cut = "none"
     """`end` drops 2 to 4 words as the ConTrans authors do; `random` keeps random prefixes; `after` keeps each
     prefix that ends on one of `words`."""
     words: tuple[str, ...] = ()
@@ -190,7 +193,7 @@ class ConceptSettings(PromptSettings):
     """The day that it is for a chat template that asks."""
     position: Position = "last"
     """Token the row is taken from: `last`, `mean` over all tokens, or an offset such as -2."""
-    method: Literal["mean", "pca"] = "mean"
+    method: Method = "mean"
     """`mean` of the differences (equation 1), or their first principal component."""
     seed: int = 0
     """Draws the other concepts' rows, where each concept stands against the others."""
@@ -224,7 +227,7 @@ class MapSettings(Settings):
     may be one that does not steer). None: `best` under `default` where an evaluation has validation items,
     else `depth`. In a recipe without a source it is of the target alone: `depth`, `best`, or a block such as
     `18`."""
-    norm: Literal["keep", "match"] = "match"
+    norm: Norm = "match"
     """`match` gives the mapped vector the share of the target's residual norm that it had in the source."""
     centre: Centre | None = None
     """Fit about the rows' means (`true`), about the means of the rows taken from the same token (`token`, as

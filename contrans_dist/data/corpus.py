@@ -2,16 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from contrans_dist.config.characters import WITHOUT_BLANKS
+from contrans_dist.config.parts import Cut
 from contrans_dist.data.texts import text_table
 from contrans_dist.errors import UserError
-
-Cut = Literal["none", "end", "random", "after"]
 
 _FEWEST_WORDS = 4
 _UNSPACED = re.compile(f"[{WITHOUT_BLANKS}]")

@@ -1,7 +1,7 @@
 """Maps on disk: one for each pair of blocks, and what is known of it; a concept vector through one."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +55,7 @@ class MapSet:
             raise UserError(f"the map has no pair {pair[0]}:{pair[1]}; it holds {pairs}")
         return pair
 
-    def carry(
-        self, vector: ConceptVector, norm: Literal["keep", "match"] = "keep", pair: Pair | None = None
-    ) -> ConceptVector:
+    def carry(self, vector: ConceptVector, norm: str = "keep", pair: Pair | None = None) -> ConceptVector:
         """A source vector in the target's space, at the pair's target block (equation 2: v F, no bias).
 
         A map over several source blocks takes the vector's rows at all of them; `match` still measures the

@@ -1,14 +1,16 @@
 """A concept vector through a map, and the vectors it is compared with."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 
+from contrans_dist.config.parts import Norm
 from contrans_dist.mapping.linear_map import AffineMap
 from contrans_dist.vectors.concept_vector import ConceptVector
 from contrans_dist.vectors.extract import Blocks
 
-NORMS = ("keep", "match")
+NORMS = get_args(Norm)
 RANDOM_DIRECTION = 0x636F6E7472616E73
 
 

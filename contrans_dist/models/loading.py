@@ -3,7 +3,7 @@
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import (
@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from contrans_dist.config import ModelSettings
+from contrans_dist.config import ModelSettings, Quantization
 from contrans_dist.config.limits import BUFFER_BYTES, check_size
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.models.blocks import LOADED, find_blocks, text_config
@@ -28,8 +28,6 @@ from contrans_dist.models.pretrained import SENSELESS, load_tokenizer, read_conf
 from contrans_dist.models.weight_files import check_weights, in_short, missing_weights, own_dtype
 from contrans_dist.models.widening import narrowed, round_to, widen_as_run
 from contrans_dist.store.patience import patiently
-
-QUANTIZATIONS = ("int8", "nf4")
 
 
 def _model_class(
@@ -87,7 +85,7 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype) -> BitsAn
         return BitsAndBytesConfig(load_in_8bit=True)
     if quantization == "nf4":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    raise UserError(f"--quantization {quantization}: expected one of {', '.join(QUANTIZATIONS)}")
+    raise UserError(f"--quantization {quantization}: expected one of {', '.join(get_args(Quantization))}")
 
 
 def _device_map(device: str | dict[str, Any] | None, quantized: bool) -> Any:

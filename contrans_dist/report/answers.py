@@ -11,7 +11,7 @@ from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.report.parts import Cell, Table
 from contrans_dist.store.tables import RESULTS, TOKENS, Kind, TokenRow, read_columns, read_rows
 
-_ANSWER_COLUMNS = ("argmax_text", "argmax_token", "answer", "token_text")
+_ANSWER = "argmax_text"
 _COLUMNS: dict[str, Kind] = {"concept": "text", "kind": "text", "condition": "text", "strength": "number"}
 _MOST_ANSWERS, _MOST_TOKENS = 3, 10
 
@@ -25,10 +25,8 @@ def answers_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
     location = evaluation.location / RESULTS
     if not location.exists():
         return None
-    table = read_columns(location, _COLUMNS, dict.fromkeys(_ANSWER_COLUMNS, "text"))
-    names = table.column_names if table is not None else []
-    answer = next((name for name in _ANSWER_COLUMNS if name in names), None)
-    if table is None or answer is None:
+    table = read_columns(location, _COLUMNS, {_ANSWER: "text"})
+    if table is None or _ANSWER not in table.column_names:
         return None
     table = table.filter(pc.equal(table["kind"], "negative"))
     zero = pc.equal(table["strength"], 0.0)
@@ -37,7 +35,7 @@ def answers_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
     )
     if BASE.name in pc.unique(table["condition"]).to_pylist():
         zero = pc.and_(zero, pc.equal(table["condition"], BASE.name))
-    before, after = _counts(table.filter(zero), answer), _counts(table.filter(steered), answer)
+    before, after = _counts(table.filter(zero)), _counts(table.filter(steered))
     if not after:
         return None
     return Table(
@@ -51,11 +49,11 @@ def answers_table(evaluation: Evaluation, verdict: Verdict) -> Table | None:
     )
 
 
-def _counts(table: pa.Table, answer: str) -> dict[str, Counter[str]]:
+def _counts(table: pa.Table) -> dict[str, Counter[str]]:
     """By concept, how often each answer was given."""
     counts: dict[str, Counter[str]] = {}
-    for entry in table.group_by(["concept", answer]).aggregate([([], "count_all")]).to_pylist():
-        counts.setdefault(entry["concept"] or "", Counter())[entry[answer] or ""] += entry["count_all"]
+    for entry in table.group_by(["concept", _ANSWER]).aggregate([([], "count_all")]).to_pylist():
+        counts.setdefault(entry["concept"] or "", Counter())[entry[_ANSWER] or ""] += entry["count_all"]
     return counts
 
 

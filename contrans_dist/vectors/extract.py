@@ -1,14 +1,15 @@
 """The formulas: a concept's direction from positive and negative rows, and one concept against the rest."""
 
 from collections.abc import Mapping, Sequence
-from typing import overload
+from typing import get_args, overload
 
 import numpy as np
 import scipy.linalg
 
+from contrans_dist.config.parts import Method
 from contrans_dist.vectors.row_checks import finite_rows
 
-METHODS = ("mean", "pca")
+METHODS = get_args(Method)
 Blocks = Mapping[int, np.ndarray]
 """Rows, or a vector, by block."""
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from contrans_dist.data.corpus import Cut, prepare_corpus
+from contrans_dist.config.parts import Cut
+from contrans_dist.data.corpus import prepare_corpus
 from contrans_dist.data.texts import read_texts
 from mapping.world import Files
 

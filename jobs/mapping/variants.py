@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 import contrans_dist as ct
 from contrans_dist.config.map_options import MapOptions
+from contrans_dist.config.parts import Norm
 from contrans_dist.mapping.fit import SourceRows
 from contrans_dist.mapping.heldout import split_of
 from contrans_dist.mapping.map_set import MapSet, Pair
@@ -24,7 +25,7 @@ class Variant:
     name: str
     options: MapOptions
     best_pair: bool = False
-    norm: Literal["keep", "match"] = "keep"
+    norm: Norm = "keep"
     corpus: str = "main"
 
     def but(self, name: str, **changes: Any) -> "Variant":

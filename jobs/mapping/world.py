@@ -14,8 +14,9 @@ from contrans_dist.benchmarks.contrast import ContrastBenchmark, ContrastEvaluat
 from contrans_dist.benchmarks.emotions import EmotionBenchmark, EmotionEvaluation
 from contrans_dist.benchmarks.scenarios import Item
 from contrans_dist.config import CaptureSettings
+from contrans_dist.config.parts import Cut
 from contrans_dist.data.contamination import leak_report, unit_hashes
-from contrans_dist.data.corpus import Cut, prepare_corpus
+from contrans_dist.data.corpus import prepare_corpus
 from contrans_dist.data.texts import read_texts
 from contrans_dist.engine.scoring import Intervention, cues, next_token
 from contrans_dist.evaluation.steering import Steering
