@@ -44,6 +44,12 @@ def one_line(content: object) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
+def short(value: object, most: int = 60) -> str:
+    """A value as Python writes it, in a message: of a long one the beginning."""
+    shown = repr(value)
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception of others says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,6 +1,5 @@
 """Recipes from YAML, settings from plain data: a mistake is one line with the nearest right key."""
 
-import difflib
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from contrans_dist.config.characters import check_whole
 from contrans_dist.config.limits import RECIPE_BYTES, check_size, raised
 from contrans_dist.config.own_vectors import without_defaults
 from contrans_dist.config.yamlfiles import parse_yaml
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, meant, short
 
 S = TypeVar("S", bound=Settings)
 _MOST_LETTERS = 200
@@ -145,9 +144,7 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         names = sorted(_known_keys(settings, path[:-1], content))
-        near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
-        return f"unknown key {key!r}; {hint}"
+        return f"unknown key {key!r}; {meant(path[-1], names)}"
     if first["type"] == "missing":
         return f"missing key {key!r}"
     if first["type"] == "recipe":
@@ -155,8 +152,7 @@ def _explain(settings: type[Settings], content: dict[str, Any], error: Validatio
     if first["type"] == "benchmark":
         return f"{key}.benchmark: {first['msg']}"
     wanted = dict.fromkeys(_expected(failure) for other, failure in related if other == path)
-    shown = repr(first["input"])
-    shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[:_MOST_LETTERS]}..."
+    shown = short(first["input"], _MOST_LETTERS)
     key = key if key.isprintable() else ascii(key)
     return f"{key}: expected {' or '.join(wanted)}, found {shown}".removeprefix(": ")
 

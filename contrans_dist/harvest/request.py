@@ -16,7 +16,7 @@ from contrans_dist.config.limits import CHUNKS, SHARDS, check_size
 from contrans_dist.data.table_hash import python_values, table_hash
 from contrans_dist.data.templates import prompts, template_fields
 from contrans_dist.data.texts import texts_hash
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, short
 from contrans_dist.harvest.left_out import place_of
 from contrans_dist.harvest.manifest import identity_of
 from contrans_dist.harvest.shard_files import ROW_GROUP
@@ -29,7 +29,6 @@ from contrans_dist.store.manifest import Manifest
 from contrans_dist.store.results import plain
 from contrans_dist.store.shard_reader import first_identity, opened, shards_in
 
-_SHOWN = 60
 _S3_BYTES = 5 * 10**9
 """Of a file, which appears under its name by being copied there."""
 _OTHERWISE = {"rows", "texts", "prompts", "earlier"}
@@ -220,10 +219,5 @@ def _differing(kept: pa.Table, given: pa.Table, names: Sequence[str]) -> tuple[i
             if first is not None and place >= first[0]:
                 break
             if repr(old) != repr(new):
-                first = (place, name, _short(old), _short(new))
+                first = (place, name, short(old), short(new))
     return first
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 
 from contrans_dist.config.limits import BLOCKS, MANIFEST_BYTES, SHARDS, WIDTH, check_size
 from contrans_dist.config.recipe import validated
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, short
 from contrans_dist.store import schema
 from contrans_dist.store.identity import Count, Facts, Identity
 from contrans_dist.store.location import Location
@@ -134,8 +134,8 @@ class Manifest(Facts):
         if not isinstance(content, dict):
             raise UserError(f"{location}: expected a JSON object; {AGAIN}")
         if content.get("format") != schema.FORMAT_VERSION:
-            version = repr(content.get("format"))[:50]
-            raise OtherFormatError(f"{location}: expected format {schema.FORMAT_VERSION}, found {version}")
+            found = short(content.get("format"))
+            raise OtherFormatError(f"{location}: expected format {schema.FORMAT_VERSION}, found {found}")
         for key in ("shards", "skipped"):
             if isinstance(content.get(key), list):
                 check_size(f"{location}: {key}", len(content[key]), SHARDS, "entries")

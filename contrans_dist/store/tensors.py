@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from contrans_dist.config import Settings
 from contrans_dist.config.limits import JSON_BYTES, check_size
 from contrans_dist.config.recipe import validated
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, short
 from contrans_dist.store import schema
 from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
@@ -151,15 +151,15 @@ def _entry(content: Any, where: str) -> TensorEntry:
     fields = content if isinstance(content, dict) else {}
     dtype, shape, places = (fields.get(name) for name in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _SIZES:
-        raise UserError(f"{where}: dtype: expected one of {', '.join(_SIZES)}, found {_short(dtype)}")
+        raise UserError(f"{where}: dtype: expected one of {', '.join(_SIZES)}, found {short(dtype)}")
     if not _are_counts(shape) or 0 in shape or len(shape) > 8:
-        raise UserError(f"{where}: shape: expected dimensions of at least 1, found {_short(shape)}")
+        raise UserError(f"{where}: shape: expected dimensions of at least 1, found {short(shape)}")
     if not _are_counts(places) or len(places) != 2:
-        raise UserError(f"{where}: data_offsets: expected two numbers, found {_short(places)}")
+        raise UserError(f"{where}: data_offsets: expected two numbers, found {short(places)}")
     begin, end = places
     if prod(shape) * _SIZES[dtype] != end - begin:
         raise UserError(
-            f"{where}: shape {_short(shape)} of {dtype} needs {prod(shape) * _SIZES[dtype]:,} bytes, it has "
+            f"{where}: shape {short(shape)} of {dtype} needs {prod(shape) * _SIZES[dtype]:,} bytes, it has "
             f"{end - begin:,}"
         )
     return TensorEntry(dtype, tuple(shape), begin, end)
@@ -179,8 +179,3 @@ def _check_places(location: Location, entries: Mapping[str, TensorEntry], size: 
             f"{location}: the file is damaged ({size:,} bytes of tensors, the head describes others); "
             "make it again"
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -141,7 +141,7 @@ def test_it_is_evaluated_by_itself_with_its_settings(
     value = json.loads(ended.out)["conditions"][0]["metrics"]["margin"]["value"]
     assert value == pytest.approx(np.mean(margins(target, told)), abs=1e-4)
     wrong = run(capsys, *arguments, "--set", "templat=x", "--out", tmp_path / "o")
-    wrong.refused("unknown key 'templat'; did you mean 'template'")
+    wrong.refused("unknown key 'templat'; did you mean template")
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "wanted": "b"}\n')
     bad = run(capsys, *arguments[:-1], tmp_path / "bad.jsonl", "--out", tmp_path / "o")
     bad.refused("bad.jsonl", "'other'")

@@ -486,7 +486,7 @@ def as_command(
     [
         (["run", "/nowhere.yaml"], "/nowhere.yaml: no such recipe"),
         (["run", "demmo"], "bundled are "),
-        (["run", "demo", "--dry-run", "--set", "map.protocl=paper"], "did you mean 'protocol'?"),
+        (["run", "demo", "--dry-run", "--set", "map.protocl=paper"], "did you mean protocol?"),
         (["inspect", "/nowhere"], "/nowhere: no such file or folder"),
         (["inspect", "/dev"], "/dev: expected an activation set, shard, vector, map, reduction"),
         (["status", "/nowhere"], "/nowhere: expected a harvest, an evaluation or a run"),
@@ -508,7 +508,7 @@ def as_command(
         (["evaluate", "--model", "x", "--benchmark", "perplexity", "--out", "/tmp/o", "--data", "/x",
           "--proxy-tuning", "one"], "--proxy-tuning one: expected two models, TUNED,PLAIN"),
         (["evaluate", "--model", "x", "--benchmark", "perplexity", "--out", "/tmp/o", "--data", "/x",
-          "--set", "windw=3"], "unknown key 'windw'; did you mean 'window'?"),
+          "--set", "windw=3"], "unknown key 'windw'; did you mean window?"),
         (["evaluate", "--model", "x", "--benchmark", "emotions", "--out", "/tmp/o", "--data", "/x",
           "--strengths", "0,a"], "--strengths 0,a: expected numbers"),
         (["evaluate", "--model", "x", "--benchmark", "emotions", "--out", "/tmp/o", "--data", "/x",

@@ -64,7 +64,7 @@ MISTAKES: list[tuple[list[str], str]] = [
      "evaluations.emotions.concepts: no contrast texts of 'hapiness'; did you mean happiness?"),
     (["run", "demo", "--set", "target=demo:targt", "--out", "{out}"], "did you mean demo:target?"),
     (["run", "demo", "--set", "evaluations.emotions.strengths=many"], "evaluations.emotions.strengths: "),
-    (["run", "demo", "--set", "map.protocl=paper"], "unknown key 'map.protocl'; did you mean 'protocol'?"),
+    (["run", "demo", "--set", "map.protocl=paper"], "unknown key 'map.protocl'; did you mean protocol?"),
     # -- commands and places
     (["harvst"], "no command 'harvst'; did you mean harvest?"),
     (["report", "{folder}"], "nothing to report; expected a run folder"),
