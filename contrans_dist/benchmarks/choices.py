@@ -85,9 +85,3 @@ def answer_ids(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
 
     texts = [p + ("" if p[-1:].isspace() else " ") + a for p, a in zip(prompts, answers, strict=True)]
     return split_behind(lm, [prompt.rstrip(" ") for prompt in prompts], texts)
-
-
-def common_start(sequences: Sequence[Ids]) -> int:
-    """How many tokens all sequences begin with together."""
-    alike = [len(set(column)) == 1 for column in zip(*sequences, strict=False)]
-    return alike.index(False) if False in alike else len(alike)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import scipy.linalg
 
 from contrans_dist.evaluation.sides import Vectors
 from contrans_dist.evaluation.transfers import Material, carried
@@ -44,15 +45,14 @@ def sum_of(main: Vectors, name: str = "sum") -> Vectors:
 def orthogonalised(vectors: Sequence[ConceptVector]) -> list[ConceptVector]:
     """The vectors made orthogonal at each block they carry, each as near to itself as can be.
 
-    Löwdin's symmetric way, U V^T of the SVD of the unit rows: no vector goes first. Lengths are kept.
+    Löwdin's symmetric way, the polar factor of the unit rows: no vector goes first. Lengths are kept.
     """
     values = np.stack([vector.values.astype(np.float64) for vector in vectors])  # [concepts, blocks, d]
     made = np.zeros_like(values)
     for block in vectors[0].blocks:
         rows = values[:, block]
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        left, _, right = np.linalg.svd(rows / lengths, full_matrices=False)
-        made[:, block] = lengths * (left @ right)
+        made[:, block] = lengths * scipy.linalg.polar(rows / lengths)[0]
     return [
         replace(vector, values=rows.astype(np.float32), shuffled_map=None)
         for vector, rows in zip(vectors, made, strict=True)

@@ -1,6 +1,6 @@
 """The two models of a run as far as they are harvested, and their concept vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,13 +76,17 @@ def refine_sides(
     """
     vectors: dict[str, Vectors] = {}
     for side, rows in contrast.items():
-        groups = {concept: concept_rows(rows, concept, seed, limit) for concept in concepts_in(rows)}
-        vectors[side] = {
-            concept: refine(rows, positive, negative, concept, method)
-            for concept, (positive, negative) in groups.items()
-        }
+        vectors[side] = refined(rows, concepts_in(rows), method, seed, limit)
         save_vectors(vectors[side], out, side)
     return vectors
+
+
+def refined(
+    contrast: ActivationSet, concepts: Iterable[str], method: str, seed: int, limit: int | None
+) -> Vectors:
+    """These concepts' vectors in one model; the arguments are those of `refine_sides`."""
+    rows = {concept: concept_rows(contrast, concept, seed, limit) for concept in concepts}
+    return {concept: refine(contrast, *sides, concept, method) for concept, sides in rows.items()}
 
 
 def save_vectors(vectors: Vectors, out: Location, name: str) -> None:

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 from contrans_dist.config import ModelSettings, Recipe
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation.sides import Sides, Vectors
+from contrans_dist.evaluation.sides import Sides, Vectors, refined
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.store.activation_set import ActivationSet
-from contrans_dist.vectors.from_activations import concept_rows, refine
 
 FROM = "from:"
 INSTRUCT = "target-instruct"
@@ -68,11 +67,7 @@ def brought(recipe: Recipe, sides: Sides, maps: MapSet, name: str, source: Furth
     Raises UserError for one without a map that is not as wide as the target.
     """
     settings = recipe.concepts
-    rows = {c: concept_rows(source.contrast, c, settings.seed, settings.limit) for c in sides.concepts}
-    vectors = {
-        concept: refine(source.contrast, positive, negative, concept, settings.method)
-        for concept, (positive, negative) in rows.items()
-    }
+    vectors = refined(source.contrast, sides.concepts, settings.method, settings.seed, settings.limit)
     if source.corpus is None:
         return _as_they_are(vectors, maps, name)
     mapping = _map_of(recipe, sides, source, source.corpus, maps)

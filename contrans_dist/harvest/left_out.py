@@ -1,10 +1,12 @@
 """Texts that a model cannot run: named, and left out of a set if that is accepted."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 import pyarrow as pa
 
 from contrans_dist.console import note
+from contrans_dist.data.text_files import lines
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.runnable import FATAL, SPOILT
 from contrans_dist.store.location import Location
@@ -42,12 +44,6 @@ def place_of(texts: pa.Table, row: int, source: Location | None) -> str:
     shown = repr(words if len(words) <= _WORDS else words[:_WORDS] + "...")
     if source is None:
         return f"row {row} ({shown})"
-    line = _line(source, row) if source.name.lower().endswith(_BY_LINE) else None
+    by_line = lines(source) if source.name.lower().endswith(_BY_LINE) else ()
+    line = next((number for number, _ in islice(by_line, row, None)), None)
     return f"{source}, {f'row {row}' if line is None else f'line {line}'} ({shown})"
-
-
-def _line(source: Location, row: int) -> int | None:
-    """Number, from 1, of the line that a text stands in: blank lines are no texts."""
-    lines = source.read_bytes().split(b"\n")
-    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    return numbers[row] if row < len(numbers) else None

@@ -27,7 +27,7 @@ from contrans_dist.benchmarks.behaviours.questions import (
     turns,
 )
 from contrans_dist.benchmarks.calls import Continuations, Ids
-from contrans_dist.benchmarks.choices import common_start, drawn, question_template
+from contrans_dist.benchmarks.choices import drawn, question_template
 from contrans_dist.benchmarks.statistics import balanced_mean_interval, wilcoxon
 from contrans_dist.benchmarks.summary import Estimate, Metric, estimate, mean, summarise
 from contrans_dist.config import CHAT_DATE, ValidatedEvaluation
@@ -143,10 +143,12 @@ class BehaviourBenchmark(Benchmark[BehaviourEvaluation, BehaviourItem]):
         Prompt and letter are tokenised together; a question's letters are scored from the first token in
         which they differ, so a tokenizer that joins bracket and letter is asked for that token.
         """
+        from contrans_dist.engine.prefixes.groups import common
+
         contexts: list[Ids] = []
         letters: list[Ids] = []
         for ids in self._wholes(lm, items):
-            cut = common_start(ids)
+            cut = common(min(ids), max(ids))  # what these two begin with, all do
             contexts += [whole[:cut] for whole in ids]
             letters += [whole[cut:] for whole in ids]
         owners = [place for place, item in enumerate(items) for _ in item.options]

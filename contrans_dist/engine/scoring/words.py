@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from contrans_dist.engine.prefixes.groups import common
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, encode_many, encode_with_starts
 
@@ -75,16 +76,10 @@ def split_behind(
     """
     wholes, starts = encode_with_starts(lm, texts)
     if starts is None:
-        places = [_differing(a, b) for a, b in zip(encode_many(lm, prompts), wholes, strict=True)]
+        places = [common(a, b) for a, b in zip(encode_many(lm, prompts), wholes, strict=True)]
     else:
         places = [
             next(i for i, low in enumerate(lows) if low >= len(prompt))
             for prompt, lows in zip(prompts, starts, strict=True)
         ]
     return [(whole[:place], whole[place:]) for whole, place in zip(wholes, places, strict=True)]
-
-
-def _differing(prompt: Sequence[int], whole: Sequence[int]) -> int:
-    """The first place at which the whole differs from the prompt alone."""
-    pairs = enumerate(zip(prompt, whole, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), len(prompt))
