@@ -1,4 +1,4 @@
-"""Tensors from one device to another, so that neither waits for more than the copy.
+"""Tensors from one device to another, so that neither waits for more than the copy, and the host for none.
 
 PyTorch runs a copy between two GPUs on the current streams of both, and each then waits for all that the
 other has queued. What every block is told (masks, rotary tables) comes from the first GPU: it would not
@@ -12,6 +12,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; the host does not wait."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # a GPU copies from such memory while the host goes on
+    return tensor.to(device, non_blocking=True)
+
+
+class OnHost:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host = tensor.to("cpu", non_blocking=True)
+        on_gpu = tensor.device.type == "cuda"
+        self._there = torch.cuda.current_stream(tensor.device).record_event() if on_gpu else None
+
+    def tensor(self) -> Tensor:
+        """Itself, once it is there."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._host
 
 
 def copied(tensor: Tensor, device: torch.device) -> Tensor:

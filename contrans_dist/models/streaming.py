@@ -17,7 +17,7 @@ from contrans_dist.config import ModelSettings
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models.blocks import find_blocks, model_type
 from contrans_dist.models.checkpoint import Checkpoint
-from contrans_dist.models.crossing import copy_streams
+from contrans_dist.models.crossing import copy_streams, to_device
 from contrans_dist.models.devices import usual_device
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import LanguageModel, check_looks_back, wrap_model
@@ -214,6 +214,6 @@ def _to_device(block: nn.Module, device: torch.device) -> nn.Module:
         return block
     with torch.cuda.device(device), torch.cuda.stream(copy_streams(device)[1]):
         for tensor in (*block.parameters(), *block.buffers()):
-            tensor.data = tensor.data.pin_memory().to(device, non_blocking=True)
+            tensor.data = to_device(tensor.data, device)
         torch.cuda.current_stream().synchronize()
     return block

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from contrans_dist.engine.prefixes import Packed, Trunk
-from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache, pinned
+from contrans_dist.engine.prefixes.trunks import as_arguments, fresh_cache
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
-from contrans_dist.models.crossing import Crossing
+from contrans_dist.models.crossing import Crossing, OnHost, to_device
 from contrans_dist.models.passing import Stop, first_of, unpacked
 
 _IN_FLIGHT = 4
@@ -57,14 +57,14 @@ class Gatherer:
 
     def _places_on(self, device: torch.device) -> torch.Tensor:
         if device not in self.places:
-            self.places[device] = self.places[torch.device("cpu")].to(device, non_blocking=True)
+            self.places[device] = to_device(self.places[torch.device("cpu")], device)
         return self.places[device]
 
     def run(self, batch: Packed, trunk: Trunk | None = None) -> dict[int, torch.Tensor]:
         """Rows of one batch by block, `[texts, d]` on the block's device."""
         self.rows = {}
         places = torch.stack([batch.rows, batch.columns])[:, batch.index]
-        self.places = {torch.device("cpu"): pinned(places)}
+        self.places = {torch.device("cpu"): places}
         self._forward(batch.ids, as_arguments(self.lm, batch, trunk))
         idle = [block for block in self.blocks if block not in self.rows]
         if idle:
@@ -80,9 +80,8 @@ class Gatherer:
 
     def _forward(self, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
         self.crossing.forget()
-        placed = pinned(ids).to(self.lm.device, non_blocking=True)
         with torch.no_grad(), unpacked(), suppress(Stop):
-            self.lm.decoder(input_ids=placed, **arguments)
+            self.lm.decoder(input_ids=to_device(ids, self.lm.device), **arguments)
 
 
 def gather_rows(hidden: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, mean: bool) -> torch.Tensor:
@@ -94,19 +93,12 @@ def gather_rows(hidden: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor,
     return hidden.float().masked_fill(outside[:, :, None], 0).sum(1) / (columns[:, None] + 1)
 
 
-def to_host(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Event | None]:
-    """A tensor on its way to the host, and the event after which it is there; None where it is already."""
-    host = tensor.to("cpu", non_blocking=True)
-    on_gpu = tensor.device.type == "cuda"
-    return host, torch.cuda.current_stream(tensor.device).record_event() if on_gpu else None
-
-
 class Landing:
     """Rows on their way to the host, put into their place once they are there."""
 
     def __init__(self, blocks: list[int], n_texts: int, d: int) -> None:
         self.arrays = {block: np.empty((n_texts, d), dtype=np.float32) for block in blocks}
-        self.flying: deque[list[tuple[list[int], list[int], torch.Tensor, torch.Event | None]]] = deque()
+        self.flying: deque[list[tuple[list[int], list[int], OnHost]]] = deque()
         """Of each batch, by device: texts, blocks, and their rows `[blocks, texts, d]`"""
 
     def add(self, texts: list[int], rows: dict[int, torch.Tensor], ahead: int) -> None:
@@ -117,7 +109,7 @@ class Landing:
             by_device.setdefault(rows[block].device, []).append(block)
         self.flying.append(
             [
-                (texts, blocks, *to_host(torch.stack([rows[block] for block in blocks])))
+                (texts, blocks, OnHost(torch.stack([rows[block] for block in blocks])))
                 for blocks in by_device.values()
             ]
         )
@@ -126,8 +118,6 @@ class Landing:
     def land(self, leave: int = 0) -> None:
         """Waits for all batches but the newest `leave`."""
         while len(self.flying) > leave:
-            for texts, blocks, rows, event in self.flying.popleft():
-                if event is not None:
-                    event.synchronize()
-                for block, values in zip(blocks, rows.float().numpy(), strict=True):
+            for texts, blocks, rows in self.flying.popleft():
+                for block, values in zip(blocks, rows.tensor().float().numpy(), strict=True):
                     self.arrays[block][texts] = values

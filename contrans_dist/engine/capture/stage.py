@@ -6,12 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from contrans_dist.engine.capture.gather import to_host
 from contrans_dist.engine.capture.streamed import Batch, RowSink
 from contrans_dist.errors import RunError
+from contrans_dist.models.crossing import OnHost
 from contrans_dist.models.streaming import StreamedModel
-
-_Flying = tuple[Tensor, torch.Event | None]
 
 
 class Stage:
@@ -46,17 +44,17 @@ class Stage:
         Raises:
             RunError: For a text that alone does not fit into memory.
         """
-        leaving: list[_Flying] = []
-        gathered: list[dict[int, _Flying]] = []
+        leaving: list[OnHost] = []
+        gathered: list[dict[int, OnHost]] = []
         for i, batch in enumerate(batches):
             state = None if entering is None else entering[i]
             output, captured = self._fitting(batch, state)
-            leaving.append(to_host(output))
-            gathered.append({k: to_host(values) for k, values in captured.items()})
+            leaving.append(OnHost(output))
+            gathered.append({k: OnHost(values) for k, values in captured.items()})
         for batch, of_batch in zip(batches, gathered, strict=True):
-            for k, flying in of_batch.items():
-                rows[k][batch.rows] = _landed(flying).float().numpy()
-        return [_landed(state) for state in leaving]
+            for k, values in of_batch.items():
+                rows[k][batch.rows] = values.tensor().float().numpy()
+        return [state.tensor() for state in leaving]
 
     def _fitting(self, batch: Batch, state: Tensor | None) -> tuple[Tensor, dict[int, Tensor]]:
         """What leaves for a batch, and its rows by block; in halves where a GPU has not the memory."""
@@ -91,10 +89,3 @@ class Stage:
 
 def _part(batch: Batch, half: slice) -> Batch:
     return replace(batch, ids=batch.ids[half], tokens=batch.tokens[half], rows=batch.rows[half])
-
-
-def _landed(flying: _Flying) -> Tensor:
-    tensor, event = flying
-    if event is not None:
-        event.synchronize()
-    return tensor

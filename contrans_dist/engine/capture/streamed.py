@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from contrans_dist.engine.capture.activations import Activations
 from contrans_dist.engine.capture.batches import Position, Prepared, chosen_blocks, plan_batches, prepare
-from contrans_dist.engine.capture.gather import gather_rows, to_host
+from contrans_dist.engine.capture.gather import gather_rows
 from contrans_dist.engine.capture.states import States
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.crossing import OnHost, to_device
 from contrans_dist.models.streaming import StreamedModel
 
 MEMORY = 2 << 30
@@ -50,7 +51,7 @@ class Batch:
 
     def gather(self, hidden: Tensor) -> Tensor:
         """`[texts, tokens, d]` -> `[texts, d]`, on the same device."""
-        tokens = torch.tensor(self.tokens).to(hidden.device, non_blocking=True)
+        tokens = to_device(torch.tensor(self.tokens), hidden.device)
         return gather_rows(hidden, torch.arange(len(hidden), device=hidden.device), tokens, self.mean)
 
 
@@ -198,27 +199,24 @@ def _pass(
     rows: RowSink | None = None,
 ) -> None:
     """`run` on what enters for each batch, which goes to `states` then; rows wanted at block k to `rows`."""
-    flying: deque[tuple[int, Tensor, Tensor | None, torch.Event | None]] = deque()
+    flying: deque[tuple[int, OnHost, OnHost | None]] = deque()
 
     def land(leave: int) -> None:
         while len(flying) > leave:
-            i, leaving, gathered, event = flying.popleft()
-            if event is not None:
-                event.synchronize()
+            i, leaving, gathered = flying.popleft()
             if gathered is not None and rows is not None:
-                rows[batches[i].rows] = gathered.float().numpy()
+                rows[batches[i].rows] = gathered.tensor().float().numpy()
             if states is not None:
-                states.put(i, leaving)
+                states.put(i, leaving.tensor())
 
     for i, (batch, state) in enumerate(zip(batches, entering, strict=True)):
         if k > max(batch.blocks):
-            flying.append((i, state, None, None))
+            flying.append((i, OnHost(state), None))
             continue
         output = run(state)
-        gathered = to_host(batch.gather(output))[0] if k in batch.blocks else None
-        leaving, event = to_host(output)
-        flying.append((i, leaving, gathered, event))
-        land(_IN_FLIGHT if event is not None else 0)
+        gathered = OnHost(batch.gather(output)) if k in batch.blocks else None
+        flying.append((i, OnHost(output), gathered))
+        land(_IN_FLIGHT if output.is_cuda else 0)
     land(0)
 
 

@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from contrans_dist.engine.prefixes.packing import Packed
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.crossing import to_device
 
 
 class _TrunkLayer(DynamicLayer):
@@ -94,11 +95,6 @@ def fresh_cache() -> Cache:
     return DynamicCache()
 
 
-def pinned(tensor: Tensor) -> Tensor:
-    """Where there is a GPU, in memory from which it copies while the host goes on."""
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
-
-
 def as_arguments(
     lm: LanguageModel,
     batch: Packed,
@@ -112,7 +108,7 @@ def as_arguments(
     named: dict[str, Any] = {"use_cache": False} if cache is None else lm.keeping(cache)
     positions, mask = batch.positions, batch.mask(lm.dtype)
     if positions is not None and mask is not None:
-        positions, mask = (pinned(each).to(lm.device, non_blocking=True) for each in (positions, mask))
+        positions, mask = (to_device(each, lm.device) for each in (positions, mask))
         if times > 1:  # on the device: what is copied there is the smaller
             positions, mask = positions.repeat(times, 1), mask.repeat(times, 1, 1, 1)
         named["position_ids"], named["attention_mask"] = positions, mask

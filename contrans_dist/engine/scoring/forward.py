@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from contrans_dist.engine.prefixes import Packed
-from contrans_dist.engine.prefixes.trunks import pinned
 from contrans_dist.engine.steer import added
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.crossing import to_device
 from contrans_dist.models.passing import Stop, first_of, handing, like, replaced, unpacked
 
 Offsets = Mapping[int, Tensor]
@@ -82,7 +82,7 @@ def _stacked(offsets: Sequence[Offsets], k: int, d: int, batch: Packed, state: T
         offset = vectors.get(k, torch.zeros(d))
         # With a vector for each prompt, those of a row have the same.
         rows.append(offset[batch.firsts] if offset.ndim == 2 else offset.expand(len(batch.ids), d))
-    return pinned(torch.cat(rows).to(state.dtype)).to(state.device, non_blocking=True)
+    return to_device(torch.cat(rows).to(state.dtype), state.device)
 
 
 def logits(lm: LanguageModel, batch: Packed, arguments: dict[str, Any], times: int = 1) -> Tensor:
@@ -120,10 +120,10 @@ def head_logits(lm: LanguageModel, given: Tensor) -> Tensor:
 def _wanted(batch: Packed, times: int) -> Callable[[Tensor], Tensor]:
     """`[times * B, T, d]` -> `[1, times * U, d]`: the states at the wanted positions."""
     copies = torch.arange(times).repeat_interleave(len(batch.rows)) * len(batch.ids)
-    places = pinned(torch.stack([copies + batch.rows.repeat(times), batch.columns.repeat(times)]))
+    places = torch.stack([copies + batch.rows.repeat(times), batch.columns.repeat(times)])
 
     def wanted(hidden: Tensor) -> Tensor:
-        rows, columns = places.to(hidden.device, non_blocking=True)
+        rows, columns = to_device(places, hidden.device)
         return hidden[rows, columns].unsqueeze(0)
 
     return wanted
@@ -146,7 +146,7 @@ def _with_head(
     handle = head.register_forward_pre_hook(choose)
     try:
         with unpacked():
-            output = lm.model(input_ids=pinned(ids).to(lm.device, non_blocking=True), **arguments)
+            output = lm.model(input_ids=to_device(ids, lm.device), **arguments)
     finally:
         handle.remove()
     found: Tensor = output.logits

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrans_dist.engine.capture.gather import to_host
-from contrans_dist.engine.prefixes.trunks import pinned
 from contrans_dist.engine.scoring.interventions import Intervention
 from contrans_dist.engine.scoring.sharing import run_all
 from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.crossing import OnHost, to_device
 
 
 @dataclass(frozen=True)
@@ -178,15 +177,12 @@ def _score_targets(values: Tensor, index: Tensor, targets: Tensor) -> tuple[np.n
 
 def _beside(values: Tensor, *tensors: Tensor) -> list[Tensor]:
     """Tensors on the device of the logits; the host does not wait."""
-    return [pinned(tensor).to(values.device, non_blocking=True) for tensor in tensors]
+    return [to_device(tensor, values.device) for tensor in tensors]
 
 
 def _on_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Tensors of one device, for which the host waits once."""
-    copies, events = zip(*map(to_host, tensors), strict=True)
-    if events[-1] is not None:
-        events[-1].synchronize()
-    return [copy.numpy() for copy in copies]
+    """Tensors of one device, which are on their way before the host waits for the first."""
+    return [each.tensor().numpy() for each in [OnHost(tensor) for tensor in tensors]]
 
 
 def _logsumexp_(values: Tensor, largest: Tensor) -> Tensor:
