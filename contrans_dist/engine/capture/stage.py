@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
-import torch
 from torch import Tensor
 
-from contrans_dist.engine.capture.streamed import Batch, RowSink
-from contrans_dist.errors import RunError
+from contrans_dist.engine.capture.streamed import Batch, RowSink, in_halves
 from contrans_dist.models.crossing import OnHost
 from contrans_dist.models.streaming import StreamedModel
 
@@ -44,48 +43,26 @@ class Stage:
         Raises:
             RunError: For a text that alone does not fit into memory.
         """
-        leaving: list[OnHost] = []
-        gathered: list[dict[int, OnHost]] = []
+        flying: list[list[OnHost]] = []
         for i, batch in enumerate(batches):
-            state = None if entering is None else entering[i]
-            output, captured = self._fitting(batch, state)
-            leaving.append(OnHost(output))
-            gathered.append({k: OnHost(values) for k, values in captured.items()})
-        for batch, of_batch in zip(batches, gathered, strict=True):
-            for k, values in of_batch.items():
+            through = partial(self._through, batch, None if entering is None else entering[i])
+            made = in_halves(self.model.lm, through, slice(0, len(batch.rows)), batch.ids.shape[1])
+            flying.append([OnHost(tensor) for tensor in made])
+        for batch, (_, *gathered) in zip(batches, flying, strict=True):
+            wanted = [k for k in range(self.first, self.last + 1) if k in batch.blocks]
+            for k, values in zip(wanted, gathered, strict=True):
                 rows[k][batch.rows] = values.tensor().float().numpy()
-        return [state.tensor() for state in leaving]
+        return [state.tensor() for state, *_ in flying]
 
-    def _fitting(self, batch: Batch, state: Tensor | None) -> tuple[Tensor, dict[int, Tensor]]:
-        """What leaves for a batch, and its rows by block; in halves where a GPU has not the memory."""
-        lm, texts = self.model.lm, len(batch.rows)
-        if lm.fits is None or batch.ids.numel() <= lm.fits or texts == 1:
-            try:
-                return self._through(batch, state)
-            except torch.OutOfMemoryError as error:
-                if texts == 1:
-                    tokens = batch.ids.shape[1]
-                    raise RunError(f"a text of {tokens} tokens alone does not fit into memory") from error
-            lm.did_not_fit(batch.ids.numel())
-        halves = [slice(0, texts // 2), slice(texts // 2, None)]
-        outputs, rows = zip(
-            *(self._fitting(_part(batch, half), None if state is None else state[half]) for half in halves),
-            strict=True,
-        )
-        return torch.cat(outputs), {k: torch.cat([part[k] for part in rows]) for k in rows[0]}
-
-    def _through(self, batch: Batch, state: Tensor | None) -> tuple[Tensor, dict[int, Tensor]]:
-        rows: dict[int, Tensor] = {}
+    def _through(self, batch: Batch, state: Tensor | None, some: slice) -> list[Tensor]:
+        """What leaves for some texts of a batch, and behind it their rows at each wanted block."""
+        part = replace(batch, ids=batch.ids[some], tokens=batch.tokens[some], rows=batch.rows[some])
+        rows: list[Tensor] = []
 
         def seen(k: int, hidden: Tensor) -> None:
             if k in batch.blocks:
-                rows[k] = batch.gather(hidden)
+                rows.append(part.gather(hidden))
 
-        if state is None:
-            state = self.model.embedded(batch.ids.long())
+        entering = self.model.embedded(part.ids.long()) if state is None else state[some]
         with self.model.running(self.first, self._blocks, seen) as run:
-            return run(state), rows
-
-
-def _part(batch: Batch, half: slice) -> Batch:
-    return replace(batch, ids=batch.ids[half], tokens=batch.tokens[half], rows=batch.rows[half])
+            return [run(entering), *rows]

@@ -222,13 +222,24 @@ def _pass(
 
 def _fitting(lm: LanguageModel, run: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
     """`run(state)`, in halves where a GPU has not the memory for all of it."""
-    tokens = state.shape[0] * state.shape[1]
-    if lm.fits is None or tokens <= lm.fits or len(state) == 1:
+    (output,) = in_halves(lm, lambda some: [run(state[some])], slice(0, len(state)), state.shape[1])
+    return output
+
+
+def in_halves(
+    lm: LanguageModel, run: Callable[[slice], list[Tensor]], texts: slice, tokens: int
+) -> list[Tensor]:
+    """What `run` makes of these texts, padded to so many tokens, in tensors with a row a text; in halves
+    where a GPU has not the memory for all. Raises RunError for a text that alone does not fit."""
+    size = (texts.stop - texts.start) * tokens
+    if lm.fits is None or size <= lm.fits or size == tokens:
         try:
-            return run(state)
+            return run(texts)
         except torch.OutOfMemoryError as error:
-            if len(state) == 1:
-                raise RunError(f"a text of {state.shape[1]} tokens alone does not fit into memory") from error
-        lm.did_not_fit(tokens)
-    half = len(state) // 2
-    return torch.cat([_fitting(lm, run, state[:half]), _fitting(lm, run, state[half:])])
+            if size == tokens:
+                raise RunError(f"a text of {tokens} tokens alone does not fit into memory") from error
+        lm.did_not_fit(size)
+    middle = (texts.start + texts.stop) // 2
+    halves = slice(texts.start, middle), slice(middle, texts.stop)
+    parts = zip(*(in_halves(lm, run, half, tokens) for half in halves), strict=True)
+    return [torch.cat(part) for part in parts]
