@@ -24,24 +24,6 @@ Blocks = tuple[int, int]
 """The first and the last of a run of blocks."""
 
 
-class RowArrays:
-    """Rows of a shard by block, `[n, d]`, in memory."""
-
-    def __init__(self, values: NDArray[np.float32]) -> None:
-        self.values = values
-
-    @classmethod
-    def empty(cls, n: int, d: int) -> "RowArrays":
-        """Room for so many."""
-        return cls(np.zeros((n, d), np.float32))
-
-    def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None:
-        self.values[places] = rows
-
-    def read(self, place: int, rows: int) -> NDArray[np.float32]:
-        return self.values[place : place + rows]
-
-
 class StageActor:
     """A run of a model's blocks on one node."""
 
@@ -50,12 +32,12 @@ class StageActor:
         self.stage = Stage(streamed, *blocks)
         self.in_turn = InTurn()
 
-    def wanted(self, batches: Sequence[Batch]) -> dict[int, RowArrays]:
+    def wanted(self, batches: Sequence[Batch]) -> dict[int, NDArray[np.float32]]:
         """Room for the rows of batches at the blocks of this stage."""
         n = sum(len(batch.rows) for batch in batches)
         of_stage = range(self.stage.first, self.stage.last + 1)
         blocks = sorted({k for batch in batches for k in batch.blocks if k in of_stage})
-        return {k: RowArrays.empty(n, self.stage.model.lm.d) for k in blocks}
+        return {k: np.zeros((n, self.stage.model.lm.d), np.float32) for k in blocks}
 
     def run(
         self, batches: Sequence[Batch], entering: Sequence[NDArray[Any]] | None = None
@@ -64,7 +46,7 @@ class StageActor:
         rows, dtype = self.wanted(batches), self.stage.model.lm.dtype
         states = None if entering is None else [_tensor(state, dtype) for state in entering]
         leaving, _ = self.in_turn(lambda: self.stage.run(batches, rows, states))
-        return [_bytes(state) for state in leaving], {k: each.values for k, each in rows.items()}
+        return [_bytes(state) for state in leaving], rows
 
 
 class LineActor(StageActor):
@@ -82,11 +64,12 @@ class LineActor(StageActor):
         check_dtype(self.stage.model.lm, shard)
         plan = ShardPlan.of(self.stage.model.lm, shard, task.rows, fatal=task.fatal)
         try:
-            made = {k: RowArrays(values) for k, values in self._rows(shard, plan.batches).items()}
+            made = self._rows(shard, plan.batches)
             if task.trial:
                 return MadeShards()
             # Where no text of the shard can be run, no stage has rows.
-            rows_of = {k: RowArrays.empty(0, shard.spec.d) for k in shard.spec.blocks} | made
+            none = np.empty((0, shard.spec.d), np.float32)
+            rows_of = dict.fromkeys(shard.spec.blocks, none) | made
             report = plan.publish(rows_of, str(self.stage.model.device))
         finally:
             self.through.pop(shard.address, None)

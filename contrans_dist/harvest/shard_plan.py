@@ -3,25 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from contrans_dist.engine.capture import deviation
-from contrans_dist.engine.capture.streamed import Batch, Plan, plan_capture
+from contrans_dist.engine.capture.streamed import Batch, Plan, Rows, plan_capture
 from contrans_dist.harvest.runnable import Runnable, SpoiltError, canary_rows
 from contrans_dist.harvest.shard_files import publish_shard
 from contrans_dist.harvest.shards import Shard, ShardReport
 from contrans_dist.models import LanguageModel
-
-
-class Rows(Protocol):
-    """Where the rows of a block were put."""
-
-    def read(self, place: int, rows: int) -> NDArray[np.float32]:
-        """Rows `place` to `place + rows`, `[rows, d]`."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +58,9 @@ class ShardPlan:
 
     def publish(self, rows_of: Mapping[int, Rows], device: str) -> ShardReport:
         """Write the shard. Raises SpoiltError where half of its rows or more hold NaN or infinity."""
-        rows, blocks = len(self.runnable.ids), self.shard.spec.blocks
-        captured = self.texts.activations({k: rows_of[k].read(self.place, rows) for k in blocks})
-        alone = {k: rows_of[k].read(self.place + rows, len(self.sample)) for k in blocks}
+        blocks, rows_end = self.shard.spec.blocks, self.place + len(self.runnable.ids)
+        captured = self.texts.activations({k: rows_of[k][self.place : rows_end] for k in blocks})
+        alone = {k: rows_of[k][rows_end : self.end] for k in blocks}
         worst = deviation(alone, {k: captured[k][self.sample] for k in alone})
         try:
             return publish_shard(self.shard, self.runnable, [captured], worst, device)

@@ -34,11 +34,12 @@ class RowFile:
                 file.seek(place * self.d * 4)
                 file.write(row.tobytes())
 
-    def read(self, place: int, rows: int) -> NDArray[np.float32]:
-        """Rows `place` to `place + rows`."""
+    def __getitem__(self, places: slice, /) -> NDArray[np.float32]:
+        rows = places.stop - places.start
         if not rows:
             return np.empty((0, self.d), np.float32)
-        flat = np.fromfile(self.path, dtype=np.float32, count=rows * self.d, offset=place * self.d * 4)
+        begin = places.start * self.d
+        flat = np.fromfile(self.path, dtype=np.float32, count=rows * self.d, offset=begin * 4)
         return flat.reshape(rows, self.d)
 
     def holds(self, rows: int) -> bool:

@@ -23,7 +23,6 @@ from contrans_dist.engine.capture.stage import Stage
 from contrans_dist.engine.capture.streamed import plan_capture
 from contrans_dist.errors import UserError
 from contrans_dist.harvest.driver import harvest
-from contrans_dist.harvest.line import RowArrays
 from contrans_dist.models.placement import choose_placement
 from contrans_dist.models.streaming import open_streamed
 from tests.tiny import save_tiny
@@ -49,11 +48,11 @@ def test_stages_give_what_transformers_gives(kind: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         states = [whole(torch.tensor([text]), output_hidden_states=True).hidden_states for text in ids]
     plan = plan_capture(first.lm, ids, blocks, batch_tokens=40)
-    rows = {k: RowArrays.empty(len(ids), first.lm.d) for k in blocks}
+    rows = {k: np.zeros((len(ids), first.lm.d), np.float32) for k in blocks}
     stages[1].run(plan.batches, rows, stages[0].run(plan.batches, rows))
     for k in blocks:
         wanted = np.stack([of_text[k + 1][0, -1].numpy() for of_text in states])
-        np.testing.assert_allclose(rows[k].values, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+        np.testing.assert_allclose(rows[k], wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
     assert (first.blocks_read, second.blocks_read) == ([0, 1], [2, 3, 4, 5])
 
 
@@ -62,7 +61,7 @@ def test_a_stage_takes_a_batch_in_halves_where_memory_ends(tmp_path: Path) -> No
     model = open_streamed(str(folder))
     stage, ids = Stage(model, 0, 1), [[3, 4, 5, 6 + i] for i in range(7)]
     plan = plan_capture(model.lm, ids, [0, 1], batch_tokens=4096)
-    whole, halves = ({k: RowArrays.empty(7, model.lm.d) for k in (0, 1)} for _ in range(2))
+    whole, halves = ({k: np.zeros((7, model.lm.d), np.float32) for k in (0, 1)} for _ in range(2))
     leaving = stage.run(plan.batches, whole)
 
     def full(_module: object, _args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -73,7 +72,7 @@ def test_a_stage_takes_a_batch_in_halves_where_memory_ends(tmp_path: Path) -> No
     again = stage.run(plan.batches, halves)
     torch.testing.assert_close(again, leaving)
     for k in (0, 1):
-        np.testing.assert_allclose(halves[k].values, whole[k].values, atol=1e-5)
+        np.testing.assert_allclose(halves[k], whole[k], atol=1e-5)
 
 
 def test_stages_are_as_few_as_hold_the_model(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-from contrans_dist.engine.capture.streamed import Batch, RowSink, in_halves
+from contrans_dist.engine.capture.streamed import Batch, Rows, in_halves
 from contrans_dist.models.crossing import OnHost
 from contrans_dist.models.streaming import StreamedModel
 
@@ -27,7 +27,7 @@ class Stage:
             model.check_block(run)
 
     def run(
-        self, batches: Sequence[Batch], rows: Mapping[int, RowSink], entering: Sequence[Tensor] | None = None
+        self, batches: Sequence[Batch], rows: Mapping[int, Rows], entering: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """Every batch through these blocks, as `sweep` would take it through them.
 

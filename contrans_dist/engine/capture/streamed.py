@@ -29,10 +29,12 @@ _IN_FLIGHT = 2
 """Batches that may still be on their way from a GPU."""
 
 
-class RowSink(Protocol):
-    """Where rows `[n, d]` are put: an array, or a file."""
+class Rows(Protocol):
+    """Rows `[n, d]`: an array, or a file."""
 
     def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None: ...
+
+    def __getitem__(self, places: slice, /) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def states_of(model: StreamedModel, batches: Sequence[Batch], memory: int, folde
 def sweep(
     model: StreamedModel,
     batches: Sequence[Batch],
-    rows: Mapping[int, RowSink],
+    rows: Mapping[int, Rows],
     states: States,
     after: int | None = None,
     finished: Callable[[int], None] = lambda _k: None,
@@ -196,7 +198,7 @@ def _pass(
     run: Callable[[Tensor], Tensor],
     states: States | None,
     k: int = -1,
-    rows: RowSink | None = None,
+    rows: Rows | None = None,
 ) -> None:
     """`run` on what enters for each batch, which goes to `states` then; rows wanted at block k to `rows`."""
     flying: deque[tuple[int, OnHost, OnHost | None]] = deque()
