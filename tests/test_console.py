@@ -21,8 +21,8 @@ from contrans_dist.cli.usage import run_command
 from contrans_dist.config import ModelSettings
 from contrans_dist.config.recipe import load_recipe
 from contrans_dist.console import json_line, shown, without_credentials
-from contrans_dist.harvest.manifest import model_identity
 from contrans_dist.models import model_facts
+from contrans_dist.models.facts import model_identity
 from contrans_dist.pipeline.run import resolved
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import command_line

@@ -2,5 +2,5 @@
 
 A condition is one entry in `conditions.py`, which nothing else in the program names.
 
-Imports: config, store, data, models, engine, distributed, harvest, vectors, mapping, benchmarks.
+Imports: config, store, data, models, engine, distributed, vectors, mapping, benchmarks.
 """

@@ -30,8 +30,8 @@ from contrans_dist.evaluation.precision import as_was_said, settled_system
 from contrans_dist.evaluation.sizes import judges, texts_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import joined, plan_units, scored_items
-from contrans_dist.harvest.manifest import model_identity
 from contrans_dist.models import model_facts
+from contrans_dist.models.facts import model_identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import made_by, versions
 from contrans_dist.store.results import METRICS, MetricsFile, write_file

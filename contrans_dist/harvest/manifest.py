@@ -6,37 +6,16 @@ import numpy as np
 import pyarrow as pa
 
 from contrans_dist.config import CaptureSettings, ModelSettings
-from contrans_dist.console import count_of, note, without_credentials
+from contrans_dist.console import count_of, note
 from contrans_dist.data.table_hash import table_hash
 from contrans_dist.harvest.shards import HarvestSpec, ShardReport
 from contrans_dist.models import ModelFacts, around
+from contrans_dist.models.facts import model_identity
 from contrans_dist.store import schema
 from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import Canary, Manifest, QuantizationCheck, ShardEntry, Throughput
 from contrans_dist.store.provenance import made_by, versions
-
-
-def model_identity(model: ModelSettings, facts: ModelFacts) -> dict[str, Any]:
-    """What a model's numbers depend on: its weights, how they are loaded, and the libraries that run them.
-
-    `model`: with the precision that it is computed in, as `settled` gives it.
-    """
-    installed = versions()
-    identity: dict[str, Any] = {
-        "model": without_credentials(model.id),
-        "weights": facts.weights,
-        "config": facts.config,
-        "dtype": facts.dtype,
-        "compute_dtype": model.compute_dtype or facts.dtype,
-        "quantization": model.quantization,
-        "tokenizer": facts.tokenizer,
-        "torch": installed["torch"],
-        "transformers": installed["transformers"],
-    }
-    if model.quantization is not None:
-        identity["bitsandbytes"] = installed["bitsandbytes"]
-    return identity
 
 
 def identity_of(

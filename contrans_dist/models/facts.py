@@ -10,6 +10,8 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.utils.hub import extract_commit_hash
 
+from contrans_dist.config import ModelSettings
+from contrans_dist.console import without_credentials
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.models.blocks import text_config
 from contrans_dist.models.hub import hub_errors, hub_failure
@@ -20,6 +22,7 @@ from contrans_dist.models.pretrained import load_tokenizer
 from contrans_dist.models.tokens import chat_prompts
 from contrans_dist.models.weight_files import weight_files
 from contrans_dist.store.patience import patiently
+from contrans_dist.store.provenance import versions
 
 FULL_LIMIT = 4 * 2**30
 """Bytes of weight files of which all is read."""
@@ -91,6 +94,28 @@ def model_facts(name: str, *, dtype: str | None = None, trust_remote_code: bool 
         tokenizer_limit=tokenizer_limit(tokenizer),
         reads=tokenizer,
     )
+
+
+def model_identity(model: ModelSettings, facts: ModelFacts) -> dict[str, Any]:
+    """What a model's numbers depend on: its weights, how they are loaded, and the libraries that run them.
+
+    `model`: with the precision that it is computed in, as `settled` gives it.
+    """
+    installed = versions()
+    identity: dict[str, Any] = {
+        "model": without_credentials(model.id),
+        "weights": facts.weights,
+        "config": facts.config,
+        "dtype": facts.dtype,
+        "compute_dtype": model.compute_dtype or facts.dtype,
+        "quantization": model.quantization,
+        "tokenizer": facts.tokenizer,
+        "torch": installed["torch"],
+        "transformers": installed["transformers"],
+    }
+    if model.quantization is not None:
+        identity["bitsandbytes"] = installed["bitsandbytes"]
+    return identity
 
 
 def config_hash(config: PretrainedConfig) -> str:
