@@ -189,11 +189,15 @@ def per_second(rate: float, unit: str = "") -> str:
 
 
 def time_words(seconds: float) -> str:
-    """A time to the nearest second, minute or hour."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:,.0f} s"
+    """A time as it is estimated: `31 s`, `12 min`, `3.4 h`."""
+    if seconds >= 7200:
+        return f"{seconds / 3600:,.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def size_words(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 _LISTENER: ContextVar[Callable[[float], None]] = ContextVar("listener", default=lambda share: None)

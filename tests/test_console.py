@@ -289,10 +289,15 @@ def test_a_rate_has_digits(rate: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(59.6, "60 s"), (150, "2 min"), (7199, "120 min"), (9000, "2 h")]
+    ("seconds", "said"), [(59.6, "60 s"), (150, "2 min"), (7199, "120 min"), (9000, "2.5 h")]
 )
 def test_a_time_is_short(seconds: float, said: str) -> None:
     assert progress.time_words(seconds) == said
+
+
+@pytest.mark.parametrize(("size", "said"), [(4.1e5, "0.4 MB"), (9.99e8, "999.0 MB"), (1.65e12, "1,650.0 GB")])
+def test_a_size_is_in_megabytes_or_more(size: float, said: str) -> None:
+    assert progress.size_words(size) == said
 
 
 def test_what_is_told_of_parts_is_told_of_the_whole() -> None:

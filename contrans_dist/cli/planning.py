@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contrans_dist.cli.options import AsJson, emit
-from contrans_dist.console import shown
+from contrans_dist.console import shown, size_words, time_words
 from contrans_dist.errors import UserError
 
 _TERA, _GIGA = 1e12, 1e9
@@ -102,7 +102,7 @@ def _print(content: dict[str, Any]) -> None:
     table = Table("for", "placement", "weights", "activations", "memory", "GPUs", "actors", box=None)
     table.add_column("model", overflow="fold")
     for actors in content["actors"]:
-        sizes = [_size(actors[name]) for name in ("weights", "activations", "memory")]
+        sizes = [size_words(actors[name]) for name in ("weights", "activations", "memory")]
         counts = [f"{actors['gpus']:g}", str(actors["count"])]
         table.add_row(*map(_cell, [actors["use"], actors["placement"], *sizes, *counts, actors["model"]]))
     console.print(table)
@@ -129,23 +129,15 @@ def _stages(content: dict[str, Any]) -> Table:
         of_run = list(stages)
         if run:
             seconds = sum(stage["seconds"] for stage in of_run)
-            table.add_row(_cell(run), "", "", "", "", _duration(seconds) if timed else "", style="bold")
+            table.add_row(_cell(run), "", "", "", "", time_words(seconds) if timed else "", style="bold")
         for stage in of_run:
             table.add_row(
                 _cell(f"  {stage['name']}" if run else stage["name"]),
                 *(f"{stage[name]:,}" for name in ("texts", "tokens", "tokens_in_passes")),
-                _size(stage["disk"]) if stage["disk"] else "-",
-                _duration(stage["seconds"]) if timed else "-",
+                size_words(stage["disk"]) if stage["disk"] else "-",
+                time_words(stage["seconds"]) if timed else "-",
             )
-    total = _duration(content["hours"] * 3600) if timed else "-"
+    total = time_words(content["hours"] * 3600) if timed else "-"
     passed = f"{sum(stage['tokens_in_passes'] for stage in content['stages']):,}"
-    table.add_row("together", "", "", passed, _size(content["disk"]), total)
+    table.add_row("together", "", "", passed, size_words(content["disk"]), total)
     return table
-
-
-def _size(count: int) -> str:
-    return f"{count / _GIGA:,.1f} GB" if count >= _GIGA else f"{count / 1e6:,.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds:,.0f} s"

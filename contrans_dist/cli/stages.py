@@ -29,7 +29,7 @@ from contrans_dist.cli.options import (
 )
 from contrans_dist.config import CHAT_DATE
 from contrans_dist.config.map_options import MapOptions
-from contrans_dist.console import count_of
+from contrans_dist.console import count_of, size_words
 from contrans_dist.errors import UserError
 
 
@@ -103,7 +103,7 @@ def harvest(
     size = sum(shard.bytes or 0 for shard in manifest.shards)
     text = (
         f"{result.location}: {count_of(result.n_rows, 'row')}, {count_of(len(result.blocks), 'block')} of "
-        f"{result.d}, {count_of(manifest.tokens, 'token')}, {size / 1e6:,.1f} MB in "
+        f"{result.d}, {count_of(manifest.tokens, 'token')}, {size_words(size)} in "
         f"{count_of(len(manifest.shards), 'shard')}"
     )
     emit(as_json, {"out": str(result.location), **summary}, text)

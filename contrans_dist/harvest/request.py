@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from contrans_dist.config import CaptureSettings, ModelSettings, differing
 from contrans_dist.config.limits import CHUNKS, SHARDS, check_size
+from contrans_dist.console import size_words
 from contrans_dist.data.table_hash import python_values, table_hash
 from contrans_dist.data.templates import prompts, template_fields
 from contrans_dist.data.texts import texts_hash
@@ -189,8 +190,8 @@ def _check_upload(out: Location, rows: int, row_bytes: int) -> None:
     """Raise UserError for shards that S3 would not copy to their names, when all of it is uploaded."""
     if out.store.startswith("s3:") and rows * row_bytes > _S3_BYTES:
         raise UserError(
-            f"--shard-size: shards of {rows * row_bytes / 1e9:.1f} GB, and S3 copies at most "
-            f"{_S3_BYTES / 1e9:.0f} GB at once; expected {_S3_BYTES // row_bytes:,} or less"
+            f"--shard-size: shards of {size_words(rows * row_bytes)}, and S3 copies at most "
+            f"{size_words(_S3_BYTES)} at once; expected {_S3_BYTES // row_bytes:,} or less"
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from contrans_dist.config import ClusterSettings, ModelSettings, PlacementChoice
+from contrans_dist.console import size_words
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import find_blocks
 from contrans_dist.models.device_map import SPARE, Device, spread_blocks
@@ -82,10 +83,10 @@ def choose_placement(
     need, *others = (needs(*one, tokens, on_gpu=bool(gpus)) for one in loaded)
     if placement == "pipeline":
         return _line(described, need, next(iter(over.items())))
-    plain = f" ({_gb(need.plain)} of them unquantised)" if 2 * need.plain > need.weights else ""
-    load = f"{_gb(need.weights)} of weights{plain} and {_gb(need.activations)} of activations"
+    plain = f" ({size_words(need.plain)} of them unquantised)" if 2 * need.plain > need.weights else ""
+    load = f"{size_words(need.weights)} of weights{plain} and {size_words(need.activations)} of activations"
     if others:
-        load += f", and {_gb(sum(other.total for other in others))} for {len(others)} models beside,"
+        load += f", and {size_words(sum(other.total for other in others))} for {len(others)} models beside,"
     seated = _seated(others, over, need.total) if placement == "auto" else None
     first = next(iter(over))
     if seated is not None:
@@ -99,7 +100,7 @@ def choose_placement(
         seated = _seated(others_held, over, held.total) if held.weights < need.weights else None
         if seated is not None:
             reason = f"{load} are more than {_free(over)}: {described.dtype(model.dtype)} weights take "
-            reason += f"{_gb(held.weights)}, and each block is widened as it runs"
+            reason += f"{size_words(held.weights)}, and each block is widened as it runs"
             host = held.total + sum(other.total for other in others_held)
             return Placement("resident", reason, beside=seated[0], narrow=True, memory=host, free=room)
     mapped = placement == "device-map"
@@ -113,7 +114,7 @@ def choose_placement(
             reason += f"{len(gpus)} GPUs{_also(seated[0], gpus)}"
         return Placement("device-map", reason, device_map, seated[0], free=room)
     if mapped:
-        on = f"{len(gpus)} GPUs with {_gb(room)}" if gpus else f"{_gb(room)} of memory"
+        on = f"{len(gpus)} GPUs with {size_words(room)}" if gpus else f"{size_words(room)} of memory"
         raise UserError(
             f"--placement device-map: {load} and no block cut in two: that does not fit on {on}; "
             "--placement stream needs the least"
@@ -137,8 +138,8 @@ def _line(described: Described, need: Needs, of_stage: tuple[Device, int]) -> Pl
     most = room // need.largest_block
     if most < 1:
         raise UserError(
-            f"--placement pipeline: one block ({_gb(need.largest_block)}), embeddings and activations "
-            f"({_gb(need.embedding + need.activations)}) do not fit into {_free({device: free})}"
+            f"--placement pipeline: one block ({size_words(need.largest_block)}), embeddings and activations "
+            f"({size_words(need.embedding + need.activations)}) do not fit into {_free({device: free})}"
         )
     count = -(-n_blocks // most)
     ends = [n_blocks * (i + 1) // count - 1 for i in range(count)]
@@ -146,7 +147,7 @@ def _line(described: Described, need: Needs, of_stage: tuple[Device, int]) -> Pl
     largest = max(last - first + 1 for first, last in stages)
     held = need.activations + need.embedding + largest * need.largest_block
     where = "node" if device == "cpu" else "GPU"
-    reason = f"{count} stages of at most {largest} blocks, {_gb(held)} each, on a {where} of their own"
+    reason = f"{count} stages of at most {largest} blocks, {size_words(held)} each, on a {where} of their own"
     if count == 1:
         reason = f"all {n_blocks} blocks fit on one {where}"
     return Placement("pipeline", reason, stages=stages, memory=0 if device != "cpu" else held, free=free)
@@ -265,9 +266,9 @@ def _seated(
 def _free(over: Mapping[Device, int]) -> str:
     """What devices have free, in words."""
     if len(over) > 1:
-        return f"{len(over)} GPUs have free ({_gb(sum(over.values()))})"
+        return f"{len(over)} GPUs have free ({size_words(sum(over.values()))})"
     device, size = next(iter(over.items()))
-    return f"the {_gb(size)} free of {_names([device])}"
+    return f"the {size_words(size)} free of {_names([device])}"
 
 
 def _also(seats: Sequence[Device], over: Mapping[Device, int]) -> str:
@@ -278,7 +279,3 @@ def _also(seats: Sequence[Device], over: Mapping[Device, int]) -> str:
 def _names(devices: Sequence[Device]) -> str:
     numbers = sorted({device for device in devices if isinstance(device, int)})
     return " and ".join(f"GPU {number}" for number in numbers) or "memory"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

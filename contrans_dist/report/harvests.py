@@ -3,11 +3,12 @@
 import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from rich.filesize import decimal
 
 from contrans_dist.console import count_of
 from contrans_dist.evaluation.analysis import Run
 from contrans_dist.report.figures import log_axis
-from contrans_dist.report.parts import Cell, Drawing, Studio, Table, count_text, seconds_text, size_text
+from contrans_dist.report.parts import Cell, Drawing, Studio, Table, count_text, seconds_text
 from contrans_dist.report.svg import label
 from contrans_dist.store.activation_set import ActivationSet
 
@@ -30,7 +31,7 @@ def harvest_table(harvests: dict[str, ActivationSet]) -> Table:
                 Cell(count_text(pace.tokens_per_second) if pace.tokens_per_second else "–"),
                 Cell("–" if pace.seconds is None else seconds_text(pace.seconds)),
                 Cell("–" if pace.actors is None else str(pace.actors)),
-                Cell(size_text(sum(shard.bytes or 0 for shard in manifest.shards))),
+                Cell(decimal(sum(shard.bytes or 0 for shard in manifest.shards), separator="\u202f")),
                 Cell(count_text(manifest.truncated), kind="warn" if manifest.truncated else ""),
                 Cell(
                     "–" if canary is None else f"{canary:.1e}",

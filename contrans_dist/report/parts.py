@@ -139,15 +139,6 @@ def score_cell(score: Score | None, as_percent: bool, show_n: bool, kind: str = 
     return Cell(number(score.value, as_percent, 1 if as_percent else 2), note, kind)
 
 
-def size_text(size: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f}\u202f{unit}" if size >= 10 or unit == "B" else f"{size:.1f}\u202f{unit}"
-
-
 def seconds_text(seconds: float) -> str:
     """A duration for people: `31 s`, `12 min`, `3.4 h`."""
     if seconds < 100:

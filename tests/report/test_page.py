@@ -17,7 +17,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.evaluation.conditions import Role
 from contrans_dist.report import write_report
 from contrans_dist.report.figures import spread
-from contrans_dist.report.parts import count_text, score_cell, size_text
+from contrans_dist.report.parts import count_text, score_cell
 from contrans_dist.report.svg import label
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import Score
@@ -281,8 +281,6 @@ def test_labels_are_moved_apart_and_no_further() -> None:
 def test_texts_for_people() -> None:
     assert label("a\nb\tc\x00") == "a b c\ufffd"
     assert len(label("x" * 100)) == 26
-    assert size_text(1_234_567) == "1.2\u202fMB"
-    assert size_text(12) == "12\u202fB"
     assert count_text(1234567) == "1\u202f234\u202f567"
     cell = score_cell(Score(value=0.5, low=0.4, high=0.6, n=10), True, show_n=True)
     assert (cell.text, cell.note) == ("50.0\u202f%", "[40.0, 60.0] n\u202f10")

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.config import ModelSettings, Recipe
+from contrans_dist.console import size_words
 from contrans_dist.pipeline.inputs import RecipeTexts
 from contrans_dist.pipeline.plan.actors import ActorNeeds, Nodes, Placing
 from contrans_dist.pipeline.plan.costs import Cost
@@ -119,15 +120,15 @@ def limits(stages: Sequence[Stage], nodes: Nodes) -> list[str]:
         taken, room = actors.weights + actors.activations, actors.gpus * nodes.gpu_memory
         if actors.use == "generate" and actors.gpus and taken > room:
             lines.append(
-                f"memory: {stage.name} takes {taken / 1e9:.1f} GB with a batch of texts, an actor of "
-                f"{actors.model} has {room / 1e9:.1f} GB of GPU memory"
+                f"memory: {stage.name} takes {size_words(taken)} with a batch of texts, an actor of "
+                f"{actors.model} has {size_words(room)} of GPU memory"
             )
         if actors.placement == "stream":
             lines.append(f"memory: {actors.model} is streamed: {actors.why}")
         elif actors.memory * actors.count > nodes.memory * nodes.count:
             lines.append(
-                f"memory: {actors.count} actors of {actors.model} take {actors.memory / 1e9:.1f} GB each, a "
-                f"node has {nodes.memory / 1e9:.1f} GB"
+                f"memory: {actors.count} actors of {actors.model} take {size_words(actors.memory)} each, a "
+                f"node has {size_words(nodes.memory)}"
             )
         elif actors.gpus and nodes.gpus % actors.gpus:
             lines.append(
