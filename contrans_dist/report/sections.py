@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from contrans_dist.benchmarks import Benchmark, about
 from contrans_dist.errors import UserError
@@ -52,7 +52,6 @@ class Section:
     anchor: str
     notes: list[str]
     costs: Table | None
-    throughput: list[tuple[str, str]]
     headline: Table | None = None
     headline_title: str = ""
     others: list[Other] = field(default_factory=list)
@@ -97,7 +96,6 @@ def build_section(run: Run, evaluation: Evaluation, studio: Studio, with_planes:
         anchor,
         notes=[note for note in (*(file.notes or []), left_out(run, evaluation)) if note],
         costs=cost_table(evaluation),
-        throughput=[(str(key).replace("_", " "), _plain(v)) for key, v in (file.throughput or {}).items()],
     )
     if not evaluation.metrics:
         return section
@@ -158,7 +156,3 @@ def _vectors(run: Run, evaluation: Evaluation, verdict: Verdict) -> dict[str, Co
     if evaluation.file.block is None:
         return {}
     return read_vectors(run.location / "vectors" / verdict.effect.name, evaluation.file.block)
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -37,8 +37,6 @@ class ShardEntry(Facts):
     footer: str | None = None
     """SHA-256 of the file's footer, which holds that of the pages before it."""
     bytes: Count | None = None
-    sha256: str | None = None
-    """Of the whole file: in sets of earlier versions."""
     fingerprint: str | None = None
     """Of the set as it was when the shard was made, where it has grown since."""
 

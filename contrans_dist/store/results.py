@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from math import nan
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt
 from pydantic_core import PydanticCustomError
 
 from contrans_dist.config import FileModel
@@ -20,24 +20,6 @@ PValues = dict[str, float]
 F = TypeVar("F", bound=FileModel)
 _UNKNOWN = "an unknown number"
 _COMMON = re.compile(r"(\.\./){0,3}activations/(?!\.\.?$)[^/\\\0]+")
-
-
-def _known(scores: Any) -> Any:
-    """Metrics without those of which earlier versions wrote that they have no value."""
-    if not isinstance(scores, dict):
-        return scores
-    return {
-        name: score
-        for name, score in scores.items()
-        if not (isinstance(score, dict) and score.get("value", 0) is None)
-    }
-
-
-def _scored(trials: Any) -> Any:
-    """Trials without those that have no score."""
-    if not isinstance(trials, list):
-        return trials
-    return [trial for trial in trials if not (isinstance(trial, dict) and trial.get("score", 0) is None)]
 
 
 class Score(FileModel):
@@ -76,7 +58,7 @@ class ConditionScores(FileModel):
 
     condition: str
     strength: float
-    metrics: Annotated[dict[str, Score], BeforeValidator(_known)]
+    metrics: dict[str, Score]
     p_vs_base: PValues | None = None
     p_vs: dict[str, PValues] | None = None
     """By the other condition: against its row at the same strength, or the only one it has."""
@@ -150,8 +132,6 @@ class MetricsFile(Made):
     leak: LeakCheck | None = None
     costs: dict[str, dict[str, int | float]] | None = None
     """By system: rows, forward_passes, tokens, seconds; the system `target` stands for all vectors."""
-    throughput: dict[str, int | float | str] | None = None
-    """What older evaluations say of their cost: items, seconds."""
     rows: dict[str, NonNegativeInt] | None = None
     """Of `results.parquet`, by condition."""
     identity: dict[str, Any] | None = None
@@ -178,7 +158,7 @@ class SearchFile(Made):
     budget: float | None = None
     """The most that the perplexity may be, as a factor of `base_perplexity`."""
     base_perplexity: float | None = None
-    candidates: Annotated[list[Trial], BeforeValidator(_scored)]
+    candidates: list[Trial]
     chosen: dict[str, float]
     """By condition."""
 

@@ -67,14 +67,6 @@ def test_metrics_are_written_as_they_were_given(tmp_path: Path) -> None:
     assert row.metrics["fear/mc1"].interval is None
 
 
-def test_a_metric_without_a_value_is_passed_over(tmp_path: Path) -> None:
-    """Earlier versions wrote some."""
-    content = metrics()
-    content["conditions"][0]["metrics"]["mc2"] = {"value": None}
-    (tmp_path / METRICS).write_text(json.dumps(content))
-    assert list(read_metrics(Location.parse(tmp_path)).conditions[0].metrics) == ["mc1", "fear/mc1"]
-
-
 def test_a_search_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = Location.parse(tmp_path)
     assert read_search(folder) is None
