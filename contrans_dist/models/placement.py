@@ -2,7 +2,7 @@
 where those go of the models that are loaded beside it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from contrans_dist.config import ClusterSettings, ModelSettings, PlacementChoice
@@ -76,57 +76,83 @@ def choose_placement(
     }
     gpus = {device: size for device, size in free.items() if device != "cpu"}
     over = gpus or {"cpu": free["cpu"]}
-    room = sum(over.values())
     tokens = batch_tokens if gpus else min(batch_tokens, CPU_TOKENS)
     described = _described(model, head=head, highest_block=highest_block)
     loaded = [(described, model), *((_described(other), other) for other in beside)]
-    need, *others = (needs(*one, tokens, on_gpu=bool(gpus)) for one in loaded)
+    needed = [needs(*one, tokens, on_gpu=bool(gpus)) for one in loaded]
     if placement == "pipeline":
-        return _line(described, need, next(iter(over.items())))
-    plain = f" ({size_words(need.plain)} of them unquantised)" if 2 * need.plain > need.weights else ""
-    load = f"{size_words(need.weights)} of weights{plain} and {size_words(need.activations)} of activations"
-    if others:
-        load += f", and {size_words(sum(other.total for other in others))} for {len(others)} models beside,"
-    seated = _seated(others, over, need.total) if placement == "auto" else None
-    first = next(iter(over))
-    if seated is not None:
-        idle = len(set(over) - {first, *seated[0]})
-        rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
-        reason = f"{load} fit into {_free({first: over[first]})}{_also(seated[0], over)}{rest}"
-        host = 0 if gpus else need.total + sum(other.total for other in others)
-        return Placement("resident", reason, beside=seated[0], memory=host, free=room)
-    if placement == "auto" and not gpus:
-        held, *others_held = (needs(*one, tokens, narrow=True) for one in loaded)
-        seated = _seated(others_held, over, held.total) if held.weights < need.weights else None
-        if seated is not None:
-            reason = f"{load} are more than {_free(over)}: {described.dtype(model.dtype)} weights take "
-            reason += f"{size_words(held.weights)}, and each block is widened as it runs"
-            host = held.total + sum(other.total for other in others_held)
-            return Placement("resident", reason, beside=seated[0], narrow=True, memory=host, free=room)
-    mapped = placement == "device-map"
-    seated = _seated(others, over) if mapped or len(gpus) > 1 else None
-    # On a machine without a GPU it is only spread, over memory and disk, where that was asked for.
-    device_map = seated and spread_blocks(described, model, need, seated[1], spill=not gpus)
-    if seated and device_map:
-        reason = f"spread over {', '.join(sorted({str(place) for place in device_map.values()}))}, as asked"
-        if not mapped:
-            reason = f"{load} are more than {_free({first: gpus[first]})}: the blocks are spread over "
-            reason += f"{len(gpus)} GPUs{_also(seated[0], gpus)}"
-        return Placement("device-map", reason, device_map, seated[0], free=room)
-    if mapped:
-        on = f"{len(gpus)} GPUs with {size_words(room)}" if gpus else f"{size_words(room)} of memory"
-        raise UserError(
-            f"--placement device-map: {load} and no block cut in two: that does not fit on {on}; "
-            "--placement stream needs the least"
-        )
+        return _line(described, needed[0], next(iter(over.items())))
+    load = _in_words(needed)
     too_large = f"{load} are more than {_free(over)}"
+    if placement == "auto" and (whole := _whole(needed, over, load)):
+        return whole
+    if placement == "auto" and not gpus:
+        held = [needs(*one, tokens, narrow=True) for one in loaded]
+        whole = _whole(held, over, load) if held[0].weights < needed[0].weights else None
+        if whole:
+            reason = f"{too_large}: {described.dtype(model.dtype)} weights take "
+            reason += f"{size_words(held[0].weights)}, and each block is widened as it runs"
+            return replace(whole, reason=reason, narrow=True)
+    if spread := _spread(described, model, needed, over, load, placement == "device-map"):
+        return spread
     if model.quantization is not None:
         more = "give --gpus-per-actor more GPUs" if gpus else "use a node with more memory"
         raise UserError(
             f"--quantization {model.quantization}: {too_large}, and only plain weights stream; {more}"
         )
     reason = f"{too_large}: the blocks are streamed from the checkpoint, one at a time"
-    return Placement("stream", reason, free=room)
+    return Placement("stream", reason, free=sum(over.values()))
+
+
+def _in_words(needed: Sequence[Needs]) -> str:
+    """What a model and those beside it need."""
+    need, *others = needed
+    plain = f" ({size_words(need.plain)} of them unquantised)" if 2 * need.plain > need.weights else ""
+    load = f"{size_words(need.weights)} of weights{plain} and {size_words(need.activations)} of activations"
+    total = size_words(sum(other.total for other in others))
+    return f"{load}, and {total} for {len(others)} models beside," if others else load
+
+
+def _whole(needed: Sequence[Needs], over: Mapping[Device, int], load: str) -> Placement | None:
+    """Each model on one device, the first on the first, where they fit; `load`: what they need, in words."""
+    seated = _seated(needed[1:], over, needed[0].total)
+    if seated is None:
+        return None
+    first = next(iter(over))
+    idle = len(set(over) - {first, *seated[0]})
+    rest = f"; the actor's {idle} other GPUs stay idle" if idle else ""
+    reason = f"{load} fit into {_free({first: over[first]})}{_also(seated[0], over)}{rest}"
+    host = sum(need.total for need in needed) if first == "cpu" else 0
+    return Placement("resident", reason, beside=seated[0], memory=host, free=sum(over.values()))
+
+
+def _spread(
+    described: Described,
+    model: ModelSettings,
+    needed: Sequence[Needs],
+    over: Mapping[Device, int],
+    load: str,
+    asked: bool,
+) -> Placement | None:
+    """A model over several devices, those beside it on one each. Raises UserError where that was asked for
+    and is not to be had."""
+    first, on_gpu, room = next(iter(over)), "cpu" not in over, sum(over.values())
+    seated = _seated(needed[1:], over) if asked or (on_gpu and len(over) > 1) else None
+    # On a machine without a GPU it is only spread, over memory and disk, where that was asked for.
+    device_map = seated and spread_blocks(described, model, needed[0], seated[1], spill=not on_gpu)
+    if seated and device_map:
+        reason = f"spread over {', '.join(sorted({str(place) for place in device_map.values()}))}, as asked"
+        if not asked:
+            reason = f"{load} are more than {_free({first: over[first]})}: the blocks are spread over "
+            reason += f"{len(over)} GPUs{_also(seated[0], over)}"
+        return Placement("device-map", reason, device_map, seated[0], free=room)
+    if not asked:
+        return None
+    on = f"{len(over)} GPUs with {size_words(room)}" if on_gpu else f"{size_words(room)} of memory"
+    raise UserError(
+        f"--placement device-map: {load} and no block cut in two: that does not fit on {on}; "
+        "--placement stream needs the least"
+    )
 
 
 def _line(described: Described, need: Needs, of_stage: tuple[Device, int]) -> Placement:
