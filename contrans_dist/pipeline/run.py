@@ -25,7 +25,6 @@ from contrans_dist.evaluation.conditions import (
     systems_of,
     vectors_for,
 )
-from contrans_dist.evaluation.map_similarity import map_similarity
 from contrans_dist.evaluation.own_block import own_block
 from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_vectors
 from contrans_dist.evaluation.sources import Further
@@ -34,6 +33,7 @@ from contrans_dist.evaluation.transfers import Fitted, Material
 from contrans_dist.harvest.driver import HarvestJob, harvest_sets
 from contrans_dist.models import model_facts
 from contrans_dist.models.loading import describe
+from contrans_dist.pipeline.analyses import write_analyses
 from contrans_dist.pipeline.inputs import (
     READS,
     SIDES,
@@ -44,19 +44,11 @@ from contrans_dist.pipeline.inputs import (
     harvested,
 )
 from contrans_dist.report import write_report
-from contrans_dist.report.tsne import difference_points, state_points
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import made_by, now, versions, without_secrets
 from contrans_dist.store.results import RECORD, RunFile, write_file
-from contrans_dist.store.tables import (
-    ANALYSES,
-    SIMILARITIES,
-    PointRow,
-    SimilarityRow,
-    table_of,
-    write_table,
-)
+from contrans_dist.store.tables import ANALYSES
 
 T = TypeVar("T")
 
@@ -124,7 +116,7 @@ class RunDriver:
         material = self._stage(step, lambda: self._material(sets, vectors))
         self._stage("evaluate", lambda: self._evaluate(material))
         if self.recipe.analyses:
-            self._stage("analyse", lambda: self._analyse(contrast, material))
+            self._stage("analyse", lambda: write_analyses(material, contrast, self.out / ANALYSES))
         self._write_facts()
         page = self._stage("report", lambda: write_report(self.out))
         self._write_facts()
@@ -264,26 +256,3 @@ class RunDriver:
             systems_of(self.recipe, settings),
             replace=True,
         )
-
-    def _analyse(self, contrast: dict[str, ActivationSet], material: Material) -> None:
-        """Files of the pictures that the recipe asks for, in `analyses/`; what cannot be drawn is told."""
-        wanted, folder = self.recipe.analyses, self.out / ANALYSES
-        seed, blocks = self.recipe.concepts.seed, {"target": material.block}
-        if material.fitted is not None:
-            pair = material.maps.only_pair()
-            blocks["source"], _ = pair
-        for side, states in contrast.items():
-            for kind, points_of in (("states", state_points), ("differences", difference_points)):
-                if kind not in wanted:
-                    continue
-                file = folder / f"{kind}-{side}.parquet"
-                try:
-                    points = points_of(states, side, blocks[side], seed)
-                except ValueError as error:  # too few texts; the evaluations must not be lost with it
-                    note(f"analysis {kind} of the {side} is left out: {error}")
-                    file.delete()
-                else:
-                    write_table(file, table_of(points, PointRow))
-        if "map-similarity" in wanted:
-            similar = map_similarity(material.sides, pair, seed, self.recipe.concepts.limit)
-            write_table(folder / SIMILARITIES, table_of(similar, SimilarityRow))

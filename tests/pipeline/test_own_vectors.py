@@ -16,8 +16,8 @@ from contrans_dist.config import Recipe
 from contrans_dist.config.recipe import load_recipe, runs_of
 from contrans_dist.evaluation.conditions import systems_of
 from contrans_dist.evaluation.transfers import Material
-from contrans_dist.pipeline.inputs import RecipeTexts, harvested
-from contrans_dist.pipeline.run import RunDriver
+from contrans_dist.pipeline.analyses import write_analyses
+from contrans_dist.pipeline.inputs import harvested
 from contrans_dist.pipeline.runs import run_recipe
 from contrans_dist.report import write_report
 from contrans_dist.store.location import Location
@@ -416,8 +416,7 @@ def test_a_picture_of_too_few_texts_is_left_out_and_told(
         "evaluations": {"e": {"texts": "f"}},
     })  # fmt: skip
     out = Location.parse(tmp_path / "run")
-    driver = RunDriver(recipe, out, RecipeTexts(recipe, tmp_path))
-    driver._analyse({"target": states}, Material(recipe, {}, 0))
+    write_analyses(Material(recipe, {}, 0), {"target": states}, out)
     assert (
         "analysis states of the target is left out: 1 rows: t-SNE needs at least 4" in capsys.readouterr().err
     )

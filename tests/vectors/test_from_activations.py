@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from contrans_dist.errors import UserError
-from contrans_dist.report import tsne
+from contrans_dist.pipeline import analyses
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.vectors.from_activations import concept_rows, concepts_in, refine, select_rows, whole_pairs
 from tests.sets import make_set
@@ -145,6 +145,6 @@ def test_pairs_are_told_by_their_ids_whatever_the_order(
     assert [side.tolist() for side in whole_pairs(apart.read_columns(["pair_id"]), *selected)] == [
         [0, 1, 2, 3], [4, 5, 6, 7],
     ]  # fmt: skip
-    monkeypatch.setattr(tsne, "project", lambda differences, _seed: differences[:, :2])
-    points = tsne.difference_points(made, "source", 0)
+    monkeypatch.setattr(analyses, "project", lambda differences, _seed: differences[:, :2])
+    points = analyses.difference_points(made, "source", 0)
     np.testing.assert_allclose([(point.x, point.y) for point in points], [(1, 3), (1, 1), (1, 2)], atol=1e-4)

@@ -1,16 +1,55 @@
-"""Pictures of harvested states: t-SNE of the states by concept, and of the differences of contrast pairs."""
+"""Analyses of a run, beside its evaluations: t-SNE of the states by concept and of the differences of
+contrast pairs, and how alike the maps are that L-Cross Modulation fits on each concept's own prompts."""
+
+from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contrans_dist.console import note
 from contrans_dist.errors import UserError
+from contrans_dist.evaluation.sides import Sides, lcross_maps
+from contrans_dist.evaluation.transfers import Material
+from contrans_dist.mapping.transplant import cosine
 from contrans_dist.store.activation_set import ActivationSet
-from contrans_dist.store.tables import PointRow
+from contrans_dist.store.location import Location
+from contrans_dist.store.tables import SIMILARITIES, PointRow, SimilarityRow, table_of, write_table
 from contrans_dist.vectors.from_activations import concept_rows, concepts_in, whole_pairs
 
 _MOST_ROWS = 200
 """States a concept: more hide one another."""
 _PERPLEXITY = 30.0
+
+
+def write_analyses(material: Material, contrast: Mapping[str, ActivationSet], folder: Location) -> None:
+    """The files of the analyses that a run's recipe asks for; what cannot be drawn is told.
+
+    Args:
+        material: What the run has made.
+        contrast: The states of the contrast texts, by side.
+        folder: Where the files go.
+    """
+    wanted, seed = material.recipe.analyses, material.recipe.concepts.seed
+    blocks = {"target": material.block}
+    if material.fitted is not None:
+        pair = material.maps.only_pair()
+        blocks["source"], _ = pair
+    for side, states in contrast.items():
+        for kind, points_of in (("states", state_points), ("differences", difference_points)):
+            if kind not in wanted:
+                continue
+            file = folder / f"{kind}-{side}.parquet"
+            try:
+                points = points_of(states, side, blocks[side], seed)
+            except ValueError as error:  # too few texts; the evaluations must not be lost with it
+                note(f"analysis {kind} of the {side} is left out: {error}")
+                file.delete()
+            else:
+                write_table(file, table_of(points, PointRow))
+    if "map-similarity" in wanted:
+        similar = map_similarity(material.sides, pair, seed, material.recipe.concepts.limit)
+        write_table(folder / SIMILARITIES, table_of(similar, SimilarityRow))
 
 
 def project(rows: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
@@ -60,6 +99,24 @@ def difference_points(activations: ActivationSet, side: str, block: int, seed: i
         differences.append(states[positive[:pairs]] - states[negative[:pairs]])
         labels += [concept] * pairs
     return _points(activations, side, block, labels, np.concatenate(differences), seed)
+
+
+def map_similarity(sides: Sides, pair: tuple[int, int], seed: int, limit: int | None) -> list[SimilarityRow]:
+    """For each two concepts, the cosine between the maps fitted on their prompts.
+
+    The cosine of two maps is that of their weights as one long vector, <F, G> / (|F| |G|).
+
+    Args:
+        sides: The activation sets; only those of the contrast texts are read.
+        pair: Source block and target block that the maps join.
+        seed: Of the draw where `limit` leaves some prompts out.
+        limit: Prompts of each concept and label at most.
+    """
+    maps = {}
+    for concept in sides.concepts:
+        rows = np.sort(np.concatenate(concept_rows(sides.contrast_source, concept, seed, limit)))
+        maps[concept] = lcross_maps(sides, pair, rows, shuffled=False).maps[pair].weight.ravel()
+    return [SimilarityRow(a, b, cosine(maps[a], maps[b])) for a, b in product(maps, repeat=2)]
 
 
 def _states(activations: ActivationSet, block: int) -> NDArray[np.float32]:
