@@ -202,7 +202,11 @@ def _cores(cluster: ClusterSettings, gpus: float, nodes: Sequence[Node]) -> floa
 
 
 def too_small(size: Replicas, nodes: Sequence[Node]) -> str:
-    """Why none of the nodes has room for one actor."""
+    """Why none of the nodes has room for one actor: of those that it may be on."""
+    nodes = [node for node in nodes if node.carries(size.selector) and not node.leaving]
+    if size.selector and not nodes:
+        selector = ",".join(f"{name}={wanted}" for name, wanted in size.selector.items())
+        return f"--label-selector {selector}: no node of the cluster has these labels"
     smaller = "--dtype, --quantization or --placement stream need less"
     wanted = {
         "GPU": (size.gpus, 1, "GPUs", "fewer --gpus-per-actor, or 0 to run on the processors"),

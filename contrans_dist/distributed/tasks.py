@@ -70,8 +70,8 @@ def on_a_node(function: Callable[..., Any], size: Replicas, *arguments: Any) -> 
 def on_nodes(function: Callable[[], Any], size: Replicas, nodes: Sequence[Node]) -> dict[str, Any]:
     """What `function` returns on each of these nodes, by its id, or the UserError that it raised there.
 
-    A node that is lost, or that does not answer half a minute after the first one did, as others have its
-    GPUs, is left out. Raises RunError where none answers.
+    A node that is lost, which Ray tells, or that does not answer half a minute after the first one did, as
+    others have its GPUs, is left out. Raises RunError where none answers.
     """
     asked = {_like(size, {NODE_ID: node.id}).remote(function): node.id for node in nodes}
     _wait_for_one(list(asked), size)
@@ -79,14 +79,16 @@ def on_nodes(function: Callable[[], Any], size: Replicas, nodes: Sequence[Node])
     for reference in late:
         ray.cancel(reference)
     found: dict[str, Any] = {}
-    lost = RunError("no node answered")
+    lost = RunError("no node answered; run the same command again")
     for reference in there:
         try:
             found[asked[reference]] = value(reference)
         except UserError as error:
             found[asked[reference]] = error
-        except (RunError, RayError) as error:
-            lost = RunError(first_line(error))
+        except RunError as error:
+            lost = error
+        except RayError as error:
+            lost = RunError(f"no node answered ({first_line(error)}); run the same command again")
     if not found:
         raise lost
     return found

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -175,6 +176,29 @@ def _memory() -> Placement:
 
 def _refuses() -> None:
     raise UserError("a model with no tokenizer")
+
+
+@pytest.mark.timeout(120)
+def test_nodes_that_are_lost_before_they_answer_are_not_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    """Though another has room. Before, Ray's own words were all that was said, and not how to go on."""
+    here, asked = {node.id for node in alive_nodes()}, tmp_path / "asked"
+    node = cluster.add_node(num_cpus=1)
+    until(lambda: len(alive_nodes()) > len(here), "the node", pause=0.1)
+
+    def lose() -> None:
+        until(asked.exists, "the question")
+        cluster.remove_node(node, allow_graceful=False)
+
+    def answer() -> None:
+        asked.touch()
+        time.sleep(600)
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    with pytest.raises(RunError, match=r"no node answered \(.*\); run the same command again$"):
+        on_nodes(answer, NO_GPU, [node for node in alive_nodes() if node.id not in here])
+    losing.join()
+    assert NO_GPU.fits(alive_nodes())
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed import cluster, crew, pool, tasks
 from contrans_dist.distributed.actors import Actors, actors_of
 from contrans_dist.distributed.answers import answer
-from contrans_dist.distributed.cluster import Replicas, connected, replicas
+from contrans_dist.distributed.cluster import Replicas, connected, replicas, too_small
 from contrans_dist.distributed.crew import Crew
+from contrans_dist.distributed.nodes import Node
 from contrans_dist.distributed.pool import Task, run_tasks
 from contrans_dist.distributed.tasks import alone, as_task, of_each, on_a_node
 from contrans_dist.distributed.workers import MAX_ATTEMPTS
@@ -255,6 +257,11 @@ def test_without_a_node_with_room_a_run_says_so_and_ends(
     with pytest.raises(RunError, match="no node of the cluster had room for an actor"):
         on_a_node(os.getpid, size)
     assert "no node has 8 GPUs for one actor, the largest has 0" in capsys.readouterr().err
+    elsewhere = replace(size, selector={"market-type": "spot", "zone": "in(a,b)"})
+    with pytest.raises(RunError, match="no node of the cluster had room for an actor"):
+        on_a_node(os.getpid, elsewhere)
+    told = "--label-selector market-type=spot,zone=in(a,b): no node of the cluster has these labels; waiting"
+    assert told in capsys.readouterr().err
     with pytest.raises(RunError, match="no node of the cluster had room for an actor"):
         run_tasks(Worker, (str(tmp_path),), [Task("t", {"name": "t", "value": 1})], size, lambda *_: None)
 
@@ -530,6 +537,18 @@ class TestReplicas:
     def test_a_head_with_a_gpu_and_without_cores_gets_no_actor(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nodes(monkeypatch, {"GPU": 1}, {"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1})
         assert replicas(ClusterSettings()) == Replicas(2, 1, 8)
+
+    def test_why_none_has_room_is_told_of_those_that_may_be_used(self) -> None:
+        """Before, of all: a node with a GPU that was not asked for hid that the others have none."""
+        spot = {"market-type": "spot"}
+        nodes = [
+            Node({"CPU": 8, "GPU": 1}),
+            Node({"CPU": 8}, labels=spot),
+            Node({"CPU": 8, "GPU": 4}, labels=spot, leaving=True),
+        ]
+        size = Replicas(2, 1, 8, selector=spot)
+        assert not size.fits(nodes)
+        assert too_small(size, nodes).startswith("no node has 1 GPUs for one actor, the largest has 0")
 
     def test_cores_are_shared_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nodes(monkeypatch, {"CPU": 8})
