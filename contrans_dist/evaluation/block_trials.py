@@ -27,6 +27,7 @@ from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.map_file import BlockSelection, TriedPair
 from contrans_dist.store.results import SearchFile, Trial
+from contrans_dist.store.trials import Trials
 
 VALIDATION_ITEMS, CONTRAST = "validation items", "contrast prompts"
 _MOST_ITEMS = 96
@@ -189,7 +190,7 @@ def selected(tried: BlockTrials, candidates: Sequence[Candidate]) -> BlockSelect
         return TriedPair(source=source, target=target, **outcome)
 
     return BlockSelection(
-        criterion=tried.trials.criterion,
+        **tried.trials.model_dump(include=set(Trials.model_fields)),
         tried_on=tried.on,
         candidates=[of_pair(trial) for trial in tried.steered()],
         chosen=(source, target),

@@ -11,6 +11,7 @@ from contrans_dist.store.block_choice import CHOICE, BlockChoice, TriedBlock
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import made_by
 from contrans_dist.store.results import write_file
+from contrans_dist.store.trials import Trials
 
 
 def own_block(recipe: Recipe, states: ActivationSet, own: Vectors, out: Location) -> int:
@@ -43,7 +44,7 @@ def own_block(recipe: Recipe, states: ActivationSet, own: Vectors, out: Location
         f"{best.score:.2f} at strength {best.strength:g}"
     )
     content = {
-        **tried.trials.model_dump(include={"criterion", "higher", "budget", "base_perplexity"}),
+        **tried.trials.model_dump(include=set(Trials.model_fields)),
         "tried_on": tried.on,
         "chosen": chosen,
         "strength": best.strength,

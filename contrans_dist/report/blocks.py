@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from contrans_dist.evaluation.analysis import Evaluation, number, strength_text
+from contrans_dist.evaluation.analysis import Evaluation, strength_text
 from contrans_dist.report.maps import CONTRAST_CAPTION, metric_in
-from contrans_dist.report.parts import Cell, Table
+from contrans_dist.report.parts import Table
+from contrans_dist.report.tables import trials_table
 from contrans_dist.store.block_choice import BlockChoice
 
 
@@ -33,27 +34,14 @@ def block_view(choice: BlockChoice, evaluations: Sequence[Evaluation]) -> BlockV
         f"of all blocks and strengths{f' that keep {budget}' if budget and kept else ''}."
         f"{f' None keeps {budget}.' if budget and not kept else ''}"
     )
-    rows = []
-    for trial in sorted(choice.candidates, key=lambda trial: (trial.block, trial.strength)):
-        taken = (trial.block, trial.strength) == (choice.chosen, choice.strength)
-        score = number(trial.score, kind.percent, 1 if kind.percent else 2)
-        cost = "" if trial.perplexity is None else f"{trial.perplexity:.2f}"
-        over = choice.over(trial)
-        rows.append(
-            [
-                Cell(str(trial.block)),
-                Cell(strength_text(trial.strength)),
-                Cell(score, kind="best" if taken else ""),
-                Cell(cost, "over the budget" if over else "", "warn" if over else ""),
-                Cell("chosen" if taken else "", kind="apart" if taken else ""),
-            ]
-        )
-    costed = any(trial.perplexity is not None for trial in choice.candidates)
-    table = Table(
-        ["Block", "Strength", kind.title, "Perplexity", ""],
-        rows,
+    tried = sorted(choice.candidates, key=lambda trial: (trial.block, trial.strength))
+    table = trials_table(
+        choice,
+        [(str(trial.block), trial) for trial in tried],
+        lambda trial: (trial.block, trial.strength) == (choice.chosen, choice.strength),
+        kind,
+        "Block",
         f"Every block and strength that was tried, on {choice.tried_on}."
         + (CONTRAST_CAPTION if choice.tried_on == "contrast prompts" else ""),
-        compact=True,
     )
-    return BlockView(text, table.with_columns([True, True, True, costed, True]))
+    return BlockView(text, table)

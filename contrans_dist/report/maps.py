@@ -10,11 +10,10 @@ from contrans_dist.evaluation.analysis import (
     Evaluation,
     MapSummary,
     block_rows,
-    number,
-    strength_text,
 )
 from contrans_dist.report.heatmaps import grid_figure
-from contrans_dist.report.parts import Cell, Drawing, Studio, Table
+from contrans_dist.report.parts import Drawing, Studio, Table
+from contrans_dist.report.tables import trials_table
 
 _R2_CAPTION = "How much of the target's variance at a block the map explains from a block of the source."
 _CHOICE_CAPTION = "The best score at any strength tried. The pair was chosen here, not on scored items."
@@ -37,7 +36,7 @@ def map_view(summary: MapSummary, evaluations: Sequence[Evaluation], studio: Stu
     `evaluations`: of the run, which tell how the metric is read that the pair was chosen by.
     """
     kind = metric_in(summary.criterion, evaluations)
-    tried, choice = summary.candidates(kind.higher), summary.choice(kind.higher)
+    tried, choice, selection = summary.candidates, summary.choice, summary.header.selection
     drawings = []
     if _drawable(summary.r2):
         drawings.append(_grid(summary, summary.r2, "r2", "R² on held-out rows", _R2_CAPTION, False, studio))
@@ -56,18 +55,13 @@ def map_view(summary: MapSummary, evaluations: Sequence[Evaluation], studio: Stu
         if value is not None:
             facts.append((title, f"{value:.3g}" if isinstance(value, float) else str(value)))
     candidates = None
-    if tried:
-        rows = [
-            [
-                Cell(f"{pair.source} → {pair.target}"),
-                Cell(strength_text(pair.strength)),
-                Cell(number(pair.score, kind.percent, 1 if kind.percent else 2)),
-            ]
-            for pair in tried[:10]
-        ]
-        caption = f"The best {len(rows)} of {len(tried)} candidates on {summary.tried_on}."
+    if selection is not None and tried:
+        best = [(f"{pair.source} → {pair.target}", pair) for pair in tried[:10]]
+        caption = f"The best {len(best)} of {len(tried)} candidates on {summary.tried_on}."
         caption += CONTRAST_CAPTION if summary.tried_on == "contrast prompts" else ""
-        candidates = Table(["Blocks", "Strength", kind.title], rows, caption, compact=True)
+        candidates = trials_table(
+            selection, best, lambda pair: pair == selection.best, kind, "Blocks", caption
+        )
     return MapView(summary.name, [fact for fact in facts if fact[1]], drawings, candidates)
 
 

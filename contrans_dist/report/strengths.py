@@ -8,15 +8,14 @@ from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis import (
     Evaluation,
     main_condition,
-    number,
     score_table,
-    strength_text,
     sweep_of,
 )
 from contrans_dist.evaluation.analysis.names import COST, VALIDATION
 from contrans_dist.evaluation.conditions import condition_of
 from contrans_dist.report.figures import strength_figure
-from contrans_dist.report.parts import Cell, Drawing, Studio, Table
+from contrans_dist.report.parts import Drawing, Studio, Table
+from contrans_dist.report.tables import trials_table
 from contrans_dist.store.results import SearchFile
 
 
@@ -89,24 +88,15 @@ def _validation_drawing(
 
 
 def _candidates(search: SearchFile, kind: Metric) -> Table:
-    percent, costed = kind.percent, any(trial.perplexity is not None for trial in search.candidates)
-    rows = []
-    for trial in search.candidates:
-        if trial.strength == 0:
-            continue
-        taken = search.chosen.get(trial.condition) == trial.strength
-        over = search.limit is not None and trial.perplexity is not None and trial.perplexity > search.limit
-        cells = [
-            Cell(condition_of(trial.condition).title),
-            Cell(strength_text(trial.strength)),
-            Cell(number(trial.score, percent, 1 if percent else 2), kind="best" if taken else ""),
-        ]
-        if costed:
-            text = "–" if trial.perplexity is None else f"{trial.perplexity:.2f}"
-            cells.append(Cell(text, "over the budget" if over else "", "warn" if over else ""))
-        rows.append([*cells, Cell("chosen" if taken else "", kind="apart" if taken else "")])
-    head = ["Condition", "Strength", kind.title, *(["Perplexity"] if costed else []), ""]
-    return Table(head, rows, "Every strength that was tried, on validation items.", compact=True)
+    steered = [trial for trial in search.candidates if trial.strength != 0]
+    return trials_table(
+        search,
+        [(condition_of(trial.condition).title, trial) for trial in steered],
+        lambda trial: search.chosen.get(trial.condition) == trial.strength,
+        kind,
+        "Condition",
+        "Every strength that was tried, on validation items.",
+    )
 
 
 def _same_steering(evaluation: Evaluation, companions: list[Evaluation]) -> Evaluation | None:

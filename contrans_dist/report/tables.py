@@ -1,7 +1,8 @@
 """The headline table, condition by strength, and the verdict's numbers as bars."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from contrans_dist.benchmarks import Metric
 from contrans_dist.evaluation.analysis import (
     Evaluation,
     Verdict,
@@ -14,6 +15,7 @@ from contrans_dist.evaluation.analysis import (
 from contrans_dist.evaluation.conditions import BASE, condition_of
 from contrans_dist.report.parts import Bar, Cell, Table, interval_text, score_cell
 from contrans_dist.store.results import Score
+from contrans_dist.store.trials import O, Trials
 
 STATUS_WORDS = {
     "clear": "Clear effect",
@@ -125,6 +127,32 @@ def _sweep_table(evaluation: Evaluation, key: str) -> Table:
         caption += f" p: paired test against {verdict.effect.phrase}{at}, same items."
         caption += " Each row is tested where it is bold."
     return Table(head, rows, caption)
+
+
+def trials_table(
+    trials: Trials, named: Sequence[tuple[str, O]], taken: Callable[[O], bool], kind: Metric, what: str,
+    caption: str,
+) -> Table:  # fmt: skip
+    """What was tried, a line each: strength, score, perplexity where one is known, and which was chosen.
+
+    `named`: each with its name, `what` the heading of these.
+    """
+    rows = []
+    for name, trial in named:
+        over, chosen = trials.over(trial), taken(trial)
+        cost = "–" if trial.perplexity is None else f"{trial.perplexity:.2f}"
+        rows.append(
+            [
+                Cell(name),
+                Cell(strength_text(trial.strength)),
+                Cell(number(trial.score, kind.percent, 1 if kind.percent else 2), kind="best" * chosen),
+                Cell(cost, "over the budget" * over, "warn" * over),
+                Cell("chosen" * chosen, kind="apart" * chosen),
+            ]
+        )
+    costed = any(trial.perplexity is not None for _, trial in named)
+    table = Table([what, "Strength", kind.title, "Perplexity", ""], rows, caption, compact=True)
+    return table.with_columns([True, True, True, costed, True])
 
 
 def read_at(evaluation: Evaluation, key: str) -> str:

@@ -12,6 +12,7 @@ from contrans_dist.config import FileModel
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
 from contrans_dist.store.tensors import TensorFile, open_tensors
+from contrans_dist.store.trials import Outcome, Trials
 from contrans_dist.store.vector_file import Norms
 
 KIND = "map"
@@ -96,17 +97,14 @@ class BlockTable(FileModel):
         return float(self.array[self.source.index(pair[0]), self.target.index(pair[1])])
 
 
-class TriedPair(FileModel):
+class TriedPair(Outcome):
     """A pair of blocks and a strength that were tried."""
 
     source: NonNegativeInt
     target: NonNegativeInt
-    strength: FiniteFloat
-    score: FiniteFloat
-    perplexity: FiniteFloat | None = None
 
 
-class BlockSelection(FileModel):
+class BlockSelection(Trials):
     """How a pair of blocks was chosen: by trial, or by what is near."""
 
     criterion: str = ""

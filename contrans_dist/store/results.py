@@ -1,7 +1,6 @@
 """The JSON files of an evaluation and of a run: one model of each, for those who write and who read them."""
 
 import re
-from collections.abc import Iterable
 from math import nan
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +12,7 @@ from contrans_dist.config.limits import CONDITION_ROWS, check_size
 from contrans_dist.config.recipe import validated
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import Made
+from contrans_dist.store.trials import Outcome, Trials
 
 METRICS, SEARCH, RECORD = "metrics.json", "search.json", "run.json"
 PValues = dict[str, float]
@@ -139,46 +139,18 @@ class MetricsFile(Made):
     versions: dict[str, str] | None = None
 
 
-class Trial(FileModel):
+class Trial(Outcome):
     """A condition at a strength: its score on the validation items, and the perplexity under it."""
 
     condition: str
-    strength: float
-    score: float
-    perplexity: float | None = None
 
 
-class SearchFile(Made):
+class SearchFile(Trials, Made):
     """`search.json`: all strengths that were tried, what decided between them, and which were chosen."""
 
-    criterion: str
-    """The headline metric."""
-    higher: bool
-    """Whether more of it is wanted."""
-    budget: float | None = None
-    """The most that the perplexity may be, as a factor of `base_perplexity`."""
-    base_perplexity: float | None = None
     candidates: list[Trial]
     chosen: dict[str, float]
     """By condition."""
-
-    @property
-    def limit(self) -> float | None:
-        """The highest perplexity that is allowed; None without a budget."""
-        if self.budget is None or self.base_perplexity is None:
-            return None
-        return self.budget * self.base_perplexity
-
-    def within(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those within the budget; all where there is none. A trial without a perplexity is beyond one."""
-        limit = self.limit
-        if limit is None:
-            return list(trials)
-        return [trial for trial in trials if trial.perplexity is not None and trial.perplexity <= limit]
-
-    def gain(self, trial: Trial) -> float:
-        """The score, with its sign turned where less is wanted."""
-        return trial.score if self.higher else -trial.score
 
 
 class StageEntry(FileModel):

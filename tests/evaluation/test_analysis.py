@@ -188,7 +188,7 @@ def test_main_condition_without_a_vector(tmp_path: Path) -> None:
 
 def test_map_header(run) -> None:
     found = run.main_map
-    choice = some(found.choice())
+    choice = some(found.choice)
     assert found.chosen == PAIR
     assert found.pair.r2_test == 0.65
     assert found.r2.values[2][3] == pytest.approx(0.5)

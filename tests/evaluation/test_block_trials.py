@@ -182,9 +182,17 @@ def test_the_highest_gain_wins_then_the_nearest_then_the_least_strength() -> Non
 
     def chosen(*trials: tuple[str, float, float]) -> tuple[tuple[int, int], float]:
         tried = [Trial(condition=name, strength=s, score=score) for name, s, score in trials]
-        found = SearchFile(criterion="contrast_gain", higher=True, candidates=tried, chosen={})
+        found = SearchFile(
+            criterion="contrast_gain",
+            higher=True,
+            budget=9.0,
+            base_perplexity=2.0,
+            candidates=tried,
+            chosen={},
+        )
         selection = selected(BlockTrials(found, "contrast prompts"), candidates)
         assert selection.best is not None
+        assert (selection.higher, selection.limit) == (True, 18.0)
         return selection.chosen, selection.best.strength
 
     base = ("base", 0.0, 9.0)

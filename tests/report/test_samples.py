@@ -1,7 +1,7 @@
 """Answers, continuations, tokens and states of a planted run: what is shown must be what was planted."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -123,23 +123,34 @@ def test_no_picture_without_concepts_or_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("criterion", "head", "best"),
+    ("criterion", "higher", "head", "best"),
     [
-        ("toxic_share", "Share of toxic continuations", ["1 → 2", "1", "10.0 %"]),
-        ("token_acc_negative", "Token Acc on negative scenarios", ["0 → 2", "2", "90.0 %"]),
-        ("loss", "loss", ["0 → 2", "2", "0.90"]),
+        ("toxic_share", False, "Share of toxic continuations", ["1 → 2", "1", "10.0 %", "chosen"]),
+        ("token_acc_negative", True, "Token Acc on negative scenarios", ["0 → 2", "2", "90.0 %", ""]),
+        ("loss", True, "loss", ["0 → 2", "2", "0.90", ""]),
     ],
 )
 def test_pairs_that_were_tried_are_read_by_the_metric_that_chose_them(
-    criterion: str, head: str, best: list[str]
+    criterion: str, higher: bool, head: str, best: list[str]
 ) -> None:
+    tried: list[dict[str, Any]]
     tried = [{"source": 0, "target": 2, "strength": 2, "score": 0.9},
              {"source": 1, "target": 2, "strength": 1, "score": 0.1}]  # fmt: skip
     pair = {"source": 1, "target": 2, "side": "d", "n_fit": 8, "rank": 4}
-    selection = {"criterion": criterion, "candidates": tried, "chosen": [1, 2]}
-    header = MapHeader.model_validate(
-        {"protocol": "default", "source_model": "a", "target_model": "b", "n_target_blocks": 4,
-         "pairs": [pair], "selection": selection}
-    )  # fmt: skip
-    table = map_view(MapSummary("corpus", header), [], Studio()).candidates
-    assert (some(table).head[2], texts(table)[0]) == (head, best)
+    selection = {"criterion": criterion, "higher": higher, "candidates": tried, "chosen": [1, 2],
+                 "best": tried[1]}  # fmt: skip
+    content = {"protocol": "default", "source_model": "a", "target_model": "b", "n_target_blocks": 4,
+               "pairs": [pair], "selection": selection}  # fmt: skip
+
+    def shown() -> Table:
+        header = MapHeader.model_validate(content)
+        return some(map_view(MapSummary("corpus", header), [], Studio()).candidates)
+
+    assert (shown().head[2], texts(shown())[0]) == (head, best)
+    # What is over the budget comes last, whatever its score; so does what no perplexity is known of.
+    for perplexity in (13.0, None):
+        tried[0]["perplexity"], tried[1]["perplexity"] = perplexity, 11.0
+        selection |= {"budget": 1.2, "base_perplexity": 10.0}
+        chosen, other = shown().rows
+        assert [cell.text for cell in chosen][3:] == ["11.00", "chosen"]
+        assert (other[3].note, other[3].kind) == ("over the budget", "warn")

@@ -208,7 +208,10 @@ MAP_HEADERS: list[tuple[Change, str]] = [
     (put("r2_table", "r2", [[0.1]]), "header: r2_table: expected a row a source block"),
     (put("r2_table", []), "header: r2_table: "),
     (put("selection", {"chosen": [1]}), "missing key 'selection.chosen.1'"),
-    (put("selection", {"candidates": [{"source": 1}]}), "missing key 'selection.candidates.0.target'"),
+    (
+        put("selection", {"candidates": [{"source": 1, "strength": 1, "score": 1}]}),
+        "missing key 'selection.candidates.0.target'",
+    ),
     (put("source_model", {}), "header: source_model: "),
 ]
 

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from contrans_dist.errors import UserError
+from contrans_dist.store.block_choice import BlockChoice
 from contrans_dist.store.location import Location
+from contrans_dist.store.map_file import BlockSelection
 from contrans_dist.store.provenance import made_by
 from contrans_dist.store.results import (
     METRICS,
@@ -83,6 +85,24 @@ def test_a_search_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [trial.strength for trial in search.within(search.candidates)] == [1.0]
     assert search.gain(search.candidates[0]) == -0.1
     assert plain(search)["contrans_dist"] == VERSION
+
+
+def test_trials_are_over_a_budget_by_one_rule() -> None:
+    """One without a perplexity, whose logits overflowed, say, is over any; without a budget none is."""
+    trials = [{"strength": 1.0, "score": 0.5, "perplexity": cost} for cost in (12.0, 12.1, None)]
+    judged = {"criterion": "mc1", "higher": True, "budget": 1.2, "base_perplexity": 10.0}
+    files: list[tuple[type[SearchFile | BlockChoice | BlockSelection], dict[str, Any], dict[str, Any]]] = [
+        (SearchFile, {"chosen": {}}, {"condition": "vector"}),
+        (BlockChoice, {"chosen": 2, "strength": 1.0}, {"block": 2}),
+        (BlockSelection, {"chosen": (1, 2)}, {"source": 1, "target": 2}),
+    ]
+    for model, further, place in files:
+        content = {**judged, **further, "candidates": [trial | place for trial in trials]}
+        read = model.model_validate(content)
+        assert [read.over(trial) for trial in read.candidates] == [False, True, True]
+        assert plain(read) == json.loads(json.dumps(content))
+        free = model.model_validate({**content, "budget": None})
+        assert not any(map(free.over, free.candidates))
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -39,21 +39,24 @@ class MapSummary:
         """What pairs were tried on, in words."""
         return self.header.selection.tried_on if self.header.selection else ""
 
-    def candidates(self, higher: bool = True) -> list[TriedPair]:
-        """Block pairs and strengths that were tried, best score first; `higher`: whether
-        more is better."""
-        tried = self.header.selection.candidates if self.header.selection else []
-        return sorted(tried, key=lambda candidate: -candidate.score if higher else candidate.score)
+    @property
+    def candidates(self) -> list[TriedPair]:
+        """Block pairs and strengths that were tried, best first; those over the budget last."""
+        selection = self.header.selection
+        if selection is None:
+            return []
+        return sorted(selection.candidates, key=lambda tried: (selection.over(tried), -selection.gain(tried)))
 
-    def choice(self, higher: bool = True) -> BlockTable | None:
+    @property
+    def choice(self) -> BlockTable | None:
         """Best score of each block pair that was tried."""
-        candidates = self.candidates(higher)
-        if not candidates:
+        selection = self.header.selection
+        if selection is None or not selection.candidates:
             return None
-        source = sorted({tried.source for tried in candidates})
-        target = sorted({tried.target for tried in candidates})
+        source = sorted({tried.source for tried in selection.candidates})
+        target = sorted({tried.target for tried in selection.candidates})
         best = np.full((len(source), len(target)), np.nan)
-        for tried in reversed(candidates):
+        for tried in sorted(selection.candidates, key=selection.gain):
             best[source.index(tried.source), target.index(tried.target)] = tried.score
         return BlockTable.of(source, target, best)
 
