@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVa
 import pyarrow as pa
 
 from contrans_dist.benchmarks.summary import Metric, summarise
-from contrans_dist.config import EvaluationSettings
+from contrans_dist.config import BATCH_TOKENS, EvaluationSettings
 
 if TYPE_CHECKING:  # reports and dry runs read a benchmark's settings and names without torch
     from contrans_dist.benchmarks.calls import Call
@@ -70,7 +70,7 @@ class Benchmark(Generic[S, I]):
     """What the parts before the `/` of a metric's name are, as a heading and in the plural."""
     offensive: ClassVar[bool] = False
     """Whether texts are offensive by design, so that a report folds them away."""
-    batch_tokens: ClassVar[int] = 4096
+    batch_tokens: ClassVar[int] = BATCH_TOKENS
     """Tokens of one forward pass, padding included."""
     contrast_by: ClassVar[tuple[str, ...]] = ()
     """Where its data hold contrast texts for a concept: the settings that decide which of them it scores."""

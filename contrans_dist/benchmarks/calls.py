@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from contrans_dist.benchmarks.base import ScoredItem
+from contrans_dist.config import BATCH_TOKENS
 from contrans_dist.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's names are read without torch
@@ -46,7 +47,7 @@ class NextTokens:
         lm: LanguageModel,
         items: Sequence[ScoredItem],
         interventions: Sequence[Intervention],
-        batch_tokens: int = 4096,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> NextToken:
         """Raises UserError, naming the item, for a prompt that is longer than the model's context; RunError,
         naming the intervention, where a log-probability is no number."""
@@ -88,7 +89,7 @@ class Continuations:
         lm: LanguageModel,
         items: Sequence[ScoredItem],
         interventions: Sequence[Intervention],
-        batch_tokens: int = 4096,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> TokenScores:
         """Log-likelihoods `[interventions, continuations]`.
 

@@ -27,7 +27,7 @@ from contrans_dist.cli.options import (
     lasting,
     model_settings,
 )
-from contrans_dist.config import CHAT_DATE
+from contrans_dist.config import BATCH_TOKENS, CHAT_DATE
 from contrans_dist.config.map_options import MapOptions
 from contrans_dist.console import count_of, size_words
 from contrans_dist.errors import UserError
@@ -63,7 +63,9 @@ def harvest(
         bool, typer.Option("--skip-bad", help="Leave out texts that cannot be run; the manifest lists them.")
     ] = False,
     shard_size: Annotated[int | None, typer.Option(help="Rows a shard. Default: about 128 MB.")] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass, padding included.")] = 4096,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Tokens in one forward pass, padding included.")
+    ] = BATCH_TOKENS,
     address: Address = None,
     trust_remote_code: TrustCode = False,
     as_json: AsJson = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from contrans_dist.config.base import FileModel, Settings, differing, fingerprint
     from contrans_dist.config.benchmarks import benchmark_names, find_benchmark
-    from contrans_dist.config.chat_date import CHAT_DATE
+    from contrans_dist.config.defaults import BATCH_TOKENS, CHAT_DATE
     from contrans_dist.config.evaluations import (
         AnyEvaluation,
         EvaluationSettings,
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from contrans_dist.config.whole import PublishedSettings, Recipe
 
 __all__ = [
-    "CHAT_DATE", "AnyEvaluation", "CaptureSettings", "ClusterSettings", "ConceptSettings", "ContrastSettings",
-    "CorpusSettings", "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings",
+    "BATCH_TOKENS", "CHAT_DATE", "AnyEvaluation", "CaptureSettings", "ClusterSettings", "ConceptSettings",
+    "ContrastSettings", "CorpusSettings", "EvaluationSettings", "FileModel", "MapSettings", "ModelSettings",
     "PlacementChoice", "PublishedSettings", "Quantization", "Recipe",
     "SearchSettings", "Settings", "ValidatedEvaluation", "benchmark_names", "differing",
     "evaluation_class", "find_benchmark", "fingerprint",
 ]  # fmt: skip
 
-_HOMES = ("chat_date", "benchmarks", "base", "evaluations", "parts", "whole")
+_HOMES = ("defaults", "benchmarks", "base", "evaluations", "parts", "whole")
 
 
 def __getattr__(name: str) -> Any:

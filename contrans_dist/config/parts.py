@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from contrans_dist.config.base import Settings
-from contrans_dist.config.chat_date import CHAT_DATE
+from contrans_dist.config.defaults import BATCH_TOKENS, CHAT_DATE
 from contrans_dist.config.labels import parse_selector
 from contrans_dist.config.map_options import Centre, MapOptions, Regularise
 
@@ -65,7 +65,7 @@ class CaptureSettings(Settings):
     """The day that it is for a chat template that asks."""
     max_tokens: int | None = Field(None, ge=1)
     """Tokens of a prompt, of which the end is kept; None is as many as the model has positions for."""
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(BATCH_TOKENS, ge=1)
     """Tokens in one forward pass, padding included."""
     shard_size: int | None = Field(None, ge=1)
     """Rows a shard; None aims at 128 MB."""

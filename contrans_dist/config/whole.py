@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from contrans_dist.config import own_vectors
 from contrans_dist.config.base import Settings
+from contrans_dist.config.defaults import BATCH_TOKENS
 from contrans_dist.config.evaluations import AnyEvaluation, EvaluationSettings
 from contrans_dist.config.parts import (
     ClusterSettings,
@@ -87,7 +88,7 @@ class Recipe(Settings):
     analyses: tuple[Literal["states", "differences", "map-similarity"], ...] = ()
     """Pictures of the harvested states by t-SNE, of the differences of contrast pairs, and how alike the maps
     are that are fitted on each concept's own prompts."""
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(BATCH_TOKENS, ge=1)
     """Tokens in one forward pass of a harvest, padding included."""
     max_tokens: int | None = Field(None, ge=1)
     """Tokens of a harvested prompt, of which the end is kept; None is the model's positions."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from contrans_dist.config import ClusterSettings, ModelSettings, PlacementChoice
+from contrans_dist.config import BATCH_TOKENS, ClusterSettings, ModelSettings, PlacementChoice
 from contrans_dist.console import size_words
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import find_blocks
@@ -44,7 +44,7 @@ def choose_placement(
     placement: PlacementChoice = "auto",
     memories: Mapping[Any, int] | None = None,
     share: float = 1.0,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     beside: Sequence[ModelSettings] = (),
 ) -> Placement:
     """Where a model fits, from the configurations alone.

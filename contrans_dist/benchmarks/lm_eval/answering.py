@@ -11,6 +11,7 @@ import numpy as np
 
 from contrans_dist.benchmarks.calls import Completions, Continuations
 from contrans_dist.benchmarks.lm_eval.documents import Document, HarnessRequest
+from contrans_dist.config import BATCH_TOKENS
 from contrans_dist.console import one_by_one
 from contrans_dist.errors import UserError
 
@@ -46,7 +47,7 @@ def answers(
     documents: Sequence[Document],
     interventions: Sequence[Intervention],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
 ) -> list[list[list[Answer]]]:
     """Answers `[C][P][R]` to the R requests of each document under each intervention.

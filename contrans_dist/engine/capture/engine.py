@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from contrans_dist.config import CHAT_DATE
+from contrans_dist.config import BATCH_TOKENS, CHAT_DATE
 from contrans_dist.console import tell
 from contrans_dist.data.texts import text_id
 from contrans_dist.engine.capture.activations import Activations
@@ -99,7 +99,7 @@ def queue_ids(
     ids: list[list[int]],
     blocks: Sequence[int] | str | None = None,
     position: Position = "last",
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     share_prefixes: bool = True,
 ) -> Queued:
     """`capture_ids` without the wait for the rows: a device, or several, can be given more meanwhile."""
@@ -123,7 +123,7 @@ def capture_ids(
     ids: list[list[int]],
     blocks: Sequence[int] | str | None = None,
     position: Position = "last",
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     share_prefixes: bool = True,
 ) -> Activations:
     """The residual stream of texts given as token ids, one row a text.
@@ -154,7 +154,7 @@ def capture(
     texts: Sequence[str],
     blocks: Sequence[int] | str | None = None,
     position: Position = "last",
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     chat: bool = False,
     chat_date: date = CHAT_DATE,
 ) -> Activations:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from contrans_dist.config import BATCH_TOKENS
 from contrans_dist.engine.capture.activations import Activations
 from contrans_dist.engine.capture.batches import Position, Prepared, chosen_blocks, plan_batches, prepare
 from contrans_dist.engine.capture.gather import gather_rows
@@ -69,7 +70,7 @@ def plan_capture(
     ids: list[list[int]],
     blocks: Sequence[int],
     position: Position = "last",
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     place: int = 0,
 ) -> Plan:
     """The batches in which texts go through a model's blocks one after the other.
@@ -111,7 +112,7 @@ def capture_streamed(
     ids: list[list[int]],
     blocks: Sequence[int] | str | None = None,
     position: Position = "last",
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
 ) -> Activations:
     """Rows of texts given as token ids, as `capture_ids` gives them for the whole model.

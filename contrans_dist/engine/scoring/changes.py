@@ -15,8 +15,6 @@ _EACH_WAY = 10
 """Tokens."""
 _TOGETHER = 64
 """Prompts whose whole distributions are held at a time."""
-_BATCH_TOKENS = 4096
-"""Padding and interventions included."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def token_changes(lm: LanguageModel, prompts: Sequence[Sequence[int]], intervent
     parts = []
     for start in one_by_one(range(0, len(prompts), _TOGETHER)):
         some = prompts[start : start + _TOGETHER]
-        chances = distributions(lm, some, interventions, batch_tokens=_BATCH_TOKENS)
+        chances = distributions(lm, some, interventions)
         check_finite(interventions, chances)
         before, after = torch.from_numpy(chances)
         change = after - before

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contrans_dist.config import BATCH_TOKENS
 from contrans_dist.engine.scoring.interventions import Intervention
 from contrans_dist.engine.scoring.sharing import run_all
 from contrans_dist.errors import UserError
@@ -39,7 +40,7 @@ def next_token(
     interventions: Sequence[Intervention],
     *,
     watch: Sequence[int] | Sequence[Sequence[int]] | np.ndarray,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     share_prefixes: bool = True,
 ) -> NextToken:
     """The next token after each prompt, and the logits and log-probabilities of watched tokens.
@@ -85,7 +86,7 @@ def distributions(
     prompts: Sequence[Sequence[int]],
     interventions: Sequence[Intervention],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> np.ndarray:
     """The whole distribution of the next token after each prompt.
 
@@ -116,7 +117,7 @@ def continuation_logprobs(
     continuations: Sequence[Sequence[int]],
     interventions: Sequence[Intervention],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     share_prefixes: bool = True,
 ) -> TokenScores:
     """Log-probability of a continuation after each prompt, token by token and summed.

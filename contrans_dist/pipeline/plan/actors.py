@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from contrans_dist.config import ClusterSettings
+from contrans_dist.config import BATCH_TOKENS, ClusterSettings
 from contrans_dist.distributed.cluster import Replicas, replicas
 from contrans_dist.distributed.nodes import Node
 from contrans_dist.engine.capture.streamed import MEMORY
@@ -19,9 +19,6 @@ from contrans_dist.models.devices import host_memory
 from contrans_dist.models.needs import Needs, activation_bytes, cached_bytes
 from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, needs_nodes
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
-
-_BATCH_TOKENS = 4096
-"""Of an evaluation, by which a run chooses GPUs."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +107,8 @@ class Placing:
         `together`: tokens of the largest batch of texts that they write, which takes memory; a run does not
         look at that when it chooses GPUs.
         """
-        gpus, placement = self._placed(tuple(models), None, True, _BATCH_TOKENS)
-        batch = _BATCH_TOKENS if gpus else min(_BATCH_TOKENS, CPU_TOKENS)
+        gpus, placement = self._placed(tuple(models), None, True, BATCH_TOKENS)
+        batch = BATCH_TOKENS if gpus else min(BATCH_TOKENS, CPU_TOKENS)
         needs = [model.needs(None, True, batch, placement.narrow) for model in models]
         need = replace(
             needs[0],

@@ -10,7 +10,7 @@ import numpy as np
 from contrans_dist.benchmarks import Benchmark, Judged, load_benchmark
 from contrans_dist.benchmarks.calls import Ids
 from contrans_dist.benchmarks.contrast import ContrastBenchmark, ContrastEvaluation
-from contrans_dist.config import EvaluationSettings
+from contrans_dist.config import BATCH_TOKENS, EvaluationSettings
 from contrans_dist.data.contamination import unit_hashes
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.engine.scoring.generation import BATCH_SIZE
@@ -31,8 +31,6 @@ from contrans_dist.vectors.from_activations import contrast_rows
 
 _ROW = np.ones(1, np.float32)
 """Stands for a vector: where it is added counts, not what."""
-_BATCH_TOKENS = 4096
-"""Of a pass over prompts that are read one by one."""
 
 
 def evaluation_stages(run: PlannedRun) -> Iterator[Stage]:
@@ -176,7 +174,7 @@ def _probed(
     benchmark = load_benchmark(settings)
     items = scored_items(benchmark, settings, steered)
     model = run.model(run.recipe.target)
-    most = run.placing.answerers([model]).batch(_BATCH_TOKENS)
+    most = run.placing.answerers([model]).batch(BATCH_TOKENS)
     probes = [probe_of(benchmark, settings, items, concept, "", 1.0, {}) for concept in steered.concepts]
 
     def ids(prompts: Sequence[str], new_tokens: int) -> list[Ids]:
