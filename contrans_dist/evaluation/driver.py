@@ -25,13 +25,14 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, WorkUnit, run_on
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
 from contrans_dist.evaluation.conditions import reference_of
-from contrans_dist.evaluation.parts import JUDGED, PARTS, cost_of, delete_parts, finished, missing
+from contrans_dist.evaluation.parts import JUDGED, PARTS, cleared, cost_of, delete_parts, finished, missing
 from contrans_dist.evaluation.precision import as_was_said, settled_system
 from contrans_dist.evaluation.sizes import judges, texts_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import joined, plan_units, scored_items
 from contrans_dist.models import model_facts
 from contrans_dist.models.facts import model_identity
+from contrans_dist.store.claims import Claim, claimed
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import made_by, versions
 from contrans_dist.store.results import METRICS, MetricsFile, write_file
@@ -66,7 +67,7 @@ def evaluate(
 
     Raises:
         UserError: For data that are missing or wrong; for a folder that holds another evaluation, naming the
-            fields, without `replace`.
+            fields, without `replace`; for one where another is at work.
         RunError: When parts failed.
         OverflowedError: For a strength at which the model's logits are no numbers.
     """
@@ -83,6 +84,8 @@ class ReadyEvaluation:
     others: Sequence[System]
     finished: MetricsFile | None
     """The content of metrics.json, where all is done already."""
+    replace: bool = False
+    """Whether another evaluation in the folder makes way for it."""
 
 
 def prepared(
@@ -113,16 +116,26 @@ def prepared(
         identity=as_was_said(identity, out),
         out=out,
     )
-    return ReadyEvaluation(spec, items, others, finished(spec.out, spec.identity, replace))
+    return ReadyEvaluation(spec, items, others, finished(spec.out, spec.identity, replace), replace)
 
 
 def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None = None) -> MetricsFile:
-    """The rest of `evaluate`. Raises as that does while it runs."""
+    """The rest of `evaluate`. Raises as that does while it runs, and UserError where another evaluation is at
+    work in the folder."""
+    out, identity, found = ready.spec.out, ready.spec.identity, ready.finished
+    if found is None:
+        with claimed(out, identity) as claim:
+            # Looked at once more: others may have been at work since.
+            found = cleared(out, identity, ready.replace)
+            if found is None:
+                return _scored(ready, cluster, title, claim)
+    note(f"{out}: complete; nothing to do")
+    return found
+
+
+def _scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None, claim: Claim) -> MetricsFile:
     spec, items, target = changed(ready.spec, trials=title is not None), ready.items, ready.spec.system
     out, benchmark, steering = spec.out, spec.benchmark, spec.steering
-    if ready.finished is not None:
-        note(f"{out}: complete; nothing to do")
-        return ready.finished
     units: list[WorkUnit] = []
     head = title or f"evaluate {benchmark.name}"
     with connected(cluster.address):
@@ -152,10 +165,12 @@ def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None =
     table = joined(units, tables, steering.concepts)
     if spec.trials:
         table = _in_all_parts(table, spec, head)
+    claim.check()
     write_table(out / RESULTS, table, {"evaluation": fingerprint(spec.identity)})
     metrics = _metrics(spec, items, table, _costs(units, tables))
     write_file(out / METRICS, metrics)
-    delete_parts(out)
+    if not claim.shared():  # else the last one removes them
+        delete_parts(out)
     return metrics
 
 

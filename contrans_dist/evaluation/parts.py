@@ -37,31 +37,41 @@ def missing(folder: Location, names: Sequence[str], identity: dict[str, Any]) ->
 
 def finished(out: Location, identity: dict[str, Any], replace: bool) -> MetricsFile | None:
     """The metrics, where all is done already. Raises UserError for a folder that holds another evaluation,
-    naming the fields; with `replace` that is cleared away."""
-    metrics = out / METRICS
-    if metrics.exists() and not (out / RESULTS).exists():
-        note(f"{out}: {RESULTS} is gone; it is evaluated anew")
-        metrics.delete()
-    content = read_metrics(out) if metrics.exists() else None
+    naming the fields, unless that is to be replaced."""
     there = identity_in(out)
     if there is None or there == identity:
-        return content
+        return read_metrics(out) if _whole(out) else None
     if not replace:
         fields = "; ".join(differing(there, identity))
         raise UserError(f"{out}: holds another evaluation ({fields}); choose another --out")
-    note(f"{out}: settings have changed; it is evaluated anew")
-    metrics.delete()
-    delete_parts(out)
+    return None
+
+
+def cleared(out: Location, identity: dict[str, Any], replace: bool) -> MetricsFile | None:
+    """As `finished`, under a claim on the folder: where not all is done, what is of no use is removed."""
+    content = finished(out, identity, replace)
+    if content is not None:
+        return content
+    if identity_in(out) not in (None, identity):
+        note(f"{out}: settings have changed; it is evaluated anew")
+        delete_parts(out)
+    elif (out / METRICS).exists():
+        note(f"{out}: {RESULTS} is gone; it is evaluated anew")
+    (out / METRICS).delete()
     return None
 
 
 def identity_in(out: Location) -> dict[str, Any] | None:
     """The identity of the evaluation in a folder, finished or not; None where none is begun. Raises UserError
     for damaged metrics."""
-    if (out / METRICS).exists() and (out / RESULTS).exists():
+    if _whole(out):
         return read_metrics(out).identity
     identities = (_identity_in(out / PARTS / name) for name in (out / PARTS).names())
     return next(filter(None, identities), None)
+
+
+def _whole(out: Location) -> bool:
+    return (out / METRICS).exists() and (out / RESULTS).exists()
 
 
 def delete_parts(out: Location) -> None:

@@ -134,7 +134,7 @@ class Claim:
         fields = "; ".join(differing(rival.identity, self.identity))
         told = "" if rival.dead is not None else f"; if it was killed, wait {LOST_SECONDS / 60:g} minutes"
         return (
-            f"{self.folder}: another harvest is at work there under other settings ({rival}: {fields}); "
+            f"{self.folder}: another run is at work there under other settings ({rival}: {fields}); "
             f"choose another --out, or wait for its end{told}"
         )
 
@@ -145,6 +145,11 @@ class Claim:
                 if not self.location.exists():
                     return
                 self.write(holding=True)
+
+    def shared(self) -> bool:
+        """Whether another run of the same identity is at work in the folder as well."""
+        others = len(self._rivals())  # void claims are removed by it
+        return len(_claims_in(self.folder)) > 1 + others
 
     def check(self) -> None:
         """Raise RunError when it is gone: another has taken the folder over, or its disk is not there."""

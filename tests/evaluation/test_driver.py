@@ -2,7 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -461,6 +464,79 @@ def test_parts_of_other_settings_are_refused_or_replaced(
     third = evaluate(model, settings, steered(), str(out), ONE, replace=True)
     assert len(computed) == 6
     assert third.strengths == list(STRENGTHS)
+
+
+@contextmanager
+def at_work(
+    model: ModelSettings, settings: EmotionEvaluation, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[str]]:
+    """An evaluation in a thread of its own, which waits with two of its six parts done until the block ends.
+    In the block, what others compute is recorded."""
+    begun, go, kept = threading.Event(), threading.Event(), list[str]()
+
+    def waits(
+        system: System, _: Any, tasks: Sequence[Task], on_result: Any, shared: Any, **__: Any
+    ) -> Outcome:
+        in_process()(system, None, tasks[:2], on_result, shared)
+        begun.set()
+        assert go.wait(300)
+        return in_process()(system, None, tasks[2:], on_result, shared)
+
+    monkeypatch.setattr(room, "run_on", waits)
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(evaluate, model, settings, steered(), str(out), ONE)
+        try:
+            assert begun.wait(300)
+            monkeypatch.setattr(room, "run_on", in_process(kept))
+            yield kept
+        finally:
+            go.set()
+        first.result()
+
+
+def test_other_settings_beside_a_run_at_work_are_refused_before_anything_is_cleared(
+    local: None,
+    made: tuple[Path, MetricsFile],
+    model: ModelSettings,
+    settings: EmotionEvaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As two jobs of one recipe, of which one was changed. Before, each removed the other's parts."""
+    out, other = tmp_path / "evaluation", settings.model_copy(update={"strengths": (0.0, 2.0)})
+    told = (
+        r"another run is at work there under other settings .*strengths: found \[0.0, 1.0, 3.0\], asked for"
+    )
+    with at_work(model, settings, out, monkeypatch) as computed:
+        with pytest.raises(UserError, match=told):
+            evaluate(model, other, steered(), str(out), ONE, replace=True)
+        assert computed == []
+        assert len(list((out / "parts").iterdir())) == 2
+    assert pq.read_table(out / "results.parquet").equals(pq.read_table(made[0] / "results.parquet"))
+    evaluate(model, other, steered(), str(out), ONE, replace=True)
+    assert len(computed) == 6
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "results.parquet"]
+
+
+def test_two_runs_with_the_same_settings_at_once_finish_both(
+    local: None,
+    made: tuple[Path, MetricsFile],
+    model: ModelSettings,
+    settings: EmotionEvaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before, the first to finish removed the parts that the other still needed."""
+    out = tmp_path / "evaluation"
+    ready = room.prepared(model, settings, steered(), str(out), ONE)
+    with at_work(model, settings, out, monkeypatch) as computed:
+        evaluate(model, settings, steered(), str(out), ONE)
+        assert computed == [f"part-{i:05d}.parquet" for i in range(2, 6)]
+        assert pq.read_table(out / "results.parquet").equals(pq.read_table(made[0] / "results.parquet"))
+    assert pq.read_table(out / "results.parquet").equals(pq.read_table(made[0] / "results.parquet"))
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "results.parquet"]
+    monkeypatch.setattr(room, "run_on", no_work)
+    assert room.scored(ready, ONE).fingerprint == made[1].fingerprint  # finished by others meanwhile
 
 
 def test_failed_parts_are_named_and_the_finished_ones_kept(

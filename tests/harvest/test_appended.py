@@ -376,9 +376,7 @@ def test_one_who_appends_waits_for_one_who_is_at_work(
 
     def meanwhile(*args: Any, **kwargs: Any) -> Any:
         monkeypatch.setattr(missing, "run_tasks", run_tasks)
-        with pytest.raises(
-            UserError, match=f"another harvest is at work there.*rows: found {NEW}, asked for 12"
-        ):
+        with pytest.raises(UserError, match=f"another run is at work there.*rows: found {NEW}, asked for 12"):
             harvest(ModelSettings(id=model), more, str(out), settings)
         return run_tasks(*args, **kwargs)
 

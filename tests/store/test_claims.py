@@ -107,10 +107,11 @@ def test_of_processes_that_ask_at_once_one_holds(folder: Location) -> None:
         assert answers.count("held") == 1
         winner = answers.index("held")
         for answer in answers[:winner] + answers[winner + 1 :]:
-            assert "another harvest is at work there under other settings" in answer
+            assert "another run is at work there under other settings" in answer
             assert "template: found '{text}" in answer
             assert "hush" not in answer
-        with claimed(folder, {"template": f"{{text}} {winner}"}):
+        with claimed(folder, {"template": f"{{text}} {winner}"}) as claim:
+            assert claim.shared()
             assert len(claims_in(folder)) == 2
             assert folder.names() == []
         with pytest.raises(UserError, match=f"process {others[winner].pid} on"), claimed(folder, {"a": 1}):
@@ -118,7 +119,8 @@ def test_of_processes_that_ask_at_once_one_holds(folder: Location) -> None:
         tell(others[winner])
         others[winner].wait(60)
     assert claims_in(folder) == []
-    with claimed(folder, {"a": 1}):
+    with claimed(folder, {"a": 1}) as claim:
+        assert not claim.shared()
         assert len(claims_in(folder)) == 1
 
 
@@ -286,7 +288,7 @@ def test_two_commands_with_different_settings_at_once(model: str, tmp_path: Path
         ended = [(process.communicate()[1], process.returncode) for process in both]
     assert sorted(code for _, code in ended) == [0, 2], ended
     (refused,) = [text for text, code in ended if code]
-    assert "another harvest is at work there" in refused or "holds a harvest under other settings" in refused
+    assert "another run is at work there" in refused or "holds a harvest under other settings" in refused
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["rows"] == len(read_all(out)) == 60
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
