@@ -147,7 +147,7 @@ def _fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> dict[str, d
         tasks = []
         for shard, rows in parts:
             texts = left[shard.address][1].request.job.texts.slice(rows.start, len(rows))
-            name = f"{shard.address}, rows {rows.start:,} to {rows.stop - 1:,}"
+            name = f"{shard.address}, {_rows_words(rows)}"
             attempts = 1 if len(rows) > 1 else MAX_ATTEMPTS
             tasks.append(Task(name, ShardTask(shard, texts, trial=True), texts["text"].nbytes, attempts))
         deaths = pool.run(tasks, lambda _task, _result: None, one_by_one=True).deaths
@@ -165,11 +165,16 @@ def _failed(sets: list[PlannedSet], wanted: int, failures: dict[str, str]) -> Ru
     left = {shard.address: shard for planned_set in sets for shard in planned_set.missing}
     name, reason = next(iter(failures.items()))
     shard = left.get(name)
-    rows = f", rows {shard.start:,} to {shard.start + shard.rows - 1:,}" if shard else ""
+    rows = f", {_rows_words(range(shard.start, shard.start + shard.rows))}" if shard else ""
     return RunError(
         f"{len(left)} of {wanted} shards failed ({name}{rows}: {reason}); run the same command again to try "
         "only these"
     )
+
+
+def _rows_words(rows: range) -> str:
+    """Consecutive rows, in a message."""
+    return f"rows {rows.start:,} to {rows.stop - 1:,}" if len(rows) > 1 else f"row {rows.start:,}"
 
 
 def _operations(planned_set: PlannedSet) -> float:
