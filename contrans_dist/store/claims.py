@@ -94,16 +94,16 @@ class Claim:
         self.location.write_json(claimant.model_dump())
 
     def take(self) -> None:
-        """Hold the folder. Raises UserError when another is at work there, or nothing can be written."""
+        """Hold the folder. Raises UnwritableError where another is at work, or nothing can be written."""
         try:
             self.write(holding=False)
         except UnwritableError as error:  # a name of the folder, not of a file that nobody asked for
-            raise UserError(str(error).replace(str(self.location), str(self.folder))) from error
+            raise UnwritableError(str(error).replace(str(self.location), str(self.folder))) from error
         asked = time.monotonic()
         while rivals := self._rivals():
             name, first = min(rivals.items(), key=lambda rival: (not rival[1].holding, rival[0]))
             if first.holding or name < self.name:
-                raise UserError(self._refusal(first))
+                raise UnwritableError(self._refusal(first))
             time.sleep(_ASK_SECONDS)
             if time.monotonic() - asked > _RENEWED_SECONDS:  # one that died while it asked is told by its age
                 self.write(holding=False)
@@ -174,9 +174,10 @@ def claimed(folder: Location, identity: dict[str, Any]) -> Iterator[Claim]:
     try:
         claim.take()
         thread.start()
-        yield claim
-    except UnwritableError as error:  # it could be written to when the claim was
-        raise RunError(f"{error}; run the same command again to go on") from error
+        try:
+            yield claim
+        except UnwritableError as error:  # it could be written to when the claim was
+            raise RunError(f"{error}; run the same command again to go on") from error
     finally:
         claim.ended.set()
         if thread.is_alive():
