@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from contrans_dist.config import ClusterSettings, ModelSettings
+from contrans_dist.config import BATCH_TOKENS, ClusterSettings, ModelSettings
 from contrans_dist.console import count_of, note
 from contrans_dist.distributed.cluster import Replicas, most_gpus, replicas
 from contrans_dist.distributed.in_process import stays_here, this_process
@@ -22,7 +22,7 @@ def place(
     *,
     head: bool,
     highest_block: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     beside: Sequence[ModelSettings] = (),
     operations: float = math.inf,
 ) -> tuple[Replicas, Placement]:
