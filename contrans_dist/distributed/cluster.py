@@ -161,7 +161,7 @@ def replicas(cluster: ClusterSettings, nodes: Sequence[Node] | None = None, memo
     selector = cluster.selector
     nodes = [node for node in nodes if node.carries(selector) and not node.leaving]
     if not nodes and cluster.actors is None:
-        raise UserError(f"--label-selector {cluster.label_selector}: no node of the cluster has these labels")
+        raise UserError(_no_such_labels(cluster.label_selector))
     gpus = cluster.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if any(node.has("GPU") >= 1 for node in nodes) else 0.0
@@ -206,7 +206,7 @@ def too_small(size: Replicas, nodes: Sequence[Node]) -> str:
     nodes = [node for node in nodes if node.carries(size.selector) and not node.leaving]
     if size.selector and not nodes:
         selector = ",".join(f"{name}={wanted}" for name, wanted in size.selector.items())
-        return f"--label-selector {selector}: no node of the cluster has these labels"
+        return _no_such_labels(selector)
     smaller = "--dtype, --quantization or --placement stream need less"
     wanted = {
         "GPU": (size.gpus, 1, "GPUs", "fewer --gpus-per-actor, or 0 to run on the processors"),
@@ -219,6 +219,10 @@ def too_small(size: Replicas, nodes: Sequence[Node]) -> str:
             told = f"no node has {each / scale:.3g} {unit} for one actor, the largest has {most / scale:.3g}"
             return f"{told}: {instead}"
     return "no node has the GPUs, cores and memory of one actor together"
+
+
+def _no_such_labels(selector: str | None) -> str:
+    return f"--label-selector {selector}: no node of the cluster has these labels"
 
 
 def surroundings(size: Replicas) -> dict[str, dict[str, str]] | None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,13 +33,12 @@ def compute_missing(model: ModelSettings, sets: list[PlannedSet], cluster: Clust
     pool = _Pool.of(model, sets, cluster)
     owners = {shard.address: planned_set for planned_set in sets for shard in planned_set.missing}
     made = MadeShards()
-    outcome = _made(pool, sets, tasks_of(sets, pool.sweeps), made)
-    fatal = _fatal(pool, sets, outcome)
-    if fatal:
-        again = [task for task in tasks_of(sets, None) if task.name in fatal]
-        tasks = [replace(task, payload=replace(task.payload, fatal=fatal[task.name])) for task in again]
-        later = _made(pool, sets, tasks, made)
-        outcome.failures = {name: why for name, why in outcome.failures.items() if name not in fatal}
+    outcome = _made(pool, owners, tasks_of(sets, pool.sweeps), made)
+    again = _without_fatal(pool, sets, outcome)
+    if again:
+        later = _made(pool, owners, again, made)
+        for task in again:
+            del outcome.failures[task.name]
         outcome.failures |= later.failures
         outcome.lost_actors += later.lost_actors
     failures = made.failures | outcome.failures
@@ -101,12 +100,12 @@ class _Pool:
         return run_tasks(actor, arguments, tasks, size, keep, slots=slots, on_progress=on_progress)
 
 
-def _made(pool: _Pool, sets: list[PlannedSet], tasks: Sequence[Task], made: MadeShards) -> Outcome:
-    """Run tasks, and take the shards that they make into their sets, and into `made`."""
-    owners = {shard.address: planned_set for planned_set in sets for shard in planned_set.missing}
+def _made(pool: _Pool, owners: Mapping[str, PlannedSet], tasks: Sequence[Task], made: MadeShards) -> Outcome:
+    """Run tasks, and take the shards that they make into their sets, which are told by their addresses, and
+    into `made`."""
     texts = sum(task.payload.texts for task in tasks)
     title = f"harvest {pool.model.id.rstrip('/').rsplit('/', 1)[-1]}"
-    folders = [planned_set.out for planned_set in sets]
+    folders = list({planned_set.out: None for planned_set in owners.values()})
     with (
         Progress(title, texts, "texts") as progress,
         watched("harvest", pool.model.id, progress, folders) as watch,
@@ -129,35 +128,34 @@ def _made(pool: _Pool, sets: list[PlannedSet], tasks: Sequence[Task], made: Made
         return pool.run(tasks, keep, besides)
 
 
-def _fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> dict[str, dict[int, str]]:
-    """Of each shard that was given up as actors died, by its address: the texts at which they do, and how.
+def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> list[Task]:
+    """The shards that were given up as actors died, to be made without the texts at which they do, where such
+    were found.
 
     None of a streamed model, all of whose texts are at work at once, and none while no shard is there: it may
-    be the model that dies."""
+    be the model that dies.
+    """
     if not any(planned_set.reports for planned_set in sets):
-        return {}
-    left = {
-        shard.address: (shard, planned_set)
-        for planned_set in sets
-        for shard in planned_set.missing
-        if shard.address in outcome.deaths
-    }
+        return []
+    tasks = {task.name: task for task in tasks_of(sets, None) if task.name in outcome.deaths}
 
     def die(parts: Sequence[Part]) -> list[bool]:
-        tasks = []
+        trials = []
         for shard, rows in parts:
-            texts = left[shard.address][1].request.job.texts.slice(rows.start, len(rows))
-            name = f"{shard.address}, {_rows_words(rows)}"
+            whole = tasks[shard.address].payload
+            part = replace(whole, rows=whole.rows.slice(rows.start - shard.start, len(rows)), trial=True)
             attempts = 1 if len(rows) > 1 else MAX_ATTEMPTS
-            tasks.append(Task(name, ShardTask(shard, texts, trial=True), texts["text"].nbytes, attempts))
-        deaths = pool.run(tasks, lambda _task, _result: None, one_by_one=True).deaths
-        return [task.name in deaths for task in tasks]
+            name = f"{shard.address}, {_rows_words(rows)}"
+            trials.append(Task(name, part, part.rows["text"].nbytes, attempts))
+        deaths = pool.run(trials, lambda _task, _result: None, one_by_one=True).deaths
+        return [trial.name in deaths for trial in trials]
 
-    rows = fatal_rows([shard for shard, _ in left.values()], die) if left else {}
-    return {
-        address: dict.fromkeys(found, f"{FATAL} each time ({outcome.failures[address]})")
-        for address, found in rows.items()
-    }
+    found = fatal_rows([task.payload.shard for task in tasks.values()], die) if tasks else {}
+    again = []
+    for address, rows in found.items():
+        fatal = dict.fromkeys(rows, f"{FATAL} each time ({outcome.failures[address]})")
+        again.append(replace(tasks[address], payload=replace(tasks[address].payload, fatal=fatal)))
+    return again
 
 
 def _failed(sets: list[PlannedSet], wanted: int, failures: dict[str, str]) -> RunError:
