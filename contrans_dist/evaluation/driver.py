@@ -146,7 +146,7 @@ def _scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None,
                 run_on, system, cluster, shared=changed(spec, system=system), texts=texts_of(spec, of_system)
             )
             trials = max((unit.trials(spec) for unit in of_system), default=0) if title else None
-            _make_missing(spec, PARTS, of_system, named, on_system, trials)
+            _make_missing(spec, claim, PARTS, of_system, named, on_system, trials)
             units += of_system
         if isinstance(benchmark, Judged):
             judge = benchmark.classifier
@@ -159,7 +159,7 @@ def _scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None,
                 size = judges(judge, cluster, texts_of(spec, units))
                 return run_tasks(JudgeActor, (judge,), tasks, size, on_result, spec, on_progress=on_progress)
 
-            _make_missing(spec, JUDGED, units, f"judge by {judge}", on_judges)
+            _make_missing(spec, claim, JUDGED, units, f"judge by {judge}", on_judges)
     folder = out / (JUDGED if isinstance(benchmark, Judged) else PARTS)
     tables = {unit.name: read_table(folder / unit.name) for unit in units}
     table = joined(units, tables, steering.concepts)
@@ -224,6 +224,7 @@ class _Run(Protocol):
 
 def _make_missing(
     spec: EvaluationSpec,
+    claim: Claim,
     folder: str,
     units: Sequence[WorkUnit],
     title: str,
@@ -231,7 +232,7 @@ def _make_missing(
     trials: int | None = None,
 ) -> None:
     """Run every unit that has no part in a folder; `trials`: by which progress is counted, where these are
-    what is chosen between. Raises RunError when one failed."""
+    what is chosen between. Raises RunError when one failed, or the claim on the folder is gone."""
     names = missing(spec.out / folder, [unit.name for unit in units], spec.identity)
     tasks = [Task(unit.name, unit, len(unit.items)) for unit in units if unit.name in names]
     if not tasks:
@@ -244,6 +245,7 @@ def _make_missing(
     ):
 
         def keep(task: Task, result: Any) -> None:
+            claim.look()
             progress.finish(task.payload.size, total)
             watch.computed(result["tokens"] if isinstance(result, dict) else 0)
 

@@ -107,8 +107,10 @@ class PlannedSet:
         """Take in a shard that an actor has made.
 
         Raises RunError when one that was made a while ago is not to be seen here: other nodes have a disk of
-        their own under this name.
+        their own under this name; and when the claim on the folder is gone, as what is made then is lost.
         """
+        if self.claim is not None:
+            self.claim.look()
         self.reports[address] = report
         if self.out.is_local:
             self.unseen.append((time.monotonic(), report.entry.name))

@@ -81,6 +81,8 @@ class Claim:
     name: str = field(default_factory=lambda: f"{_PREFIX}{uuid.uuid4().hex}.json")
     since: str = field(default_factory=now)
     ended: threading.Event = field(default_factory=threading.Event)
+    gone: bool = False
+    """Whether it was found gone when it was to be renewed."""
 
     @property
     def location(self) -> Location:
@@ -143,6 +145,7 @@ class Claim:
         while not self.ended.wait(_RENEWED_SECONDS):
             with suppress(UserError, RunError, OSError), briefly():  # the next time, then
                 if not self.location.exists():
+                    self.gone = True
                     return
                 self.write(holding=True)
 
@@ -152,8 +155,14 @@ class Claim:
         return len(_claims_in(self.folder)) > 1 + others
 
     def check(self) -> None:
-        """Raise RunError when it is gone: another has taken the folder over, or its disk is not there."""
-        if not self.location.exists():
+        """Raise as `look` when it is gone now."""
+        self.gone = self.gone or not self.location.exists()
+        self.look()
+
+    def look(self) -> None:
+        """Raise RunError when it was found gone: another has taken the folder over, or its disk is not there.
+        Asks no disk."""
+        if self.gone:
             raise RunError(
                 f"{self.folder}: this run's claim on the folder is gone: its disk is not there, or nothing "
                 f"was heard of this run for {LOST_SECONDS / 60:g} minutes and another took over; run the "

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -199,6 +200,26 @@ def test_a_claim_is_renewed_and_its_loss_noticed(tmp_path: Path, monkeypatch: py
         with pytest.raises(RunError, match="and another took over"):
             claim.check()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_work_under_a_lost_claim_ends_when_that_is_seen(
+    local: None, in_process: None, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when all is done, as what is made for a disk that is gone is made for nothing."""
+    monkeypatch.setattr(claims, "_RENEWED_SECONDS", 0.02)
+    out, lines = tmp_path / "set", LINES * 300
+
+    def lose() -> None:
+        until(lambda: list(out.glob("shard-*")), "a shard")
+        for path in out.glob(".claim-*"):
+            path.unlink()
+
+    with ThreadPoolExecutor(1) as other:
+        lost = other.submit(lose)
+        with pytest.raises(RunError, match=r"claim on the folder is gone.*run the same command again"):
+            harvest(ModelSettings(id=model), text_table({"text": lines}), str(out), CAPTURE)
+        lost.result()
+    assert 0 < len(list(out.glob("shard-*"))) < len(lines) / 4
 
 
 def test_what_is_no_claim_is_named(tmp_path: Path) -> None:
