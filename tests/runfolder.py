@@ -16,6 +16,7 @@ from contrans_dist.benchmarks.statistics import wilson
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 from contrans_dist.store.tensors import save_tensors
+from tests.sets import own_facts, write_shard
 
 CONCEPTS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
@@ -120,10 +121,9 @@ def write_activations(
         columns[schema.block_column(block)] = values.tolist()
         norms[str(block)] = float(d + 5 * block)
     layout = schema.activation_schema(blocks, d, pa.schema([pa.field(key, pa.string()) for key in extra]))
-    origin = {"format": 1, "fingerprint": "0123456789abcdef", "start": 0}
-    layout = layout.with_metadata({"contrans": json.dumps(origin)})
     shard = folder / schema.shard_name(0)
-    pq.write_table(pa.table({key: list(values) for key, values in columns.items()}, schema=layout), shard)
+    table = pa.table({key: list(values) for key, values in columns.items()}, schema=layout)
+    write_shard(shard, own_facts(table, fingerprint="0123456789abcdef", start=0))
     manifest = {
         "format": schema.FORMAT_VERSION,
         "kind": "activations",

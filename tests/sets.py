@@ -1,5 +1,6 @@
 """Inputs written by hand: activation sets from arrays, with pyarrow alone, and files of texts."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,26 @@ from contrans_dist.store.manifest import seal_of
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
     """A manifest's content with the digest of it."""
     return {**content, "seal": seal_of(content)}
+
+
+def own_facts(table: pa.Table, **facts: Any) -> pa.Table:
+    """A shard's table with what it says of itself beside its format."""
+    return table.replace_schema_metadata({"contrans": json.dumps({"format": 1, **facts})})
+
+
+def write_shard(path: Path, table: pa.Table, row_group_size: int = 64, **options: Any) -> None:
+    """A shard as `docs/formats.md` says, of a table that says whose it is."""
+    zeros = "0" * 64
+    with pq.ParquetWriter(path, table.schema, **options) as writer:
+        writer.write_table(table, row_group_size=row_group_size)
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        pages = {"content": content, "norms": None, "footer": zeros}
+        writer.add_key_value_metadata({"contrans-pages": json.dumps(pages)})
+    written = path.read_bytes()
+    footer = len(written) - 8 - int.from_bytes(written[-8:-4], "little")
+    place = written.rindex(zeros.encode())
+    digest = hashlib.sha256(written[footer:]).hexdigest().encode()
+    path.write_bytes(written[:place] + digest + written[place + len(digest) :])
 
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> str:
@@ -55,9 +76,8 @@ def make_set(
     folder.mkdir(parents=True)
     starts = range(0, n, shard)
     for index, start in enumerate(starts):
-        own = {"format": 1, "fingerprint": f"of {folder.name}", "start": start}
-        part = table.slice(start, shard).replace_schema_metadata({"contrans": json.dumps(own)})
-        pq.write_table(part, folder / f"shard-{index:05d}.parquet", row_group_size=64)
+        part = own_facts(table.slice(start, shard), fingerprint=f"of {folder.name}", start=start)
+        write_shard(folder / f"shard-{index:05d}.parquet", part)
     manifest = {
         "format": 1,
         "kind": "activations",

@@ -43,8 +43,7 @@ def settled(
     weights = described.dtype(model.dtype)
     if weights == "float32" or is_quantised(described.full):
         return model
-    there = held() or {}
-    recorded = there.get("compute_dtype") or there.get("dtype")
+    recorded = (held() or {}).get("compute_dtype")
     return model.model_copy(update={"compute_dtype": recorded or _measured(model.id, weights, cluster)})
 
 

@@ -26,7 +26,7 @@ from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, WorkUnit
 from contrans_dist.evaluation.baselines import TARGET, System, in_turn
 from contrans_dist.evaluation.conditions import reference_of
 from contrans_dist.evaluation.parts import JUDGED, PARTS, cleared, cost_of, delete_parts, finished, missing
-from contrans_dist.evaluation.precision import as_was_said, settled_system
+from contrans_dist.evaluation.precision import settled_system
 from contrans_dist.evaluation.sizes import judges, texts_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.work_units import joined, plan_units, scored_items
@@ -107,13 +107,12 @@ def prepared(
     items = scored_items(benchmark, settings, steering)
     target = settled_system(System(TARGET, model), cluster, out)
     others = [settled_system(system, cluster, out) for system in others]
-    identity = _identity(benchmark, settings, steering, items, [target, *others])
     spec = EvaluationSpec(
         system=target,
         benchmark=benchmark,
         steering=steering,
         strengths=settings.strengths,
-        identity=as_was_said(identity, out),
+        identity=_identity(benchmark, settings, steering, items, [target, *others]),
         out=out,
     )
     return ReadyEvaluation(spec, items, others, finished(spec.out, spec.identity, replace), replace)

@@ -33,25 +33,7 @@ def settled_system(system: System, cluster: ClusterSettings, out: Location | Non
     return replace(system, model=of(system.model), guides=tuple(map(of, system.guides)))
 
 
-def as_was_said(identity: dict[str, Any], out: Location) -> dict[str, Any]:
-    """The identity of an evaluation as that in its folder says it, where that is older: models were computed
-    in the precision of their weights, and nothing was said of it."""
-    there = identity_in(out)
-    if there is None or "dtype" not in there or "compute_dtype" in there:
-        return identity
-    systems = {
-        name: {**system, "models": list(map(_without, system["models"]))}
-        for name, system in identity["systems"].items()
-    }
-    return {**_without(identity), "systems": systems}
-
-
 def _models(identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What an evaluation's identity says of each model, the target first."""
     others = [model for system in (identity.get("systems") or {}).values() for model in system["models"]]
     return [model for model in (identity, *others) if "model" in model]
-
-
-def _without(model: Mapping[str, Any]) -> dict[str, Any]:
-    same = model.get("compute_dtype") == model.get("dtype")
-    return {name: value for name, value in model.items() if name != "compute_dtype" or not same}

@@ -46,11 +46,11 @@ def check_dtype(lm: LanguageModel, shard: Shard) -> None:
     """RunError where the weights here have another precision than the manifest will name, or are computed
     with in another."""
     identity = shard.spec.identity
-    said = {"dtype": identity.dtype, "compute-dtype": identity.computed_in}
+    said = {"dtype": identity.dtype, "compute-dtype": identity.compute_dtype}
     here = {"dtype": lm.weights_dtype or lm.dtype, "compute-dtype": lm.dtype}
     for option, dtype in here.items():
         name = str(dtype).removeprefix("torch.")
-        if said[option] not in (None, name):
+        if said[option] != name:
             raise RunError(
                 f"{lm.name}: it runs in {name} here, and in {said[option]} by the files of the machine that "
                 f"started the harvest; say by --{option} in which it is to be run"

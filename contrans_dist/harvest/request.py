@@ -119,12 +119,8 @@ class Request:
 
     def _like(self, held: Identity) -> Identity:
         """The identity that is asked for, with the blocks, the parts and the size of shards that a set has
-        which is there, where these serve, and as it was said when that set was made."""
+        which is there, where these serve."""
         identity = self.identity
-        if held.compute_dtype is None and identity.compute_dtype == held.dtype:
-            content = plain(identity)
-            del content["compute_dtype"]  # which sets did not say that were computed in that of the weights
-            identity = Identity.model_validate(content)
         if not set(identity.blocks) <= set(held.blocks):
             return identity
         kept: dict[str, Any] = {"blocks": held.blocks}

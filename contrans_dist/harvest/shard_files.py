@@ -73,7 +73,7 @@ def publish_shard(
                 raise SpoiltError(shard.name, spoilt)
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            writer.add_key_value_metadata(page_facts(layout, content, np.concatenate(norms), options))
+            writer.add_key_value_metadata(page_facts(content, np.concatenate(norms)))
         hash_footer(path)
         # Nothing appears that a reader would refuse.
         try:

@@ -1,9 +1,9 @@
-"""What a shard says of itself in its footer, and the seal over it.
+"""What a shard says of itself in its footer, and the hash over it.
 
 Besides its columns a shard's footer holds two pieces of JSON: what was known before its rows (`contrans`:
 whose it is, where it starts, counts), and what was known after them (`contrans-pages`: a hash of all that
-stands before the footer, the rows' norms, a seal over all of this, and a hash of the footer's own bytes).
-That is checked before Parquet's reader gets them: in some places a flipped bit makes that end the process.
+stands before the footer, the rows' norms, and a hash of the footer's own bytes). That is checked before
+Parquet's reader gets them: in some places a flipped bit makes that end the process.
 """
 
 import base64
@@ -11,11 +11,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -57,13 +55,12 @@ class PageFacts(Facts):
     """SHA-256 of all bytes before the footer."""
     norms: str | None = None
     """Base64 of the Euclidean norm of each row at each block: float32, little-endian, `[rows, blocks]`."""
-    seal: str
-    footer: str | None = None
-    """SHA-256 of the footer's bytes, with zeros in its own place; None in a shard of an earlier version."""
+    footer: str
+    """SHA-256 of the footer's bytes, with zeros in its own place."""
 
 
 def footer_is_whole(footer: bytes) -> bool:
-    """Whether a footer's bytes have the hash that they say; those of earlier versions say none."""
+    """Whether a footer's bytes have the hash that they say; those of other Parquet files say none."""
     start = footer.rfind(_MARK) + len(_MARK)
     if start < len(_MARK):
         return True
@@ -84,35 +81,13 @@ def hash_footer(path: Path) -> None:
         file.write(hashlib.sha256(footer).hexdigest().encode())
 
 
-def footer_seal(
-    metadata: pq.FileMetaData, facts: bytes, content: str, norms: str | None, hashed: bool
-) -> str:
-    """Digest of a shard's columns, as a reader finds them, and of what it says of itself; `hashed`: it also
-    says the hash of its footer."""
-    leaves = (metadata.schema.column(index) for index in range(metadata.num_columns))
-    columns = [
-        [leaf.path, leaf.physical_type, leaf.length, leaf.max_definition_level, leaf.max_repetition_level]
-        for leaf in leaves
-    ]
-    parts = [columns, metadata.metadata[b"ARROW:schema"].decode(), facts.decode(), content, norms]
-    parts += ["hashed"] if hashed else []
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+def page_facts(content: str, norms: NDArray[np.float32]) -> dict[str, str]:
+    """What a shard says after its rows: key and value for its footer.
 
-
-def page_facts(
-    layout: pa.Schema, content: str, norms: NDArray[np.float32], options: dict[str, Any]
-) -> dict[str, str]:
-    """What a shard of this layout says after its rows: key and value for its footer.
-
-    `content`: hash of the bytes before it. `options`: those it is written with.
+    `content`: hash of the bytes before it.
     """
-    # Sealed as it will be found: Parquet knows less than Arrow, and some names change on the way.
-    sink = pa.BufferOutputStream()
-    pq.write_table(layout.empty_table(), sink, **options)
-    metadata = pq.read_metadata(pa.BufferReader(sink.getvalue()))
     kept = base64.b64encode(norms.astype("<f4").tobytes()).decode() if norms.nbytes <= _MOST_NORMS else None
-    seal = footer_seal(metadata, layout.metadata[schema.METADATA_KEY], content, kept, hashed=True)
-    said = {"content": content, "norms": kept, "seal": seal, "footer": _BLANK.decode()}
+    said = {"content": content, "norms": kept, "footer": _BLANK.decode()}
     return {schema.PAGES_KEY.decode(): json.dumps(said)}
 
 

@@ -43,7 +43,7 @@ class Identity(Facts):
     dtype: str | None = None
     """Precision of the weights."""
     compute_dtype: str | None = None
-    """Precision that was computed in; None in older sets, which was that of the weights."""
+    """Precision that was computed in."""
     quantization: str | None = None
     tokenizer: str | None = None
     torch: str | None = None
@@ -71,14 +71,9 @@ class Identity(Facts):
         return self
 
     @property
-    def computed_in(self) -> str | None:
-        """The precision that was computed in, where it is known."""
-        return self.compute_dtype or self.dtype
-
-    @property
     def precision(self) -> str | None:
         """That of the weights, and the one that was computed in where it is another, in words."""
-        same = self.computed_in == self.dtype
+        same = self.compute_dtype in (None, self.dtype)
         return self.dtype if same else f"{self.dtype}, computed in {self.compute_dtype}"
 
     @property

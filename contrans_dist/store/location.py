@@ -104,10 +104,6 @@ class Location:
     def exists(self) -> bool:
         return self.info().type is not fs.FileType.NotFound
 
-    def size(self) -> int:
-        """Bytes of the file."""
-        return int(self.info().size or 0)
-
     @patiently
     def entries(self) -> list[fs.FileInfo]:
         """What lies directly inside, by one request; nothing in a file, or where nothing is."""

@@ -152,7 +152,7 @@ class Manifest(Facts):
     @property
     def depends_on_batch(self) -> bool:
         """Whether rows differ from those of the same texts alone by more than rounding."""
-        worst, most = self.canary.worst_deviation, _ROUNDING.get(self.identity.computed_in or "")
+        worst, most = self.canary.worst_deviation, _ROUNDING.get(self.identity.compute_dtype or "")
         return worst is not None and most is not None and worst > most
 
     def sealed(self) -> "Manifest":

@@ -56,8 +56,7 @@ class ShardFile:
     footer: str
     """SHA-256 of the footer."""
     facts: ShardFacts
-    pages: PageFacts | None
-    """None in a shard of an earlier version."""
+    pages: PageFacts
 
     @property
     def rows(self) -> int:
@@ -75,7 +74,7 @@ class ShardFile:
 
     def kept_norms(self, blocks: Sequence[int]) -> NDArray[np.float32] | None:
         """Euclidean norms `[rows, blocks]` of these blocks' rows, as the footer has them, if it does."""
-        if self.pages is None or self.pages.norms is None:
+        if self.pages.norms is None:
             return None
         held = sorted(block for block in map(schema.block_of, self.layout.names) if block is not None)
         flat = np.frombuffer(base64.b64decode(self.pages.norms), "<f4")
@@ -123,13 +122,11 @@ class ShardFile:
         return SMALL_BYTES + EXPANDING * self.size
 
     def verify(self) -> None:
-        """Read every byte: its hash, where it has one, and the checksum of every page, a row group at a time.
+        """Read every byte: their hash, and the checksum of every page, a row group at a time.
 
         Raises UserError for the first thing that is wrong.
         """
-        if self.pages is not None and self.pages.content != bytes_hash(
-            self.source, self.size - self.footer_bytes
-        ):
+        if self.pages.content != bytes_hash(self.source, self.size - self.footer_bytes):
             raise DamagedError(self.location, "its content is not what was written")
         blocks = [name for name in self.layout.names if schema.block_of(name) is not None]
         others = [name for name in self.layout.names if schema.block_of(name) is None]

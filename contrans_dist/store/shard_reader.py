@@ -12,7 +12,7 @@ from contrans_dist.config.limits import CHUNKS, FOOTER_BYTES, check_size, raised
 from contrans_dist.config.recipe import validated
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.store import schema
-from contrans_dist.store.footers import PageFacts, ShardFacts, footer_is_whole, footer_seal
+from contrans_dist.store.footers import PageFacts, ShardFacts, footer_is_whole
 from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
 from contrans_dist.store.shard_file import DamagedError, ShardFile
@@ -99,7 +99,6 @@ def _parsed(location: Location, source: pa.NativeFile) -> ShardFile:
             pages,
         )  # fmt: skip
         _check_counts(shard)
-        _check_seal(shard)
     except (UserError, RunError):
         raise
     except Exception as error:  # a damaged footer makes a reader raise whatever it likes
@@ -117,13 +116,13 @@ def _parquet(source: pa.NativeFile, footer: bytes) -> pq.ParquetFile:
     return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
 
 
-def _facts(location: Location, file: pq.ParquetFile) -> tuple[ShardFacts, PageFacts | None]:
+def _facts(location: Location, file: pq.ParquetFile) -> tuple[ShardFacts, PageFacts]:
     metadata = file.metadata.metadata or {}
-    if schema.METADATA_KEY not in metadata:
+    facts, pages = metadata.get(schema.METADATA_KEY), metadata.get(schema.PAGES_KEY)
+    if facts is None or pages is None:
         raise DamagedError(location, "expected a shard written by contrans")
-    facts = validated(ShardFacts, json.loads(metadata[schema.METADATA_KEY]), f"{location}: footer")
-    pages = metadata.get(schema.PAGES_KEY)
-    return facts, None if pages is None else validated(PageFacts, json.loads(pages), f"{location}: footer")
+    where = f"{location}: footer"
+    return validated(ShardFacts, json.loads(facts), where), validated(PageFacts, json.loads(pages), where)
 
 
 def _check_counts(shard: ShardFile) -> None:
@@ -141,13 +140,3 @@ def _check_counts(shard: ShardFile) -> None:
         group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)
     )
     check_size(f"{where}: its pages unfold to", unfolded, shard.most_bytes)
-
-
-def _check_seal(shard: ShardFile) -> None:
-    """Parquet keeps checksums of its pages, but not of its footer."""
-    if shard.pages is None:
-        return
-    facts = shard.file.metadata.metadata[schema.METADATA_KEY]
-    pages, metadata = shard.pages, shard.file.metadata
-    if pages.seal != footer_seal(metadata, facts, pages.content, pages.norms, pages.footer is not None):
-        raise DamagedError(shard.location, "its footer is damaged")

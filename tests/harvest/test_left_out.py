@@ -22,7 +22,7 @@ from contrans_dist.mapping.driver import fit
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from tests.harvests import cli, stamps
-from tests.sets import make_set
+from tests.sets import make_set, own_facts, write_shard
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.truth import block_rows, by_transformers, read_all
 
@@ -168,9 +168,8 @@ def lacking(folder: Path, rows: np.ndarray, left_out: list[int]) -> ActivationSe
         facts["skipped"] = [
             {"row": i, "reason": "x"} for i in left_out if entry["start"] <= i < entry["start"] + 16
         ]
-        table = table.replace_schema_metadata({b"contrans": json.dumps(facts)})
         entry["rows"] = table.num_rows
-        pq.write_table(table, path, row_group_size=64)
+        write_shard(path, own_facts(table, **facts))
     manifest["rows"] -= len(left_out)
     manifest["skipped"] = [{"row": i, "reason": "x"} for i in left_out]
     (folder / "manifest.json").write_text(json.dumps(manifest))

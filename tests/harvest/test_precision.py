@@ -17,11 +17,9 @@ from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import text_table
 from contrans_dist.distributed import precision as chosen_on
 from contrans_dist.errors import UserError
-from contrans_dist.evaluation import driver as evaluating
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.harvest import driver as harvesting
-from contrans_dist.harvest import manifest as manifests
 from contrans_dist.harvest.driver import harvest
 from contrans_dist.models import precision
 from contrans_dist.store.activation_set import ActivationSet
@@ -50,17 +48,6 @@ def _processor(monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
     rates = (2e10, 1e11) if faster == "float32" else (2e11, 1e11)
     monkeypatch.setattr(precision, "linear_rates", lambda kind: rates)
     chosen_on._on_a_node.cache_clear()
-
-
-def _without_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Manifests and results say what they said before there was a choice."""
-    before = manifests.model_identity
-
-    def older(model: Any, facts: Any) -> dict[str, Any]:
-        return {name: value for name, value in before(model, facts).items() if name != "compute_dtype"}
-
-    monkeypatch.setattr(manifests, "model_identity", older)
-    monkeypatch.setattr(evaluating, "model_identity", older)
 
 
 def _said(made: ActivationSet) -> tuple[str | None, str | None]:
@@ -105,29 +92,6 @@ def test_what_was_begun_is_gone_on_with_in_its_precision(
     assert _said(harvest(asked, TABLE, str(tmp_path / "other"), CAPTURE, ONE)) == ("bfloat16", "bfloat16")
 
 
-def test_an_older_set_is_gone_on_with_as_it_was(
-    half: ModelSettings, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It does not say what was computed in: that of the weights."""
-    out = tmp_path / "set"
-    with pytest.MonkeyPatch.context() as older:
-        _processor(older, "bfloat16")
-        _without_the_field(older)
-        harvest(half, TABLE, str(out), CAPTURE, ONE)
-    assert "compute_dtype" not in json.loads((out / "manifest.json").read_text())["identity"]
-    whole = {path.name: path.read_bytes() for path in out.glob("shard-*")}
-    _processor(monkeypatch, "float32")
-    (out / "manifest.json").unlink()
-    (out / "shard-00001.parquet").unlink()
-    made = harvest(half, TABLE, str(out), CAPTURE, ONE)
-    assert {path.name: path.read_bytes() for path in out.glob("shard-*")} == whole
-    more = pa.concat_tables([TABLE, text_table({"text": ["one more text"]})])
-    assert harvest(half, more, str(out), CAPTURE, ONE).n_rows == made.n_rows + 1
-    asked = half.model_copy(update={"compute_dtype": "float32"})
-    with pytest.raises(UserError, match="compute_dtype: found None, asked for 'float32'"):
-        harvest(asked, more, str(out), CAPTURE, ONE)
-
-
 def _steered() -> Steering:
     values = np.zeros((3, 16), np.float32)
     values[1] = np.random.default_rng(0).normal(size=16)
@@ -138,27 +102,23 @@ def _steered() -> Steering:
     return steering({"vector": vectors}, ["vector"])
 
 
-@pytest.mark.parametrize("older", [False, True])
 def test_an_evaluation_too(
-    half: ModelSettings, older: bool, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    half: ModelSettings, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, out = tmp_path / "scenarios.jsonl", str(tmp_path / "out")
     rows = [{"text": f"It was {i} and the boy was", "concept": c} for c in ("happy", "sad") for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = EmotionEvaluation(texts=str(path), strengths=(0.0, 1.0))
-    first, then = ("bfloat16", "float32") if older else ("float32", "bfloat16")
     with pytest.MonkeyPatch.context() as begun:
-        _processor(begun, first)
-        if older:
-            _without_the_field(begun)
+        _processor(begun, "float32")
         made = evaluate(half, settings, _steered(), out, ONE)
     assert made.identity is not None
     assert made.identity["dtype"] == "bfloat16"
-    assert made.identity.get("compute_dtype") == (None if older else "float32")
-    _processor(monkeypatch, then)
+    assert made.identity["compute_dtype"] == "float32"
+    _processor(monkeypatch, "bfloat16")
     again = evaluate(half, settings, _steered(), out, ONE)
     assert again.identity == made.identity
-    asked = half.model_copy(update={"compute_dtype": then})
+    asked = half.model_copy(update={"compute_dtype": "bfloat16"})
     with pytest.raises(UserError, match=r"holds another evaluation .*compute_dtype: found"):
         evaluate(asked, settings, _steered(), out, ONE)
 

@@ -28,7 +28,7 @@ from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from tests.sets import make_set, sealed
+from tests.sets import make_set, own_facts, sealed, write_shard
 
 N, D, SHARD = 120, 4, 30
 
@@ -245,18 +245,17 @@ def test_what_is_no_manifest_is_refused(
 
 
 def replaced(index: int, change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], Any]:
-    """A shard written again, after a change to its table, by pyarrow alone."""
+    """A shard written again, after a change to its table."""
 
     def spoil(folder: Path) -> None:
         path = folder / f"shard-{index:05d}.parquet"
-        pq.write_table(change(pq.read_table(path)), path, row_group_size=64)
+        write_shard(path, change(pq.read_table(path)))
 
     return spoil
 
 
 def renamed(fingerprint: str) -> Callable[[pa.Table], pa.Table]:
-    own = {"format": 1, "fingerprint": fingerprint, "start": SHARD}
-    return lambda table: table.replace_schema_metadata({"contrans": json.dumps(own)})
+    return lambda table: own_facts(table, fingerprint=fingerprint, start=SHARD)
 
 
 def wider(table: pa.Table) -> pa.Table:
@@ -325,7 +324,7 @@ def test_damage_in_the_pages_is_found_when_they_are_read(
     """By the page's own checksum, or by decompressing it; opening the set alone does not read them."""
     for index in range(4):
         path = folder / f"shard-{index:05d}.parquet"
-        pq.write_table(pq.read_table(path), path, use_dictionary=False, write_page_checksum=True)
+        write_shard(path, pq.read_table(path), use_dictionary=False, write_page_checksum=True)
     flip_page(folder)
     assert run(*commands(folder)["inspect"], monkeypatch=monkeypatch) == 0
     capsys.readouterr()
@@ -365,7 +364,7 @@ def test_skipped_rows_leave_gaps_and_no_more(tmp_path: Path) -> None:
             "skipped": [{"row": row} for row in lost],
         }
         table = pq.read_table(path).replace_schema_metadata({"contrans": json.dumps(own)})
-        pq.write_table(table, path)
+        write_shard(path, table)
         shard["start"] = start
     content["skipped"] = [{"row": row, "reason": "too short"} for row in left_out]
     (folder / "manifest.json").write_text(json.dumps(content))
@@ -464,7 +463,7 @@ def hostile_sets(parent: Path) -> dict[str, str]:
     wide = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(64 << 20, np.float32)), 65_536)
     own = {"format": 1, "fingerprint": "f", "start": 0}
     nothing = pa.nulls(1000)
-    zstd = {"compression": "zstd", "compression_level": 3}
+    zstd = {"compression": "zstd", "compression_level": 3, "row_group_size": 1000}
     small = {"row_group_size": 1, "write_statistics": False}
     tables: dict[str, tuple[pa.Table, dict[str, Any]]] = {
         "columns": (pa.table({**plain, **block, **{f"c{i}": nothing for i in range(70_000)}}), zstd),
@@ -479,7 +478,7 @@ def hostile_sets(parent: Path) -> dict[str, str]:
         folder.mkdir()
         d = table.schema.field("block_000").type.list_size
         kept = {**(table.schema.metadata or {}), b"contrans": json.dumps(own).encode()}
-        pq.write_table(table.replace_schema_metadata(kept), folder / "s.parquet", **options)
+        write_shard(folder / "s.parquet", table.replace_schema_metadata(kept), **options)
         columns = [*plain, *(["label"] if name == "labels" else [])]
         manifest = {
             "format": 1, "kind": "activations", "fingerprint": "f", "identity": {"model": "m"}, "rows": 1000,
