@@ -6,7 +6,7 @@ RUN := runs/demo
 DATA ?= ../shared
 TIMES ?= 1
 
-.PHONY: audit demo docs experiments faults gpu real setup test lint clean
+.PHONY: audit demo docs experiments faults gpu real setup slow test lint clean
 
 demo: setup  ## install, move six emotions between the bundled models, write the report
 	$(BIN)/contrans demo --out $(RUN)
@@ -36,6 +36,9 @@ lint: setup
 
 test: lint docs  ## style, types, the documentation and the whole default test suite (no GPU, no network)
 	$(BIN)/pytest -n 3 --dist loadfile
+
+slow: setup  ## what takes minutes: bombs, browsers, Slurm, Prometheus, several nodes; says what it lacks
+	$(BIN)/pytest -m slow -n 2 --dist loadfile -rs
 
 # In an environment of its own. A pin that cannot be looked up is a failure: nothing is known of it.
 audit:  ## every pin of constraints.txt against the known holes, over the network
