@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from contrans_dist.console import tell
 from contrans_dist.errors import UserError
-from contrans_dist.models.devices import usual_device
+from contrans_dist.models.devices import leave_out_cudnn, usual_device
 from contrans_dist.models.facts import config_hash, tokenizer_hash, weights_identity
 from contrans_dist.models.hub import hub_errors
 from contrans_dist.models.language_model import tokenizer_limit
@@ -163,6 +163,7 @@ def load_classifier(name: str) -> Classifier:
         )
     if model.config.problem_type == "regression":
         raise UserError(f"classifier {name}: a regression model, whose scores are no probabilities")
+    leave_out_cudnn()
     return Classifier(model.eval().to(usual_device()), tokenizer, name)
 
 

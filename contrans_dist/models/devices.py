@@ -89,6 +89,16 @@ def free_memory() -> dict[int | str, int]:
     return free | {"cpu": host_memory()}
 
 
+def leave_out_cudnn() -> None:
+    """Have attention computed by PyTorch's own kernels in this process, never by cuDNN's.
+
+    On an H100, H200 or B200 PyTorch takes cuDNN's first. That plans anew for every shape, and batches by
+    length and texts that grow have hundreds; on a B200 it writes other texts than any other kernel where a
+    model has few heads for keys (pytorch/pytorch#193893).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def keep_within(share: float) -> None:
     """Take no more from here on than this share of the memory of each GPU that this process sees: others are
     there that take as much, and what one keeps for later another would miss."""

@@ -12,6 +12,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from contrans_dist.errors import UserError
 from contrans_dist.models.blocks import EXPECTED, find_blocks, model_type, text_config
+from contrans_dist.models.devices import leave_out_cudnn
 from contrans_dist.models.passing import states_after
 from contrans_dist.models.tokens import special_tokens
 
@@ -188,7 +189,8 @@ def _probe(model: PreTrainedModel, decoder: nn.Module, block: nn.Module, d: int)
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: Any, name: str = "") -> LanguageModel:
-    """A model that is already in memory as a `LanguageModel`; puts it into evaluation mode.
+    """A model that is already in memory as a `LanguageModel`; puts it into evaluation mode. From here on the
+    process leaves cuDNN's attention out (`leave_out_cudnn`).
 
     Args:
         model: A Hugging Face model, with or without its head.
@@ -198,6 +200,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: Any, name: str = "") -> Langua
     Raises:
         UserError: Where it is no decoder-only language model.
     """
+    leave_out_cudnn()
     decoder, blocks = find_blocks(model)
     config = text_config(model.config)
     _probe(model.eval(), decoder, blocks[0], config.hidden_size)

@@ -4,10 +4,13 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -31,7 +34,10 @@ from contrans_dist.models import (
     weights_identity,
     wrap_model,
 )
+from contrans_dist.models.classifier import load_classifier
 from contrans_dist.models.model_files import ModelFiles
+from contrans_dist.models.streaming import open_streamed
+from tests.models.test_classifier import save_classifier
 from tests.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 
 TEXTS = ["She felt sad", "One day a bird asked the old man", "Once upon a time there was", "home"]
@@ -311,6 +317,26 @@ def test_a_gpu_is_used_where_there_is_one(quantization, tmp_path):
     assert lm.device.type == "cuda"
     assert all(p.device.type == "cuda" for p in lm.model.parameters())
     assert np.isfinite(capture(lm, TEXTS)[1]).all()
+
+
+@pytest.mark.parametrize("load", [load_model, open_streamed, load_classifier])
+def test_attention_is_not_left_to_cudnn(load: Callable[[str], object], tmp_path: Path) -> None:
+    save = save_classifier if load is load_classifier else save_tiny
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load(str(save(tmp_path / "model")))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_no_attention_on_a_gpu_is_cudnns(tmp_path: Path) -> None:
+    """By PyTorch's own choice, with a mask and without one."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_model(str(save_tiny(tmp_path)))
+    heads = torch.zeros(2, 4, 24, 64, device="cuda", dtype=torch.float16)
+    mask = torch.ones(2, 1, 24, 24, device="cuda", dtype=torch.bool).tril()
+    chosen = {torch._fused_sdp_choice(heads, heads, heads, attn_mask=of) for of in (None, mask)}
+    assert not chosen & {SDPBackend.CUDNN_ATTENTION.value, SDPBackend.MATH.value}
 
 
 @pytest.mark.gpu
