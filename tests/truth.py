@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -12,6 +12,9 @@ from contrans_dist.engine.capture import capture_ids, deviation
 from contrans_dist.engine.capture.batches import Position
 from contrans_dist.models import LanguageModel
 from tests.tiny import CONTEXT
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def by_transformers(folder: Path, prompts: list[str]) -> tuple[np.ndarray, list[list[int]]]:
@@ -50,12 +53,14 @@ def block_states(lm: LanguageModel, text: list[int]) -> dict[int, np.ndarray]:
     return {**states, lm.n_blocks - 1: seen["last"][0].numpy()}
 
 
-def read_all(out: Path) -> pd.DataFrame:
+def read_all(out: Path) -> "pd.DataFrame":
+    import pandas as pd  # a machine on which the gpu tests run may have none
+
     frames = [pd.read_parquet(path) for path in sorted(out.glob("shard-*.parquet"))]
     return pd.concat(frames, ignore_index=True)
 
 
-def block_rows(frame: pd.DataFrame) -> np.ndarray:
+def block_rows(frame: "pd.DataFrame") -> np.ndarray:
     """`[texts, blocks, d]` of a frame's block columns."""
     names = [name for name in frame.columns if name.startswith("block_")]
     return np.stack([np.stack(frame[name].tolist()) for name in names], axis=1)
