@@ -15,6 +15,7 @@ import importlib
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="+", choices=(*PARTS, "all", "libraries"), metavar="PART")
-    parser.add_argument("--json", type=Path, help="write machine and rows to this file")
+    parser.add_argument("--json", type=Path, help="write machine and rows to this file, row by row")
+    parser.add_argument("--add", action="store_true", help="keep what that file has of other parts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="default: 7b on a GPU, else 134m")
     parser.add_argument(
@@ -75,28 +77,27 @@ def _show(row: Row) -> None:
     print(f"{row.name:28} {figures} {row.note}", flush=True)
 
 
-def _measure(parts: list[str], bench: Bench) -> tuple[list[Row], list[str]]:
-    """The rows of all parts, and what went wrong; a part that fails does not take the others along."""
-    rows: list[Row] = []
+def _measure(parts: list[str], bench: Bench, found: Callable[[Row], None]) -> list[str]:
+    """Each row of all parts is `found`; returns what went wrong. A part that fails does not take the others
+    along."""
     wrong = []
     print(f"{'name':28} {'ratio':>9} {'ours':>12} {'theirs':>12} {'unit':12} {'error':8} note")
     for part in parts:
         try:
             for row in importlib.import_module(f"speed.{part}").rows(bench):
-                rows.append(row)
                 _show(row)
+                found(row)
                 allowed = bench.allowed(row)
                 if row.max_error is not None and not row.max_error <= allowed:
                     wrong.append(
                         f"{row.name}: the two sides differ by {row.max_error:.1e} (allowed {allowed:.0e})"
                     )
-        except ModuleNotFoundError as error:
-            if error.name != "ray":
-                raise
-            print(f"{part}: the rest is left out, ray is not installed")
         except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == "ray":
+                print(f"{part}: the rest is left out, ray is not installed")
+                continue
             bench.miss(f"{part}: the rest could not be measured: {type(error).__name__}: {error}")
-    return rows, wrong + bench.missed
+    return wrong + bench.missed
 
 
 def main() -> int:
@@ -110,10 +111,16 @@ def main() -> int:
         bench = _bench(options, Path(scratch))
         about = machine(bench)
         print("\n".join(f"{name}: {value}" for name, value in about.items()), end="\n\n")
-        rows, wrong = _measure(parts, bench)
-    if options.json:
-        content = {"machine": about, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        before = json.loads(options.json.read_text()) if options.add and options.json.exists() else {}
+        rows = [row for row in before.get("rows", ()) if row["part"] not in parts]
+
+        def found(row: Row) -> None:
+            rows.append(asdict(row))
+            if options.json:
+                content = {**before, "machine": about, "rows": rows}
+                options.json.write_text(json.dumps(content, indent=2) + "\n")
+
+        wrong = _measure(parts, bench, found)
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

@@ -113,6 +113,44 @@ def test_a_harvest_is_of_the_model_that_was_asked_for(
     ]
 
 
+def test_a_row_is_on_disk_once_it_is_measured_beside_those_of_other_parts(
+    script: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common, store = (importlib.import_module(f"speed.{name}") for name in ("common", "store"))
+    path = tmp_path / "figures.json"
+    rows = [{"part": part, "name": f"{part}/before"} for part in ("harvest", "store")]
+    path.write_text(json.dumps({"tests": "passed", "rows": rows}))
+    there: list[list[str]] = []
+
+    def measured(_bench: Any) -> Iterator[Any]:
+        for name in ("store/first", "store/second"):
+            yield common.Row("store", name, 1.0, 1.0, 1.0, "seconds", None)
+            there.append([row["name"] for row in json.loads(path.read_text())["rows"]])
+
+    monkeypatch.setattr(store, "rows", measured)
+    assert script("store", "--quick", "--add", "--json", str(path)) == 0
+    assert there == [["harvest/before", "store/first"], ["harvest/before", "store/first", "store/second"]]
+    assert json.loads(path.read_text())["tests"] == "passed"
+
+
+def test_a_part_that_wants_what_is_not_installed_is_missed_alone(
+    script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reduce, store = (importlib.import_module(f"speed.{name}") for name in ("reduce", "store"))
+
+    def without_scipy(_bench: Any) -> Iterator[Any]:
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+
+    monkeypatch.setattr(reduce, "rows", without_scipy)
+    monkeypatch.setattr(
+        store, "rows", lambda _bench: iter([store.Row("store", "store/one", 1, 1, 1, "s", None)])
+    )
+    assert script("reduce", "store", "--quick") == 1
+    said = capsys.readouterr()
+    assert "store/one" in said.out
+    assert "reduce: the rest could not be measured: ModuleNotFoundError: No module named 'scipy'" in said.err
+
+
 def test_sides_that_differ_are_told_and_the_exit_code_is_1(
     script: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

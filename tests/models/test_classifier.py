@@ -135,6 +135,7 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_it_says_the_same(tmp_path: Path) -> None:
     judge = load_classifier(save_classifier(tmp_path / "judge"))
     assert judge.model.device.type == "cuda"

@@ -312,6 +312,8 @@ def test_weights_identity_of_a_hub_model(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("quantization", [None, "int8", "nf4"])
 def test_a_gpu_is_used_where_there_is_one(quantization, tmp_path):
+    if quantization is not None:
+        pytest.importorskip("bitsandbytes")
     folder = save_tiny(tmp_path, "llama", d=64)
     lm = load_model(str(folder), quantization=quantization, highest_block=1)
     assert lm.device.type == "cuda"
