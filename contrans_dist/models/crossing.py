@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device; the host does not wait."""
-    if device.type == "cuda":
+    """A tensor of the host, or one that is there already, on a device; the host does not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # a GPU copies from such memory while the host goes on
     return tensor.to(device, non_blocking=True)
 

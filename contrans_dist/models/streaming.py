@@ -73,7 +73,7 @@ class StreamedModel:
             embedded.append(stream)
             raise Stop
 
-        run_replaced(self.lm.decoder, self._list, {0: handing(first)}, input_ids=ids.to(self.device))
+        run_replaced(self.lm.decoder, self._list, {0: handing(first)}, input_ids=to_device(ids, self.device))
         return embedded[0]
 
     def forget_embedding(self) -> None:
@@ -119,7 +119,7 @@ class StreamedModel:
 
         def run(entering: Tensor) -> Tensor:
             nonlocal state
-            state = entering.to(self.device, non_blocking=True)
+            state = to_device(entering, self.device)
             # Only its shape is used: the blocks that would see it are passed over.
             empty = state.new_zeros(1).expand(*state.shape[:2], self._width)
             run_replaced(self.lm.decoder, self._list, {}, inputs_embeds=empty)

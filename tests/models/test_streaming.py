@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from contrans_dist.engine.capture import capture_ids
+from contrans_dist.engine.capture.stage import Stage
 from contrans_dist.engine.capture.states import States
 from contrans_dist.engine.capture.streamed import capture_streamed, plan_capture
 from contrans_dist.errors import RunError, UserError
-from contrans_dist.models import checkpoint, load_model
+from contrans_dist.models import checkpoint, crossing, load_model, streaming
 from contrans_dist.models.checkpoint import Checkpoint
 from contrans_dist.models.crossing import copy_streams
 from contrans_dist.models.streaming import StreamedModel, _to_device, open_streamed
@@ -238,6 +239,53 @@ def test_all_blocks_come_through_one_stream_of_a_gpu(monkeypatch: pytest.MonkeyP
     copy_streams.cache_clear()
     assert len(used) == 3
     assert len(set(used)) == 1
+
+
+def test_the_host_waits_for_nothing_that_enters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ids and states go the way on which a GPU's host does not: also those that were on disk."""
+    streamed = open_streamed(str(save_tiny(tmp_path / "model")), device="cpu")
+    brought: list[tuple[int, ...]] = []
+
+    def bring(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        brought.append(tuple(tensor.shape))
+        return crossing.to_device(tensor, device)
+
+    monkeypatch.setattr(streaming, "to_device", bring)
+    capture_streamed(streamed, [[3, 4, 5], [6, 7, 8]], memory=0)
+    checked, state = (2, 3, streamed.lm.d), (2, 3, streamed.lm.d)
+    assert brought == [(2, 3), checked, state, state, state, state]
+
+
+def test_what_is_on_the_device_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which PyTorch refuses."""
+    pinned: list[torch.device] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.device)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    for place in ("cpu", "meta"):  # meta stands for a GPU
+        monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+        crossing.to_device(torch.empty(1, device=place), torch.device("cuda"))
+    assert pinned == [torch.device("cpu")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_a_gpu_gives_the_rows_of_the_processor(memory: int, tmp_path: Path) -> None:
+    folder, ids = str(save_tiny(tmp_path / "model")), _ids()
+    expected = capture_streamed(open_streamed(folder, device="cpu"), ids)
+    streamed = open_streamed(folder, device="cuda")
+    plan = plan_capture(streamed.lm, ids, [1, 3], batch_tokens=200)
+    staged = {k: np.zeros((len(ids), streamed.lm.d), np.float32) for k in (1, 3)}
+    rows = capture_streamed(streamed, ids, batch_tokens=200, memory=memory)
+    first, second = Stage(open_streamed(folder, device="cuda"), 0, 1), Stage(streamed, 2, 3)
+    second.run(plan.batches, staged, first.run(plan.batches, staged))
+    for k in (1, 3):
+        assert _deviation(rows[k], expected[k]) < 1e-4
+        assert _deviation(staged[k], expected[k]) < 1e-4
 
 
 def test_bad_texts(tmp_path: Path) -> None:
