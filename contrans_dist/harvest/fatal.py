@@ -3,7 +3,6 @@
 It cannot say at which it was: parts of its shard are tried, and parts of these, until single texts are left.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import compress
 
@@ -19,8 +18,8 @@ Part = tuple[Shard, range]
 def fatal_rows(
     shards: Sequence[Shard], die: Callable[[Sequence[Part]], Sequence[bool]]
 ) -> dict[str, list[int]]:
-    """The rows at which actors die, by address of their shard; none of a shard that dies in all its parts, as
-    nothing shows then that its texts are to blame.
+    """The rows at which actors die, by address of their shard: of one that lives in all its parts, no rows.
+    Without the shards that die in all their parts, as nothing shows then that their texts are to blame.
 
     A text among n costs about log_8(n) actors.
 
@@ -28,19 +27,20 @@ def fatal_rows(
         shards: At which actors have died.
         die: Whether an actor dies at each of these parts, or, for one row, whether several do.
     """
-    found: dict[str, list[int]] = defaultdict(list)
     parts = [part for shard in shards for part in _parts(shard, range(shard.start, shard.start + shard.rows))]
     note(f"actors died at {count_of(len(shards), 'shard')}; looking for the texts at which they do")
     died = die(parts)
-    alive = {shard.address for (shard, _), dead in zip(parts, died, strict=True) if not dead}
-    dead = [part for part in compress(parts, died) if part[0].address in alive]
+    found: dict[str, list[int]] = {
+        shard.address: [] for (shard, _), dead in zip(parts, died, strict=True) if not dead
+    }
+    dead = [part for part in compress(parts, died) if part[0].address in found]
     while dead:
         for shard, rows in dead:
             if len(rows) == 1:
                 found[shard.address].append(rows.start)
         parts = [part for shard, rows in dead if len(rows) > 1 for part in _parts(shard, rows)]
         dead = list(compress(parts, die(parts))) if parts else []
-    return dict(found)
+    return found
 
 
 def _parts(shard: Shard, rows: range) -> list[Part]:

@@ -99,6 +99,19 @@ class _Pool:
         slots = 1 if one_by_one else slots
         return run_tasks(actor, arguments, tasks, size, keep, slots=slots, on_progress=on_progress)
 
+    def dies(self, trials: Sequence[Task]) -> list[bool]:
+        """Whether an actor dies at each of these, and not at what another is at: that may end its node."""
+        suspects = list(trials)
+        if self.size.actors > 1:
+            deaths = self._deaths([replace(trial, attempts=1) for trial in trials])
+            suspects = [trial for trial in trials if trial.name in deaths]
+        alone = replace(self, size=replace(self.size, actors=1, follows=False))
+        deaths = alone._deaths(suspects)
+        return [trial.name in deaths for trial in trials]
+
+    def _deaths(self, trials: Sequence[Task]) -> set[str]:
+        return self.run(trials, lambda _task, _result: None, one_by_one=True).deaths
+
 
 def _made(pool: _Pool, owners: Mapping[str, PlannedSet], tasks: Sequence[Task], made: MadeShards) -> Outcome:
     """Run tasks, and take the shards that they make into their sets, which are told by their addresses, and
@@ -130,7 +143,7 @@ def _made(pool: _Pool, owners: Mapping[str, PlannedSet], tasks: Sequence[Task], 
 
 def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> list[Task]:
     """The shards that were given up as actors died, to be made without the texts at which they do, where such
-    were found.
+    were found; also those that other shards' texts took along.
 
     None of a streamed model, all of whose texts are at work at once, and none while no shard is there: it may
     be the model that dies.
@@ -147,12 +160,11 @@ def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> lis
             attempts = 1 if len(rows) > 1 else MAX_ATTEMPTS
             name = f"{shard.address}, {_rows_words(rows)}"
             trials.append(Task(name, part, part.rows["text"].nbytes, attempts))
-        deaths = pool.run(trials, lambda _task, _result: None, one_by_one=True).deaths
-        return [trial.name in deaths for trial in trials]
+        return pool.dies(trials)
 
     found = fatal_rows([task.payload.shard for task in tasks.values()], die) if tasks else {}
     again = []
-    for address, rows in found.items():
+    for address, rows in found.items() if any(found.values()) else ():
         fatal = dict.fromkeys(rows, f"{FATAL} each time ({outcome.failures[address]})")
         again.append(replace(tasks[address], payload=replace(tasks[address].payload, fatal=fatal)))
     return again

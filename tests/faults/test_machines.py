@@ -140,7 +140,7 @@ def test_a_text_that_kills(bench: Bench, world: World, tally: Tally, times: int,
     size = ["--shard-size", str(shard)]
     words = world.command(rows, out, bench.address, 2, *size, texts=texts)
     strict = Command.start(words, said)
-    codes = [strict.finish(300 + 120 * times)]  # each text takes seven actors along
+    codes = [strict.finish(300 + 120 * times)]  # each text takes nine actors along
     assert codes[0] == 1, strict.told[-3000:]
     assert f"{times} of {rows} texts cannot be run" in strict.last
     assert f"{texts}, line {places[0] + 1} " in strict.last

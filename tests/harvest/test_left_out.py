@@ -1,6 +1,7 @@
 """Texts that a model cannot run are named, with file and line, and all others are harvested."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.config.map_options import MapOptions
 from contrans_dist.data.texts import read_texts, text_table
+from contrans_dist.distributed.cluster import Replicas
 from contrans_dist.distributed.workers import Outcome
 from contrans_dist.errors import RunError
 from contrans_dist.harvest import missing
@@ -45,6 +47,31 @@ def harvest(model: str, texts: Path, out: Path, *options: str) -> list[str]:
         *("harvest", "--model", model, "--texts", str(texts), "--out", str(out), "--shard-size", "4"),
         *("--actors", "1", *options),
     ]
+
+
+class MortalPool:
+    """Actors that are real, but in this process: being given one of these rows is taken for one's death, and
+    takes along all that run beside it."""
+
+    def __init__(self, fatal: set[int]) -> None:
+        self.fatal = fatal
+        self.tried: list[list[int]] = []
+
+    def run(
+        self, actor_class: Any, arguments: Any, tasks: Any, size: Replicas, keep: Any, **_: Any
+    ) -> Outcome:
+        actor, outcome = actor_class(*arguments), Outcome()
+        for start in range(0, len(tasks), size.actors):
+            beside = tasks[start : start + size.actors]
+            seen = [set(task.payload.rows["row"].to_pylist()) - set(task.payload.fatal) for task in beside]
+            self.tried += [sorted(rows) for rows in seen if beside[0].payload.trial]
+            if self.fatal.isdisjoint(chain.from_iterable(seen)):
+                for task in beside:
+                    keep(task, actor.run(task.payload))
+            else:
+                outcome.failures |= {task.name: "the actor died: killed" for task in beside}
+                outcome.deaths |= {task.name for task in beside}
+        return outcome
 
 
 def rows_of(model: str, lines: list[str]) -> np.ndarray:
@@ -219,25 +246,10 @@ def test_texts_that_kill_are_found_and_left_out(
     monkeypatch: pytest.MonkeyPatch,
     placement: Literal["auto", "pipeline"],
 ) -> None:
-    """Two in the second of two shards. Its actors are real, but in this process: being given such a
-    text is taken for its death."""
+    """Two in the second of two shards."""
     lines, fatal = [*GOOD[:5], "it kills", *GOOD[5:], "it kills"], {5, 9}
-    tried: list[list[int]] = []
-
-    def mortal(actor_class: Any, arguments: Any, tasks: Any, _size: Any, keep: Any, **_: Any) -> Outcome:
-        actor, outcome = actor_class(*arguments), Outcome()
-        for task in tasks:
-            seen = set(task.payload.rows["row"].to_pylist()) - set(task.payload.fatal)
-            if task.payload.trial:
-                tried.append(sorted(seen))
-            if seen & fatal:
-                outcome.failures[task.name] = "the actor died: killed"
-                outcome.deaths.add(task.name)
-            else:
-                keep(task, actor.run(task.payload))
-        return outcome
-
-    monkeypatch.setattr(missing, "run_tasks", mortal)
+    pool = MortalPool(fatal)
+    monkeypatch.setattr(missing, "run_tasks", pool.run)
     out, settings = Location.parse(tmp_path / "set"), CaptureSettings(shard_size=5)
     where = ClusterSettings(actors=1, placement=placement)
 
@@ -250,7 +262,7 @@ def test_texts_that_kill_are_found_and_left_out(
         RunError, match=r"2 of 10 .*row 5 \('it kills'\): its process died each time .*--skip-bad"
     ):
         once(skip_bad=False)
-    assert tried == [[row] for row in range(5, 10)]
+    assert pool.tried == [[row] for row in range(5, 10)]
     before = stamps(tmp_path / "set")
     once(skip_bad=True)
     assert stamps(tmp_path / "set") == before
@@ -258,3 +270,18 @@ def test_texts_that_kill_are_found_and_left_out(
     assert frame["text"].tolist() == good
     wanted = rows_of(model, good)
     np.testing.assert_allclose(block_rows(frame), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_texts_that_only_run_beside_one_that_kills_are_not_left_out(
+    local: None, in_process: None, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A death takes along what three other actors are at, as that of a node does."""
+    lines = GOOD * 3
+    monkeypatch.setattr(missing, "run_tasks", MortalPool({6}).run)
+    found = harvest_set(
+        ModelSettings(id=model), text_table({"text": lines}), str(tmp_path / "set"),
+        CaptureSettings(shard_size=4), ClusterSettings(actors=4, gpus_per_actor=0, cpus_per_actor=1),
+        skip_bad=True,
+    )  # fmt: skip
+    assert [(text.row, text.reason[:16]) for text in found.manifest.skipped] == [(6, "its process died")]
+    assert found.row_numbers().tolist() == [row for row in range(len(lines)) if row != 6]
