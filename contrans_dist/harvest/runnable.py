@@ -1,7 +1,7 @@
 """The texts of a shard as token ids: those that a model can run, and those that are left out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -79,14 +79,16 @@ class Runnable:
         fatal: Mapping[int, str] = MappingProxyType({}),
     ) -> "Runnable":
         """Of these rows of the input, without the `fatal` ones: why, by number of the row."""
-        ids, cut = token_ids(lm, rows, settings)
-        position, numbers = parse_position(settings.position), rows.column("row").to_pylist()
+        # Before they are tokenised: that may be what a process dies of.
+        left = cls(rows, [[]] * rows.num_rows)._without(fatal)[1]
+        ids, cut = token_ids(lm, left.rows, settings)
+        position, numbers = parse_position(settings.position), left.rows.column("row").to_pylist()
         reasons = {
             row: unusable(lm, text) or too_short(position, len(text))
             for row, text in zip(numbers, ids, strict=True)
         }
         bad = {row: reason for row, reason in reasons.items() if reason is not None}
-        return cls(rows, ids, frozenset(numbers[place] for place in cut))._without(bad | dict(fatal))[1]
+        return replace(left, ids=ids, truncated=frozenset(numbers[place] for place in cut))._without(bad)[1]
 
     def without_spoilt(self, error: SpoiltError) -> "tuple[list[int], Runnable]":
         """The places of the texts that are left, and these alone. Raises the error unless they are more than

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -288,6 +289,25 @@ def test_a_text_too_short_is_named_by_its_place_in_the_input(
     (left_out,) = [text for report in reports.values() for text in report.facts.skipped]
     assert (left_out.row, left_out.reason) == (4, "position -3 asked for, but it has 2 tokens")
     assert reports[2].entry.rows == 0
+
+
+def test_a_text_that_the_tokenizer_dies_of_is_never_given_to_it(
+    folder: Path, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """It stands between two that are left out as they are too short."""
+
+    def careful(texts: list[str], **options: Any) -> Any:
+        assert LONG not in texts
+        return lm.tokenizer(texts, **options)
+
+    lines = ["a", LONG, "b", *TEXTS[4:6]]
+    texts = text_table({"text": lines})
+    (shard,) = plan_shards(spec_for(folder, texts, tmp_path, CaptureSettings(position=-3)))
+    report = compute_shard(replace(lm, tokenizer=careful), shard, texts, fatal={1: "it died"})
+    assert [(text.row, text.reason[:8]) for text in report.facts.skipped] == [
+        (0, "position"), (1, "it died"), (2, "position"),
+    ]  # fmt: skip
+    assert read_all(tmp_path)["text"].tolist() == lines[3:]
 
 
 def test_shards_hold_every_row_once() -> None:
