@@ -10,7 +10,7 @@ from torch import nn
 
 from contrans_dist.engine.scoring import BASE, Intervention, generate
 from contrans_dist.engine.scoring.interventions import checked_offsets
-from contrans_dist.errors import UserError
+from contrans_dist.errors import OverflowedError, UserError
 from contrans_dist.models import LanguageModel, wrap_model
 from tests.tiny import ARCHITECTURES, CONTEXT, tiny_model, tiny_tokenizer
 from tests.truth import continued
@@ -131,6 +131,34 @@ def test_a_model_on_one_device_draws_there_alone(monkeypatch: pytest.MonkeyPatch
         drawn = [generate(lm, PROMPTS[:2], max_new_tokens=STEPS, temperature=1.0, seed=s) for s in (3, 3, 4)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_no_text(temperature: float) -> None:
+    """In float16, whose largest number is 65,504. The most likely of NaN is a token like any other."""
+    lm = wrap_model(tiny_model("llama").half(), tiny_tokenizer())
+    loud, quiet = (Intervention("vector", {1: vec(1)}, strength) for strength in (1e5, 1.0))
+    told = "condition vector at strength 100000: the model's logits overflow"
+    with pytest.raises(OverflowedError, match=told) as caught:
+        generate(lm, PROMPTS, [BASE, loud, quiet], max_new_tokens=STEPS, temperature=temperature)
+    assert caught.value.lost == {("vector", 1e5)}
+    generate(lm, PROMPTS, [BASE, quiet], max_new_tokens=STEPS, temperature=temperature)
+
+
+def test_what_follows_the_end_of_a_text_is_not_looked_at() -> None:
+    """A row that has ended is fed padding while others of its batch go on: here a token that overflows."""
+    lm = language_model("llama")
+    prompts = [[5, 6], [7, 8]]
+    on, ended = (new_ids(lm, prompt, BASE, []) for prompt in prompts)
+    end = next(token for token in ended[: STEPS // 2] if token not in on)
+    lm.model.generation_config.eos_token_id = [end]  # type: ignore[union-attr]
+    whole = generate(lm, prompts, max_new_tokens=STEPS)
+    assert 0 not in (*on, *ended)  # what is filled up with
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[0] = torch.inf  # type: ignore[operator, index]
+    assert generate(lm, prompts, max_new_tokens=STEPS) == whole
+    with pytest.raises(OverflowedError, match="base"):
+        generate(lm, [[0, 5]], max_new_tokens=STEPS)
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:

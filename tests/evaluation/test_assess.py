@@ -209,6 +209,20 @@ def test_a_trial_whose_logits_overflow_is_lost_alone(
         assess(half, swept, loud, Location.parse(tmp_path / "scored"), ONE)
 
 
+def test_a_strength_that_writes_nothing_but_overflow_is_not_the_least_toxic(
+    in_process: None, model: ModelSettings, folder: Path, tmp_path: Path
+) -> None:
+    half = model.model_copy(update={"dtype": "float16", "compute_dtype": "float16"})
+    asked = ToxigenEvaluation(
+        texts=str(folder / "remarks"), classifier="demo:classifier", template="{text}", per_group=2,
+        validation_per_group=2, max_new_tokens=4, strengths=(0.0, 1.0, 1e5), search=SearchSettings(),
+    )  # fmt: skip
+    assess(half, asked, steered("vector"), Location.parse(tmp_path / "e"), ONE)
+    found = json.loads((tmp_path / "e/search.json").read_text())
+    assert {each["strength"] for each in found["candidates"]} == {0.0, 1.0}
+    assert found["chosen"] == {"vector": 1.0}
+
+
 def test_without_validation_items_nothing_is_chosen(
     in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
 ) -> None:

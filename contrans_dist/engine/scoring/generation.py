@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from contrans_dist.console import tell
-from contrans_dist.engine.scoring.interventions import BASE, Intervention, checked_offsets
+from contrans_dist.engine.scoring.interventions import BASE, Intervention, check_sound, checked_offsets
 from contrans_dist.engine.steer import added
 from contrans_dist.models import After, LanguageModel
 from contrans_dist.models.tokens import Alone
@@ -61,6 +61,7 @@ def generate(
 
     Raises:
         UserError: For an empty prompt, one that leaves no room in the context, or a vector that does not fit.
+        RunError: Where a text's logits are no numbers.
 
     Example:
         >>> lm = load_model("demo:source")
@@ -95,7 +96,9 @@ def generate(
                 torch.cuda.empty_cache()
                 batch_size = len(chunk) // 2
                 continue
-            for (c, p), text in zip(chunk, new, strict=True):
+            written, sound = new
+            check_sound([interventions[c] for c, _ in chunk], sound)
+            for (c, p), text in zip(chunk, written, strict=True):
                 texts[c][p] = text
             start += len(chunk)
     return texts
@@ -109,8 +112,9 @@ def _continue(
     pad: int,
     alone: bool,
     told: Callable[[int], None],
-) -> list[str]:
-    """The texts that follow left-padded prompts, row i steered by `offsets[i]`; `told` how many tokens."""
+) -> tuple[list[str], list[bool]]:
+    """The texts that follow left-padded prompts, row i steered by `offsets[i]`, and whether the logits of
+    each are numbers; `told` how many tokens."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -120,7 +124,8 @@ def _continue(
     blocks = sorted({k for vectors in offsets for k in vectors})
     rows = {k: torch.stack([vectors.get(k, torch.zeros(lm.d)) for vectors in offsets]) for k in blocks}
     with torch.inference_mode(), added(lm.blocks, rows):
-        processors = LogitsProcessorList([_Guides(*lm.guides, mask)] if lm.guides else [])
+        finite = _Finite()
+        processors = LogitsProcessorList([*([_Guides(*lm.guides, mask)] if lm.guides else []), finite])
         after = [Alone(lm.tokenizer) if alone else After(lm.tokenizer, prompt) for prompt in prompts]
         stops = _Stops(after, until, width)
         out = lm.model.generate(
@@ -130,12 +135,13 @@ def _continue(
             stopping_criteria=StoppingCriteriaList([_Told(told, width), *([stops] if until else [])]),
         )
     ends = _end_ids(lm)
-    texts = []
-    for row, new in enumerate(out[:, width:].tolist()):
+    texts, sound = [], []
+    for row, (new, numbers) in enumerate(zip(out[:, width:].tolist(), finite.by_row(), strict=True)):
         new = new[: stops.lengths[row]]
         end = next((i for i, token in enumerate(new) if token in ends), len(new))
         texts.append(after[row].text(new[: end + alone]))
-    return texts
+        sound.append(all(numbers[: end + 1]))  # what follows its end is padding
+    return texts, sound
 
 
 def _tell(before: float, of_token: float, tokens: int) -> None:
@@ -202,6 +208,23 @@ class _Guides(LogitsProcessor):
         guided = scores.clone()
         guided[:, :width] += logits[0][:, :width] - logits[1][:, :width]
         return guided
+
+
+class _Finite(LogitsProcessor):
+    """Keeps, step by step, whether each row's logits are numbers. Others make way for zeros: tokens cannot be
+    drawn from them, and on a GPU the attempt would end the process."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        finite = scores.amax(dim=1).isfinite()
+        self.steps.append(finite)
+        return scores.masked_fill_(~finite[:, None], 0.0)
+
+    def by_row(self) -> list[list[bool]]:
+        """`[rows][tokens]`."""
+        return torch.stack(self.steps, dim=1).tolist()  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -84,8 +84,12 @@ def checked_offsets(
 
 def check_finite(interventions: Sequence[Intervention], values: np.ndarray) -> None:
     """Raise OverflowedError, naming the first intervention of whose values `[C, ...]` one is no number."""
-    finite = [bool(np.isfinite(scores).all()) for scores in values]
-    lost = [each for each, sound in zip(interventions, finite, strict=True) if not sound]
+    check_sound(interventions, [bool(np.isfinite(scores).all()) for scores in values])
+
+
+def check_sound(interventions: Sequence[Intervention], sound: Sequence[bool]) -> None:
+    """Raise OverflowedError, naming the first intervention under which logits are not sound."""
+    lost = [each for each, fine in zip(interventions, sound, strict=True) if not fine]
     if lost:
         error = OverflowedError(
             f"condition {lost[0].name} at strength {lost[0].strength:g}: the model's "
