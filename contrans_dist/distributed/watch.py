@@ -44,8 +44,8 @@ class Watch:
         """A shard or part is there. In the log of a job that is one line of JSON."""
         self.finished += 1
         self._count("done")
-        if self.metrics is not None:
-            self.metrics.seconds.observe(seconds, self._tags)
+        if (metrics := self._exported()) is not None:
+            metrics.seconds.observe(seconds, self._tags)
         self._log("done", name, seconds=round(seconds, 3), node=node, **more)
 
     def gave_up(self, name: str, reason: str) -> None:
@@ -68,8 +68,8 @@ class Watch:
         self.tokens += tokens
         if self.progress is not None:
             self.progress.tokens = self.tokens
-        if self.metrics is not None and tokens:
-            self.metrics.tokens.inc(tokens, self._tags)
+        if tokens and (metrics := self._exported()) is not None:
+            metrics.tokens.inc(tokens, self._tags)
 
     @property
     def now(self) -> Running:
@@ -88,20 +88,24 @@ class Watch:
         now = self.now
         for folder in self.folders:
             tell(folder, now)
-        if self.metrics is None and ray.is_initialized():
+        if (metrics := self._exported()) is not None:
+            metrics.done.set(now.done, self._tags)
+            metrics.wanted.set(now.wanted, self._tags)
+            metrics.actors.set(now.actors, self._tags)
+
+    def _exported(self) -> "_Metrics | None":
+        """Where it counts, from the first thing that happens on: a short stage is over before it tells."""
+        if self.metrics is None and self.stage and ray.is_initialized():
             self.metrics = _Metrics.here()
-        if self.metrics is not None:
-            self.metrics.done.set(now.done, self._tags)
-            self.metrics.wanted.set(now.wanted, self._tags)
-            self.metrics.actors.set(now.actors, self._tags)
+        return self.metrics
 
     @property
     def _tags(self) -> dict[str, str]:
         return {"stage": self.stage, "model": self.model}
 
     def _count(self, outcome: str) -> None:
-        if self.metrics is not None:
-            self.metrics.tasks.inc(1, {**self._tags, "outcome": outcome})
+        if (metrics := self._exported()) is not None:
+            metrics.tasks.inc(1, {**self._tags, "outcome": outcome})
 
     def _log(self, outcome: str, name: str, **more: Any) -> None:
         if in_a_job():

@@ -9,7 +9,7 @@ from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import METRICS, read_metrics
-from contrans_dist.store.running import running_in
+from contrans_dist.store.running import SILENT_SECONDS, running_in
 
 
 def status_of(location: Location, *, with_runs: bool = True) -> dict[str, str]:
@@ -68,17 +68,20 @@ def _state(location: Location) -> str | None:
         return "complete"
     names = location.names()
     places = [location, *(location / name for name in names if "." not in name)]
-    under_way = [f"{each.stage}: {each}" for place in places for each in running_in(place)]
-    finished = _finished(location, names)
+    running = [each for place in places for each in running_in(place)]
+    under_way = [f"{each.stage}: {each}" for each in running]
+    at_work = any(each.silent <= SILENT_SECONDS for each in running)
+    finished = _finished(location, names, at_work)
     return "; ".join([*under_way, *([finished] if finished else [])]) or None
 
 
-def _finished(location: Location, names: Sequence[str]) -> str | None:
-    """What is there of one that is not complete."""
+def _finished(location: Location, names: Sequence[str], at_work: bool) -> str | None:
+    """What is there of one that is not complete, and how to go on where nobody is `at_work`."""
     shards = list(filter(schema.is_shard, names))
-    if shards:
-        return f"{count_of(len(shards), 'shard')} finished, not complete: run the same harvest again"
-    parts = (location / "parts").names()
-    if not parts:
+    count, unit, stage = len(shards), "shard", "harvest"
+    if not shards:
+        count, unit, stage = len((location / "parts").names()), "part", "evaluation"
+    if not count:
         return None
-    return f"{count_of(len(parts), 'part')} finished, not complete: run the same evaluation again"
+    again = "" if at_work else f", not complete: run the same {stage} again"
+    return f"{count_of(count, unit)} finished{again}"

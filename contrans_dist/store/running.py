@@ -49,13 +49,18 @@ class Running(Settings):
     process: int
     told: AwareDatetime
 
+    @property
+    def silent(self) -> float:
+        """Seconds since it told anything."""
+        return max(0.0, (datetime.now(UTC) - self.told).total_seconds())
+
     def __str__(self) -> str:
         said = [f"{self.done:,} of {count_of(self.wanted, self.unit.removesuffix('s'))}"]
         said += [per_second(self.rate, self.unit)] if self.rate else []
         said += [*besides(self.tokens, self.failed), *time_left(self.wanted - self.done, self.rate)]
         said += [count_of(self.actors, "actor")]
         said += [f"{self.lost} lost"] if self.lost else []
-        silent = max(0.0, (datetime.now(UTC) - self.told).total_seconds())
+        silent = self.silent
         who = f"process {self.process} on {self.host}"
         heard = f"nothing heard of {who} for" if silent > SILENT_SECONDS else f"{who}, heard of"
         ago = "" if silent > SILENT_SECONDS else " ago"

@@ -41,7 +41,8 @@ class Worker:
 def test_a_folder_tells_of_what_is_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While it runs, as `contrans status` says it; in a job each part is a line of JSON."""
+    """While it runs, as `contrans status` says it, which then sends nobody to run it again; in a job each
+    part is a line of JSON."""
     monkeypatch.setattr(watch_module, "_TELL_SECONDS", 0.05)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     out, seen = Location.parse(tmp_path), list[Any]()
@@ -51,7 +52,9 @@ def test_a_folder_tells_of_what_is_under_way(
         seen_by.computed(1000)
         if task.name == "t2":
             until(lambda: (found := running_in(out)) and found[0].done >= 30)
+            (tmp_path / "shard-00000.parquet").touch()
             seen.append((running_in(out)[0], status_of(out)[str(out)]))
+            (tmp_path / "shard-00000.parquet").unlink()
 
     tasks = [Task(f"t{i}", 0.0) for i in range(4)] + [Task("bad", -1.0)]
     with (
@@ -66,6 +69,7 @@ def test_a_folder_tells_of_what_is_under_way(
     assert running.tokens > 0
     assert said.startswith("harvest: 30 of 50 texts, ")
     assert "1 actor; process " in said
+    assert said.endswith(" ago; 1 shard finished")
     assert list(tmp_path.iterdir()) == []  # it is under way no more
     with pytest.raises(UserError, match="expected a harvest"):
         status_of(out)
@@ -85,6 +89,8 @@ def test_what_a_killed_process_said_is_told_as_silence(tmp_path: Path) -> None:
     old = {**told, "told": "2026-01-01T00:00:00Z", "host": "elsewhere"}
     (tmp_path / ".running-elsewhere-1.json").write_text(json.dumps(old))
     (tmp_path / ".running-x-2.json").write_text("{")
+    (tmp_path / "shard-00000.parquet").touch()
+    assert status_of(out)[str(out)].endswith("1 shard finished, not complete: run the same harvest again")
     assert "nothing heard of process" in status_of(out)[str(out)]
     assert "on elsewhere for" in status_of(out)[str(out)]
 
@@ -106,12 +112,10 @@ def _asked(port: int, query: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_real_prometheus_has_the_numbers(
-    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_real_prometheus_has_the_numbers(local: None, tmp_path: Path) -> None:
+    """Before, what was done until it told for the first time, ten seconds after it began, was missing."""
     if shutil.which("prometheus") is None:
         pytest.skip("no prometheus here (Debian's package of that name)")
-    monkeypatch.setattr(watch_module, "_TELL_SECONDS", 0.2)
     target = ray.nodes()[0]["MetricsExportPort"]
     config = tmp_path / "prometheus.yml"
     config.write_text(
@@ -136,8 +140,11 @@ def test_a_real_prometheus_has_the_numbers(
 
                 run_tasks(Worker, (), tasks, one, keep)
                 run_tasks(Worker, (), [Task("bad", -1.0)], one, keep)
-                done = 'ray_contrans_tasks_total{outcome="done"} == 20'
-                until(lambda: _asked(port, done), lambda: _scraped(target)[-2000:], pause=0.5)
+                last = ('ray_contrans_tasks_total{outcome="failed"} == 1', "ray_contrans_items_done == 20")
+                until(
+                    lambda: all(_asked(port, each) for each in last),
+                    lambda: _scraped(target)[-2000:], pause=0.5,
+                )  # fmt: skip
             values = {
                 query: float(_asked(port, query)[0]["value"][1])
                 for query in ("ray_contrans_items_done", "ray_contrans_items_wanted",
