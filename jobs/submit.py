@@ -24,7 +24,7 @@ from contrans_dist.cli import run_script
 from contrans_dist.config.yamlfiles import parse_yaml
 from contrans_dist.console import note
 from contrans_dist.errors import RunError, UserError, one_line
-from contrans_dist.store.provenance import version
+from contrans_dist.store.provenance import version, words_without_secrets
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -60,6 +60,7 @@ def submit(
     here, as a path of the cluster's, is known by its name alone.
     """
     runtime_env = _runtime_env(runtime_env_json, working_dir)
+    _check_secrets(["--working-dir", runtime_env["working_dir"], *entrypoint])
     name = submission_id(entrypoint, runtime_env["working_dir"])
     client = _client(address)
     job, status = _submitted(client, name, shlex.join(entrypoint), runtime_env)
@@ -172,7 +173,27 @@ def _runtime_env(text: str, working_dir: str) -> dict[str, Any]:
         raise UserError(f"--runtime-env-json: expected a JSON object ({error})") from error
     if not isinstance(given, dict) or not isinstance(given.get("working_dir", ""), str):
         raise UserError("--runtime-env-json: expected a JSON object, its working_dir a path or a URI")
+    _tell_of_secrets(given.get("env_vars"))
     return {"working_dir": working_dir, **given}
+
+
+def _check_secrets(words: list[str]) -> None:
+    """Raise UserError for a secret: what Ray runs stands in its job table, its dashboard and its logs."""
+    for before, word, shown in zip(["", *words], words, words_without_secrets(words), strict=False):
+        if word != shown:
+            option = next((each for each in (word, before) if each.startswith("-")), shown)
+            raise UserError(
+                f"{option.partition('=')[0]}: holds a secret, which Ray shows to all who reach the cluster; "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or HF_TOKEN, where the nodes start"
+            )
+
+
+def _tell_of_secrets(variables: Any) -> None:
+    """Say which variables Ray will show: who passes them may have no other way."""
+    pairs = [f"{name}={value}" for name, value in variables.items()] if isinstance(variables, dict) else []
+    names = [pair.partition("=")[0] for pair in pairs if words_without_secrets([pair]) != [pair]]
+    if names:
+        note(f"env_vars {', '.join(names)}: Ray shows their values to all who reach the cluster")
 
 
 def _client(address: str | None) -> "JobSubmissionClient":

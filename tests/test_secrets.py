@@ -97,6 +97,7 @@ def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     words = ["contrans", "run", "demo", "--out", "/root/.ray/token", "--set", "evaluations.e.token_changes=5"]
+    words += ["--tokenizer", "llama", "TOKENIZERS_PARALLELISM=false", "RAY_AUTH_TOKEN_PATH=/root/.ray/token"]
     assert command_line(words) == " ".join(words)
     text = "skate-board hf_small gh-pages eyJ sk-learn AKIA"
     assert without_secrets(text) == text

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ _PACKAGES = (
     "ray",
 )
 _SECRET_OPTION = re.compile(
-    r"(?i)(token(?!s|_changes)|secret|passw|credential|api_?key|(^|[-_.])key$|access[-_]?key)"
+    r"(?i)(token(?!s|_changes|i[sz]|[-_]path)|secret|passw|credential|api_?key|(^|[-_.])key$|access[-_]?key)"
 )
 _SECRET_NAME = re.compile(
     r"(?i)(^|_)(token|secret|password|passwd|(api|access|secret)?_?key)(_(access_?)?(key|id))*$"
@@ -85,8 +86,15 @@ def without_secrets(text: str) -> str:
 
 
 def command_line(arguments: list[str] | None = None) -> str:
-    """The command that is running, without credentials in URIs and values of secret-looking options."""
+    """The command that is running, `words_without_secrets`."""
     words = [*_program(sys.argv[0]), *sys.argv[1:]] if arguments is None else arguments
+    shown = words_without_secrets(words)
+    return " ".join(f"'{word}'" if re.search(r"\s", word) else word for word in shown)
+
+
+def words_without_secrets(words: Iterable[str]) -> list[str]:
+    """Words of a command, each without credentials in URIs, and without the value of a secret-looking option
+    or variable."""
     shown: list[str] = []
     hide_next = False
     for word in words:
@@ -98,7 +106,7 @@ def command_line(arguments: list[str] | None = None) -> str:
         else:
             shown.append(without_secrets(word))
         hide_next = word.startswith("-") and not mark and bool(_SECRET_OPTION.search(word))
-    return " ".join(f"'{word}'" if re.search(r"\s", word) else word for word in shown)
+    return shown
 
 
 def _program(first: str) -> list[str]:

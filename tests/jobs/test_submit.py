@@ -172,6 +172,43 @@ def test_what_is_wrong_is_one_line(arguments: list[str], code: int, said: str) -
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--out", "s3://key:plant3d@bucket/x"], "--out"),
+        (["--out=s3://key:plant3d%2Fwith@bucket/x"], "--out"),
+        (["--texts", "s3://bucket/x?region=eu-west-1&secret_access_key=plant3d"], "--texts"),
+        (["--set", "corpus={texts: 's3://key:plant3d@bucket/x'}"], "--set"),
+        (["s3://key:plant3d@bucket/recipe.yaml"], "s3://bucket/recipe.yaml"),
+        (["--hub-token", "plant3d"], "--hub-token"),
+        (["--model", "plant3d-of-the-shell"], "--model"),
+    ],
+)
+def test_a_secret_in_the_command_is_refused(words: list[str], named: str) -> None:
+    """Before, it stood in Ray's job table, and in its logs."""
+    submitted = [sys.executable, str(SUBMIT), "--address", "http://127.0.0.1:9", "--", "python"]
+    done = subprocess.run(
+        [*submitted, "jobs/harvest.py", *words], cwd=REPOSITORY, capture_output=True, text=True,
+        env={**os.environ, "HF_TOKEN": "plant3d-of-the-shell"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"contrans: {named}: holds a secret")
+    assert "AWS_SECRET_ACCESS_KEY" in done.stderr
+    assert "plant3d" not in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_secret_in_the_address_of_the_code_is_refused() -> None:
+    flags = ["--address", "http://127.0.0.1:9", "--working-dir", "https://user:plant3d@host/code.zip"]
+    done = subprocess.run(
+        [sys.executable, str(SUBMIT), *flags, "--", "python", "jobs/harvest.py"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("contrans: --working-dir: holds a secret")
+    assert "plant3d" not in done.stderr
+
+
 def test_nothing_heavy_is_imported_to_submit() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(SUBMIT.parent)!r}); import submit\n"
