@@ -237,14 +237,6 @@ class MapSettings(Settings):
     source_blocks: int | None = Field(None, ge=1)
     """Source blocks that the map reads: the pair's own and those below. None: 2 under `default`, else 1."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_former_options(cls, content: Any) -> Any:
-        """The recipe that a run of an earlier version left names options that are gone, as unset."""
-        if not isinstance(content, dict):
-            return content
-        return {k: v for k, v in content.items() if v is not None or k not in ("rank", "whiten")}
-
     @field_validator("blocks", mode="before")
     @classmethod
     def _no_number(cls, value: Any) -> Any:
