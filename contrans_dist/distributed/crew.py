@@ -247,6 +247,7 @@ class Crew:
             del self.running[reference]
         worker.running.clear()
         lost = [given.task for given in held if given.task.name not in self.settled]
+        died = gone and not worker.ending  # which was ended from here, as something hangs
         if not worker.ending:
             self.outcome.lost_actors += 1
             watch().lost_actor([task.name for task in lost])
@@ -256,7 +257,7 @@ class Crew:
         if worker.up:
             self.rest(worker)
         for task in lost:
-            self.fail(task, f"the actor died: {reason}", died=True)
+            self.fail(task, f"the actor died: {reason}", died)
 
     def fail(self, task: Task, reason: str, died: bool = False) -> None:
         """Count a failure of a task; it is given out again, unless that was its last attempt or another actor

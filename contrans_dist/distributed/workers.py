@@ -27,7 +27,7 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     """Task name to the reason of its last failure."""
     deaths: set[str] = field(default_factory=set)
-    """Those of them at which an actor died last."""
+    """Those of them at which an actor died last, by itself."""
     lost_actors: int = 0
     began: float = 0.0
     """When the first actor was up, by `time.monotonic`."""

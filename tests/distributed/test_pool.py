@@ -181,7 +181,7 @@ def test_killed_actors_lose_nothing_but_the_task_that_kills_each(local: None, tm
     tasks = [{"name": f"t{i}", "value": i, "deaths": deaths.get(f"t{i}", 0)} for i in range(6)]
     results, outcome = go(tasks, tmp_path)
     assert results == {f"t{i}": i * i for i in range(1, 6)}
-    assert list(outcome.failures) == ["t0"]
+    assert (list(outcome.failures), outcome.deaths) == (["t0"], {"t0"})
     assert outcome.lost_actors == MAX_ATTEMPTS + 2
     assert len(list(tmp_path.iterdir())) == 4 + MAX_ATTEMPTS + 3
 
@@ -405,6 +405,31 @@ def test_an_actor_that_was_out_of_reach_says_how_far_it_is_and_does_one_thing_at
     assert {2.0, 3.0, 4.0, 5.0, 6.0} & set(said)  # answers to what was asked since, while it was at it
     first, second = sorted(path.stat().st_mtime for path in tmp_path.iterdir())
     assert second - first >= 8 * 0.5
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_actor_that_was_ended_or_out_of_reach_did_not_die_of_its_task(
+    local: None, tmp_path: Path, ended: bool
+) -> None:
+    """Who looks for what kills actors would look among tasks that hang, and wait for them again."""
+    task = Task("t", {"name": "t", "value": 3, "steps": 200}, attempts=1)
+    actors = actors_of(Worker, (str(tmp_path),), Replicas(1, 0, 1))
+    assert isinstance(actors, Actors)
+
+    def told(steps: float) -> None:
+        (worker,) = its.workers
+        if steps and ended and not worker.ending:  # as where it hangs
+            its.replace(worker)
+        elif steps and not ended and worker.running:
+            its.lose(worker, list(worker.running.values()), "connection reset", gone=False)
+
+    its = Crew(actors, 1, deque([task]), on_progress=told)
+    its.hire(crew.Worker(None))
+    try:
+        outcome = pool._drive(its, {"t"}, lambda _task, _result: None)
+    finally:
+        actors.end()
+    assert (set(outcome.failures), outcome.deaths) == ({"t"}, set())
 
 
 def test_a_request_to_end_while_ray_waits_is_told_as_such(
