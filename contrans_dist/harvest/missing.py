@@ -145,11 +145,8 @@ def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> lis
     """The shards that were given up as actors died, to be made without the texts at which they do, where such
     were found; also those that other shards' texts took along.
 
-    None of a streamed model, all of whose texts are at work at once, and none while no shard is there: it may
-    be the model that dies.
+    None of a streamed model, all of whose texts are at work at once.
     """
-    if not any(planned_set.reports for planned_set in sets):
-        return []
     tasks = {task.name: task for task in tasks_of(sets, None) if task.name in outcome.deaths}
 
     def die(parts: Sequence[Part]) -> list[bool]:
@@ -162,7 +159,8 @@ def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> lis
             trials.append(Task(name, part, part.rows["text"].nbytes, attempts))
         return pool.dies(trials)
 
-    found = fatal_rows([task.payload.shard for task in tasks.values()], die) if tasks else {}
+    working = [planned_set.out for planned_set in sets if planned_set.reports]
+    found = fatal_rows([task.payload.shard for task in tasks.values()], die, working) if tasks else {}
     again = []
     for address, rows in found.items() if any(found.values()) else ():
         fatal = dict.fromkeys(rows, f"{FATAL} each time ({outcome.failures[address]})")

@@ -58,11 +58,33 @@ def test_the_texts_that_kill_are_found_and_no_others(tmp_path: Path, seed: int) 
 
 
 def test_a_shard_that_dies_whatever_is_run_is_not_blamed_on_its_texts(tmp_path: Path) -> None:
-    shards = _shards(tmp_path, [100, 40])
-    mortal = Mortal({*range(100), 117})
-    assert fatal_rows(shards, mortal.die) == {shards[1].address: [117]}
-    # Eight parts of the first, and of the second one in each of two rounds.
-    assert mortal.deaths == 8 + 2
+    shards = _shards(tmp_path, [128, 40])
+    mortal = Mortal({*range(128), 145})
+    assert fatal_rows(shards, mortal.die, [Location.parse(tmp_path)]) == {shards[1].address: [145]}
+    # Eight parts of the first, and eight of each; of the second one in each of two rounds.
+    assert mortal.deaths == 8 + 64 + 2
+
+
+def test_where_nothing_lives_no_more_than_one_shard_is_tried(tmp_path: Path) -> None:
+    shards = _shards(tmp_path, [40, 128, 1])
+    mortal = Mortal(set(range(169)))
+    assert fatal_rows(shards, mortal.die) == {}
+    assert mortal.deaths == 8
+
+
+def test_texts_in_all_parts_of_a_shard_are_found(tmp_path: Path) -> None:
+    """Where another shard shows that the model works: one in each eighth."""
+    shards, fatal = _shards(tmp_path, [100, 80]), [*range(100, 180, 10)]
+    assert fatal_rows(shards, Mortal(set(fatal)).die)[shards[1].address] == fatal
+    there = [Location.parse(tmp_path)]
+    assert fatal_rows(shards[1:], Mortal(set(fatal)).die, there) == {shards[1].address: fatal}
+
+
+def test_the_only_text_of_a_shard_is_found(tmp_path: Path) -> None:
+    shards = _shards(tmp_path, [100, 1])
+    assert fatal_rows(shards, Mortal({100}).die) == {shards[0].address: [], shards[1].address: [100]}
+    there = [Location.parse(tmp_path)]
+    assert fatal_rows(shards[1:], Mortal({100}).die, there) == {shards[1].address: [100]}
 
 
 def test_actors_that_died_of_something_else_blame_nothing(tmp_path: Path) -> None:

@@ -272,6 +272,23 @@ def test_texts_that_kill_are_found_and_left_out(
     np.testing.assert_allclose(block_rows(frame), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("shard_size", [9, 8])
+def test_a_text_that_kills_is_found_in_the_only_shard_and_alone_in_one(
+    local: None,
+    in_process: None,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shard_size: int,
+) -> None:
+    monkeypatch.setattr(missing, "run_tasks", MortalPool({8}).run)
+    found = harvest_set(
+        ModelSettings(id=model), text_table({"text": [*GOOD, "it kills"]}), str(tmp_path / "set"),
+        CaptureSettings(shard_size=shard_size), ClusterSettings(actors=1), skip_bad=True,
+    )  # fmt: skip
+    assert found.row_numbers().tolist() == list(range(8))
+
+
 def test_texts_that_only_run_beside_one_that_kills_are_not_left_out(
     local: None, in_process: None, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
