@@ -16,6 +16,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.left_out import check_left_out
 from contrans_dist.harvest.manifest import manifest_of, warn
 from contrans_dist.harvest.request import Request
+from contrans_dist.harvest.runnable import FATAL
 from contrans_dist.harvest.shard_files import check_shard, read_norms
 from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, plan_shards
 from contrans_dist.store import schema
@@ -89,9 +90,11 @@ class PlannedSet:
         names = set(self.out.names())
         entries = {entry.name: entry for entry in self.manifest.shards} if self.manifest is not None else {}
         there = [(shard, entries.get(shard.name)) for shard in self.shards if shard.name in names]
-        for (shard, _), report in zip(there, of_each(check_shard, there), strict=True):
+        for (shard, entry), report in zip(there, of_each(check_shard, there), strict=True):
             if isinstance(report, str):
                 note(f"{shard.address}: {report}; it is computed again")
+            elif entry is None and not self.request.job.skip_bad and _fatal(report):
+                note(f"{shard.address}: lacks a text at which a process died; it is tried again")
             else:
                 self.reports[shard.address] = report
         out, rows = self.out, self.spec.identity.rows
@@ -191,6 +194,11 @@ class PlannedSet:
             if name not in names and shard_identity(self.out / name) is not None:
                 note(f"{self.out / name}: of texts that are no more asked for; it is removed")
                 (self.out / name).delete()
+
+
+def _fatal(report: ShardReport) -> bool:
+    """Whether a shard lacks texts at which a process died: another machine may have the memory for them."""
+    return any(text.reason.startswith(FATAL) for text in report.facts.skipped)
 
 
 def _gone(location: Location) -> bool:

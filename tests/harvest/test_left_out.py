@@ -289,6 +289,29 @@ def test_a_text_that_kills_is_found_in_the_only_shard_and_alone_in_one(
     assert found.row_numbers().tolist() == list(range(8))
 
 
+def test_a_text_that_killed_is_tried_again_until_it_is_accepted_that_it_is_left_out(
+    local: None, in_process: None, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on where there is memory for it."""
+    texts = text_table({"text": [*GOOD, "it kills"]})
+
+    def once(folder: Path, fatal: set[int], skip_bad: bool = False) -> ActivationSet:
+        monkeypatch.setattr(missing, "run_tasks", MortalPool(fatal).run)
+        settings, where = CaptureSettings(shard_size=5), ClusterSettings(actors=1)
+        return harvest_set(ModelSettings(id=model), texts, str(folder), settings, where, skip_bad=skip_bad)
+
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"row 8 \('it kills'\): its process died each time"):
+            once(tmp_path / "strict", {8})
+    assert once(tmp_path / "strict", set()).row_numbers().tolist() == list(range(9))
+
+    once(tmp_path / "lenient", {8}, skip_bad=True)
+    before = stamps(tmp_path / "lenient")
+    with pytest.raises(RunError, match="its process died each time"):
+        once(tmp_path / "lenient", set())
+    assert stamps(tmp_path / "lenient") == before
+
+
 def test_texts_that_only_run_beside_one_that_kills_are_not_left_out(
     local: None, in_process: None, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
