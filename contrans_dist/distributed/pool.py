@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import Actors, LostError, actors_of, kept, let_go
@@ -171,7 +171,7 @@ def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Tas
     given = crew.taken(worker, reference)
     try:
         result = ray.get(reference)
-    except RayActorError as error:
+    except (RayActorError, OutOfMemoryError) as error:  # the second: Ray has ended it, to save its node
         gone = not isinstance(error, ActorUnavailableError)
         crew.lose(worker, [given, *worker.running.values()], first_line(error), gone)
     except RayTaskError as error:
@@ -189,7 +189,7 @@ def _finish(crew: Crew, worker: Worker, reference: Any, on_result: Callable[[Tas
         else:
             crew.fail(given.task, reason)
     except RayError as error:
-        # The work may be done and its answer lost, with a node or for want of memory.
+        # The work may be done and its answer lost, with a node.
         if given.task.name not in crew.settled:
             note(f"the answer of {given.task.name} was lost ({first_line(error)}); it is done again")
         if worker.up and not worker.running:

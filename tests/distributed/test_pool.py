@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from ray.exceptions import OutOfMemoryError
 
 from contrans_dist.cli.main import guarded
 from contrans_dist.config import ClusterSettings
@@ -193,6 +195,25 @@ def test_an_actor_whose_gpu_fails_is_replaced(local: None, tmp_path: Path) -> No
     assert results == {f"t{i}": i * i for i in range(8) if i != 1}
     assert outcome.failures == {"t1": "the actor died: CUDA error: device-side assert triggered"}
     assert outcome.lost_actors == MAX_ATTEMPTS + 1
+
+
+def test_an_actor_that_ray_ends_for_want_of_memory_died_of_its_task(
+    local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its monitor, which looks at the memory of a whole machine, is played; what it says then is no
+    `RayActorError`."""
+
+    def get(reference: Any) -> Any:
+        if isinstance(answered := ray.get(reference), int):
+            raise OutOfMemoryError("Task was killed due to the node running low on memory.")
+        return answered
+
+    played = SimpleNamespace(get=get, put=ray.put, wait=ray.wait, kill=ray.kill)
+    monkeypatch.setattr(pool, "ray", played)
+    _, outcome = go([{"name": "t", "value": 1}], tmp_path, size=Replicas(1, 0, 1))
+    reason = "the actor died: Task was killed due to the node running low on memory."
+    assert (outcome.failures, outcome.deaths) == ({"t": reason}, {"t"})
+    assert outcome.lost_actors == MAX_ATTEMPTS
 
 
 def test_an_actor_has_two_tasks_at_a_time(local: None, tmp_path: Path) -> None:
