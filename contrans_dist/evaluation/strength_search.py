@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings
 from contrans_dist.console import note
-from contrans_dist.errors import OverflowedError, UserError
+from contrans_dist.errors import OverflowedError
 from contrans_dist.evaluation.conditions import condition_of, reference_of
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.trials import try_out
@@ -24,11 +24,9 @@ def search(
     """What `search.json` holds: `chosen`, the strength of every condition, and all that was tried.
 
     Each condition that is no control is tried at every strength on the validation items, and on the text of
-    the budget; the controls follow the one under test. Raises UserError for an evaluation without validation
-    items, or without a strength other than 0; OverflowedError where logits are numbers at none of them.
+    the budget; the controls follow the one under test; `check_tried` has found the settings good. Raises
+    OverflowedError where logits are numbers at no strength.
     """
-    if not any(settings.strengths):
-        raise UserError("search: expected a strength other than 0 among `strengths`")
     names = list(dict.fromkeys(name for conditions in steering.rows.values() for name in conditions))
     searched = [name for name in names if condition_of(name).role != "control"]
     trials = try_out(

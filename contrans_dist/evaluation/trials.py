@@ -101,11 +101,14 @@ def all_tried(
 
 
 def check_tried(settings: EvaluationSettings) -> None:
-    """Read all that `search` scores. Raises UserError for data that are missing, wrong, or scored too."""
+    """Read all that `search` scores. Raises UserError for data that are missing, wrong, or scored too, and
+    where there is no strength to try."""
+    if not any(settings.strengths):
+        raise UserError("search: expected a strength other than 0 among `strengths`")
     chosen_on = validation_of(settings, settings.strengths)
     text = budget_text(settings, settings.strengths)
     for evaluation in (settings, chosen_on, *([text] if text is not None else [])):
-        load_benchmark(evaluation)
+        load_benchmark(evaluation).identity()  # of a judge as well
     _check_apart(settings, chosen_on)
 
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import yaml
 
+from contrans_dist.benchmarks.contrast import ContrastEvaluation
+from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe
 from contrans_dist.config.limits import RECIPE_BYTES, check_size
 from contrans_dist.console import note, without_credentials
@@ -30,6 +32,7 @@ from contrans_dist.evaluation.sides import Sides, Vectors, refine_sides, save_ve
 from contrans_dist.evaluation.sources import Further
 from contrans_dist.evaluation.steering import steering
 from contrans_dist.evaluation.transfers import Fitted, Material
+from contrans_dist.evaluation.trials import check_tried
 from contrans_dist.harvest.driver import HarvestJob, harvest_sets
 from contrans_dist.models import model_facts
 from contrans_dist.models.loading import describe
@@ -102,8 +105,33 @@ class RunDriver:
         self.stages: list[dict[str, Any]] = []
         self.started = now()
 
+    def check(self) -> None:
+        """Read what hours of work would lead up to. Raises UserError for texts, data of an evaluation, models
+        or concepts that there are not, and for what a condition or a choice lacks."""
+        placed, texts = self.texts.placed_recipe(), self.texts.tables()
+        models = [one.model for one in harvested(self.recipe)]
+        for settings in placed.evaluations.values():
+            models += [model for system in systems_of(placed, settings) for model in system.models]
+        for name, trusted in dict.fromkeys((model.id, model.trust_remote_code) for model in models):
+            describe(name, trust_remote_code=trusted)
+        self._check_concepts(texts["contrast"])
+        for settings in placed.evaluations.values():
+            if settings.search is not None:
+                check_tried(settings)
+            elif not isinstance(settings, ContrastEvaluation):  # its texts are states, perhaps yet to be made
+                load_benchmark(settings).identity()
+        check_choice(placed)
+
+    def _check_concepts(self, contrast: pa.Table) -> None:
+        there = set(contrast.column("concept").to_pylist()) if "concept" in contrast.column_names else set()
+        for name, settings in self.recipe.evaluations.items():
+            missing = [concept for concept in settings.concepts or () if there and concept not in there]
+            if missing:
+                hint = meant(missing[0], sorted(map(str, there)))
+                raise UserError(f"evaluations.{name}.concepts: no contrast texts of {missing[0]!r}; {hint}")
+
     def all(self) -> dict[str, Any]:
-        """Every stage; returns a summary."""
+        """Every stage, once `check` has found nothing wrong; returns a summary."""
         keep_recipe(self.recipe, self.out)
         sets = self._stage("harvest", self._harvest)
         contrast = {side: sets[name] for side in SIDES if (name := f"contrast-{side}") in sets}
@@ -170,24 +198,10 @@ class RunDriver:
         texts = self.texts.tables()
         for name, table in texts.items():
             self._keep_texts(name, table)
-        self._check_names(texts)
-        check_choice(self.texts.placed_recipe())
         sets: dict[str, ActivationSet] = {}
         for model in harvested(self.recipe):
             sets |= self._states(model, {what: texts[what] for what in model.reads})
         return sets
-
-    def _check_names(self, texts: dict[str, pa.Table]) -> None:
-        """Raise UserError for a model or a concept that there is not, before hours of work lead up to it."""
-        for model in harvested(self.recipe):
-            describe(model.model.id, trust_remote_code=model.model.trust_remote_code)
-        table = texts["contrast"]
-        there = set(table.column("concept").to_pylist()) if "concept" in table.column_names else set()
-        for name, settings in self.recipe.evaluations.items():
-            missing = [concept for concept in settings.concepts or () if there and concept not in there]
-            if missing:
-                hint = meant(missing[0], sorted(map(str, there)))
-                raise UserError(f"evaluations.{name}.concepts: no contrast texts of {missing[0]!r}; {hint}")
 
     def _material(self, sets: dict[str, ActivationSet], vectors: dict[str, Vectors]) -> Material:
         """With the map between both models, or without a source with the block that is steered."""

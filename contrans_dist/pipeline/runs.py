@@ -73,20 +73,26 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if recipe.runs:
+            shared = shared or out / "activations"
+        drivers = {
+            name: RunDriver(one, out / RUNS / name if recipe.runs else out, RecipeTexts(one, folder), shared)
+            for name, one in runs_of(recipe).items()
+        }
+        for driver in drivers.values():  # what is wrong with the last is told before the first begins
+            driver.check()
         stack.enter_context(connected(recipe.cluster.address))
         stack.enter_context(kept_actors())
-        if not recipe.runs:
-            return RunDriver(recipe, out, RecipeTexts(recipe, folder), shared).all()
-        return _several(recipe, out, folder, shared or out / "activations")
+        return _several(recipe, out, drivers) if recipe.runs else drivers["all"].all()
 
 
-def _several(recipe: Recipe, out: Location, folder: Path, shared: Location) -> dict[str, Any]:
+def _several(recipe: Recipe, out: Location, drivers: dict[str, RunDriver]) -> dict[str, Any]:
     """Every run of a recipe, with common harvests, and the page that compares them."""
     keep_recipe(recipe, out)
     began, summaries = time.monotonic(), {}
-    for name, one in runs_of(recipe).items():
+    for name, driver in drivers.items():
         note(f"=== run {name}")
-        summaries[name] = RunDriver(one, out / RUNS / name, RecipeTexts(one, folder), shared).all()
+        summaries[name] = driver.all()
     page = write_comparison([out / RUNS / name for name in summaries], out)
     return {
         "name": recipe.name,

@@ -1,0 +1,79 @@
+"""One run of a recipe: what is wrong with it is told before it begins."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from contrans_dist.config.recipe import load_recipe
+from contrans_dist.errors import UserError
+from contrans_dist.pipeline import runs as room
+from contrans_dist.pipeline.runs import run_recipe
+from contrans_dist.store.location import Location
+from tests.recipes import World, tiny_world
+from tests.sets import write_lines
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return tiny_world(tmp_path_factory.mktemp("world"))
+
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def run(world: World, tmp_path: Path) -> Run:
+    """Runs the recipe with changes, by dotted key; returns its folder."""
+
+    def made(**changes: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(Path(world.recipe).read_text())
+        sets = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in changes.items()]
+        run_recipe(load_recipe(path, sets), Location.parse(tmp_path / "run"))
+        return tmp_path / "run"
+
+    return made
+
+
+SECOND = {"texts": "{scenarios}", "strengths": [0, 1], "conditions": ["vector"]}
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "texts": ({"texts": "nowhere.jsonl"}, {}, "nowhere.jsonl"),
+    "instruction": ({"conditions": ["vector", "inst-align"]}, {}, "inst-align: it needs an `instruction`"),
+    "guide": ({"conditions": ["vector", "proxy-tuning"]}, {}, "it needs `source_base` in the recipe"),
+    "search": ({"search": {}}, {}, "expected validation items to choose on"),
+    "search at 0": ({"search": {}, "strengths": [0], "validation": "{validation}"}, {}, "other than 0"),
+    "model": ({"conditions": ["align-training"]}, {"target_instruct": "demo:nowhere"}, "demo:nowhere"),
+    "judge": (
+        {"benchmark": "toxigen", "texts": "demo:remarks", "classifier": "demo:judge", "per_group": 1,
+         "validation_per_group": 0, "template": "{{text}}"}, {}, "demo:judge",
+    ),
+}  # fmt: skip
+"""Of the second evaluation, and of the recipe, what is changed; and what is said of it."""
+
+
+def placed(content: Any, **files: str) -> Any:
+    if isinstance(content, dict):
+        return {key: placed(value, **files) for key, value in content.items()}
+    return content.format(**files) if isinstance(content, str) else content
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["alone", "second-of-two"])
+@pytest.mark.parametrize("name", WRONG)
+def test_what_an_evaluation_lacks_is_told_before_anything_is_made(
+    world: World, run: Run, tmp_path: Path, name: str, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when all is harvested and the evaluations before it are done."""
+    monkeypatch.setattr(room, "connected", None)  # Ray is not even started
+    validation = write_lines(
+        tmp_path / "validation.jsonl",
+        [{"text": f"{concept} it was", "concept": concept} for concept in ("joy", "fear")],
+    )
+    of_evaluation, of_recipe, said = WRONG[name]
+    changes = {"evaluations.second": {**SECOND, **of_evaluation}, **of_recipe}
+    changes = placed(changes, scenarios=world.scenarios, validation=validation)
+    with pytest.raises(UserError, match=said):
+        run(**({"runs": {"first": {}, "second": changes}} if several else changes))
+    assert not (tmp_path / "run").exists()
