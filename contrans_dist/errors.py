@@ -12,6 +12,10 @@ class UnwritableError(UserError):
     """A place where nothing can be written, or not any more."""
 
 
+class ClaimedError(UnwritableError):
+    """A place where another run is at work, under other settings."""
+
+
 class RunError(Exception):
     """A failure while running. One line that names what is missing and how to go on; exit code 1."""
 

@@ -28,11 +28,14 @@ def fingerprint(identity: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def differing(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """One line for each field in which two identities differ: `dtype: found float32, asked for bfloat16`."""
-    names = [*wanted, *(name for name in stored if name not in wanted)]
-    return [
-        f"{name}: found {stored.get(name)!r}, asked for {wanted.get(name)!r}"
-        for name in names
-        if stored.get(name) != wanted.get(name)
-    ]
+def differing(stored: dict[str, Any], wanted: dict[str, Any], above: str = "") -> list[str]:
+    """One line for each field in which two identities differ: `dtype: found float32, asked for bfloat16`; of
+    fields in others, which lie `above`, with a dotted name."""
+    lines = []
+    for name in [*wanted, *(name for name in stored if name not in wanted)]:
+        found, asked = stored.get(name), wanted.get(name)
+        if found and asked and isinstance(found, dict) and isinstance(asked, dict):
+            lines += differing(found, asked, f"{above}{name}.")
+        elif found != asked:
+            lines.append(f"{above}{name}: found {found!r}, asked for {asked!r}")
+    return lines

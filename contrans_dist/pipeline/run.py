@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import yaml
@@ -48,6 +48,7 @@ from contrans_dist.pipeline.inputs import (
 )
 from contrans_dist.report import write_report
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import made_by, now, versions, without_secrets
 from contrans_dist.store.results import RECORD, RunFile, write_file
@@ -62,6 +63,11 @@ def keep_recipe(recipe: Recipe, out: Location) -> None:
     # Reports read it again, and not without a limit: better now than when hours of work are done.
     check_size(f"{recipe.name}: the recipe as resolved", len(content), RECIPE_BYTES)
     (out / "recipe.yaml").write_bytes(content)
+
+
+def identity_of(recipe: Recipe) -> dict[str, Any]:
+    """What a run is known by: all of its recipe but where it runs."""
+    return cast("dict[str, Any]", _told(recipe.model_dump(mode="json", exclude={"cluster"})))
 
 
 def resolved(recipe: Recipe) -> str:
@@ -131,7 +137,12 @@ class RunDriver:
                 raise UserError(f"evaluations.{name}.concepts: no contrast texts of {missing[0]!r}; {hint}")
 
     def all(self) -> dict[str, Any]:
-        """Every stage, once `check` has found nothing wrong; returns a summary."""
+        """Every stage, once `check` has found nothing wrong; returns a summary. Raises UserError where a run
+        of another recipe is at work in the folder."""
+        with claimed(self.out, identity_of(self.recipe)):
+            return self._all()
+
+    def _all(self) -> dict[str, Any]:
         keep_recipe(self.recipe, self.out)
         sets = self._stage("harvest", self._harvest)
         contrast = {side: sets[name] for side in SIDES if (name := f"contrast-{side}") in sets}

@@ -15,8 +15,9 @@ from contrans_dist.distributed.cluster import connected
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.conditions import conditions_of
 from contrans_dist.pipeline.inputs import RecipeTexts
-from contrans_dist.pipeline.run import RunDriver, keep_recipe
+from contrans_dist.pipeline.run import RunDriver, identity_of, keep_recipe
 from contrans_dist.report import write_comparison
+from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
 
 RUNS = "runs"
@@ -68,7 +69,8 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
         `metrics`), `seconds`.
 
     Raises:
-        UserError: For texts, models or data that are missing or wrong, or an artefact of other settings.
+        UserError: For texts, models or data that are missing or wrong, an artefact of other settings, or a
+            run of another recipe that is at work in the folder.
         RunError: When a part failed.
     """
     with ExitStack() as stack:
@@ -83,7 +85,10 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
             driver.check()
         stack.enter_context(connected(recipe.cluster.address))
         stack.enter_context(kept_actors())
-        return _several(recipe, out, drivers) if recipe.runs else drivers["all"].all()
+        if not recipe.runs:
+            return drivers["all"].all()
+        with claimed(out, identity_of(recipe)):
+            return _several(recipe, out, drivers)
 
 
 def _several(recipe: Recipe, out: Location, drivers: dict[str, RunDriver]) -> dict[str, Any]:

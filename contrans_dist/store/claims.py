@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field
 from contrans_dist.config import Settings, differing, fingerprint
 from contrans_dist.config.recipe import validated
 from contrans_dist.console import note
-from contrans_dist.errors import RunError, UnwritableError, UserError
+from contrans_dist.errors import ClaimedError, RunError, UnwritableError, UserError
 from contrans_dist.store.location import Location
 from contrans_dist.store.patience import briefly
 from contrans_dist.store.provenance import now
@@ -96,7 +96,8 @@ class Claim:
         self.location.write_json(claimant.model_dump())
 
     def take(self) -> None:
-        """Hold the folder. Raises UnwritableError where another is at work, or nothing can be written."""
+        """Hold the folder. Raises ClaimedError where another is at work, UnwritableError where nothing can be
+        written."""
         try:
             self.write(holding=False)
         except UnwritableError as error:  # a name of the folder, not of a file that nobody asked for
@@ -105,7 +106,7 @@ class Claim:
         while rivals := self._rivals():
             name, first = min(rivals.items(), key=lambda rival: (not rival[1].holding, rival[0]))
             if first.holding or name < self.name:
-                raise UnwritableError(self._refusal(first))
+                raise ClaimedError(self._refusal(first))
             time.sleep(_ASK_SECONDS)
             if time.monotonic() - asked > _RENEWED_SECONDS:  # one that died while it asked is told by its age
                 self.write(holding=False)
@@ -185,6 +186,8 @@ def claimed(folder: Location, identity: dict[str, Any]) -> Iterator[Claim]:
         thread.start()
         try:
             yield claim
+        except ClaimedError:  # of a folder in it
+            raise
         except UnwritableError as error:  # it could be written to when the claim was
             raise RunError(f"{error}; run the same command again to go on") from error
     finally:

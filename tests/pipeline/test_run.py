@@ -1,4 +1,4 @@
-"""One run of a recipe: what is wrong with it is told before it begins."""
+"""Runs of recipes: what is wrong with one is told before it begins, and two do not harm each other."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,9 @@ import yaml
 from contrans_dist.config.recipe import load_recipe
 from contrans_dist.errors import UserError
 from contrans_dist.pipeline import runs as room
+from contrans_dist.pipeline.run import identity_of
 from contrans_dist.pipeline.runs import run_recipe
+from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
 from tests.recipes import World, tiny_world
 from tests.sets import write_lines
@@ -77,3 +79,20 @@ def test_what_an_evaluation_lacks_is_told_before_anything_is_made(
     with pytest.raises(UserError, match=said):
         run(**({"runs": {"first": {}, "second": changes}} if several else changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["alone", "several"])
+def test_a_run_of_another_recipe_at_work_in_the_folder_is_left_alone(
+    in_process: None, world: World, run: Run, tmp_path: Path, several: bool
+) -> None:
+    """Before, its recipe, vectors and maps were written over, and finished evaluations of it removed."""
+    runs: dict[str, Any] = {"runs": {"one": {}}} if several else {}
+    at_work = identity_of(load_recipe(Path(world.recipe), [f"runs={runs['runs']}"] if several else []))
+    changed = {"evaluations.emotions.strengths": [0, 2], **runs}
+    with claimed(Location.parse(tmp_path / "run"), at_work):
+        said = r"another run is at work there .*evaluations.emotions.strengths: found \[0.0, 1.0\], asked for"
+        with pytest.raises(UserError, match=said):
+            run(**changed)
+        assert [path.name[:7] for path in (tmp_path / "run").iterdir()] == [".claim-"]
+        run(**runs)  # one of the same recipe goes on beside it
+    run(**changed)
