@@ -14,7 +14,7 @@ from contrans_dist.benchmarks.registry import load_benchmark
 from contrans_dist.config import AnyEvaluation, CaptureSettings, ModelSettings, Recipe
 from contrans_dist.config.limits import RECIPE_BYTES, check_size
 from contrans_dist.console import note, without_credentials
-from contrans_dist.errors import UserError, meant
+from contrans_dist.errors import OverflowedError, UserError, meant
 from contrans_dist.evaluation.analysis import sentence
 from contrans_dist.evaluation.assess import assess, judged
 from contrans_dist.evaluation.block_search import fit_chosen
@@ -108,6 +108,8 @@ class RunDriver:
         self.for_steering = recipe.cluster.for_steering()
         self.activations: dict[str, str] = {}
         """Name to folder as seen from the run's, where harvests are shared with other runs."""
+        self.overflowed: OverflowedError | None = None
+        """Why an evaluation, the first such one, has no result."""
         self.stages: list[dict[str, Any]] = []
         self.started = now()
 
@@ -137,8 +139,11 @@ class RunDriver:
                 raise UserError(f"evaluations.{name}.concepts: no contrast texts of {missing[0]!r}; {hint}")
 
     def all(self) -> dict[str, Any]:
-        """Every stage, once `check` has found nothing wrong; returns a summary. Raises UserError where a run
-        of another recipe is at work in the folder."""
+        """Every stage, once `check` has found nothing wrong; returns a summary.
+
+        Raises UserError where a run of another recipe is at work in the folder; OverflowedError, when all
+        else is done, where that ended an evaluation.
+        """
         with claimed(self.out, identity_of(self.recipe)):
             return self._all()
 
@@ -159,6 +164,8 @@ class RunDriver:
         self._write_facts()
         page = self._stage("report", lambda: write_report(self.out))
         self._write_facts()
+        if self.overflowed is not None:
+            raise self.overflowed
         return {
             "name": self.recipe.name,
             "out": str(self.out),
@@ -261,7 +268,11 @@ class RunDriver:
         for name, of_condition in given.items():
             save_vectors(of_condition, self.out, name)
         for name, settings in self.recipe.evaluations.items():
-            self._evaluate_one(name, settings, given)
+            try:
+                self._evaluate_one(name, settings, given)
+            except OverflowedError as error:  # another try finds the same; the others do not depend on it
+                note(f"evaluation {name} has no result: {error}")
+                self.overflowed = self.overflowed or error
 
     def _evaluate_one(self, name: str, settings: AnyEvaluation, given: dict[str, Vectors]) -> None:
         main = main_of(self.recipe)

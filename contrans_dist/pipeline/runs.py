@@ -12,7 +12,7 @@ from contrans_dist.config.recipe import load_recipe, runs_of
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import kept_actors
 from contrans_dist.distributed.cluster import connected
-from contrans_dist.errors import UserError
+from contrans_dist.errors import OverflowedError, UserError
 from contrans_dist.evaluation.conditions import conditions_of
 from contrans_dist.pipeline.inputs import RecipeTexts
 from contrans_dist.pipeline.run import RunDriver, identity_of, keep_recipe
@@ -94,11 +94,18 @@ def run_recipe(recipe: Recipe, out: Location, shared: Location | None = None) ->
 def _several(recipe: Recipe, out: Location, drivers: dict[str, RunDriver]) -> dict[str, Any]:
     """Every run of a recipe, with common harvests, and the page that compares them."""
     keep_recipe(recipe, out)
-    began, summaries = time.monotonic(), {}
+    began, summaries, overflowed = time.monotonic(), {}, []
     for name, driver in drivers.items():
         note(f"=== run {name}")
-        summaries[name] = driver.all()
-    page = write_comparison([out / RUNS / name for name in summaries], out)
+        try:
+            summaries[name] = driver.all()
+        except OverflowedError as error:  # of one of its evaluations; all else of it is there
+            overflowed.append(error)
+    if overflowed and not summaries:
+        raise overflowed[0]
+    page = write_comparison([driver.out for driver in drivers.values()], out)
+    if overflowed:
+        raise overflowed[0]
     return {
         "name": recipe.name,
         "out": str(out),

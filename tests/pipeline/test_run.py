@@ -14,6 +14,7 @@ from contrans_dist.pipeline.run import identity_of
 from contrans_dist.pipeline.runs import run_recipe
 from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
+from tests import commands
 from tests.recipes import World, tiny_world
 from tests.sets import write_lines
 
@@ -31,13 +32,21 @@ def run(world: World, tmp_path: Path) -> Run:
     """Runs the recipe with changes, by dotted key; returns its folder."""
 
     def made(**changes: Any) -> Path:
-        path = tmp_path / "recipe.yaml"
-        path.write_text(Path(world.recipe).read_text())
-        sets = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in changes.items()]
-        run_recipe(load_recipe(path, sets), Location.parse(tmp_path / "run"))
+        run_recipe(load_recipe(write_recipe(world, tmp_path, changes)), Location.parse(tmp_path / "run"))
         return tmp_path / "run"
 
     return made
+
+
+def write_recipe(world: World, folder: Path, changes: dict[str, Any]) -> Path:
+    content = yaml.safe_load(Path(world.recipe).read_text())
+    for key, value in changes.items():
+        inner, (*above, last) = content, key.split(".")
+        for part in above:
+            inner = inner[part]
+        inner[last] = value
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return folder / "recipe.yaml"
 
 
 SECOND = {"texts": "{scenarios}", "strengths": [0, 1], "conditions": ["vector"]}
@@ -96,3 +105,28 @@ def test_a_run_of_another_recipe_at_work_in_the_folder_is_left_alone(
         assert [path.name[:7] for path in (tmp_path / "run").iterdir()] == [".claim-"]
         run(**runs)  # one of the same recipe goes on beside it
     run(**changed)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["alone", "one-of-two"])
+def test_an_evaluation_whose_logits_overflow_ends_alone(
+    in_process: None, world: World, tmp_path: Path, several: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In float16, at a strength that is swept and not chosen. All else is done, and told of."""
+    loud = {
+        "target": {"id": world.target, "dtype": "float16", "compute_dtype": "float16"},
+        "evaluations.emotions.strengths": [0, 1e6],
+    }
+    changes = {"evaluations.second": placed(SECOND, scenarios=world.scenarios)}
+    changes |= {"runs": {"quiet": {}, "loud": loud, "last": {}}} if several else loud
+    ended = commands.run(
+        capsys, "run", write_recipe(world, tmp_path, changes), "--out", str(tmp_path / "run")
+    )
+    assert ended.code == 1
+    assert "condition vector at strength 1e+06: the model's logits overflow" in ended.err
+    loud_run = tmp_path / "run/runs/loud" if several else tmp_path / "run"
+    assert not (loud_run / "evaluations/emotions/metrics.json").exists()
+    assert (loud_run / "evaluations/second/metrics.json").exists()
+    assert "emotions: unfinished evaluation" in (loud_run / "report.html").read_text()
+    if several:
+        assert (tmp_path / "run/runs/last/evaluations/emotions/metrics.json").exists()
+        assert "last" in (tmp_path / "run/report.html").read_text()

@@ -91,9 +91,10 @@ def check_sound(interventions: Sequence[Intervention], sound: Sequence[bool]) ->
     """Raise OverflowedError, naming the first intervention under which logits are not sound."""
     lost = [each for each, fine in zip(interventions, sound, strict=True) if not fine]
     if lost:
+        first, wider = lost[0], "bfloat16 or float32"
         error = OverflowedError(
-            f"condition {lost[0].name} at strength {lost[0].strength:g}: the model's "
-            "logits overflow; use smaller strengths, or bfloat16 or float32"
+            f"condition {first.name} at strength {first.strength:g}: the model's logits overflow; use "
+            + (wider if first.block is None else f"smaller strengths, or {wider}")
         )
         error.lost = frozenset((each.name, each.strength) for each in lost)
         raise error
