@@ -148,6 +148,7 @@ class RunDriver:
             return self._all()
 
     def _all(self) -> dict[str, Any]:
+        (self.out / RECORD).delete()  # before the recipe is another than that of what is there
         keep_recipe(self.recipe, self.out)
         sets = self._stage("harvest", self._harvest)
         contrast = {side: sets[name] for side in SIDES if (name := f"contrast-{side}") in sets}
@@ -196,7 +197,7 @@ class RunDriver:
             **made_by(),
             "versions": versions(),
             "started": self.started,
-            "finished": now(),
+            "finished": now() if self.overflowed is None else None,
             "stages": self.stages,
             "activations": self.activations,
         }

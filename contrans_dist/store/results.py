@@ -174,6 +174,7 @@ class RunFile(Made):
     versions: dict[str, str] | None = None
     started: str | None = None
     finished: str | None = None
+    """Since when all of its recipe is done."""
     stages: list[StageEntry] | None = None
     activations: dict[str, Annotated[str, AfterValidator(_common)]] | None = None
     """Activation sets that runs share, by name, as seen from the run's folder."""

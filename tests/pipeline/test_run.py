@@ -9,9 +9,11 @@ import yaml
 
 from contrans_dist.config.recipe import load_recipe
 from contrans_dist.errors import UserError
+from contrans_dist.pipeline import run as one
 from contrans_dist.pipeline import runs as room
 from contrans_dist.pipeline.run import identity_of
 from contrans_dist.pipeline.runs import run_recipe
+from contrans_dist.report import write_report
 from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
 from tests import commands
@@ -130,3 +132,36 @@ def test_an_evaluation_whose_logits_overflow_ends_alone(
     if several:
         assert (tmp_path / "run/runs/last/evaluations/emotions/metrics.json").exists()
         assert "last" in (tmp_path / "run/report.html").read_text()
+
+
+def test_what_an_earlier_recipe_left_is_not_taken_for_this_one_s(
+    in_process: None, world: World, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is done is begun again under another recipe, and ends before it has evaluated anything."""
+
+    def warned() -> bool:
+        write_report(whole)
+        return "not finished: what is here may be of an earlier recipe" in (out / "report.html").read_text()
+
+    out = run()
+    whole, kept = Location.parse(out), (out / "recipe.yaml").read_bytes()
+    assert not warned()
+    with pytest.raises(UserError):  # refused before it begins: nothing has changed
+        run(**{"evaluations.emotions.texts": "nowhere.jsonl"})
+    assert (out / "recipe.yaml").read_bytes() == kept
+    assert not warned()
+    monkeypatch.setattr(one, "assess", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(**{"evaluations.emotions.strengths": [0, 2]})
+    assert (out / "evaluations/emotions/metrics.json").exists()
+    assert warned()
+    with pytest.raises(KeyboardInterrupt):  # what of which recipe there is, nothing tells any more
+        run()
+    assert warned()
+    monkeypatch.undo()
+    run()
+    assert not warned()
+
+
+def stopped(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt

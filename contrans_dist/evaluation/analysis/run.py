@@ -127,6 +127,8 @@ def read_scores(location: Location) -> Run:
                 problems.append(f"{folder}: unfinished evaluation (there is no {METRICS})")
         except UserError as error:
             problems.append(str(error))
+    if evaluations and recipe.content and record.finished is None:
+        problems.append(f"{location}: not finished: what is here may be of an earlier recipe; run it again")
     whole = _recipe_of_all(location)
     return Run(
         location,
