@@ -1,6 +1,7 @@
 """One evaluation in full: strengths are chosen, everything is scored, and single prompts are read."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace as changed
 
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, fingerprint
@@ -14,6 +15,7 @@ from contrans_dist.evaluation.samples import probe
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.strength_search import search
 from contrans_dist.evaluation.trials import check_tried
+from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
 from contrans_dist.store.results import SEARCH, MetricsFile, SearchFile, write_file
 
@@ -45,7 +47,8 @@ def assess(
         The content of metrics.json.
 
     Raises:
-        UserError: For data that are missing or wrong, and a folder that holds another evaluation.
+        UserError: For data that are missing or wrong, a folder that holds another evaluation, and one where
+            another is at work.
         RunError: When parts failed.
     """
     if settings.concepts is not None:
@@ -57,12 +60,19 @@ def assess(
         check_tried(settings)
     with connected(cluster.address), kept_actors():
         search_file: SearchFile | None = None
-        if settings.search is not None:
+        if settings.search is None:
+            with claimed(out, ready.spec.identity):  # one at work there still needs what it has tried
+                _clear(out, VALIDATION, COST)
+                (out / SEARCH).delete()
+        else:
+            if settings.search.perplexity is None:
+                _clear(out, COST)
             search_file = search(model, settings, steering, out, cluster, replace)
             steering = changed(steering, chosen=search_file.chosen)
             ready = prepared(model, settings, steering, out, cluster, replace, others)
         metrics = scored(ready, cluster)
-        _keep_search(search_file, out)
+        if search_file is not None:
+            write_file(out / SEARCH, search_file)
         verdict = judged(out)
         if verdict is not None:
             probe(
@@ -72,15 +82,15 @@ def assess(
         return metrics
 
 
-def _keep_search(made: SearchFile | None, out: Location) -> None:
-    """Write how the strengths were chosen; what was tried under earlier settings goes."""
-    if made is not None:
-        write_file(out / SEARCH, made)
-    else:
-        (out / SEARCH).delete()
-        (out / VALIDATION).delete_folder()
-    if made is None or made.budget is None:
-        (out / COST).delete_folder()
+def _clear(out: Location, *names: str) -> None:
+    """Remove what was tried under earlier settings. Raises ClaimedError, with nothing removed, where another
+    run is trying it."""
+    folders = [out / name for name in names if (out / name).entries()]
+    with ExitStack() as claims:
+        for folder in folders:
+            claims.enter_context(claimed(folder, {"trials": "removed"}))
+        for folder in folders:
+            folder.delete_folder()
 
 
 def judged(folder: Location) -> Verdict | None:

@@ -30,6 +30,7 @@ from contrans_dist.evaluation.block_trials import check_choice
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import try_out, validation_of
 from contrans_dist.models import encode, load_model
+from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.tiny import CONTEXT, save_tiny
@@ -177,6 +178,26 @@ def test_strengths_are_those_of_the_validation_items_and_nothing_stays_of_them(
         assess(model, settings, steered(), out, ONE)
     assert (tmp_path / "e/search.json").exists()
     assess(model, settings, steered(), out, ONE, replace=True)
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["metrics.json", "results.parquet"]
+
+
+@pytest.mark.parametrize("name", ["validation", "perplexity", ""])
+def test_what_another_run_is_trying_is_left_to_it(
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path, name: str
+) -> None:
+    """Nor is it removed while that run scores, in the evaluation's folder, what it has chosen by it."""
+    out, kept = Location.parse(tmp_path / "e"), tmp_path / "e/validation/parts/part-00000.parquet"
+    (out / "validation" / "parts" / kept.name).write_bytes(b"hours of work")
+    (out / "perplexity" / "metrics.json").write_bytes(b"more of it")
+    with claimed(out / name if name else out, {"strengths": [0.0, 9.0]}):
+        for asked in (settings, settings.model_copy(update={"search": SearchSettings()})):
+            if name != "perplexity" and asked.search is not None:
+                continue  # what it tries itself, it clears itself
+            with pytest.raises(UserError, match="another run is at work there under other settings"):
+                assess(model, asked, steered(), out, ONE)
+        assert kept.exists()
+        assert (tmp_path / "e/perplexity/metrics.json").exists()
+    assess(model, settings, steered(), out, ONE)
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["metrics.json", "results.parquet"]
 
 
