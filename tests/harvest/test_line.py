@@ -24,7 +24,7 @@ from contrans_dist.engine.capture.streamed import plan_capture
 from contrans_dist.errors import UserError
 from contrans_dist.harvest.driver import harvest
 from contrans_dist.models.placement import choose_placement
-from contrans_dist.models.streaming import open_streamed
+from contrans_dist.models.streaming import StreamedModel, open_streamed
 from tests.tiny import save_tiny
 from tests.truth import block_rows, by_transformers, read_all
 
@@ -73,6 +73,24 @@ def test_a_stage_takes_a_batch_in_halves_where_memory_ends(tmp_path: Path) -> No
     torch.testing.assert_close(again, leaving)
     for k in (0, 1):
         np.testing.assert_allclose(halves[k], whole[k], atol=1e-5)
+
+
+def test_a_stage_waits_for_its_device_once_not_for_each_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does whenever `running` ends."""
+    folder = save_tiny(tmp_path / "model", "llama", n_blocks=2)
+    model = open_streamed(str(folder))
+    stage, running, entered = Stage(model, 0, 1), StreamedModel.running, list[int]()
+
+    def counted(*arguments: Any) -> Any:
+        entered.append(1)
+        return running(*arguments)
+
+    monkeypatch.setattr(StreamedModel, "running", counted)
+    plan = plan_capture(model.lm, [[3, 4, 5 + i] for i in range(6)], [0, 1], batch_tokens=6)
+    stage.run(plan.batches, {k: np.zeros((6, model.lm.d), np.float32) for k in (0, 1)})
+    assert (len(plan.batches), len(entered)) == (3, 1)
 
 
 def test_stages_are_as_few_as_hold_the_model(tmp_path: Path) -> None:

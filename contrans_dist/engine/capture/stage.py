@@ -44,25 +44,32 @@ class Stage:
             RunError: For a text that alone does not fit into memory.
         """
         flying: list[list[OnHost]] = []
-        for i, batch in enumerate(batches):
-            through = partial(self._through, batch, None if entering is None else entering[i])
-            made = in_halves(self.model.lm, through, slice(0, len(batch.rows)), batch.ids.shape[1])
-            flying.append([OnHost(tensor) for tensor in made])
-        for batch, (_, *gathered) in zip(batches, flying, strict=True):
-            wanted = [k for k in range(self.first, self.last + 1) if k in batch.blocks]
-            for k, values in zip(wanted, gathered, strict=True):
-                rows[k][batch.rows] = values.tensor().float().numpy()
-        return [state.tensor() for state, *_ in flying]
-
-    def _through(self, batch: Batch, state: Tensor | None, some: slice) -> list[Tensor]:
-        """What leaves for some texts of a batch, and behind it their rows at each wanted block."""
-        part = replace(batch, ids=batch.ids[some], tokens=batch.tokens[some], rows=batch.rows[some])
-        rows: list[Tensor] = []
+        part: Batch | None = None
+        gathered: list[Tensor] = []
 
         def seen(k: int, hidden: Tensor) -> None:
-            if k in batch.blocks:
-                rows.append(part.gather(hidden))
+            if part is not None and k in part.blocks:
+                gathered.append(part.gather(hidden))
 
-        entering = self.model.embedded(part.ids.long()) if state is None else state[some]
+        def through(batch: Batch, state: Tensor | None, some: slice) -> list[Tensor]:
+            """What leaves for some texts of a batch, and behind it their rows at each wanted block."""
+            nonlocal part, gathered
+            part, gathered = _some_of(batch, some), []
+            entering = self.model.embedded(part.ids.long()) if state is None else state[some]
+            return [run(entering), *gathered]
+
+        # Once for all batches: when it ends, the host waits for the device.
         with self.model.running(self.first, self._blocks, seen) as run:
-            return [run(entering), *rows]
+            for i, batch in enumerate(batches):
+                of_batch = partial(through, batch, None if entering is None else entering[i])
+                made = in_halves(self.model.lm, of_batch, slice(0, len(batch.rows)), batch.ids.shape[1])
+                flying.append([OnHost(tensor) for tensor in made])
+        for batch, (_, *values) in zip(batches, flying, strict=True):
+            wanted = [k for k in range(self.first, self.last + 1) if k in batch.blocks]
+            for k, of_block in zip(wanted, values, strict=True):
+                rows[k][batch.rows] = of_block.tensor().float().numpy()
+        return [state.tensor() for state, *_ in flying]
+
+
+def _some_of(batch: Batch, some: slice) -> Batch:
+    return replace(batch, ids=batch.ids[some], tokens=batch.tokens[some], rows=batch.rows[some])
