@@ -14,6 +14,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 CONTEXT = 500_000_000
 """Bytes of a GPU that each process with CUDA takes before it has computed anything."""
+_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 _USED = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 
 
@@ -30,6 +31,12 @@ def usual_device() -> str:
     if not usable and reasons:
         note(f"no GPU is used: {reasons[0]}")
     return "cuda" if usable else "cpu"
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had no more memory. PyTorch's allocator says so by a class of its own; with kernels that
+    are loaded late, pinned memory and CUDA's libraries it is a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)
 
 
 def gpus_work() -> bool:

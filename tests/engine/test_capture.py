@@ -192,7 +192,15 @@ def test_bfloat16():
         assert np.array_equal(torch.tensor(rows[block]).bfloat16().float().numpy(), rows[block])
 
 
-def test_out_of_memory_halves_the_batch_and_says_so_once(caplog):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_says_so_once(caplog, error):
     lm, ids = _lm(), _ids()
     expected = capture_ids(lm, ids)
     sizes = []
@@ -201,7 +209,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(caplog):
         hidden = args[0] if args else kwargs["hidden_states"]
         sizes.append(hidden.shape[0] * hidden.shape[1])
         if sizes[-1] > 150:
-            raise torch.OutOfMemoryError("pretended")
+            raise error
 
     handle = lm.blocks[1].register_forward_pre_hook(full, with_kwargs=True)
     with caplog.at_level(logging.WARNING):
@@ -219,6 +227,18 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(caplog):
     lm.context = None
     with pytest.raises(RunError, match="text 1: its 200 tokens alone do not fit"):
         capture_ids(lm, [[5], [5] * 200])
+
+
+def test_another_error_of_a_gpu_is_none_of_memory() -> None:
+    lm = _lm()
+
+    def fail(*_args: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    lm.blocks[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        capture_ids(lm, _ids())
+    assert lm.fits is None
 
 
 def test_a_model_cut_over_devices(tmp_path):

@@ -304,7 +304,7 @@ def test_a_trunk_that_does_not_fit_is_left_out(caplog: pytest.LogCaptureFixture)
         hidden = args[0] if args else named["hidden_states"]
         if hidden.shape[:2] == (1, 20):
             trunks.append(1)
-            raise torch.OutOfMemoryError("pretended")
+            raise RuntimeError("CUDA error: out of memory")
 
     handle = lm.blocks[1].register_forward_pre_hook(full, with_kwargs=True)
     rows = capture_ids(lm, ids, batch_tokens=60)

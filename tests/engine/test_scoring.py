@@ -277,7 +277,7 @@ def room_for(lm: LanguageModel, tokens: int) -> Iterator[list[int]]:
     def full(_module, args, named):
         tried.append((args[0] if args else named["hidden_states"])[..., 0].numel())
         if tried[-1] > tokens:
-            raise torch.OutOfMemoryError("pretended")
+            raise RuntimeError("CUDA error: out of memory")
 
     inside = [m for name, m in lm.decoder.named_modules() if name.endswith(".mlp")]  # of blocks that run
     handles = [each.register_forward_pre_hook(full, with_kwargs=True) for each in inside]
@@ -333,7 +333,7 @@ def test_a_trunk_kept_for_more_interventions_than_fit_is_kept_for_fewer_and_then
     def full(parts: list[Trunk]) -> Trunk:
         kept.append(sum(max((len(layer[0]) for layer in part.layers if layer), default=0) for part in parts))
         if kept[-1] > room:
-            raise torch.OutOfMemoryError("pretended")
+            raise RuntimeError("CUDA error: out of memory")
         return of_all(parts)
 
     monkeypatch.setattr(Trunk, "of_all", full)

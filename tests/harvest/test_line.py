@@ -66,7 +66,7 @@ def test_a_stage_takes_a_batch_in_halves_where_memory_ends(tmp_path: Path) -> No
 
     def full(_module: object, _args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if len(named.get("inputs_embeds", ())) > 2:
-            raise torch.OutOfMemoryError("pretended")
+            raise RuntimeError("CUDA error: out of memory")
 
     model.lm.decoder.register_forward_pre_hook(full, with_kwargs=True)
     again = stage.run(plan.batches, halves)

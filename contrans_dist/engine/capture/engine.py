@@ -2,13 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 
 import numpy as np
-import torch
 
 from contrans_dist.config import BATCH_TOKENS, CHAT_DATE
 from contrans_dist.console import tell
@@ -19,6 +17,7 @@ from contrans_dist.engine.capture.gather import Gatherer, Landing
 from contrans_dist.engine.prefixes import Group, Row, Trunk, pack, plan_for
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel, encode_many
+from contrans_dist.models.devices import out_of_memory
 
 
 def _run(lm: LanguageModel, groups: Sequence[Group], texts: Prepared, landing: Landing) -> None:
@@ -42,7 +41,9 @@ def _run(lm: LanguageModel, groups: Sequence[Group], texts: Prepared, landing: L
                     done += len(packed.texts)
                     tell(done / len(ids))
                     continue
-                except torch.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
                     if not smaller:
                         raise RunError(
                             f"text {batch[0].texts[0]}: its {size} tokens alone do not fit into memory"
@@ -56,8 +57,11 @@ def _with_trunk(gatherer: Gatherer, group: Group, ids: list[list[int]]) -> tuple
     """The group and its trunk, which has run; where that did not fit, each text by itself and no trunk."""
     if not group.trunk:
         return group, None
-    with suppress(torch.OutOfMemoryError):
+    try:
         return group, gatherer.trunk(group.trunk)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
     gatherer.lm.did_not_fit(len(group.trunk))
     return group.alone(ids), None
 

@@ -22,6 +22,7 @@ from contrans_dist.engine.capture.states import States
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
 from contrans_dist.models.crossing import OnHost, to_device
+from contrans_dist.models.devices import out_of_memory
 from contrans_dist.models.streaming import StreamedModel
 
 MEMORY = 2 << 30
@@ -238,7 +239,9 @@ def in_halves(
     if lm.fits is None or size <= lm.fits or size == tokens:
         try:
             return run(texts)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             if size == tokens:
                 raise RunError(f"a text of {tokens} tokens alone does not fit into memory") from error
         lm.did_not_fit(size)

@@ -20,6 +20,7 @@ from contrans_dist.console import tell
 from contrans_dist.engine.scoring.interventions import BASE, Intervention, check_sound, checked_offsets
 from contrans_dist.engine.steer import added
 from contrans_dist.models import After, LanguageModel
+from contrans_dist.models.devices import out_of_memory
 from contrans_dist.models.tokens import Alone
 
 BATCH_SIZE = 32
@@ -89,8 +90,8 @@ def generate(
             told = partial(_tell, start / len(pairs), len(chunk) / len(pairs) / max_new_tokens)
             try:
                 new = _continue(lm, [prompts[p] for _, p in chunk], steered, until, pad, alone, told)
-            except torch.OutOfMemoryError:  # what keys and values take grows with every token
-                if len(chunk) == 1:
+            except RuntimeError as error:  # what keys and values take grows with every token
+                if len(chunk) == 1 or not out_of_memory(error):
                     raise
             if new is None:  # only here, outside the handler, whose traceback held the tensors
                 torch.cuda.empty_cache()

@@ -30,6 +30,7 @@ from contrans_dist.engine.scoring.forward import (
 )
 from contrans_dist.engine.scoring.interventions import by_lowest_block, per_prompt
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.devices import out_of_memory
 from contrans_dist.models.passing import first_of, like
 
 _T = TypeVar("_T")
@@ -80,7 +81,7 @@ has `pieces`."""
 @dataclass
 class Runner:
     """One group of prompts under every intervention. A pass that does not fit into a GPU's memory runs in
-    halves; OutOfMemoryError where one row under one intervention does not, or the trunk."""
+    halves; RuntimeError (`out_of_memory`) where one row under one intervention does not, or the trunk."""
 
     lm: LanguageModel
     texts: Texts
@@ -231,8 +232,8 @@ def _fitting(
         if least or lm.fits is None or size <= lm.fits:
             try:
                 return run(rows, some)
-            except torch.OutOfMemoryError:
-                if least:
+            except RuntimeError as error:
+                if least or not out_of_memory(error):
                     raise
             # Only here, after the exception, has the failed pass let go of its memory.
             lm.did_not_fit(size)

@@ -19,6 +19,7 @@ from contrans_dist.engine.scoring.interventions import Intervention, checked_off
 from contrans_dist.engine.scoring.runner import Runner, Texts
 from contrans_dist.errors import RunError
 from contrans_dist.models import LanguageModel
+from contrans_dist.models.devices import out_of_memory
 
 
 def run_all(
@@ -69,7 +70,9 @@ def _of_group(lm: LanguageModel, texts: Texts, offsets: Sequence[Offsets]) -> It
     try:
         yield from _through(lm, texts, offsets, left)
         return
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         if not texts.group.shares:
             longest = max(len(texts.sequences[i]) for rows in left for row in rows for i in row.texts)
             raise RunError(f"a text of {longest} tokens alone does not fit into memory") from error
