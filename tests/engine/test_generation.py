@@ -1,6 +1,7 @@
 """Batched, steered generation against the model's own `generate`, one prompt, one intervention at a time."""
 
 import warnings
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -182,3 +183,21 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
     room = 0
     with pytest.raises(RuntimeError, match="out of memory"):
         generate(lm, PROMPTS, INTERVENTIONS[:3], max_new_tokens=STEPS, batch_size=2)
+
+
+def test_what_did_not_fit_has_drawn_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts are those of a batch that is as small from the start."""
+    lm = language_model("llama")
+    draw = partial(generate, lm, PROMPTS, INTERVENTIONS[:2], max_new_tokens=STEPS, temperature=1.0, seed=3)
+    wanted, whole = draw(batch_size=3), lm.model.generate
+
+    def small(**given: object) -> object:
+        ids = given["input_ids"]
+        assert isinstance(ids, torch.Tensor)
+        if len(ids) > 3:
+            torch.rand(1, device=ids.device)
+            raise torch.OutOfMemoryError("after the first token")
+        return whole(**given)  # type: ignore[operator]
+
+    monkeypatch.setattr(lm.model, "generate", small)
+    assert draw(batch_size=6) == wanted

@@ -79,14 +79,14 @@ def generate(
     texts = [[""] * len(prompts) for _ in offsets]
     until = [stop for stop in until if stop]
     pad = _padding(prompts, int(lm.config.vocab_size))
-    with _plain_sampling(lm, max_new_tokens, temperature, pad), _seeded(lm.device, seed):
+    with _plain_sampling(lm, max_new_tokens, temperature, pad), _seeded(lm.device, seed) as drawing:
         start = 0
         while start < len(pairs):
             chunk = pairs[start : start + batch_size]
             steered = [
                 {k: row[p] if row.ndim == 2 else row for k, row in offsets[c].items()} for c, p in chunk
             ]
-            new = None
+            new, states = None, [generator.get_state() for generator in drawing]
             told = partial(_tell, start / len(pairs), len(chunk) / len(pairs) / max_new_tokens)
             try:
                 new = _continue(lm, [prompts[p] for _, p in chunk], steered, until, pad, alone, told)
@@ -95,6 +95,8 @@ def generate(
                     raise
             if new is None:  # only here, outside the handler, whose traceback held the tensors
                 torch.cuda.empty_cache()
+                for generator, state in zip(drawing, states, strict=True):
+                    generator.set_state(state)
                 batch_size = len(chunk) // 2
                 continue
             written, sound = new
@@ -247,15 +249,15 @@ def _plain_sampling(lm: LanguageModel, max_new_tokens: int, temperature: float, 
 
 
 @contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Numbers drawn on the CPU and on the model's device follow from the seed; no other GPU is touched, and
-    what is drawn elsewhere later is what it would have been."""
+def _seeded(device: torch.device, seed: int) -> Iterator[list[torch.Generator]]:
+    """Numbers drawn on the CPU and on the model's device, by these generators, follow from the seed; no other
+    GPU is touched, and what is drawn elsewhere later is what it would have been."""
     gpus = [device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            torch.cuda.default_generators[gpu].manual_seed(seed)
-        yield
+        generators = [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)]
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield generators
 
 
 def _padding(prompts: Sequence[Sequence[int]], vocabulary: int) -> int:
