@@ -26,8 +26,11 @@ class OnHost:
 
     def __init__(self, tensor: Tensor) -> None:
         self._host = tensor.to("cpu", non_blocking=True)
-        on_gpu = tensor.device.type == "cuda"
-        self._there = torch.cuda.current_stream(tensor.device).record_event() if on_gpu else None
+        self._there: torch.cuda.Event | None = None
+        if tensor.device.type == "cuda":
+            # Such a one leaves the processor to others while it is waited for.
+            self._there = torch.cuda.Event(blocking=True)
+            self._there.record(torch.cuda.current_stream(tensor.device))
 
     def tensor(self) -> Tensor:
         """Itself, once it is there."""

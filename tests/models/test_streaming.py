@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -286,6 +286,29 @@ def test_a_gpu_gives_the_rows_of_the_processor(memory: int, tmp_path: Path) -> N
     for k in (1, 3):
         assert _deviation(rows[k], expected[k]) < 1e-4
         assert _deviation(staged[k], expected[k]) < 1e-4
+
+
+def test_what_waits_for_a_gpu_leaves_the_processor_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kind of event: another spins."""
+    calls: list[object] = []
+
+    class Event:
+        def __init__(self, blocking: bool = False) -> None:
+            calls.append(blocking)
+
+        def record(self, stream: str) -> None:
+            calls.append(stream)
+
+        def synchronize(self) -> None:
+            calls.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device.type}")
+    state = SimpleNamespace(device=torch.device("cuda"), to=lambda _place, non_blocking: torch.ones(2))
+    on_host = crossing.OnHost(cast(torch.Tensor, state))
+    assert calls == [True, "stream of cuda"]
+    assert on_host.tensor().tolist() == [1, 1]
+    assert calls[2:] == ["waited"]
 
 
 def test_bad_texts(tmp_path: Path) -> None:
