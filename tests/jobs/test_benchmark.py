@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 HARVEST = {
@@ -149,6 +151,28 @@ def test_a_part_that_wants_what_is_not_installed_is_missed_alone(
     said = capsys.readouterr()
     assert "store/one" in said.out
     assert "reduce: the rest could not be measured: ModuleNotFoundError: No module named 'scipy'" in said.err
+
+
+def test_a_gpu_may_round_bfloat16(script: Callable[..., int], tmp_path: Path) -> None:
+    common = importlib.import_module("speed.common")
+    gpu = common.Bench("cuda", "7b", ("bfloat16",), 1, 8, False, tmp_path)
+
+    def allowed(name: str) -> float:
+        row = common.Row(name.partition("/")[0], name, 1.0, 1.0, 1.0, "tokens/s", 0.0)
+        return float(gpu.allowed(row))
+
+    one_ulp = float(torch.finfo(torch.bfloat16).eps)
+    assert allowed("stream/70b-from-host") > one_ulp
+    assert allowed("harvest/contrans-bfloat16") > one_ulp
+    assert allowed("stream/disk-offload") < one_ulp
+
+
+def test_two_tokens_as_likely_but_for_rounding_are_the_same(script: Callable[..., int]) -> None:
+    same = importlib.import_module("speed.evaluate").same_argmax
+    loop = torch.tensor([[[1.0, 2.0, 1.9], [3.0, 1.0, 0.0], [0.0, 1.0, 3.0]]])
+    argmax = np.array([[2, 1, 2]])
+    assert same(argmax, loop, 0.06).tolist() == [[True, False, True]]
+    assert same(argmax, loop, 0.04).tolist() == [[False, False, True]]
 
 
 def test_sides_that_differ_are_told_and_the_exit_code_is_1(
