@@ -6,8 +6,9 @@
     python jobs/benchmark.py harvest --libraries ~/libraries
 
 Both sides of a row run in turns in this process (a library in one of its own), on the same model, texts and
-dtype; the figures are medians. Needs neither Ray nor the network; what needs Ray is left out without it.
-Exit code 1: a part could not be measured, or the two sides of a row did not compute the same numbers.
+dtype; the figures are medians. Needs neither Ray nor the network; what needs Ray, or control groups, is left
+out without. Exit code 1: a part could not be measured, or the two sides of a row did not compute the same
+numbers.
 """
 
 import argparse

@@ -134,7 +134,8 @@ def test_stream_is_left_out_where_no_control_group_can_be_made(
         raise PermissionError("not allowed here")
         yield
 
-    stream = part("stream")
+    stream, bench = part("stream"), quick(tmp_path)
     monkeypatch.setattr(stream, "control_group", refused)
-    assert list(stream.rows(quick(tmp_path))) == []
+    assert list(stream.rows(bench)) == []
+    assert bench.missed == []
     assert "left out, no memory control group (not allowed here)" in capsys.readouterr().out
