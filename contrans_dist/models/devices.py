@@ -89,9 +89,10 @@ def _held(limit: Path) -> int:
     return held - sum(counts.get(f"total_{name}", counts.get(name, 0)) for name in cached)
 
 
-def free_memory() -> dict[int | str, int]:
-    """Bytes free on each GPU that this process sees, by its number, and on the `cpu`."""
-    gpus = range(torch.cuda.device_count())
+def free_memory(most: int | None = None) -> dict[int | str, int]:
+    """Bytes free on each GPU that this process sees, or on so many of them, by its number, and on the `cpu`.
+    A GPU that is asked loses `CONTEXT` to this process."""
+    gpus = range(torch.cuda.device_count())[:most]
     free: dict[int | str, int] = {i: torch.cuda.mem_get_info(i)[0] for i in gpus}
     return free | {"cpu": host_memory()}
 

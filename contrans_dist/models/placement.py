@@ -2,8 +2,12 @@
 where those go of the models that are loaded beside it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
+
+import torch
 
 from contrans_dist.config import BATCH_TOKENS, ClusterSettings, ModelSettings, PlacementChoice
 from contrans_dist.console import size_words
@@ -207,7 +211,7 @@ def load_placed(
         RunError: As `load_model`.
     """
     if placement is None:
-        placement = choose_placement(model, highest_block=highest_block, head=head)
+        placement = _place_here(model, highest_block, head)
     if placement.kind == "stream":
         raise UserError(f"--model {model.id}: {placement.reason.partition(':')[0]}; try --quantization")
     return load_model(
@@ -218,6 +222,18 @@ def load_placed(
         highest_block=highest_block,
         head=head,
     )
+
+
+def _place_here(model: ModelSettings, highest_block: int | None, head: bool) -> Placement:
+    """Where a model fits on this machine. The first GPU is asked alone: most models fit there, and what the
+    others have free is left to others."""
+    choose = partial(choose_placement, model, highest_block=highest_block, head=head)
+    if torch.cuda.device_count() > 1:
+        with suppress(UserError):  # is told of all of them
+            found = choose(memories=free_memory(1))
+            if found.kind == "resident":
+                return found
+    return choose()
 
 
 def fewest_gpus(

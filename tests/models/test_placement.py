@@ -13,7 +13,7 @@ from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.scoring import Intervention, next_token
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.models import CPU_TOKENS, devices, load_model, precision
+from contrans_dist.models import CPU_TOKENS, devices, load_model, placement, precision
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.loading import describe
 from contrans_dist.models.needs import Needs, activation_bytes, needs
@@ -365,6 +365,30 @@ def test_a_model_is_loaded_where_it_fits(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("contrans_dist.models.placement.free_memory", lambda: {"cpu": 1000})
     with pytest.raises(UserError, match=r"^--model .* are more than the 0\.0 MB free of memory; try --quant"):
         load_placed(model)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_other_gpus_are_asked_only_where_the_first_has_not_the_room(
+    quantization: Quantization | None, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that is asked loses half a GB to a process that does not use it."""
+    model, asked, given = ModelSettings(id=small, quantization=quantization), list[int](), list[Any]()
+
+    def free(gpu: int) -> tuple[int, int]:
+        asked.append(gpu)
+        return room, room
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    monkeypatch.setattr(placement, "load_model", lambda _name, **options: given.append(options["device"]))
+    room = 40 * GB
+    load_placed(model)
+    assert (asked, given) == ([0], [None])
+    asked.clear()
+    room = 7 * GB
+    load_placed(model)
+    assert asked == [0, 0, 1, 2, 3]
+    assert len(set(given[1].values())) > 1
 
 
 def test_activations_grow_with_tokens_and_experts(small: str) -> None:
