@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.capture.stage import Stage
 from contrans_dist.engine.capture.states import States
-from contrans_dist.engine.capture.streamed import capture_streamed, plan_capture
+from contrans_dist.engine.capture.streamed import capture_streamed, plan_capture, states_of
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import checkpoint, crossing, load_model, streaming
 from contrans_dist.models.checkpoint import Checkpoint
@@ -179,6 +179,18 @@ def test_spilled_states_give_the_same_rows(memory: int, tmp_path: Path, monkeypa
     assert (0 in written) == (memory == 0)
     for k in kept:
         np.testing.assert_array_equal(spilled[k], kept[k])
+
+
+def test_states_of_a_gpu_count_as_the_memory_that_is_pinned_for_them(tmp_path: Path) -> None:
+    """Powers of two: three of 1,152 bytes take 6,144."""
+    streamed = open_streamed(str(save_tiny(tmp_path / "model")), device="cpu")
+    batches = plan_capture(streamed.lm, [[3] * 9] * 3, [3], batch_tokens=9).batches
+    assert len(batches) == 3
+    assert 9 * streamed.lm.d * streamed.lm.dtype.itemsize == 1152
+    for device, memory, held in (("cpu", 3456, 3), ("cuda", 3456, 1), ("cuda", 6143, 2), ("cuda", 6144, 3)):
+        streamed.device = torch.device(device)
+        with states_of(streamed, batches, memory, tmp_path) as states:
+            assert states.in_memory == held, device
 
 
 def test_what_was_saved_outlives_later_passes(tmp_path: Path) -> None:

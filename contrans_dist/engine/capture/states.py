@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Self
 
@@ -26,13 +27,21 @@ class States:
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, memory: int, folder: Path
+        self,
+        shapes: Sequence[tuple[int, int, int]],
+        dtype: torch.dtype,
+        memory: int,
+        folder: Path,
+        of_gpu: bool = False,
     ) -> None:
         self.shapes, self.dtype, self.folder = list(shapes), dtype, folder
         self.offsets = [0]
         for texts, tokens, d in self.shapes:
             self.offsets.append(self.offsets[-1] + texts * tokens * d * dtype.itemsize)
-        self.in_memory = sum(end <= memory for end in self.offsets[1:])
+        sizes = [end - start for start, end in pairwise(self.offsets)]
+        # What comes from a GPU lies in memory that PyTorch takes by powers of two, and keeps.
+        taken = accumulate(1 << (size - 1).bit_length() if of_gpu else size for size in sizes)
+        self.in_memory = sum(end <= memory for end in taken)
         self.held: dict[int, Tensor] = {}
         self.entering: Path | None = None
         self.leaving: Path | None = None

@@ -143,7 +143,7 @@ def states_of(model: StreamedModel, batches: Sequence[Batch], memory: int, folde
         folder: Where the others lie, in one raw file a pass.
     """
     shapes = [(batch.ids.shape[0], batch.ids.shape[1], model.lm.d) for batch in batches]
-    return States(shapes, model.lm.dtype, memory, folder)
+    return States(shapes, model.lm.dtype, memory, folder, of_gpu=model.device.type == "cuda")
 
 
 def sweep(
