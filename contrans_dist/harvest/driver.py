@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import pyarrow as pa
-import torch
 
 from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.distributed.cluster import connected, replicas
@@ -17,6 +16,7 @@ from contrans_dist.harvest.quantization_check import quantization_check
 from contrans_dist.harvest.request import HarvestJob, Request
 from contrans_dist.harvest.shards import HarvestSpec
 from contrans_dist.models import model_facts
+from contrans_dist.models.devices import out_of_memory
 from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
@@ -97,5 +97,7 @@ def _checked(model: ModelSettings, spec: HarvestSpec, cluster: ClusterSettings) 
     try:
         check: QuantizationCheck = on_a_node(quantization_check, replicas(cluster), model, spec)
         return check
-    except (RunError, UserError, MemoryError, torch.OutOfMemoryError) as error:
+    except (RunError, UserError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
         return QuantizationCheck(texts=0, reason=f"not measured: {first_line(error)}")

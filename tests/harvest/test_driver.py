@@ -547,18 +547,22 @@ def test_a_streamed_harvest_is_that_of_the_whole_model(
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RunError("its weights cannot be loaded: no room"), RuntimeError("CUDA error: out of memory")],
+)
 def test_quantising_that_cannot_be_measured_leaves_the_set_whole(
-    local: None, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, local: None, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
-        raise RunError("its weights cannot be loaded: no room")
+        raise error
 
     monkeypatch.setattr("contrans_dist.harvest.driver.quantization_check", fails)
     folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=2, d=64))
     table = read_texts(texts).slice(0, 8)
     with ray_here():
         made = harvest(ModelSettings(id=folder, quantization="int8"), table, str(tmp_path / "set"))
-    reason = "not measured: its weights cannot be loaded: no room"
+    reason = f"not measured: {error}"
     assert manifest_of(tmp_path / "set")["quantization_check"] == {"texts": 0, "reason": reason}
     assert made.manifest.rows == 8
 
