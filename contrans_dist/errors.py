@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class UnwritableError(UserError):
-    """A place where nothing can be written, or not any more."""
+    """A place where nothing can be written, or not any more; a store that refuses what is asked of it."""
 
 
 class ClaimedError(UnwritableError):
@@ -32,8 +32,8 @@ class OverflowedError(RunError):
 
 
 class NoAnswerError(RunError):
-    """A server or store has not answered in all the tries it was given, or a disk is full: what else needs it
-    would fail too."""
+    """A server or store has not answered in all the tries it was given, or grants no more what it did, or a
+    disk is full: what else needs it would fail too."""
 
 
 def meant(name: str, names: Sequence[str]) -> str:

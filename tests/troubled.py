@@ -7,6 +7,7 @@ import time
 _KINDS = {
     "throttles": (b"503 Slow Down", b"SlowDown", b"Please reduce your request rate."),
     "fails": (b"500 Internal Server Error", b"InternalError", b"We encountered an internal error."),
+    "denied": (b"403 Forbidden", b"ExpiredToken", b"The provided token has expired."),
 }
 
 
@@ -33,10 +34,26 @@ class Troubled:
         self.for_seconds = 0.0
         """How long it then lasts; 0: for ever."""
         self.listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._begin()
 
     def falls(self, mood: str, after: int = 0, seconds: float = 0.0) -> None:
         self.seen, self.after, self.for_seconds, self.mood = 0, after, seconds, mood
+
+    def shut(self) -> None:
+        """Refuse connections, until it is `open` again; nobody else gets its port."""
+        port = self.port
+        self.listener.shutdown(socket.SHUT_RDWR)  # or who waits at it would go on
+        self.listener.close()
+        self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.bind(("127.0.0.1", port))
+
+    def open(self) -> None:
+        self.listener.listen(128)
+        self._begin()
+
+    def _begin(self) -> None:
+        threading.Thread(target=self._serve, daemon=True).start()
 
     @property
     def port(self) -> int:

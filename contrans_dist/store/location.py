@@ -198,6 +198,7 @@ class Location:
                 with source.open("rb") as data, store.open_output_stream(beside.path) as stream:
                     shutil.copyfileobj(data, stream, _COPY_BYTES)
                 store.move(beside.path, self.path)
+            stores.taken(self.store)
         except BaseException:
             with suppress(Exception), briefly():
                 self.filesystem.delete_file(beside.path)

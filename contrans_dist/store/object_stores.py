@@ -32,6 +32,9 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 """What a store says of a request that will never be granted; of all else it may think better."""
+_TAKEN = set[str]()
+"""Stores that have taken a file of this process: what they refuse later is no mistake, but a key that has
+expired since."""
 
 _FORBIDDEN = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
@@ -102,10 +105,16 @@ def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
     )
 
 
+def taken(store: str) -> None:
+    """Remember that the store has taken a file of this process."""
+    _TAKEN.add(store)
+
+
 @contextmanager
 def told(name: str, store: str) -> Iterator[None]:
     """Raise what a file system refuses at the place `name` (a loop of links, a name too long, no permission)
-    as UserError, a store that may think better as PassingError, a disk that fails as NoAnswerError."""
+    as UserError, a store that may think better as PassingError; as NoAnswerError a disk that fails, and a
+    store that refuses although it has `taken` something."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UserError, RunError):
@@ -120,8 +129,15 @@ def told(name: str, store: str) -> Iterator[None]:
             raise NoAnswerError(
                 f"{name}: cannot be read ({reason[:300]}); run the same command again"
             ) from error
-        if not store or _REFUSED.search(reason):
+        if not store:
             raise UserError(f"{name}: cannot be reached ({reason[:300]})") from error
+        if _REFUSED.search(reason):
+            if store in _TAKEN:
+                raise NoAnswerError(
+                    f"{name}: the store grants no more what it did ({reason[:300]}); run the same command "
+                    "again with a key that is valid to go on"
+                ) from error
+            raise UnwritableError(f"{name}: cannot be reached ({reason[:300]})") from error
         raise PassingError(f"{name}: the store does not answer ({reason[:300]})") from error
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.data.texts import text_table
-from contrans_dist.errors import RunError
+from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.driver import harvest
 from contrans_dist.store import object_stores as stores
 from contrans_dist.store import patience
@@ -169,6 +169,43 @@ def test_a_harvest_to_a_store_that_is_gone_ends(
         assert 0 < there < 12
         assert harvest(model, texts, out, CaptureSettings(blocks="0", shard_size=1)).n_rows == 12
     open_uploads(bucket)
+
+
+def test_a_key_that_expires_ends_a_harvest_which_goes_on_with_another(
+    bucket: tuple[str, int], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, what had been granted for hours was bad input; what is refused at the start still is."""
+    monkeypatch.setattr(stores, "_TAKEN", set())
+    model = ModelSettings(id=str(save_tiny(tmp_path / "model", "llama")))
+    texts = text_table({"text": [f"text number {i}" for i in range(12)]})
+    with troubled(bucket) as (proxy, uri):
+        out = Location.parse(uri) / "expired"
+
+        def begin() -> int:
+            return harvest(model, texts, out, CaptureSettings(blocks="0", shard_size=1)).n_rows
+
+        proxy.falls("denied")
+        with pytest.raises(UserError, match=r"s3://bucket/runs/expired: cannot be reached .*expired"):
+            begin()
+        proxy.falls("denied", after=45)
+        with pytest.raises(RunError, match=r"s3://bucket/runs/expired.*run the same command again"):
+            begin()
+        proxy.mood = "well"
+        there = len([name for name in out.names() if name.startswith("shard-")])
+        assert 0 < there < 12
+        assert begin() == 12
+
+
+def test_what_an_actor_is_refused_under_a_claim_is_no_bad_input(
+    bucket: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has written nothing yet, the driver has."""
+    with troubled(bucket) as (proxy, uri):
+        place = Location.parse(uri) / "claimed-and-refused"
+        with pytest.raises(RunError, match=r"cannot be reached .*run the same command"), claimed(place, {}):
+            monkeypatch.setattr(stores, "_TAKEN", set())
+            proxy.falls("denied")
+            place.exists()
 
 
 def test_a_claim_is_let_go_soon(bucket: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
