@@ -59,10 +59,10 @@ class Location:
     def filesystem(self) -> fs.FileSystem:
         return self._filesystem()
 
-    def _filesystem(self, uploading: bool = False) -> fs.FileSystem:
+    def _filesystem(self, streaming: bool = False) -> fs.FileSystem:
         with stores.told(str(self), self.store):
             try:
-                return stores.filesystem(self.store, uploading, brief())
+                return stores.filesystem(self.store, streaming, brief())
             except ValueError as error:
                 reason = " ".join(without_credentials(str(error)).split())
                 raise UserError(
@@ -121,12 +121,13 @@ class Location:
     @patiently
     def open(self) -> pa.NativeFile:
         """Open for random access. Raises UserError when there is no such file."""
-        # To open a pipe waits for whoever writes into it.
-        if self.is_local and self.info().type not in (fs.FileType.File, fs.FileType.NotFound):
+        # To open a pipe waits for whoever writes into it; a store in trouble is found out with less patience.
+        kind = self.info().type
+        if self.is_local and kind not in (fs.FileType.File, fs.FileType.NotFound):
             raise UserError(f"{self}: expected a file, this is a folder or no regular file")
         try:
             with stores.told(str(self), self.store):
-                return self.filesystem.open_input_file(self.path)
+                return self._filesystem(streaming=True).open_input_file(self.path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise UserError(f"{self}: no such file") from error
 
@@ -190,9 +191,11 @@ class Location:
     def _upload(self, source: Path) -> None:
         """Not to the final key itself: a stream to a store that is let go publishes what it was given so far,
         after an exception as well, and knows no way to withdraw it."""
+        if stores.reads_alone(self.store):
+            raise UserError(f"{self}: can only be read; expected a path or an s3:// or gs:// URI")
         beside = self.parent / _temporary_name()
         self.info()  # a store in trouble is found out with less patience, before there are parts in it
-        store = self._filesystem(uploading=True)
+        store = self._filesystem(streaming=True)
         try:
             with stores.told(str(self), self.store):
                 with source.open("rb") as data, store.open_output_stream(beside.path) as stream:

@@ -21,9 +21,10 @@ READ_ALONE = ("hf", "https", "http")
 _S3_OPTIONS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 _ATTEMPTS = 3
 """Of one request, by the store's client; what is tried again after longer pauses is `patiently`'s."""
-_UPLOAD_ATTEMPTS = 12
+_STREAM_ATTEMPTS = 12
 """Of one request of an upload, with pauses that double, for a minute and a half in all: an upload that is
-given up leaves its parts in the store, since pyarrow cannot abort it."""
+given up leaves its parts in the store, since pyarrow cannot abort it. And of a file that is read once it is
+open, when `patiently` is done with it."""
 _CONNECT_SECONDS, _SILENT_SECONDS, _BRIEF_SECONDS = 10, 20, 5
 _REFUSED = re.compile(
     "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE"
@@ -47,20 +48,18 @@ _FAILING = {
 
 
 @lru_cache(maxsize=64)
-def filesystem(store: str, uploading: bool = False, brief: bool = False) -> fs.FileSystem:
+def filesystem(store: str, streaming: bool = False, brief: bool = False) -> fs.FileSystem:
     """The filesystem of a bucket's URI; of this machine for the empty string.
 
-    `uploading`: with more patience; `brief`: with none. Raises UserError for an option that there is not, and
+    `streaming`: with more patience; `brief`: with none. Raises UserError for an option that there is not, and
     what pyarrow raises where no store answers.
     """
     if not store:
         return fs.LocalFileSystem()
     scheme, _, rest = store.partition("://")
     if scheme in READ_ALONE:
-        if uploading:
-            raise UserError(f"{store}: can only be read; expected a path or an s3:// or gs:// URI")
         return _published(scheme, rest)
-    return _s3(rest, uploading, brief) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
+    return _s3(rest, streaming, brief) if scheme == "s3" else fs.FileSystem.from_uri(store)[0]
 
 
 def _published(scheme: str, rest: str) -> fs.FileSystem:
@@ -77,7 +76,7 @@ def _published(scheme: str, rest: str) -> fs.FileSystem:
     return fs.PyFileSystem(fs.FSSpecHandler(opened))
 
 
-def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
+def _s3(rest: str, streaming: bool, brief: bool) -> fs.S3FileSystem:
     """pyarrow's own default lets a connection that says nothing hang."""
     place, _, query = rest.partition("?")
     user, _, bucket = place.rpartition("@")
@@ -90,8 +89,8 @@ def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
     key, _, secret = user.partition(":")
     silent = min(_BRIEF_SECONDS, _SILENT_SECONDS) if brief else _SILENT_SECONDS
     retries = (
-        fs.AwsDefaultS3RetryStrategy(max_attempts=_UPLOAD_ATTEMPTS)
-        if uploading and not brief
+        fs.AwsDefaultS3RetryStrategy(max_attempts=_STREAM_ATTEMPTS)
+        if streaming and not brief
         else fs.AwsStandardS3RetryStrategy(max_attempts=1 if brief else _ATTEMPTS)
     )
     return fs.S3FileSystem(
@@ -100,9 +99,14 @@ def _s3(rest: str, uploading: bool, brief: bool) -> fs.S3FileSystem:
         connect_timeout=min(_CONNECT_SECONDS, silent),
         request_timeout=silent,
         retry_strategy=retries,
-        allow_delayed_open=uploading,  # what is small is one request, and not three
+        allow_delayed_open=streaming,  # what is small is one request, and not three
         **options,
     )
+
+
+def reads_alone(store: str) -> bool:
+    """Whether it can only be read."""
+    return store.startswith(tuple(f"{scheme}:" for scheme in READ_ALONE))
 
 
 def taken(store: str) -> None:
@@ -121,8 +125,7 @@ def told(name: str, store: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Clients of the web raise errors of their own, which are no OSError.
-        read_alone = store.startswith(tuple(f"{scheme}:" for scheme in READ_ALONE))
-        if not isinstance(error, OSError | pa.ArrowInvalid) and not read_alone:
+        if not isinstance(error, OSError | pa.ArrowInvalid) and not reads_alone(store):
             raise
         reason = " ".join(without_credentials(str(error)).split()).rpartition("] ")[2]
         if not store and getattr(error, "errno", None) in _FAILING:

@@ -72,7 +72,7 @@ def footer_of(location: Location) -> pq.FileMetaData:
 def _failure(location: Location, error: BaseException) -> Exception:
     reason = one_line(error)
     if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in reason):
-        return RunError(f"{location}: it cannot be read ({reason})")
+        return RunError(f"{location}: it cannot be read ({reason}); run the same command again")
     return DamagedError(location, f"damaged ({reason})")
 
 

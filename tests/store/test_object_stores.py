@@ -71,7 +71,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that gives up soon."""
     monkeypatch.setattr(stores, "_ATTEMPTS", 2)
-    monkeypatch.setattr(stores, "_UPLOAD_ATTEMPTS", 2)
+    monkeypatch.setattr(stores, "_STREAM_ATTEMPTS", 2)
     monkeypatch.setattr(stores, "_SILENT_SECONDS", 1)
     monkeypatch.setattr(patience, "PAUSES", (0.1,))
 
@@ -89,6 +89,22 @@ def test_trouble_during_an_upload_is_sat_out(bucket: tuple[str, int], mood: str,
         assert open_uploads(bucket) == []
         proxy.falls(mood, seconds=0.5)
         assert place.read_bytes() == data
+
+
+@pytest.mark.parametrize("mood", ["fails", "throttles", "drops"])
+def test_trouble_while_an_open_file_is_read_is_sat_out(
+    bucket: tuple[str, int], mood: str, impatient: None
+) -> None:
+    """Before, a run ended where its shards, vectors or maps were read."""
+    data = os.urandom(1 << 20)
+    with troubled(bucket) as (proxy, uri):
+        place = Location.parse(uri) / f"read-{mood}"
+        place.write_bytes(data)
+        with place.open() as file:
+            begun = file.read(1000)
+            proxy.falls(mood, seconds=2.0)
+            assert begun + file.read() == data
+        assert proxy.seen > 2
 
 
 @pytest.mark.parametrize(
