@@ -16,6 +16,10 @@ class ClaimedError(UnwritableError):
     """A place where another run is at work, under other settings."""
 
 
+class NoGpuError(UserError):
+    """A GPU that torch cannot compute on: neither more of them nor another try helps."""
+
+
 class RunError(Exception):
     """A failure while running. One line that names what is missing and how to go on; exit code 1."""
 

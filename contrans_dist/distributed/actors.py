@@ -20,7 +20,7 @@ from contrans_dist.distributed.cluster import Replicas, need_ray, surroundings
 from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.nodes import Node, alive_nodes, node_here
 from contrans_dist.errors import RunError, first_line
-from contrans_dist.models.devices import gpus_work, keep_within
+from contrans_dist.models.devices import check_gpus, gpus_work, keep_within
 
 _ASKED = "asked"
 """Ray's name for the methods that have a thread of their own, so that an actor answers whatever it is at, and
@@ -143,6 +143,7 @@ def _placed(actor_class: Any, size: Replicas) -> Any:
     asked for the node, and for its `progress`, beside its work."""
 
     def init(actor: Any, *arguments: Any) -> None:
+        check_gpus(size.gpus)
         if 0 < size.gpus < 1:
             keep_within(size.gpus)
         actor_class.__init__(actor, *arguments)

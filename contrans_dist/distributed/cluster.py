@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from contrans_dist.config import ClusterSettings
-from contrans_dist.distributed.local_ray import connect, local_ray
+from contrans_dist.distributed.local_ray import connect, local_ray, may_grow
 from contrans_dist.distributed.nodes import Node, alive_nodes
 from contrans_dist.errors import RunError, UserError, first_line
 
@@ -175,7 +175,7 @@ def replicas(cluster: ClusterSettings, nodes: Sequence[Node] | None = None, memo
     )
     fitting = [size.room_on(node) for node in nodes]
     # An autoscaling cluster may still grow to what was asked for; one that cannot fit any is a mistake.
-    if not sum(fitting) and cluster.actors is None:
+    if not sum(fitting) and (cluster.actors is None or not may_grow()):
         raise UserError(too_small(size, nodes))
     actors = cluster.actors or sum(fitting)
     return replace(size, actors=actors, per_node=max(1, min(actors, max(fitting, default=1))))

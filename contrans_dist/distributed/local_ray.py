@@ -28,6 +28,8 @@ _NODE_LOST = re.compile(r"address: (\S+).*has been marked dead", re.DOTALL)
 _SAID = ("Raylet is terminated", "A worker died or was killed while executing a task by an unexpected")
 """What we say ourselves, in a line that tells what becomes of it."""
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+_started = threading.Event()
+"""Set while this process has one."""
 
 
 def connect(address: str, **options: Any) -> None:
@@ -57,6 +59,11 @@ def _told(data: dict[str, Any], **_: Any) -> None:
             note(f"Ray: {message.strip().splitlines()[0]}")
 
 
+def may_grow() -> bool:
+    """Whether nodes may join the Ray of this process: none joins one of its own."""
+    return not _started.is_set()
+
+
 @contextmanager
 def local_ray() -> Iterator[None]:
     """Start Ray on this machine, reachable from nowhere else; it ends with the block.
@@ -67,8 +74,10 @@ def local_ray() -> Iterator[None]:
     folder = _folder_for_sockets()
     try:
         _start(folder)
+        _started.set()
         yield
     finally:
+        _started.clear()
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,8 @@ from contrans_dist.distributed.cluster import Replicas, most_gpus, replicas
 from contrans_dist.distributed.in_process import stays_here, this_process
 from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes
 from contrans_dist.distributed.tasks import on_a_node, on_nodes
-from contrans_dist.errors import UserError
+from contrans_dist.errors import NoGpuError, UserError
+from contrans_dist.models.devices import check_gpus
 from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, needs_nodes
 
 
@@ -42,7 +43,8 @@ def place(
             `stays_here`).
 
     Raises:
-        UserError: For a model that cannot be held (see `fewest_gpus`).
+        UserError: For a model that cannot be held (see `fewest_gpus`), and where torch cannot use the GPUs
+            that Ray has.
     """
     here = stays_here(cluster, operations)
     excluded: dict[float, list[str]] = {}
@@ -55,7 +57,8 @@ def place(
     def choose(gpus: float) -> Placement:
         size = size_with(gpus)
         choice = partial(
-            choose_placement,
+            _chosen,
+            size.gpus,
             model,
             highest_block=highest_block,
             head=head,
@@ -101,6 +104,12 @@ def _on_holding(
     return size
 
 
+def _chosen(gpus: float, model: ModelSettings, **options: Any) -> Placement:
+    """As `choose_placement`, in a process that has so many GPUs."""
+    check_gpus(gpus)
+    return choose_placement(model, **options)
+
+
 def _judged(choice: Any, size: Replicas) -> tuple[Placement, list[str]]:
     """How a model is placed on the nodes that hold it best, and the ids of the others."""
     nodes = [] if size.here else [node for node in alive_nodes() if size.room_on(node)]
@@ -113,6 +122,9 @@ def _judged(choice: Any, size: Replicas) -> tuple[Placement, list[str]]:
     placements = {node: each for node, each in found.items() if isinstance(each, Placement)}
     if not placements:
         raise next(iter(found.values()))
+    for error in found.values():
+        if isinstance(error, NoGpuError):
+            note(str(error))
     holding = {node: each for node, each in placements.items() if each.kind != "stream"} or placements
     # What holds it where least is free holds it on the others.
     chosen = min(holding.values(), key=lambda each: each.free)

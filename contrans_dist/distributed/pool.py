@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from contrans_dist import errors
 from contrans_dist.console import note
 from contrans_dist.distributed.actors import Actors, LostError, actors_of, kept, let_go
 from contrans_dist.distributed.cluster import Replicas
@@ -206,5 +207,5 @@ def _construction_error(error: RayActorError) -> tuple[str, bool]:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind, mark, reason = (lines[-1] if lines else "").partition(": ")
     if mark and kind.startswith("contrans_dist.errors."):
-        return reason, kind.endswith(".UserError")
+        return reason, issubclass(getattr(errors, kind.rpartition(".")[2]), UserError)
     return lines[-1] if lines else "the actor could not be started", False

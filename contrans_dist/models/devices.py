@@ -1,5 +1,7 @@
 """What is free on the devices of this machine."""
 
+import math
+import socket
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -7,8 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from contrans_dist.console import note
-from contrans_dist.errors import one_line
+from contrans_dist.console import count_of, note
+from contrans_dist.errors import NoGpuError, one_line
 
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
@@ -37,6 +39,35 @@ def out_of_memory(error: RuntimeError) -> bool:
     """Whether a GPU had no more memory. PyTorch's allocator says so by a class of its own; with kernels that
     are loaded late, pinned memory and CUDA's libraries it is a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)
+
+
+def gpu_count() -> int:
+    """GPUs that torch can compute on here. It counts those too whose driver is too old for it."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def check_gpus(lent: float) -> None:
+    """Raise NoGpuError where torch can compute on fewer GPUs than Ray, which only counts those of a machine,
+    has lent to this process: it would compute on the processors, for days."""
+    usable = gpu_count()
+    if usable >= lent:
+        return
+    platform = "hip" if torch.version.hip else "cuda"
+    built = f"torch {torch.__version__} (torch.version.{platform}: {getattr(torch.version, platform)})"
+    raise NoGpuError(
+        f"{socket.gethostname()}: Ray lends {count_of(math.ceil(lent), 'GPU')} here, and {built} can use "
+        f"{usable}{_why_none()}; a newer driver, or another wheel of torch or container, mends that; "
+        "--gpus-per-actor 0 runs on the processors"
+    )
+
+
+def _why_none() -> str:
+    """What torch says of it, where it can use no GPU at all."""
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:
+        return f" ({one_line(error)})"
+    return ""
 
 
 def gpus_work() -> bool:
@@ -92,7 +123,7 @@ def _held(limit: Path) -> int:
 def free_memory(most: int | None = None) -> dict[int | str, int]:
     """Bytes free on each GPU that this process sees, or on so many of them, by its number, and on the `cpu`.
     A GPU that is asked loses `CONTEXT` to this process."""
-    gpus = range(torch.cuda.device_count())[:most]
+    gpus = range(gpu_count())[:most]
     free: dict[int | str, int] = {i: torch.cuda.mem_get_info(i)[0] for i in gpus}
     return free | {"cpu": host_memory()}
 

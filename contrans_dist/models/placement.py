@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import torch
-
 from contrans_dist.config import BATCH_TOKENS, ClusterSettings, ModelSettings, PlacementChoice
 from contrans_dist.console import size_words
-from contrans_dist.errors import UserError
+from contrans_dist.errors import NoGpuError, UserError
 from contrans_dist.models.blocks import find_blocks
 from contrans_dist.models.device_map import SPARE, Device, spread_blocks
-from contrans_dist.models.devices import CONTEXT, free_memory
+from contrans_dist.models.devices import CONTEXT, free_memory, gpu_count
 from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel
 from contrans_dist.models.loading import Described, describe, load_model
 from contrans_dist.models.needs import Needs, needs
@@ -228,7 +226,7 @@ def _place_here(model: ModelSettings, highest_block: int | None, head: bool) -> 
     """Where a model fits on this machine. The first GPU is asked alone: most models fit there, and what the
     others have free is left to others."""
     choose = partial(choose_placement, model, highest_block=highest_block, head=head)
-    if torch.cuda.device_count() > 1:
+    if gpu_count() > 1:
         with suppress(UserError):  # is told of all of them
             found = choose(memories=free_memory(1))
             if found.kind == "resident":
@@ -252,7 +250,8 @@ def fewest_gpus(
         The number of GPUs, and the placement with it; where each number would stream the model, the least.
 
     Raises:
-        UserError: Where none holds a quantised model, or one that is to be steered.
+        UserError: Where none holds a quantised model, or one that is to be steered; NoGpuError where `choose`
+            raises it.
     """
     counts = [float(count) for count in (1, 2, 4, 8, 16) if count <= of_a_node] or [0.0]
     if cluster.gpus_per_actor is not None:
@@ -263,6 +262,8 @@ def fewest_gpus(
     for gpus in counts:
         try:
             placement = choose(gpus)
+        except NoGpuError:
+            raise
         except UserError:
             if gpus == counts[-1] and streamed is None:
                 raise

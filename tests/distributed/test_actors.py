@@ -149,10 +149,11 @@ def test_an_actor_keeps_to_its_part_of_a_gpu(
     """Else the first ones keep what the allocator has once had. A context is outside of what it counts."""
     kept: list[float] = []
     of_80_gb = SimpleNamespace(total_memory=80 * 10**9)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: of_80_gb)
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda share, _device: kept.append(80e9 * share)
     )
     assert _placed(Worker, Replicas(4, gpus, 1))("a").name == "a"
-    assert kept == ([] if most is None else [pytest.approx(most)])
+    assert kept == ([] if most is None else [pytest.approx(most)] * 2)

@@ -22,7 +22,7 @@ from contrans_dist.distributed.nodes import alive_nodes
 from contrans_dist.distributed.placement import _judged
 from contrans_dist.distributed.pool import Task, run_tasks
 from contrans_dist.distributed.tasks import on_a_node, on_nodes
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import NoGpuError, RunError, UserError
 from contrans_dist.harvest import planned_set
 from contrans_dist.harvest.driver import harvest
 from contrans_dist.harvest.planned_set import PlannedSet
@@ -174,6 +174,14 @@ def _memory() -> Placement:
     return Placement("resident" if memory > 3e9 else "stream", "a test", free=memory)
 
 
+def _seen_on_large() -> Placement:
+    """A GPU of a small node has a driver that is too old."""
+    placement = _memory()
+    if placement.kind == "stream":
+        raise NoGpuError("small: torch can use 0")
+    return placement
+
+
 def _refuses() -> None:
     raise UserError("a model with no tokenizer")
 
@@ -202,7 +210,9 @@ def test_nodes_that_are_lost_before_they_answer_are_not_waited_for(cluster: Clus
 
 
 @pytest.mark.slow
-def test_actors_go_where_the_model_fits_and_the_labels_are(cluster: Cluster, tmp_path: Path) -> None:
+def test_actors_go_where_the_model_fits_and_the_labels_are(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for memory, kind in ((2, "T4"), (4, "A100"), (6, "H100")):
         cluster.add_node(num_cpus=1, memory=memory * 10**9, labels={SMALL: kind})
     until(lambda: sum(SMALL in node.labels for node in alive_nodes()) == 3, "three nodes", pause=0.1)
@@ -212,6 +222,8 @@ def test_actors_go_where_the_model_fits_and_the_labels_are(cluster: Cluster, tmp
     chosen, excluded = _judged(_memory, size)
     assert chosen == Placement("resident", "a test", free=4 * 10**9)  # what holds it where least is free
     assert excluded == [ids["T4"]]
+    assert _judged(_seen_on_large, size) == (chosen, excluded)
+    assert "small: torch can use 0" in capsys.readouterr().err
     # The head has memory as well, and no label.
     assert [replicas(ClusterSettings(), memory=bytes_).actors for bytes_ in (3 * 10**9, 5 * 10**9)] == [3, 2]
     settings = ClusterSettings(label_selector=f"{SMALL}=in(T4, H100)")

@@ -378,7 +378,8 @@ def test_other_gpus_are_asked_only_where_the_first_has_not_the_room(
         asked.append(gpu)
         return room, room
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for module in ("devices", "placement"):
+        monkeypatch.setattr(f"contrans_dist.models.{module}.gpu_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "mem_get_info", free)
     monkeypatch.setattr(placement, "load_model", lambda _name, **options: given.append(options["device"]))
     room = 40 * GB

@@ -15,7 +15,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.harvest.actors import slots_of
 from contrans_dist.models import CPU_TOKENS, DTYPES
 from contrans_dist.models.classifier import BATCH_SIZE
-from contrans_dist.models.devices import host_memory
+from contrans_dist.models.devices import gpu_count, host_memory
 from contrans_dist.models.needs import Needs, activation_bytes, cached_bytes
 from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, needs_nodes
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
@@ -36,7 +36,7 @@ class Nodes:
         """This machine."""
         import torch
 
-        gpus = torch.cuda.device_count()
+        gpus = gpu_count()
         room = torch.cuda.get_device_properties(0).total_memory if gpus else 0
         return cls(1, float(os.cpu_count() or 1), host_memory(), gpus, room)
 
