@@ -289,6 +289,20 @@ def test_a_folder_that_cannot_be_written_to(
         harvest(ModelSettings(id=model), text_table({"text": LINES}), str(tmp_path / "file" / "set"), CAPTURE)
 
 
+def test_a_second_folder_that_another_holds_is_bad_input_as_a_first_is(tmp_path: Path) -> None:
+    """Before, the first claim took it for what failed under it: run the same command again."""
+    first, held = Location.parse(tmp_path / "first"), Location.parse(tmp_path / "held")
+    with (
+        claimed(held, {"template": "other"}),
+        pytest.raises(UserError, match=f"^{held}: another run is at work there") as refused,
+        claimed(first, {"template": "mine"}),
+        claimed(held, {"template": "mine"}),
+    ):
+        pass
+    assert "run the same command again" not in str(refused.value)
+    assert claims_in(first) == []
+
+
 @pytest.mark.slow
 def test_two_commands_with_different_settings_at_once(model: str, tmp_path: Path) -> None:
     """Each a process of its own, with actors of its own."""
