@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -191,6 +192,35 @@ def test_states_of_a_gpu_count_as_the_memory_that_is_pinned_for_them(tmp_path: P
         streamed.device = torch.device(device)
         with states_of(streamed, batches, memory, tmp_path) as states:
             assert states.in_memory == held, device
+
+
+def test_a_block_for_which_there_is_no_memory_beside_another_is_read_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And batches are smaller from there on, so that the next ones find room."""
+    folder, before, load = save_tiny(tmp_path / "model"), [weakref.ref(torch.nn.Module())], StreamedModel.load
+    whole = capture_streamed(open_streamed(str(folder), device="cpu"), _ids(), batch_tokens=200)
+
+    def crowded(self: StreamedModel, k: int) -> torch.nn.Module:
+        if k == 1 and not failed:
+            failed.append(k)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if k == 1:
+            assert before[-1]() is None
+        block = load(self, k)
+        before.append(weakref.ref(block))
+        return block
+
+    failed: list[int] = []
+    monkeypatch.setattr(StreamedModel, "load", crowded)
+    streamed = open_streamed(str(folder), device="cpu")
+    rows = capture_streamed(streamed, _ids(), batch_tokens=200)
+    assert failed == [1]
+    assert streamed.blocks_read == [0, 1, 2, 3]
+    assert streamed.lm.fits is not None
+    assert 50 <= streamed.lm.fits <= 100
+    for k in whole:
+        assert _deviation(rows[k], whole[k]) < 1e-5
 
 
 def test_what_was_saved_outlives_later_passes(tmp_path: Path) -> None:

@@ -180,7 +180,12 @@ def sweep(
         coming: Future[nn.Module] | None = reader.submit(model.load, first)
         for k in range(first, highest + 1):
             assert coming is not None
-            block = coming.result()
+            block = _read(coming)
+            coming = None  # an error in it would hold what was read
+            if block is None:
+                largest, fits = max(batch.ids.numel() for batch in batches), model.lm.fits
+                model.lm.did_not_fit(largest if fits is None else min(largest, fits))
+                block = reader.submit(model.load, k).result()
             coming = reader.submit(model.load, k + 1) if k < highest else None
             states.begin(k + 1)
             with model.running(k, [block]) as run:
@@ -192,6 +197,16 @@ def sweep(
             del block, run, fitting
             states.end()
             finished(k)
+
+
+def _read(coming: Future[nn.Module]) -> nn.Module | None:
+    """A block that was read; None where a GPU had no memory for it beside the one before."""
+    try:
+        return coming.result()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def _pass(
