@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.capture.stage import Stage
 from contrans_dist.engine.capture.states import States
-from contrans_dist.engine.capture.streamed import capture_streamed, plan_capture, states_of
+from contrans_dist.engine.capture.streamed import capture_streamed, plan_capture, states_of, sweep
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.models import checkpoint, crossing, load_model, streaming
 from contrans_dist.models.checkpoint import Checkpoint
@@ -192,6 +192,33 @@ def test_states_of_a_gpu_count_as_the_memory_that_is_pinned_for_them(tmp_path: P
         streamed.device = torch.device(device)
         with states_of(streamed, batches, memory, tmp_path) as states:
             assert states.in_memory == held, device
+
+
+def test_texts_that_are_through_before_others_hold_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets with other highest blocks in one sweep; all states lie on the disk."""
+    streamed = open_streamed(str(save_tiny(tmp_path / "model")), device="cpu")
+    low = plan_capture(streamed.lm, [[5, 6, 7]] * 60, [0], batch_tokens=3)
+    high = plan_capture(streamed.lm, [[5, 6, 7]] * 2, [3], batch_tokens=3, place=60)
+    read, held, most = States._read, weakref.WeakSet[torch.Tensor](), 0
+
+    def counted(self: States, path: Path, i: int) -> torch.Tensor:
+        nonlocal most
+        held.add(state := read(self, path, i))
+        most = max(most, len(held))
+        return state
+
+    monkeypatch.setattr(States, "_read", counted)
+    batches = [*low.batches, *high.batches]
+    rows = {k: np.zeros((62, streamed.lm.d), np.float32) for k in (0, 3)}
+    assert len(batches) == 62
+    with states_of(streamed, batches, 0, tmp_path) as states:
+        sweep(streamed, batches, rows, states)
+    assert most <= 8  # at work, read ahead, to be written
+    alone = capture_streamed(open_streamed(str(tmp_path / "model"), device="cpu"), [[5, 6, 7]], [0, 3])
+    assert _deviation(rows[0][:60], np.repeat(alone[0], 60, 0)) < 1e-5
+    assert _deviation(rows[3][60:], np.repeat(alone[3], 2, 0)) < 1e-5
 
 
 def test_a_block_for_which_there_is_no_memory_beside_another_is_read_after_it(

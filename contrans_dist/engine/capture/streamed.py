@@ -229,8 +229,9 @@ def _pass(
                 states.put(i, leaving.tensor())
 
     for i, (batch, state) in enumerate(zip(batches, entering, strict=True)):
-        if k > max(batch.blocks):
-            flying.append((i, OnHost(state), None))
+        if k > max(batch.blocks):  # other batches alone go on
+            if states is not None:
+                states.put(i, state)
             continue
         output = run(state)
         gathered = OnHost(batch.gather(output)) if k in batch.blocks else None
