@@ -62,18 +62,34 @@ def _known(folder: Path) -> FileLock | None:
         made = False
     if is_own(folder):
         try:
-            return locked(folder)
+            return _locked_own(folder)
         except OSError as error:
             _log.warning(
                 "%s: its disk gives no locks (%s); a try that fails is begun anew", folder, error.strerror
             )
     elif not made:
         _log.warning("%s: not this user's alone; it is left as it is", folder)
-    if made:  # and of no use; should another have got a lock meanwhile, its files stay
-        with suppress(OSError):
-            (folder / LOCK).unlink(missing_ok=True)
-            folder.rmdir()
+    if made:  # and of no use
+        _remove_bare(folder)
     return None
+
+
+def _locked_own(folder: Path) -> FileLock | None:
+    """As `locked`, of a folder that was this user's own. If another has removed it since, the lock has made
+    one that all may enter, and that would be no work's again: it is removed."""
+    lock = locked(folder)
+    if lock is None or is_own(folder):
+        return lock
+    _release(lock)
+    _remove_bare(folder)
+    return None
+
+
+def _remove_bare(folder: Path) -> None:
+    """Remove a folder with nothing in it but a lock; should another have got that, its files stay."""
+    with suppress(OSError):
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _fresh(prefix: str, parent: Path | None = None) -> tuple[Path, FileLock | None]:

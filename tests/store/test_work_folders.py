@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -91,6 +92,29 @@ def test_what_is_being_removed_is_left_to_who_removes_it(
     monkeypatch.setattr(os, "unlink", unlink)
     work(tmp_path, files=3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_removes_before_it_is_locked_is_not_left_open_to_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is made together with a folder. Before, that one stayed, and no work could have its name."""
+    real, removed = work_folders.is_own, list[Path]()
+
+    def is_own(folder: Path) -> bool:
+        own = real(folder)
+        if own and not removed:
+            removed.append(folder)
+            folder.rmdir()
+        return own
+
+    monkeypatch.setattr(work_folders, "is_own", is_own)
+    modes: list[int] = []
+    during = work(tmp_path, during=lambda: modes.extend(each.stat().st_mode for each in tmp_path.iterdir()))
+    assert [folder.name for folder in removed] == [".sweep-key"]
+    assert during.name != ".sweep-key"
+    assert [stat.S_IMODE(mode) for mode in modes] == [0o700]
+    assert list(tmp_path.iterdir()) == []
+    assert work(tmp_path).name == ".sweep-key"
 
 
 def test_looking_for_unused_folders_beside_work_that_comes_and_goes(tmp_path: Path) -> None:
