@@ -39,6 +39,8 @@ class Watch:
     lost: int = 0
     failed: int = 0
     metrics: "_Metrics | None" = None
+    logged: bool = True
+    """Whether each shard or part is a line in the log of a job."""
 
     def done(self, name: str, seconds: float, node: str = "", **more: Any) -> None:
         """A shard or part is there. In the log of a job that is one line of JSON."""
@@ -108,7 +110,7 @@ class Watch:
             metrics.tasks.inc(1, {**self._tags, "outcome": outcome})
 
     def _log(self, outcome: str, name: str, **more: Any) -> None:
-        if in_a_job():
+        if in_a_job() and self.logged:
             line = {"stage": self.stage, "outcome": outcome, "name": shown(name), **more}
             print(json_line(line), file=sys.stderr, flush=True)
 
@@ -145,16 +147,19 @@ def watch() -> Watch:
 
 
 @contextmanager
-def watched(stage: str, model: str, progress: Progress, folders: Sequence[Location]) -> Iterator[Watch]:
+def watched(
+    stage: str, model: str, progress: Progress, folders: Sequence[Location], logged: bool = True
+) -> Iterator[Watch]:
     """While a stage runs, all of it is to be seen from elsewhere every few seconds.
 
     Args:
-        stage: `harvest`, `evaluate` or `judge`.
+        stage: `harvest`, `evaluate` or `judge`; `trials`, where texts that kill are looked for.
         model: The one that runs.
         progress: Counts its items.
         folders: Where it says how it stands.
+        logged: Whether each of its shards or parts is a line in the log of a job.
     """
-    seen, over = Watch(stage, model, progress, folders), threading.Event()
+    seen, over = Watch(stage, model, progress, folders, logged=logged), threading.Event()
 
     def keep_telling() -> None:
         while not over.wait(_TELL_SECONDS):

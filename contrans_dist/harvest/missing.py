@@ -99,18 +99,19 @@ class _Pool:
         slots = 1 if one_by_one else slots
         return run_tasks(actor, arguments, tasks, size, keep, slots=slots, on_progress=on_progress)
 
-    def dies(self, trials: Sequence[Task]) -> list[bool]:
-        """Whether an actor dies at each of these, and not at what another is at: that may end its node."""
+    def dies(self, trials: Sequence[Task], lived: Callable[[], None]) -> list[bool]:
+        """Whether an actor dies at each of these, and not at what another is at: that may end its node.
+        `lived` is called as one is through."""
+
+        def deaths(pool: _Pool, trials: Sequence[Task]) -> set[str]:
+            return pool.run(trials, lambda _task, _result: lived(), one_by_one=True).deaths
+
         suspects = list(trials)
         if self.size.actors > 1:
-            deaths = self._deaths([replace(trial, attempts=1) for trial in trials])
-            suspects = [trial for trial in trials if trial.name in deaths]
-        alone = replace(self, size=replace(self.size, actors=1, follows=False))
-        deaths = alone._deaths(suspects)
-        return [trial.name in deaths for trial in trials]
-
-    def _deaths(self, trials: Sequence[Task]) -> set[str]:
-        return self.run(trials, lambda _task, _result: None, one_by_one=True).deaths
+            died = deaths(self, [replace(trial, attempts=1) for trial in trials])
+            suspects = [trial for trial in trials if trial.name in died]
+        died = deaths(replace(self, size=replace(self.size, actors=1, follows=False)), suspects)
+        return [trial.name in died for trial in trials]
 
 
 def _made(pool: _Pool, owners: Mapping[str, PlannedSet], tasks: Sequence[Task], made: MadeShards) -> Outcome:
@@ -148,6 +149,7 @@ def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> lis
     None of a streamed model, all of whose texts are at work at once.
     """
     tasks = {task.name: task for task in tasks_of(sets, None) if task.name in outcome.deaths}
+    folders = [planned_set.out for planned_set in sets]
 
     def die(parts: Sequence[Part]) -> list[bool]:
         trials = []
@@ -157,7 +159,11 @@ def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> lis
             attempts = 1 if len(rows) > 1 else MAX_ATTEMPTS
             name = f"{shard.address}, {_rows_words(rows)}"
             trials.append(Task(name, part, part.rows["text"].nbytes, attempts))
-        return pool.dies(trials)
+        with (
+            Progress("texts that kill", len(trials), "trials") as progress,
+            watched("trials", pool.model.id, progress, folders, logged=False),
+        ):
+            return pool.dies(trials, lambda: progress.advance(1))
 
     working = [planned_set.out for planned_set in sets if planned_set.reports]
     found = fatal_rows([task.payload.shard for task in tasks.values()], die, working) if tasks else {}

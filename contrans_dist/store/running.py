@@ -29,7 +29,7 @@ class Running(Settings):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     stage: str
-    """`harvest`, `evaluate` or `judge`"""
+    """`harvest`, `evaluate`, `judge` or `trials`"""
     model: str
     unit: str
     done: int = _COUNT

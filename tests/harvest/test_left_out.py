@@ -15,6 +15,7 @@ from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.config.map_options import MapOptions
 from contrans_dist.data.texts import read_texts, text_table
 from contrans_dist.distributed.cluster import Replicas
+from contrans_dist.distributed.watch import watch
 from contrans_dist.distributed.workers import Outcome
 from contrans_dist.errors import RunError
 from contrans_dist.harvest import missing
@@ -287,6 +288,43 @@ def test_a_text_that_kills_is_found_in_the_only_shard_and_alone_in_one(
         CaptureSettings(shard_size=shard_size), ClusterSettings(actors=1), skip_bad=True,
     )  # fmt: skip
     assert found.row_numbers().tolist() == list(range(8))
+
+
+def test_trials_are_a_stage_of_their_own_and_no_lines_of_a_job(
+    local: None,
+    in_process: None,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whose log has a line for each shard. What runs tells of its tasks as the pool does."""
+    stages: list[str] = []
+
+    class Telling(MortalPool):
+        def run(
+            self, actor_class: Any, arguments: Any, tasks: Any, size: Replicas, keep: Any, **_: Any
+        ) -> Outcome:
+            stages.append(watch().stage)
+            outcome = super().run(actor_class, arguments, tasks, size, keep)
+            for task in tasks:
+                if task.name in outcome.deaths:
+                    watch().gave_up(task.name, outcome.failures[task.name])
+                else:
+                    watch().done(task.name, 0.1)
+            return outcome
+
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr(missing, "run_tasks", Telling({6}).run)
+    harvest_set(
+        ModelSettings(id=model), text_table({"text": GOOD}), str(tmp_path), CaptureSettings(shard_size=4),
+        ClusterSettings(actors=1), skip_bad=True,
+    )  # fmt: skip
+    assert stages == ["harvest", "trials", "harvest"]
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [(Path(line["name"]).name, line["outcome"]) for line in lines] == [
+        ("shard-00000.parquet", "done"), ("shard-00001.parquet", "failed"), ("shard-00001.parquet", "done"),
+    ]  # fmt: skip
 
 
 def test_a_text_that_killed_is_tried_again_until_it_is_accepted_that_it_is_left_out(
