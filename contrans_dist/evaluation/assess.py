@@ -11,6 +11,7 @@ from contrans_dist.evaluation.analysis import Verdict, judge, read_in_run
 from contrans_dist.evaluation.analysis.names import COST, VALIDATION
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import prepared, scored
+from contrans_dist.evaluation.parts import check_begun
 from contrans_dist.evaluation.samples import probe
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.strength_search import search
@@ -58,6 +59,9 @@ def assess(
         ready = prepared(model, settings, steering, out, cluster, replace, others)
     else:
         check_tried(settings)
+        unchosen = prepared(model, settings, steering, out, cluster, True, others)
+        if not replace:
+            check_begun(out, unchosen.spec.identity)
     with connected(cluster.address), kept_actors():
         search_file: SearchFile | None = None
         if settings.search is None:

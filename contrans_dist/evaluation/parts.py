@@ -9,7 +9,7 @@ from contrans_dist.config import differing, fingerprint
 from contrans_dist.console import note
 from contrans_dist.errors import UserError
 from contrans_dist.store.location import Location
-from contrans_dist.store.results import METRICS, MetricsFile, read_metrics
+from contrans_dist.store.results import METRICS, SEARCH, MetricsFile, read_metrics
 from contrans_dist.store.tables import RESULTS, facts_of, read_table, write_table
 
 PARTS, JUDGED = "parts", "judged"
@@ -42,9 +42,23 @@ def finished(out: Location, identity: dict[str, Any], replace: bool) -> MetricsF
     if there is None or there == identity:
         return read_metrics(out) if _whole(out) else None
     if not replace:
-        fields = "; ".join(differing(there, identity))
-        raise UserError(f"{out}: holds another evaluation ({fields}); choose another --out")
+        raise _taken(out, differing(there, identity))
     return None
+
+
+def check_begun(out: Location, identity: dict[str, Any]) -> None:
+    """Raise UserError for a folder that holds another evaluation, whatever strengths will be chosen for this
+    one: `identity` is that without a choice."""
+    there = identity_in(out)
+    if there == identity and not (out / SEARCH).exists():
+        raise _taken(out, ["search: found no choice among the strengths"])
+    fields = differing({**there, "steering": ""}, {**identity, "steering": ""}) if there is not None else []
+    if fields:
+        raise _taken(out, fields)
+
+
+def _taken(out: Location, fields: Sequence[str]) -> UserError:
+    return UserError(f"{out}: holds another evaluation ({'; '.join(fields)}); choose another --out")
 
 
 def cleared(out: Location, identity: dict[str, Any], replace: bool) -> MetricsFile | None:

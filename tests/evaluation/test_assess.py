@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -242,6 +243,27 @@ def test_a_strength_that_writes_nothing_but_overflow_is_not_the_least_toxic(
     found = json.loads((tmp_path / "e/search.json").read_text())
     assert {each["strength"] for each in found["candidates"]} == {0.0, 1.0}
     assert found["chosen"] == {"vector": 1.0}
+
+
+def test_what_no_choice_of_strengths_can_help_is_told_before_one_is_made(
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path
+) -> None:
+    """A folder that is taken, a baseline's model that there is not, nothing that is left to be scored."""
+    asked = settings.model_copy(update={"search": SearchSettings()})
+    gone = System("align-training", ModelSettings(id="demo:nowhere"))
+    seen = [json.loads(line)["text"] for line in Path(str(settings.texts)).read_text().splitlines()]
+    unseen, everything = asked.model_copy(update={"only_unseen": True}), unit_hashes(seen)
+    out = Location.parse(tmp_path / "e")
+    with pytest.raises(UserError, match="demo:nowhere"):
+        assess(model, asked, steered(), out, ONE, [gone])
+    with pytest.raises(UserError, match="only_unseen leaves nothing"):
+        assess(model, unseen, replace(steered(), map_texts=everything), out, ONE)
+    assess(model, settings, steered(), out, ONE)
+    with pytest.raises(UserError, match=r"holds another evaluation \(search: found no choice"):
+        assess(model, asked, steered(), out, ONE)
+    with pytest.raises(UserError, match=r"holds another evaluation \(strengths: found"):
+        assess(model, asked.model_copy(update={"strengths": (0.0, 2.0)}), steered(), out, ONE)
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["metrics.json", "results.parquet"]
 
 
 def test_without_validation_items_nothing_is_chosen(
