@@ -44,6 +44,8 @@ class Head:
     dashboard: str
     token: Path
     process: "subprocess.Popen[bytes]"
+    scratch: Path
+    """Where it has the folders of its session, and says where its metrics are."""
 
     def submit(self, *entrypoint: str, token: Path | None = None, debug: bool = False) -> tuple[int, str]:
         """`ray job submit` with the working directory uploaded: (exit code, output)."""
@@ -88,8 +90,8 @@ def free_ports(n: int) -> list[int]:
 
 
 @contextmanager
-def ray_head(folder: Path) -> Iterator[Head]:
-    """Start a head; it ends with the block."""
+def ray_head(folder: Path, **more: str) -> Iterator[Head]:
+    """Start a head, with `more` in its environment; it ends with the block."""
     token = write_token(folder / "token", "0123456789abcdef" * 4)
     gcs, dashboard, agent, client = free_ports(4)
     address = f"http://127.0.0.1:{dashboard}"
@@ -102,10 +104,11 @@ def ray_head(folder: Path) -> Iterator[Head]:
             *("--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={scratch}"),
         ]
         with (folder / "log").open("w") as log:
-            process = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, cwd=folder)
+            variables = environment(token, **more)
+            process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=folder)
         try:
             wait_for(address, token, process, folder / "log")
-            yield Head(address, token, process)
+            yield Head(address, token, process, Path(scratch))
         finally:
             end(process)
 

@@ -1,17 +1,12 @@
 """What is to be seen of a stage from elsewhere: its file, the log of a job, a real Prometheus."""
 
 import json
-import shutil
-import subprocess
 import sys
-import threading
 import time
-import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
@@ -25,6 +20,7 @@ from contrans_dist.errors import RunError, UserError
 from contrans_dist.pipeline.status import status_of
 from contrans_dist.store.location import Location
 from contrans_dist.store.running import running_in
+from tests.prometheus import asked, prometheus
 from tests.waiting import until
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -105,64 +101,31 @@ def _scraped(port: int) -> str:
         return str(answer.read().decode())
 
 
-def _asked(port: int, query: str) -> list[dict[str, Any]]:
-    url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return list(json.load(answer)["data"]["result"])
-
-
 @pytest.mark.slow
 def test_a_real_prometheus_has_the_numbers(local: None, tmp_path: Path) -> None:
     """Before, what was done until it told for the first time, ten seconds after it began, was missing."""
-    if shutil.which("prometheus") is None:
-        pytest.skip("no prometheus here (Debian's package of that name)")
     target = ray.nodes()[0]["MetricsExportPort"]
-    config = tmp_path / "prometheus.yml"
-    config.write_text(
-        "global: {scrape_interval: 1s}\nscrape_configs:\n"
-        f"- job_name: ray\n  static_configs: [{{targets: ['127.0.0.1:{target}']}}]\n"
-    )
-    with subprocess.Popen(
-        ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data",
-         "--web.listen-address=127.0.0.1:0"],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-    ) as server:  # fmt: skip
-        try:
-            threading.Thread(target=lambda: server.stderr and server.stderr.read(), daemon=True).start()
-            port = _port_of(server.pid)
-            tasks = [Task(f"t{i}", 0.1) for i in range(20)]
-            with Progress("harvest", 20, "texts") as progress, watched("harvest", "m", progress, []) as seen:
-                one = Replicas(1, 0, 1)
+    with prometheus(tmp_path, f"static_configs: [{{targets: ['127.0.0.1:{target}']}}]") as port:
+        tasks = [Task(f"t{i}", 0.1) for i in range(20)]
+        with Progress("harvest", 20, "texts") as progress, watched("harvest", "m", progress, []) as seen:
+            one = Replicas(1, 0, 1)
 
-                def keep(_task: Task, _result: float) -> None:
-                    progress.finish(1, 20)
-                    seen.computed(50)
+            def keep(_task: Task, _result: float) -> None:
+                progress.finish(1, 20)
+                seen.computed(50)
 
-                run_tasks(Worker, (), tasks, one, keep)
-                run_tasks(Worker, (), [Task("bad", -1.0)], one, keep)
-                last = ('ray_contrans_tasks_total{outcome="failed"} == 1', "ray_contrans_items_done == 20")
-                until(
-                    lambda: all(_asked(port, each) for each in last),
-                    lambda: _scraped(target)[-2000:], pause=0.5,
-                )  # fmt: skip
-            values = {
-                query: float(_asked(port, query)[0]["value"][1])
-                for query in ("ray_contrans_items_done", "ray_contrans_items_wanted",
-                              "ray_contrans_tokens_total", "ray_contrans_task_seconds_count",
-                              'ray_contrans_tasks_total{outcome="failed"}')
-            }  # fmt: skip
-            assert list(values.values()) == [20, 20, 1000, 20, 1]
-            labels = _asked(port, "ray_contrans_items_done")[0]["metric"]
-            assert (labels["stage"], labels["model"]) == ("harvest", "m")
-        finally:
-            server.terminate()
-
-
-def _port_of(process: int) -> int:
-    """Where it listens, once it does."""
-    for _ in range(300):
-        for connection in psutil.Process(process).net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                return int(connection.laddr.port)
-        time.sleep(0.1)
-    raise AssertionError("it listens nowhere")
+            run_tasks(Worker, (), tasks, one, keep)
+            run_tasks(Worker, (), [Task("bad", -1.0)], one, keep)
+            last = ('ray_contrans_tasks_total{outcome="failed"} == 1', "ray_contrans_items_done == 20")
+            until(
+                lambda: all(asked(port, each) for each in last), lambda: _scraped(target)[-2000:], pause=0.5
+            )
+        values = {
+            query: float(asked(port, query)[0]["value"][1])
+            for query in ("ray_contrans_items_done", "ray_contrans_items_wanted",
+                          "ray_contrans_tokens_total", "ray_contrans_task_seconds_count",
+                          'ray_contrans_tasks_total{outcome="failed"}')
+        }  # fmt: skip
+        assert list(values.values()) == [20, 20, 1000, 20, 1]
+        labels = asked(port, "ray_contrans_items_done")[0]["metric"]
+        assert (labels["stage"], labels["model"]) == ("harvest", "m")
