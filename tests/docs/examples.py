@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 HOME = "/home/you/contrans-dist"
 """Where the printed commands are run."""
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "cluster/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
 SEED = {"make demo": "contrans demo --out runs/demo"}
 """What `make` does once everything is installed."""

@@ -4,18 +4,21 @@ import contextlib
 import json
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray.scripts.scripts
 import safetensors
 import typer.main
 
 from contrans_dist.cli import app
 from contrans_dist.config.recipe import load_recipe, runs_of
 from contrans_dist.pipeline.runs import open_recipe
+from jobs.submit import submit
 from tests.commands import run
 from tests.docs.examples import (
     NOTEBOOK,
@@ -30,6 +33,7 @@ from tests.docs.examples import (
     run_notebook,
     run_page,
 )
+from tests.jobs.scripts import COMMANDS, parser
 
 QUICK = ["tutorial.md", "your-own-data.md"]
 """Pages with commands, run in this process: about half a minute together."""
@@ -132,18 +136,52 @@ def test_the_notebook_gives_what_is_stored_in_it() -> None:
     assert figures == 1
 
 
-@pytest.mark.parametrize("path", pages("sh"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", pages("sh"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_that_need_more_than_this_machine_are_spelt_right(path: Path) -> None:
-    group = typer.main.get_command(app)
     for block in blocks_of(path.read_text("utf-8")):
-        if block.language != "sh":
-            continue
-        for words in commands_in(block.text):
-            if "contrans" in words[:1]:
-                command = group.commands[words[1]]  # type: ignore[attr-defined]
-                command.make_context(f"contrans {words[1]}", words[2:])
-            scripts = [word for word in words if re.fullmatch(r"(jobs|cluster)/\S+", word)]
-            assert all((ROOT / script).is_file() for script in scripts), words
+        if block.language == "sh":
+            subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+            for words in commands_in(block.text):
+                spelt_right(words)
+
+
+def spelt_right(words: list[str]) -> None:
+    """Parse a command, and what it starts, where that is ours or Ray's; what it names of ours must exist."""
+    words = [word for word in words if word != "&"]
+    while re.match(r"[A-Z_]+=", words[0]):
+        del words[0]
+    scripts = [word for word in words if re.fullmatch(r"(jobs|cluster)/\S+", word)]
+    assert all((ROOT / script).is_file() for script in scripts), words
+    match words:
+        case ["contrans", name, *rest]:
+            typer.main.get_command(app).commands[name].make_context(f"contrans {name}", rest)  # type: ignore[attr-defined]
+        case ["ray", name, *rest]:
+            ray.scripts.scripts.cli.commands[name].make_context(f"ray {name}", rest)
+        case ["sbatch", "cluster/slurm.sh", *rest]:
+            spelt_right(["python", *rest])
+        case ["python", "jobs/submit.py", *rest]:
+            parser(submit).make_context("submit.py", list(rest))
+            spelt_right(rest[rest.index("--") + 1 :])
+        case ["python", script, *rest] if Path(script).stem in COMMANDS:
+            parser(COMMANDS[Path(script).stem]).make_context(script, rest)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ("contrans run RECIPE.yaml --adress auto", "--adress"),
+        ("ray up cluster/aws.yaml --yess", "--yess"),
+        ("ray upp cluster/aws.yaml", "upp"),
+        ("sbatch cluster/slurm.sh jobs/pipeline.py R.yaml --outt /runs", "--outt"),
+        ("A=b python jobs/submit.py --adress A -- python jobs/pipeline.py R.yaml", "--adress"),
+        ("python jobs/submit.py -- python jobs/pipeline.py R.yaml --outt /runs", "--outt"),
+        ("kubectl apply -f cluster/rayjob-tpu.yaml", "cluster/rayjob-tpu.yaml"),
+    ],
+)
+def test_commands_that_are_not_spelt_right_are_found(wrong: str, what: str) -> None:
+    (words,) = commands_in(wrong)
+    with pytest.raises(Exception, match=what):
+        spelt_right(words)
 
 
 def test_recipes_that_are_printed_are_recipes(tmp_path: Path) -> None:

@@ -14,9 +14,14 @@ COMMANDS = {
 }
 
 
-def flags(command: Any) -> set[str]:
-    """The options of a command, and the names of its arguments."""
+def parser(command: Any) -> Any:
+    """What takes a command's arguments, as click has it."""
     app = typer.Typer(add_completion=False)
     app.command()(command)
-    parsed = typer.main.get_command(app)
-    return {option for parameter in parsed.params for option in [*parameter.opts, *parameter.secondary_opts]}
+    return typer.main.get_command(app)
+
+
+def flags(command: Any) -> set[str]:
+    """The options of a command, and the names of its arguments."""
+    parameters = parser(command).params
+    return {option for each in parameters for option in [*each.opts, *each.secondary_opts]}

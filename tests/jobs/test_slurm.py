@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from contrans_dist.store.activation_set import ActivationSet
+from tests.docs.examples import blocks_of, commands_in
 from tests.harvests import shard_files
 from tests.heads import REPOSITORY
 from tests.jobs.slurm import Slurm, skip_without_slurm, slurm
+from tests.recipes import tiny_world
 from tests.sets import write_lines
 from tests.tiny import save_tiny
 from tests.waiting import until
@@ -56,6 +58,19 @@ def test_a_job_ends_with_the_exit_code_of_its_script(cluster: Slurm, tmp_path: P
     assert code == 7, said
     found = next(json.loads(line) for line in said.splitlines() if line.startswith("{"))
     assert found == {"mode": "0o600", "auth": "token", "cpus": [1.0, 1.0]}
+    assert_nothing_is_left(cluster, job)
+
+
+def test_the_printed_command_runs_a_recipe(cluster: Slurm, tmp_path: Path) -> None:
+    """That of cluster/README.md, with a recipe and a place that there are."""
+    blocks = blocks_of((REPOSITORY / "cluster/README.md").read_text("utf-8"))
+    commands = [words for block in blocks if block.language == "sh" for words in commands_in(block.text)]
+    (printed,) = (words for words in commands if words[0] == "sbatch")
+    assert printed[1] == "cluster/slurm.sh"
+    named = {"RECIPE.yaml": tiny_world(tmp_path).recipe, "/shared/runs/one": str(tmp_path / "run")}
+    code, job = submit(cluster, tmp_path / "log", *(named.get(word, word) for word in printed[2:]))
+    assert code == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "run/report.html").is_file()
     assert_nothing_is_left(cluster, job)
 
 
