@@ -10,6 +10,7 @@ from contrans_dist.distributed.cluster import connected, replicas
 from contrans_dist.distributed.precision import settled
 from contrans_dist.distributed.tasks import on_a_node
 from contrans_dist.errors import RunError, UserError, first_line
+from contrans_dist.harvest.disk import check_room
 from contrans_dist.harvest.missing import compute_missing
 from contrans_dist.harvest.planned_set import PlannedSet, identity_in
 from contrans_dist.harvest.quantization_check import quantization_check
@@ -52,7 +53,7 @@ def harvest(
     Raises:
         UserError: When the folder holds a harvest under other settings (naming the fields), or of texts that
             do not begin these (naming the first row that differs), or a text cannot be run (naming it, when
-            all others are done).
+            all others are done); before anything is run, for a local disk with too little room.
         RunError: When shards failed.
     """
     job = HarvestJob(texts, Location.parse(out), capture or CaptureSettings(), source, skip_bad)
@@ -72,6 +73,7 @@ def harvest_sets(
         for planned_set in sets:
             planned_set.take_in()
         unfinished = [planned_set for planned_set in sets if not planned_set.complete]
+        check_room(unfinished)
         for planned_set in unfinished:
             identity = plain(planned_set.spec.identity)
             planned_set.hold(claims.enter_context(claimed(planned_set.out, identity)))

@@ -92,7 +92,7 @@ def test_7b_to_70b_on_a_cluster_described_by_flags(
     assert scored["gpus"] == 2
     assert scored["weights"] == pytest.approx(138e9, rel=0.01)
     corpus = next(stage for stage in plan["stages"] if stage["name"] == "harvest corpus-target")
-    assert corpus["disk"] == pytest.approx(600 * 8192 * 4 * 0.7, rel=0.1)
+    assert corpus["disk"] == pytest.approx(600 * 8192 * 4 * 0.38, rel=0.1)
     texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").open()]
     assert corpus["tokens"] == sum(map(len, tiny_tokenizer()(texts)["input_ids"]))
     assert 0 < corpus["seconds"] < 600

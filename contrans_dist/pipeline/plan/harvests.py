@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from contrans_dist.engine.capture.batches import prepare
 from contrans_dist.harvest.compute import piece_rows
+from contrans_dist.harvest.disk import stored_bytes
 from contrans_dist.harvest.runnable import canary_rows, token_ids
 from contrans_dist.harvest.shards import row_ranges, rows_per_shard
 from contrans_dist.models import resolve_blocks
@@ -11,8 +12,6 @@ from contrans_dist.pipeline.inputs import captures, harvest_key, harvested
 from contrans_dist.pipeline.plan.costs import Cost, captured
 from contrans_dist.pipeline.plan.stages import PlannedRun, Stage
 
-_STORED = {"float32": 0.90, "bfloat16": 0.70, "float16": 0.75}
-"""Bytes on disk for a raw float32 byte of activations, measured."""
 _ROW_BYTES = 60
 """Of a row besides its text and activations."""
 
@@ -51,6 +50,8 @@ def harvest_stages(run: PlannedRun) -> Iterator[Stage]:
                     alone = slice(shard.start + row, shard.start + row + 1)
                     cost += captured(model.lm, ids[alone], own_from[alone], False, max(blocks), 1)
             text_bytes = sum(len(text.encode()) for text in tables[what].column("text").to_pylist())
+            position = settings[what].position
+            stored = stored_bytes(n_texts, len(blocks), model.d, model.dtype, position)
             yield Stage(
                 name=f"harvest {what}-{harvest.name}",
                 models=[model],
@@ -61,5 +62,5 @@ def harvest_stages(run: PlannedRun) -> Iterator[Stage]:
                 actors=actors,
                 sample=ids,
                 key=harvest_key(harvest.model, settings[what], tables[what]),
-                disk=round(n_texts * row_bytes * _STORED[model.dtype]) + _ROW_BYTES * n_texts + text_bytes,
+                disk=stored + _ROW_BYTES * n_texts + text_bytes,
             )
