@@ -50,5 +50,5 @@ def _missing_bytes(planned_set: PlannedSet) -> int:
     different = {
         prompt for shard in planned_set.missing for prompt in prompts[shard.start : shard.start + shard.rows]
     }
-    computed_in = spec.identity.computed_in or "bfloat16"
+    computed_in = spec.identity.compute_dtype or "bfloat16"
     return stored_bytes(len(different), len(spec.blocks), spec.d, computed_in, position)
