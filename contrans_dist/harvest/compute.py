@@ -107,16 +107,14 @@ def compute_shard(
     and block, when half of the activations or more are NaN or infinite; nothing is published then.
     """
     began, passes = time.monotonic(), _Passes(lm, shard, run)
-
-    def published(texts: Runnable) -> ShardReport:
+    texts, report = Runnable.of(lm, rows, passes.settings, fatal), None
+    while report is None:
         coming = passes.pieces(texts)
         first = next(coming, _no_activations(passes.blocks, passes.d))
         try:
-            return publish_shard(shard, texts, chain([first], coming), passes.worst, str(lm.device))
+            report = publish_shard(shard, texts, chain([first], coming), passes.worst, str(lm.device))
         except SpoiltError as error:
-            return published(texts.without_spoilt(error)[1])
-
-    report = published(Runnable.of(lm, rows, passes.settings, fatal))
+            texts = texts.without_spoilt(error)[1]
     return replace(report, timing=Timing(_PROCESS, began, time.monotonic(), tuple(passes.captured)))
 
 

@@ -1,5 +1,6 @@
 """The scoring engine against the plain loop: one prompt, one intervention, a full forward, own hooks."""
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -738,3 +739,17 @@ def test_every_call_says_how_far_it_is() -> None:
     assert texts[0] == texts[1]
     assert len(heard(lambda: token_changes(lm, PROMPTS * 10, INTERVENTIONS[1]))) >= 2
     assert len(heard(lambda: capture_ids(lm, PROMPTS, batch_tokens=16))) > 2
+
+
+def test_a_pass_leaves_nothing_behind() -> None:
+    """Its model, states and batch go with the last name for them, not when garbage is next looked for."""
+    lm = language_model()
+    model = weakref.ref(lm.model)
+    gc.collect()
+    gc.disable()
+    try:
+        next_token(lm, PROMPTS, INTERVENTIONS, watch=WATCH)
+        del lm
+        assert model() is None
+    finally:
+        gc.enable()

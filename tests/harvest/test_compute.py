@@ -1,7 +1,9 @@
 """One shard: every row on its own text, the file laid out as promised, and any damage found."""
 
+import gc
 import hashlib
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +84,21 @@ def make(
         shard = shards[index]
         reports[index] = compute_shard(lm, shard, texts.slice(shard.start, shard.rows))
     return shards, reports
+
+
+def test_a_shard_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    """Its model goes with the last name for it, not when garbage is next looked for."""
+    texts, whole = text_table({"text": TEXTS[:3]}), load_model(str(folder), head=False)
+    (shard,) = plan_shards(spec_for(folder, texts, tmp_path, CaptureSettings()))
+    model = weakref.ref(whole.model)
+    gc.collect()
+    gc.disable()
+    try:
+        compute_shard(whole, shard, texts)
+        del whole
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("template", [None, "[{label}] {text} is"])

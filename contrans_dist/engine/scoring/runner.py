@@ -222,25 +222,26 @@ def _fitting(
     members: range,
     run: Callable[[range, range], _T],
     joined: Callable[[list[_T], int], _T],
+    rows: range | None = None,
 ) -> _T:
-    """`run(rows, members)` of all rows of a batch under these interventions; where a GPU has not the memory,
-    of half of the interventions and of the others, then of the rows, `joined` along 0 and 1."""
-
-    def part(rows: range, some: range) -> _T:
-        size = len(rows) * len(some) * (batch.trunk + batch.ids.shape[1])
-        least = len(rows) == len(some) == 1
-        if least or lm.fits is None or size <= lm.fits:
-            try:
-                return run(rows, some)
-            except RuntimeError as error:
-                if least or not out_of_memory(error):
-                    raise
-            # Only here, after the exception, has the failed pass let go of its memory.
-            lm.did_not_fit(size)
-        half = len(some) // 2
-        if half:
-            return joined([part(rows, some[:half]), part(rows, some[half:])], 0)
-        half = len(rows) // 2
-        return joined([part(rows[:half], some), part(rows[half:], some)], 1)
-
-    return part(range(len(batch.ids)), members)
+    """`run(rows, members)` of these rows of a batch, or all, under these interventions; where a GPU has not
+    the memory, of half of the interventions and of the others, then of the rows, `joined` along 0 and 1."""
+    # A function within that called itself would be a cycle, and keep the tensors until one looks for it.
+    rows = range(len(batch.ids)) if rows is None else rows
+    size = len(rows) * len(members) * (batch.trunk + batch.ids.shape[1])
+    least = len(rows) == len(members) == 1
+    if least or lm.fits is None or size <= lm.fits:
+        try:
+            return run(rows, members)
+        except RuntimeError as error:
+            if least or not out_of_memory(error):
+                raise
+        # Only here, after the exception, has the failed pass let go of its memory.
+        lm.did_not_fit(size)
+    half = len(members) // 2
+    if half:
+        parts = [_fitting(lm, batch, some, run, joined, rows) for some in (members[:half], members[half:])]
+        return joined(parts, 0)
+    half = len(rows) // 2
+    parts = [_fitting(lm, batch, members, run, joined, some) for some in (rows[:half], rows[half:])]
+    return joined(parts, 1)
