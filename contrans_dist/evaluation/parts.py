@@ -69,9 +69,10 @@ def cleared(out: Location, identity: dict[str, Any], replace: bool) -> MetricsFi
     if identity_in(out) not in (None, identity):
         note(f"{out}: settings have changed; it is evaluated anew")
         delete_parts(out)
-    elif (out / METRICS).exists():
+        (out / METRICS).delete()
+    elif (out / METRICS).exists() and not (out / RESULTS).exists():
         note(f"{out}: {RESULTS} is gone; it is evaluated anew")
-    (out / METRICS).delete()
+        (out / METRICS).delete()
     return None
 
 

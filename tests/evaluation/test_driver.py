@@ -1,6 +1,7 @@
 """Conditions and the evaluation driver: the right rows are added, and nothing is scored twice."""
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from contrans_dist.distributed.pool import Outcome, Task
 from contrans_dist.engine.scoring import BASE, Intervention
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.evaluation import driver as room
+from contrans_dist.evaluation import parts
 from contrans_dist.evaluation import work_units as assignments
 from contrans_dist.evaluation.actors import SystemActor
 from contrans_dist.evaluation.baselines import System
@@ -537,6 +539,34 @@ def test_two_runs_with_the_same_settings_at_once_finish_both(
     assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "results.parquet"]
     monkeypatch.setattr(room, "run_on", no_work)
     assert room.scored(ready, ONE).fingerprint == made[1].fingerprint  # finished by others meanwhile
+
+
+def test_what_a_run_of_the_same_settings_finishes_meanwhile_stays(
+    local: None,
+    made: tuple[Path, MetricsFile],
+    model: ModelSettings,
+    settings: EmotionEvaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whenever it publishes: here while the folder is being cleared."""
+    out = tmp_path / "evaluation"
+    ready, looks = room.prepared(model, settings, steered(), str(out), ONE), []
+
+    def looked(at: Location) -> dict[str, Any] | None:
+        looks.append(identity_in(at))
+        if len(looks) == 2:
+            shutil.copytree(made[0], out, dirs_exist_ok=True)
+        return looks[-1]
+
+    identity_in = parts.identity_in
+    monkeypatch.setattr(parts, "identity_in", looked)
+    parts.cleared(Location.parse(out), ready.spec.identity, False)
+    assert len(looks) == 2
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "results.parquet"]
+    (out / "results.parquet").unlink()  # nobody is at work on what has no results
+    parts.cleared(Location.parse(out), ready.spec.identity, False)
+    assert list(out.iterdir()) == []
 
 
 def test_failed_parts_are_named_and_the_finished_ones_kept(
