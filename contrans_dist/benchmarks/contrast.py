@@ -190,12 +190,15 @@ class ContrastBenchmark(Benchmark[ContrastEvaluation, ContrastPrompt]):
         self, lm: LanguageModel, items: Sequence[ContrastPrompt], interventions: Sequence[Intervention]
     ) -> pa.Table:
         """One row for each intervention and item: `towards` and `away`, what the distribution after positive
-        prompts and the one after negative prompts gain, in nats."""
-        from contrans_dist.engine.scoring import BASE, distributions
+        prompts and the one after negative prompts gain, in nats. Raises RunError where the unsteered model's
+        logits are no numbers: nothing can be held against it."""
+        from contrans_dist.engine.scoring import BASE, check_finite, distributions
 
         positive, _ = self._sides(items[0].concept)
         known, asked = self.calls(lm, items)
-        whole = distributions(lm, known.contexts, [BASE], batch_tokens=self.batch_tokens)[0]
+        base = distributions(lm, known.contexts, [BASE], batch_tokens=self.batch_tokens)
+        check_finite([BASE], base)
+        (whole,) = base
         with_it, without = whole[: len(positive)], whole[len(positive) :]
         meant = with_it.mean(axis=0)
         goals = np.stack([with_it[positive.index(item.partner)] if item.partner else meant for item in items])

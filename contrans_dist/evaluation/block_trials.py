@@ -11,7 +11,7 @@ from contrans_dist.benchmarks.registry import about
 from contrans_dist.config import ClusterSettings, EvaluationSettings, MapSettings, ModelSettings, Recipe
 from contrans_dist.config.recipe import validated
 from contrans_dist.console import note
-from contrans_dist.errors import RunError, UnwritableError, UserError
+from contrans_dist.errors import OverflowedError, RunError, UnwritableError, UserError
 from contrans_dist.evaluation.block_candidates import Candidate, best_sources
 from contrans_dist.evaluation.sides import Sides, Vectors
 from contrans_dist.evaluation.steering import Steering, steering
@@ -245,7 +245,8 @@ def choose_for_sides(
         )  # fmt: skip
     except UnwritableError:
         raise
-    except UserError as error:  # a target that nothing here holds: the rest was read when it was harvested
+    # A target that nothing here holds, or whose logits are no numbers: the rest was read for the harvest.
+    except (UserError, OverflowedError) as error:
         return unsteered(error)
     return selected(tried, candidates)
 

@@ -12,7 +12,7 @@ from contrans_dist.benchmarks.contrast import ContrastBenchmark, ContrastEvaluat
 from contrans_dist.config import CaptureSettings, ModelSettings
 from contrans_dist.config.recipe import validated
 from contrans_dist.engine.scoring import BASE, Intervention
-from contrans_dist.errors import UserError
+from contrans_dist.errors import OverflowedError, UserError
 from contrans_dist.harvest.driver import HarvestJob, harvest_sets
 from contrans_dist.models import LanguageModel, load_model, wrap_model
 from contrans_dist.store.location import Location
@@ -160,6 +160,17 @@ def test_logits_that_overflow_are_the_worst_there_is(lm: LanguageModel) -> None:
     (entry,) = benchmark.summarise(benchmark.score(lm, benchmark.items(), [broken]))["conditions"]
     handle.remove()
     assert entry["metrics"]["contrast_gain"]["value"] < -10
+
+
+def test_an_unsteered_model_whose_logits_overflow_is_a_failure(lm: LanguageModel) -> None:
+    benchmark = of(pairs())
+    handle = lm.model.model.norm.register_forward_hook(lambda _m, _a, normed: normed * torch.inf)
+    with pytest.raises(
+        OverflowedError, match=r"condition base .*overflow; use bfloat16 or float32"
+    ) as caught:
+        benchmark.score(lm, benchmark.items(), [BASE])
+    handle.remove()
+    assert caught.value.lost == {("base", 0.0)}
 
 
 def test_some_prompts_of_each_concept_evenly_spread() -> None:

@@ -240,6 +240,13 @@ def test_summary_by_hand(tmp_path):
             assert 0 < entry["p_vs_base"]["perplexity"] <= 1
 
 
+def test_the_perplexity_of_a_ruined_model_is_a_number():
+    """Of 1,000 nats a token, whose exponential is none."""
+    (metric,) = PerplexityBenchmark.metrics
+    ruined, lost = (metric.estimate(np.array([[n, 10.0]] * 2))["value"] or 0.0 for n in (1e4, 6900.0))
+    assert math.inf > ruined > lost == pytest.approx(math.exp(690))
+
+
 def test_a_real_text_and_model(shared):
     """A trained model on WikiText-2: the loop of the documentation, steered and not."""
     lm = load_model(str(shared / "models/stories3m"), dtype="float32")

@@ -12,7 +12,7 @@ import yaml
 
 from contrans_dist import demo
 from contrans_dist.config import ClusterSettings, ModelSettings
-from contrans_dist.errors import RunError
+from contrans_dist.errors import OverflowedError, RunError
 from contrans_dist.evaluation import block_trials
 from contrans_dist.evaluation.block_candidates import Candidate
 from contrans_dist.evaluation.block_trials import BlockTrials, few_strengths, nearest, on_contrast, selected
@@ -150,6 +150,18 @@ def test_so_it_is_where_the_model_does_not_fit(
     chosen = MapSet.load(str(tmp_path / "reduced/maps/corpus.safetensors")).selection
     assert chosen is not None
     assert (chosen.criterion, chosen.candidates) == ("mean cosine to the target's own vectors", [])
+
+
+def test_so_it_is_where_the_unsteered_models_logits_overflow(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_given: Any) -> BlockTrials:
+        raise OverflowedError("condition base at strength 0: the model's logits overflow; use float32")
+
+    monkeypatch.setattr(block_trials, "on_contrast", fails)
+    ended = reduced(capsys, made / "activations", tmp_path / "reduced")
+    assert ended.code == 0
+    assert "steered here (condition base at strength 0: the model's logits overflow)" in ended.err
 
 
 def test_where_the_trials_cannot_be_written_the_command_ends(

@@ -38,6 +38,8 @@ _REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 MOST_WINDOW = 2048
 _CHARACTERS = 16
 """More than a token has on average in any text: so much of it is kept for each token of a limit."""
+_MOST_NATS = 700.0
+"""Of a token, on average: e**710 is no number, and what a ruined model has is above any other."""
 _FIELDS = [("nll", pa.float64()), ("tokens", pa.int64()), ("window", pa.int64()), ("stride", pa.int64())]
 
 
@@ -70,9 +72,8 @@ def _perplexity(values: np.ndarray) -> Estimate:
     """From negative log-likelihoods and numbers of tokens, `[n, 2]`."""
     nll, tokens = values[:, 0], values[:, 1]
     low, high = ratio_interval(nll, tokens)
-    return estimate(
-        np.exp(nll.sum() / tokens.sum()), (float(np.exp(low)), float(np.exp(high))), int(tokens.sum())
-    )
+    value, low, high = np.exp(np.minimum([nll.sum() / tokens.sum(), low, high], _MOST_NATS)).tolist()
+    return estimate(value, (low, high), int(tokens.sum()))
 
 
 def _passages_differ(a: np.ndarray, b: np.ndarray) -> float:
