@@ -2,6 +2,7 @@
 contrast prompts."""
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from contrans_dist.benchmarks import about, load_benchmark, metric_of
@@ -82,8 +83,10 @@ def all_tried(
             evaluate(model, text, steering, out / COST, cluster, replace, "perplexity of the strengths"),
             about(COST).headline(),
         )
+    names = dict.fromkeys(name for conditions in steering.rows.values() for name in conditions)
     return SearchFile(
         criterion=criterion,
+        lost=[trial for trial in product(names, filter(None, strengths)) if trial not in scores],
         higher=metric_of(criterion, settings.benchmark).higher,
         budget=settings.search.budget if settings.search is not None and perplexities else None,
         base_perplexity=next((value for (_, strength), value in perplexities.items() if strength == 0), None),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from contrans_dist.benchmarks import Metric
+from contrans_dist.console import count_of
 from contrans_dist.evaluation.analysis import (
     Evaluation,
     Verdict,
@@ -133,7 +134,8 @@ def trials_table(
     trials: Trials, named: Sequence[tuple[str, O]], taken: Callable[[O], bool], kind: Metric, what: str,
     caption: str,
 ) -> Table:  # fmt: skip
-    """What was tried, a line each: strength, score, perplexity where one is known, and which was chosen.
+    """What was tried, a line each: strength, score, perplexity where one is known, and which was chosen. The
+    caption goes on with what was lost.
 
     `named`: each with its name, `what` the heading of these.
     """
@@ -151,6 +153,10 @@ def trials_table(
             ]
         )
     costed = any(trial.perplexity is not None for _, trial in named)
+    if trials.lost:
+        strengths = ", ".join(map(strength_text, sorted({strength for _, strength in trials.lost})))
+        lost = f"{count_of(len(trials.lost), 'trial')}, at strength {strengths}"
+        caption += f" Left out, as the model's logits overflow: {lost}."
     table = Table([what, "Strength", kind.title, "Perplexity", ""], rows, caption, compact=True)
     return table.with_columns([True, True, True, costed, True])
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TypeVar
 
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from contrans_dist.config import FileModel
 
@@ -29,6 +29,8 @@ class Trials(FileModel):
     budget: FiniteFloat | None = None
     """The most that the perplexity may be, as a factor of `base_perplexity`; None without a budget."""
     base_perplexity: FiniteFloat | None = None
+    lost: list[tuple[str, FiniteFloat]] = Field(default_factory=list)
+    """Condition, as it was tried, and strength of each trial that has no score: the logits overflowed."""
 
     @property
     def limit(self) -> float | None:

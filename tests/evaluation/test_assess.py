@@ -31,6 +31,7 @@ from contrans_dist.evaluation.block_trials import check_choice
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import try_out, validation_of
 from contrans_dist.models import encode, load_model
+from contrans_dist.report import write_report
 from contrans_dist.store.claims import claimed
 from contrans_dist.store.location import Location
 from contrans_dist.vectors.concept_vector import ConceptVector
@@ -221,6 +222,10 @@ def test_a_trial_whose_logits_overflow_is_lost_alone(
     capsys.readouterr()
     assert chosen("with", 1.0, 1e5, 4.0) == expected
     assert "vector at strength 100000 is left out: the model's logits overflow" in capsys.readouterr().err
+    assert json.loads((tmp_path / "with/search.json").read_text())["lost"] == [["vector", 1e5]]
+    pages = [Path(write_report(Location.parse(tmp_path / name)).path) for name in ("with", "without")]
+    said = ["logits overflow: 1 trial, at strength 100000." in page.read_text() for page in pages]
+    assert said == [True, False]
     with pytest.raises(
         OverflowedError, match="search: condition vector: the model's logits overflow at ever"
     ):
