@@ -48,6 +48,7 @@ def evaluate(
     replace: bool = False,
     title: str | None = None,
     others: Sequence[System] = (),
+    trials: bool = False,
 ) -> MetricsFile:
     """Score a model on a benchmark under every condition of `steering`.
 
@@ -58,9 +59,10 @@ def evaluate(
         out: The evaluation's folder; parts of an unfinished one that are there are kept.
         cluster: Where it runs.
         replace: Begin anew in a folder that holds another evaluation.
-        title: Of trials, where conditions and strengths are chosen between: heads their progress. One under
-            which the logits overflow is left out then.
+        title: Heads its progress.
         others: Conditions that are no vectors, each scored by actors that load what it takes.
+        trials: Whether conditions and strengths are chosen between: progress is counted in them, and one
+            under which the logits overflow is left out.
 
     Returns:
         The content of metrics.json.
@@ -72,7 +74,7 @@ def evaluate(
         OverflowedError: For a strength at which the model's logits are no numbers.
     """
     cluster = cluster or ClusterSettings()
-    return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title)
+    return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title, trials)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ def prepared(
     return ReadyEvaluation(spec, items, others, finished(spec.out, spec.identity, replace), replace)
 
 
-def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None = None) -> MetricsFile:
+def scored(
+    ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None = None, trials: bool = False
+) -> MetricsFile:
     """The rest of `evaluate`. Raises as that does while it runs, and UserError where another evaluation is at
     work in the folder."""
     out, identity, found = ready.spec.out, ready.spec.identity, ready.finished
@@ -127,13 +131,15 @@ def scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None =
             # Looked at once more: others may have been at work since.
             found = cleared(out, identity, ready.replace)
             if found is None:
-                return _scored(ready, cluster, title, claim)
+                return _scored(ready, cluster, title, trials, claim)
     note(f"{out}: complete; nothing to do")
     return found
 
 
-def _scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None, claim: Claim) -> MetricsFile:
-    spec, items, target = changed(ready.spec, trials=title is not None), ready.items, ready.spec.system
+def _scored(
+    ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None, trials: bool, claim: Claim
+) -> MetricsFile:
+    spec, items, target = changed(ready.spec, trials=trials), ready.items, ready.spec.system
     out, benchmark, steering = spec.out, spec.benchmark, spec.steering
     units: list[WorkUnit] = []
     head = title or f"evaluate {benchmark.name}"
@@ -144,8 +150,8 @@ def _scored(ready: ReadyEvaluation, cluster: ClusterSettings, title: str | None,
             on_system = partial(
                 run_on, system, cluster, shared=changed(spec, system=system), texts=texts_of(spec, of_system)
             )
-            trials = max((unit.trials(spec) for unit in of_system), default=0) if title else None
-            _make_missing(spec, claim, PARTS, of_system, named, on_system, trials)
+            counted = max((unit.trials(spec) for unit in of_system), default=0) if trials else None
+            _make_missing(spec, claim, PARTS, of_system, named, on_system, counted)
             units += of_system
         if isinstance(benchmark, Judged):
             judge = benchmark.classifier

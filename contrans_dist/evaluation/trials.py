@@ -75,14 +75,13 @@ def all_tried(
 ) -> SearchFile:
     """Every trial on the items of `chosen_on`, and under the budget of `settings`, which may be the same."""
     strengths, criterion = chosen_on.strengths, about(settings.benchmark).headline()
-    validation = evaluate(model, chosen_on, steering, out / VALIDATION, cluster, replace, title)
+    validation = evaluate(model, chosen_on, steering, out / VALIDATION, cluster, replace, title, trials=True)
     scores = _scores(validation, f"validation_{criterion}") or _scores(validation, criterion)
     text, perplexities = budget_text(settings, strengths), {}
     if text is not None:
-        perplexities = _scores(
-            evaluate(model, text, steering, out / COST, cluster, replace, "perplexity of the strengths"),
-            about(COST).headline(),
-        )
+        title = "perplexity of the strengths"
+        cost = evaluate(model, text, steering, out / COST, cluster, replace, title, trials=True)
+        perplexities = _scores(cost, about(COST).headline())
     names = dict.fromkeys(name for conditions in steering.rows.values() for name in conditions)
     return SearchFile(
         criterion=criterion,

@@ -28,6 +28,7 @@ from contrans_dist.evaluation import driver as room
 from contrans_dist.evaluation.assess import assess
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.block_trials import check_choice
+from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering, steering
 from contrans_dist.evaluation.trials import try_out, validation_of
 from contrans_dist.models import encode, load_model
@@ -234,6 +235,8 @@ def test_a_trial_whose_logits_overflow_is_lost_alone(
     swept = settings.model_copy(update={"strengths": (0.0, 1e5)})
     with pytest.raises(OverflowedError, match="condition vector at strength 100000: the model's logits over"):
         assess(half, swept, loud, Location.parse(tmp_path / "scored"), ONE)
+    with pytest.raises(OverflowedError):  # under whatever title
+        evaluate(half, swept, loud, Location.parse(tmp_path / "titled"), ONE, title="a sweep")
 
 
 def test_a_strength_that_writes_nothing_but_overflow_is_not_the_least_toxic(

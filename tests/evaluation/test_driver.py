@@ -358,7 +358,7 @@ def test_a_small_evaluation_needs_no_ray_and_finds_the_same(
     for word in ("get", "put", "nodes"):
         monkeypatch.setattr(ray, word, None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    found = evaluate(model, settings, steered(), str(tmp_path / "here"), title="choose")
+    found = evaluate(model, settings, steered(), str(tmp_path / "here"), title="choose", trials=True)
     assert found.conditions == made[1].conditions
     assert found.fingerprint == made[1].fingerprint
     assert pq.read_table(tmp_path / "here/results.parquet").equals(pq.read_table(made[0] / "results.parquet"))
