@@ -18,7 +18,7 @@ from filelock import FileLock
 from gguf import GGMLQuantizationType
 from huggingface_hub import cached_assets_path
 
-from contrans_dist.config.limits import TENSORS
+from contrans_dist.config.limits import BLOCKS, TENSORS, check_size
 from contrans_dist.console import note
 from contrans_dist.errors import RunError, UserError, one_line
 from contrans_dist.models.hub import silent
@@ -116,9 +116,14 @@ def _precision(infos: Mapping[str, HeldTensor]) -> torch.dtype:
 
 
 def _tensors(path: Path) -> dict[str, HeldTensor]:
-    """What tensors a file says it holds. Raises UserError for what is no GGUF file, or not whole."""
+    """What tensors a file says it holds. Raises UserError for what is no GGUF file, not whole, or of
+    absurdly many blocks: transformers would build each of them."""
     where = f"--model {path}"
     if not path.stat().st_size:
         raise UserError(f"{where}: expected a GGUF file, it is empty")
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        return read_head(data, where, TENSORS)[1]
+        fields, infos, _ = read_head(data, where, TENSORS)
+    for name, value in fields.items():
+        if name.endswith(".block_count") and isinstance(value, int):
+            check_size(f"{where}: {name}", value, BLOCKS, "")
+    return infos

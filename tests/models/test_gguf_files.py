@@ -125,5 +125,19 @@ def test_what_is_none_is_refused_before_it_is_read(
     run(capsys, "generate", "--model", tmp_path / "x.gguf", "Hello").refused("x.gguf", said)
 
 
+def test_more_blocks_than_any_model_has_are_not_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One flipped bit. Before, transformers made module after module until memory or patience ended."""
+    path = tmp_path / "x.gguf"
+    write_model(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"llama.block_count") + len("llama.block_count") + 4
+    assert content[at : at + 4] == struct.pack("<I", 1)
+    content[at + 3] ^= 0x40
+    path.write_bytes(content)
+    run(capsys, "generate", "--model", path, "Hello").refused("x.gguf: llama.block_count: 1,073,741,825, exp")
+
+
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "generate", "--model", tmp_path / "x.gguf", "Hello").refused("x.gguf: no such file")
