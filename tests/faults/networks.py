@@ -20,6 +20,8 @@ _RAY = Path(sys.executable).with_name("ray")
 _HEAD = "10.77.0.1"
 _PORT = 6379
 _NOTICED = '{"health_check_period_ms": 1000, "health_check_failure_threshold": 3}'
+_OWN = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]
+"""Processes of a machine see only each other: Ray looks among all that it sees for the node that it is on."""
 
 
 def _ip(*words: object) -> None:
@@ -76,6 +78,11 @@ class Network:
         """What a command begins with that runs on a machine."""
         return ["ip", "netns", "exec", self.spaces[place]]
 
+    def within(self, place: int) -> list[str]:
+        """What a command begins with that is to see a machine's processes too, as one that runs in a pod."""
+        first = psutil.Process(self.processes[place].pid).children()[0]
+        return ["nsenter", f"--target={first.pid}", "--net", "--pid", "--mount"]
+
     def start(self, place: int) -> None:
         """Start a node, and wait for it."""
         self._start_ray(
@@ -94,7 +101,7 @@ class Network:
         log = Path(self.scratch.name) / f"log-{place}"
         with log.open("wb") as stream:
             process = psutil.Popen(
-                [*self.inside(place), str(_RAY), "start", *words, "--block", "--disable-usage-stats",
+                [*self.inside(place), *_OWN, str(_RAY), "start", *words, "--block", "--disable-usage-stats",
                  "--object-store-memory=150000000", f"--temp-dir={folder}"],
                 stdout=stream, stderr=stream, start_new_session=True,
                 env={**os.environ, **self.environment},
@@ -107,7 +114,8 @@ class Network:
         _ip("-n", self.spaces[0], "link", "set", f"v{place}", "up" if plugged else "down")
 
     def actors(self, place: int) -> list[psutil.Process]:
-        return [child for child in self._of(place) if is_actor(child)]
+        """But for those that have ended and that a raylet that is gone no longer asks how."""
+        return [child for child in self._of(place) if is_actor(child) and not _is_over(child)]
 
     def _of(self, place: int) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
@@ -140,6 +148,12 @@ class Network:
                     os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
         self.scratch.cleanup()
+
+
+def _is_over(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    return True
 
 
 def _name(process: Any) -> str:

@@ -13,13 +13,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 _HUNGER = 64 << 20
 """Bytes that a pass takes where the tests want it to be hungry; as many as are given back to the system."""
 
+_STARTED = time.monotonic_ns()
+"""Processes of two machines may have one number."""
+
 
 class PacedModel(LlamaModel):
     """Waits before each forward pass, so that what is killed is at work, and leaves a byte for each."""
 
     def forward(self, input_ids: Any = None, **named: Any) -> Any:
         if trace := os.environ.get("FAULTS_TRACE"):
-            with open(os.path.join(trace, str(os.getpid())), "ab", buffering=0) as file:
+            with open(os.path.join(trace, f"{os.getpid()}-{_STARTED}"), "ab", buffering=0) as file:
                 file.write(b".")
             if os.path.exists(os.path.join(trace, "hungry")):
                 bytearray(b"x") * _HUNGER  # written, so that each page of it is wanted

@@ -1,19 +1,21 @@
-"""A node whose cable is pulled and plugged in again; a head that is lost with all that ran on it."""
+"""A node whose cable is pulled and plugged in again, or whose pod ends; a head that is lost with its jobs."""
 
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from tests.faults.bench import Trace
+from tests.faults.bench import Command, Trace
 from tests.faults.networks import Network
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
 from tests.faults.world import SHARD, World
 from tests.harvests import shard_files
-from tests.heads import ray_head
+from tests.heads import RAY, REPOSITORY, ray_head
 from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
@@ -61,6 +63,54 @@ def test_node_partitioned(network: Network, trial: Trial) -> None:
             if other.is_running():  # it was not taken to hang in the meantime
                 other.resume()
     trial.ends("node cut off, and back", rows, command)
+
+
+_GOES = "a node of the cluster is about to go: its actor gets nothing more to do"
+
+
+def test_spot_pod_ends(network: Network, trial: Trial) -> None:
+    """What Kubernetes runs in a spot worker that is to end, as the file says it; then what is left there is
+    killed, and another node joins."""
+    pod = _spot_worker()
+    words = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    rows, out = 150 * trial.times + 300, trial.out
+    command = trial.start(trial.command(rows, network.address), *network.inside(0), **network.environment)
+    for repetition in trial.turns():
+        place = 1 + repetition % 2
+        until(lambda: command.over or (network.actors(1) and network.actors(2)), "two actors")
+        command.wait_for(out, len(shard_files(out)) + 10)
+        if command.over:
+            break
+        heard = command.told.count(_GOES)
+        ends = Command.start([*_environment(network), *words], out.with_name("ends"), network.within(place))
+        until(lambda n=heard, ends=ends: ends.over or command.told.count(_GOES) > n, "it is heard of")
+        began = time.monotonic()
+        assert ends.finish() == 0, ends.told
+        seconds = time.monotonic() - began
+        if command.over:
+            break
+        assert seconds < pod["terminationGracePeriodSeconds"] / 2
+        assert not network.has_node(place)
+        assert not network.actors(place)
+        command.wait_for(out, len(shard_files(out)) + 1)  # of the other node
+        network.kill(place)
+        network.start(place)
+    trial.ends("spot pod ends", rows, command)
+    assert "an actor was lost" not in command.told
+
+
+def _spot_worker() -> dict[str, Any]:
+    cluster = yaml.safe_load((REPOSITORY / "cluster/raycluster-spot.yaml").read_text())
+    return dict(cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"])
+
+
+def _environment(network: Network) -> list[str]:
+    """What the image and KubeRay set in a worker, and nothing else."""
+    token = Path(network.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    return [
+        *("env", "--ignore-environment", f"PATH={RAY.parent}:/usr/bin:/bin", "HOME=/home/ray"),
+        *("RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN={token}", f"RAY_ADDRESS={network.address}"),
+    ]
 
 
 def test_head_lost(world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path) -> None:
