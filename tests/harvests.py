@@ -45,7 +45,7 @@ def cli(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def is_actor(process: psutil.Process) -> bool:
     """The kernel keeps fifteen letters of a name."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name().startswith(("ray::HarvestAct", "ray::SweepActor"))
+        return process.name().startswith(("ray::HarvestAct", "ray::SweepActor", "ray::SystemActo"))
     return False
 
 

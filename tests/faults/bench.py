@@ -124,6 +124,11 @@ class Bench:
     def raylet(self, node: Any) -> psutil.Process:
         return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
+    def place_of(self, actor: psutil.Process) -> int:
+        """Which of its nodes an actor is on."""
+        on = [actor in self.raylet(node).children(recursive=True) for node in self.nodes]
+        return on.index(True)
+
     def actors(self) -> list[psutil.Process]:
         """Processes of actors on its nodes."""
         found = list[psutil.Process]()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from tests.faults.bench import PACE, Bench, Trace
+from tests.faults.stores import Store, troubled_store
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
 from tests.faults.world import World
@@ -82,6 +83,12 @@ def trial(world: World, trace: Trace, tally: Tally, times: int, tmp_path: Path) 
     """A harvest of its own, of which passes are counted from now on."""
     trace.begin()
     return Trial(world, trace, tally, times, tmp_path / "set", tmp_path / "said")
+
+
+@pytest.fixture(scope="module")
+def store(new_bucket: Callable[[str], str]) -> Iterator[Store]:
+    with troubled_store(new_bucket) as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

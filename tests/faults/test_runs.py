@@ -1,23 +1,28 @@
-"""`contrans run`, killed at random moments until it is done: on a disk, and on a store."""
+"""`contrans run`, killed at random moments until it is done, on a disk and on a store; on a store in trouble;
+and with an actor and a node that are lost while it evaluates."""
 
 import json
 import random
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from tests.faults.bench import Bench, Command, Trace
+from tests.faults.stores import Store
 from tests.faults.tally import Tally
-from tests.faults.world import Compared, read_set
-from tests.recipes import tiny_world
+from tests.faults.world import Compared, World, read_set
+from tests.recipes import CONCEPTS, tiny_world
+from tests.sets import write_lines
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
 
@@ -116,27 +121,105 @@ def test_run_killed_at_random(
 
 
 def test_run_on_a_store_killed_at_random(
-    recipe: str, calm: tuple[Path, float], new_bucket: Callable[[str], str], bench: Bench, tally: Tally,
-    times: int, tmp_path: Path,
-) -> None:  # fmt: skip
+    recipe: str,
+    calm: tuple[Path, float],
+    store: Store,
+    bench: Bench,
+    tally: Tally,
+    times: int,
+    tmp_path: Path,
+) -> None:
     """Harvests, reduction, evaluation and report."""
-    import boto3
-
-    uri = new_bucket("runs")
-    options = dict(parse_qsl(uri.partition("?")[2]))
-    keys = {"aws_access_key_id": "user", "aws_secret_access_key": "hush", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=f"http://{options['endpoint_override']}", **keys)
-
-    def fetched(name: str) -> Path:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket="runs", Prefix=f"runs/{name}/")
-        for key in [entry["Key"] for page in pages for entry in page.get("Contents", [])]:
-            path = tmp_path / Path(key).relative_to("runs")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not key.endswith("/"):
-                client.download_file("runs", key, str(path))
-        return tmp_path / name
-
     _kill_until_done(
-        lambda name: _command(recipe, uri.replace("?", f"/{name}?"), "--address", bench.address),
-        fetched, calm, times, "contrans run on a store killed at random", tally, tmp_path / "said",
+        lambda name: _command(recipe, store.place(name), "--address", bench.address),
+        lambda name: store.fetch(name, tmp_path / name),
+        calm, times, "contrans run on a store killed at random", tally, tmp_path / "said",
     )  # fmt: skip
+
+
+_TROUBLES = {
+    "throttles": "contrans run, store throttles (503)",
+    "fails": "contrans run, store answers 500",
+    "drops": "contrans run, store drops connections",
+}
+_STAGES = {"refine": 60, "fit": 40, "evaluate": 90, "report": 100}
+"""And how many of its connections pass at most before the trouble: fewer than it makes."""
+
+
+@pytest.mark.parametrize("mood", _TROUBLES)
+def test_run_on_a_store_in_trouble(
+    mood: str, recipe: str, calm: tuple[Path, float], store: Store, bench: Bench, tally: Tally, times: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """For seconds in the middle of reduction, map, evaluation and report; the harvests are there."""
+    draw = random.Random(mood)
+    for repetition in range(times):
+        name, met = f"{mood}-{repetition}", 0
+        store.put(calm[0] / "activations", f"{name}/activations")
+        words = _command(recipe, store.place(name), "--address", bench.address)
+        command = Command.start(words, tmp_path / "said")
+        for stage, connections in _STAGES.items():
+            until(lambda c=command, stage=stage: c.over or f"== {stage}\n" in c.told, stage)
+            store.proxy.falls(mood, after=draw.randint(0, connections), seconds=3.0)
+            until(lambda c=command: c.over or store.proxy.mood == "well", f"trouble in {stage}")
+            met += store.proxy.mood == "well"
+        code = command.finish()
+        store.proxy.mood = "well"
+        assert code == 0, command.told[-3000:]
+        compared = _compared(store.fetch(name, tmp_path / name), calm[0])
+        tally.add(_TROUBLES[mood], compared, met, None, [code])
+        assert compared.same
+        assert met == len(_STAGES)
+        assert "hush" not in command.told
+        assert not [key for key in store.keys(name) if "/.tmp-" in key]
+
+
+_LOST = "an actor was lost at "
+
+
+@pytest.fixture
+def paced(world: World, tmp_path: Path) -> str:
+    """A recipe whose target takes its time, and which evaluates it in four parts."""
+    tiny = tiny_world(tmp_path)
+    texts = [json.loads(line) for line in Path(tiny.scenarios).read_text().splitlines()]
+    more = [{**text, "text": f"{when} {text['text']}"} for when in ("Now", "Then", "Once") for text in texts]
+    recipe = yaml.safe_load(Path(tiny.recipe).read_text())
+    recipe["target"] = {"id": world.model, "trust_remote_code": True}
+    recipe["map"] = {"blocks": "1:1"}
+    del recipe["cluster"]
+    recipe["evaluations"]["emotions"] |= {
+        "texts": write_lines(tmp_path / "more.jsonl", more),
+        "per_concept": len(more) // len(CONCEPTS),
+        "strengths": [0, 1, 2],
+        "conditions": ["vector", "random", "shuffled-map", "self-align"],
+    }
+    (tmp_path / "paced.yaml").write_text(yaml.safe_dump(recipe))
+    return str(tmp_path / "paced.yaml")
+
+
+def test_run_loses_actors_while_it_evaluates(
+    paced: str, bench: Bench, tally: Tally, times: int, tmp_path: Path
+) -> None:
+    """An actor is killed, and then the node of the other one, which has a part in hand by then."""
+    calm = tmp_path / "calm"
+    alone = [sys.executable, "-m", "contrans_dist", "run", paced, "--out", str(calm)]
+    command = Command.start(alone, tmp_path / "said", FAULTS_PACE="0")
+    assert command.finish() == 0, command.told[-3000:]
+    for repetition in range(times):
+        out = tmp_path / f"run-{repetition}"
+        shutil.copytree(calm / "activations", out / "activations")
+        words = _command(paced, out, "--set", "cluster.actors=2", "--address", bench.address)
+        command = Command.start(words, tmp_path / "said")
+        parts = out / "evaluations" / "emotions" / "parts"
+        until(lambda c=command, parts=parts: c.over or len(list(parts.glob("part-*"))) > 0, "a part")
+        assert not command.over, command.told[-3000:]
+        bench.working().kill()
+        until(lambda c=command: c.over or c.told.count(_LOST) == 1, "an actor is lost")
+        bench.lose(bench.place_of(bench.working()))
+        bench.nodes.append(bench.add())
+        code = command.finish()
+        compared = _compared(out, calm)
+        tally.add("contrans run, actor killed and node lost in evaluate", compared, 1, None, [code])
+        assert code == 0, command.told[-3000:]
+        assert compared.same
+        assert command.told.count(_LOST) >= 2

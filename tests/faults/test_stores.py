@@ -1,69 +1,21 @@
-"""An object store that throttles, fails, drops, falls silent, is slow or cuts what is read."""
+"""An object store that throttles, fails, drops, refuses, falls silent, is slow or cuts what is read."""
 
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl
 
 import pytest
 
 from tests.faults.bench import Bench, Command
+from tests.faults.stores import Store
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
 from tests.faults.world import World
-from tests.troubled import Troubled
 from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
-
-
-@dataclass
-class Store:
-    """A bucket, and its server that is made to make trouble."""
-
-    proxy: Troubled
-    client: Any
-    uri: str
-    """Of a folder, through the trouble."""
-
-    def place(self, name: str) -> str:
-        return self.uri.replace("?", f"/{name}?")
-
-    def keys(self, name: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="faults", Prefix=f"runs/{name}/")
-        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-        return [key for key in keys if not key.endswith("/")]  # that is a folder's own
-
-    def shards(self, name: str) -> int:
-        return sum(Path(key).name.startswith("shard-") for key in self.keys(name))
-
-    def fetch(self, name: str, folder: Path) -> Path:
-        """What is there, as it is there: not through the trouble, nor by our own reader."""
-        for key in self.keys(name):
-            path = folder / Path(key).relative_to(f"runs/{name}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.client.download_file("faults", key, str(path))
-        return folder
-
-
-@pytest.fixture(scope="module")
-def store(new_bucket: Callable[[str], str]) -> Iterator[Store]:
-    import boto3
-
-    options = dict(parse_qsl(new_bucket("faults").partition("?")[2]))
-    host, _, port = options["endpoint_override"].partition(":")
-    keys = {"aws_access_key_id": "user", "aws_secret_access_key": "hush"}
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys)
-    proxy = Troubled((host, int(port)))
-    where = f"endpoint_override=127.0.0.1%3A{proxy.port}&scheme=http&region=us-east-1"
-    yield Store(proxy, client, f"s3://user:hush@faults/runs?{where}")
-    proxy.mood = "well"
-    proxy.listener.close()
 
 
 _TROUBLES = {
@@ -97,6 +49,43 @@ def test_harvest_to_a_store_in_trouble(mood: str, store: Store, bench: Bench, tr
     assert not [key for key in store.keys(mood) if "/.tmp-" in key]
 
 
+def test_harvest_to_a_store_whose_port_is_closed(store: Store, bench: Bench, trial: Trial) -> None:
+    """One harvest; connections are refused for a minute, again and again."""
+    rows, name = 60 * trial.times + 60, "refused"
+    command = trial.start(trial.world.command(rows, store.place(name), bench.address, 2))
+    for _ in trial.turns():
+        there = store.shards(name)
+        until(lambda there=there: command.over or store.shards(name) >= there + 8, "8 more shards")
+        if command.over:
+            break
+        store.proxy.shut()
+        time.sleep(60)
+        assert not command.over, command.told[-3000:]
+        store.proxy.open()
+    trial.ends("store refuses connections", rows, command, fetch=lambda: store.fetch(name, trial.out))
+    assert not [key for key in store.keys(name) if "/.tmp-" in key]
+
+
+def test_harvest_to_a_store_that_grants_no_more(store: Store, bench: Bench, trial: Trial) -> None:
+    """Harvests whose key expires, and is renewed before the next."""
+    rows, name, codes = 60 * trial.times + 60, "denied", list[int]()
+    words = trial.world.command(rows, store.place(name), bench.address, 2)
+    for _ in range(trial.times):
+        there = store.shards(name)
+        command = trial.start(words)
+        until(lambda c=command, there=there: c.over or store.shards(name) >= there + 8, "8 more shards")
+        store.proxy.falls("denied")
+        codes.append(command.finish())
+        store.proxy.mood = "well"
+        assert codes[-1] == 1, command.told[-3000:]
+        assert "s3://faults/runs/denied" in command.last
+        assert "run the same command again" in command.last
+        assert "hush" not in command.told
+    final = trial.start(words)
+    trial.ends("store denies access (403)", rows, final, codes, fetch=lambda: store.fetch(name, trial.out))
+    assert not [key for key in store.keys(name) if "/.claim-" in key]
+
+
 @pytest.mark.parametrize("mood", ["cuts", "slow"])
 def test_reading_from_a_store_in_trouble(
     mood: str, store: Store, world: World, tally: Tally, times: int, tmp_path: Path
@@ -105,8 +94,7 @@ def test_reading_from_a_store_in_trouble(
     out is right, or the command fails and says why; a sound shard is never called damaged."""
     truth, name = tmp_path / "truth", f"truth-{mood}"
     subprocess.run(world.alone(300, truth), check=True, capture_output=True)
-    for path in sorted(truth.iterdir()):
-        store.client.upload_file(str(path), "faults", f"runs/{name}/{path.name}")
+    store.put(truth, name)
     local = [sys.executable, "-m", "contrans_dist"]
     both = ["--source", truth, "--target", truth, "--blocks", "1:1", "--protocol", "paper"]
     wanted = tmp_path / "wanted.safetensors"
