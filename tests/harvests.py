@@ -42,10 +42,13 @@ def cli(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return int(end.value.code or 0)
 
 
+_ACTORS = ("HarvestAct", "SweepActor", "LineActor", "StageActor", "SystemActo")
+
+
 def is_actor(process: psutil.Process) -> bool:
     """The kernel keeps fifteen letters of a name."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name().startswith(("ray::HarvestAct", "ray::SweepActor", "ray::SystemActo"))
+        return process.name().startswith(tuple(f"ray::{kind}" for kind in _ACTORS))
     return False
 
 

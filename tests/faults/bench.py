@@ -13,16 +13,35 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
+from tests.faults.world import N_BLOCKS
 from tests.harvests import is_actor, shard_files
 from tests.waiting import until
 
 PACE = 0.1
 """Seconds that the model takes before each forward pass on the cluster."""
-PASSES = 2
-"""Forward passes of a shard: its texts, and one of them alone."""
 _NOTICED = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
 """A node that refuses the connection is given up after 3 seconds, not after 15."""
 ENDED = {signal.SIGKILL: (-9, ""), signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted")}
+
+
+_PATCHED = """
+import sys
+from contrans_dist.cli import main
+{}
+sys.argv[0] = "contrans"
+main()
+"""
+IMPATIENT = """
+from contrans_dist.distributed import crew
+assert (crew._HANG_SECONDS, crew._SILENT_SECONDS) == (60, 120)
+crew._HANG_SECONDS = crew._SILENT_SECONDS = 5
+"""
+"""What hangs is waited for 5 seconds."""
+
+
+def patched(words: list[str], *code: str) -> list[str]:
+    """A command whose process runs this code first."""
+    return [words[0], "-c", _PATCHED.format("".join(code)), *words[3:]]
 
 
 def _heeds_interrupts() -> None:
@@ -137,6 +156,11 @@ class Bench:
                 found += filter(is_actor, self.raylet(node).children(recursive=True))
         return found
 
+    def holder(self, actor: psutil.Process) -> int:
+        """The place of the node that an actor is on."""
+        held = (self.raylet(node).children(recursive=True) for node in self.nodes)
+        return next(place for place, processes in enumerate(held) if actor in processes)
+
     def working(self) -> psutil.Process:
         """An actor that has a model by now: another one would have no work to lose."""
         until(self.actors, "an actor on the cluster")
@@ -151,21 +175,40 @@ def _worked(process: psutil.Process) -> float:
         return -1.0
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes of a harvest."""
+
+    of_shard: int
+    """Of the texts of a shard, and of one of them alone."""
+    tries: int
+    """With which each process tries its model."""
+
+
+WHOLE = Passes(2, 1)
+STREAMED = Passes(2 * (1 + N_BLOCKS), 5)
+"""Through the embeddings and each block by itself. The first block is tried when it is there."""
+IN_TWO_STAGES = Passes(2 * (1 + 2), 5)
+"""Through the embeddings and each stage."""
+
+
 class Trace:
     """Forward passes of the paced model, in all processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.before = 0
+        self.kind, self.before = WHOLE, 0
 
     @property
     def passes(self) -> int:
-        """But for the one with which each process tries its model."""
-        return sum(max(0, path.stat().st_size - 1) for path in self.folder.iterdir())
+        """But for those with which each process tries its model."""
+        return sum(max(0, path.stat().st_size - self.kind.tries) for path in self.folder.iterdir())
 
-    def begin(self) -> None:
+    def begin(self, kind: Passes = WHOLE) -> None:
+        self.kind = kind
         self.before = self.passes
 
     def again(self, shards: int) -> int:
         """Of the passes since `begin`, those that so many shards did not need, in shards."""
-        return max(0, -(-(self.passes - self.before - PASSES * shards) // PASSES))
+        needed = self.kind.of_shard * shards
+        return max(0, -(-(self.passes - self.before - needed) // self.kind.of_shard))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import Bench, Command, Trace
+from tests.faults.bench import IMPATIENT, Bench, Command, Trace, patched
 from tests.faults.tally import Tally
 from tests.faults.trial import Trial
 from tests.faults.world import SHARD, World
@@ -93,23 +93,10 @@ def test_nodes_that_join_later(bench: Bench, trial: Trial) -> None:
     trial.ends("two nodes join, and leave", rows, command)
 
 
-_IMPATIENT = """
-import sys
-from contrans_dist.cli import main
-from contrans_dist.distributed import crew
-assert crew._HANG_SECONDS == 60
-crew._HANG_SECONDS = 5
-sys.argv[0] = "contrans"
-main()
-"""
-
-
 def test_actors_that_hang(bench: Bench, trial: Trial) -> None:
     """An actor's process is stopped, again and again; it is waited for 5 seconds here, not 60."""
     rows, out, draw = 100 * trial.times + 60, trial.out, random.Random(3)
-    words = trial.command(rows, bench.address)
-    words[1:3] = ["-c", _IMPATIENT]
-    command = trial.start(words)
+    command = trial.start(patched(trial.command(rows, bench.address), IMPATIENT))
     for _ in trial.turns():
         command.wait_for(out, len(shard_files(out)) + draw.randint(10, 25))
         if command.over:
@@ -138,35 +125,3 @@ def test_two_at_once(
         tally.add("two runs at once", compared, 1, trace.again(rows // SHARD), codes)
         assert codes == [0, 0], [command.told for command in both]
         assert compared.same
-
-
-def test_streamed_harvest_killed(
-    bench: Bench, world: World, tally: Tally, times: int, tmp_path: Path
-) -> None:
-    """Sweeps over the blocks, killed with their driver, go on behind the last block they saved."""
-    rows, draw, codes = 120, random.Random(5), list[int]()
-    words = world.command(rows, tmp_path / "calm", "local", 2, "--placement", "stream")
-    calm = Command.start(words, tmp_path / "said", FAULTS_PACE="0")
-    assert calm.finish() == 0, calm.told
-    resumed = place = 0
-    while len(codes) < times:
-        out = tmp_path / f"set-{place}"
-        words = world.command(rows, out, bench.address, 2, "--placement", "stream")
-        command = Command.start(words, tmp_path / "said")
-        until(lambda sweep=command: sweep.over or bench.actors(), "an actor")
-        time.sleep(draw.uniform(2, 12))
-        code = command.end(signal.SIGKILL)
-        assert code in (0, -9), command.told[-3000:]
-        resumed += command.told.count("going on after block")
-        place += code == 0
-        codes += [code] if code else []
-    code = (command := Command.start(words, tmp_path / "said")).finish()
-    assert code == 0, command.told[-3000:]
-    resumed += command.told.count("going on after block")
-    for each in range(place + 1):
-        compared = world.compared(tmp_path / f"set-{each}", rows, truth=tmp_path / "calm")
-        if (tmp_path / f"set-{each}").exists():
-            tally.add("streamed harvest: driver killed", compared, again=None)
-            assert compared.same
-    tally.add("streamed harvest: driver killed", times=times, again=None, codes=codes)
-    assert not [path for path in out.iterdir() if path.name.startswith(".sweep")]

@@ -23,9 +23,9 @@ class Trial:
     made: int = 0
     """How often it was made, while one harvest ran."""
 
-    def command(self, rows: int, address: str, actors: int = 2) -> list[str]:
+    def command(self, rows: int, address: str, actors: int = 2, *more: str) -> list[str]:
         """A harvest of the first rows on a cluster."""
-        return self.world.command(rows, self.out, address, actors)
+        return self.world.command(rows, self.out, address, actors, *more)
 
     def start(self, words: list[str], *before: str, **more: str) -> Command:
         return Command.start(words, self.said, before, **more)
