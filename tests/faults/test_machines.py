@@ -105,11 +105,22 @@ def clock(tmp_path: Path) -> dict[str, str]:
     return {"LD_PRELOAD": str(library), "FAULTS_CLOCK": str(tmp_path / "clock")}
 
 
-def test_clock_jumps(clock: dict[str, str], trial: Trial) -> None:
+@pytest.fixture
+def elsewhen(clock: dict[str, str], trace: Trace) -> Iterator[Bench]:
+    """A cluster of which each process has such a clock."""
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in clock.items():
+            patch.setenv(name, value)
+        bench = Bench()
+    yield bench
+    bench.cluster.shutdown()
+
+
+def test_clock_jumps(elsewhen: Bench, clock: dict[str, str], trial: Trial) -> None:
     """The time of day that driver and actors are told jumps forth and back, by up to days."""
     rows, draw, out = 60 * trial.times + 60, random.Random(9), trial.out
-    # A Ray of its own, so that its actors have this clock too.
-    command = trial.start(trial.command(rows, "local"), **clock)
+    command = trial.start(trial.command(rows, elsewhen.address), **clock)
     for _ in trial.turns():
         command.wait_for(out, len(shard_files(out)) + 8)
         if command.over:
