@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.commands import run
+from tests.faults.bench import Bench
 from tests.faults.tally import Tally
 from tests.faults.world import World
 from tests.harvests import manifest_of, shard_files, stamps
@@ -49,8 +50,8 @@ def _flip_footer(path: Path, draw: random.Random) -> None:
 )
 @pytest.mark.parametrize("finished", [True, False])
 def test_damaged_shards(
-    fault: str, damage: object, seen_by_footer: bool, finished: bool, world: World, tally: Tally, times: int,
-    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    fault: str, damage: object, seen_by_footer: bool, finished: bool, bench: Bench, world: World,
+    tally: Tally, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """As many shards as repetitions, each at a place of its own, in a set that is finished or was not."""
     assert callable(damage)
@@ -62,7 +63,7 @@ def test_damaged_shards(
     for path in spoilt:
         damage(path, draw)
     before = stamps(out)
-    command = world.alone(world.n_texts, out)[3:]
+    command = world.command(world.n_texts, out, bench.address, 2)[3:]
     if not seen_by_footer:
         # Pages are read by readers, and by --verify, which name every one.
         told = run(capsys, "status", out, "--verify")
@@ -82,13 +83,13 @@ def test_damaged_shards(
 
 
 def test_damaged_manifest(
-    world: World, tally: Tally, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Bench, world: World, tally: Tally, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A bit of it is flipped, or its end is gone: it is written anew, and no shard is."""
     out = Path(shutil.copytree(world.truth, tmp_path / "set"))
     whole, path, draw = (out / "manifest.json").read_bytes(), out / "manifest.json", random.Random(6)
     before, wanted = stamps(out), manifest_of(out)["shards"]
-    command = world.alone(world.n_texts, out)[3:]
+    command = world.command(world.n_texts, out, bench.address, 2)[3:]
     for repetition in range(2 * times):
         path.write_bytes(whole)
         if repetition % 2:
