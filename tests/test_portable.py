@@ -30,7 +30,7 @@ with other_system():
     assert choose_placement(ModelSettings(id=MODEL)).kind == "resident"
     assert host_memory() > 100 << 20 and 50 << 20 < actor_memory() < 8 << 30
     texts = read_texts(OUT + ".txt")
-    identity = Identity(model=MODEL, blocks=[0, 1])
+    identity = Identity(model=MODEL, dtype="float32", compute_dtype="float32", blocks=[0, 1])
     spec = HarvestSpec(identity, CaptureSettings(), 16, Location.parse(OUT))
     shard = Shard(spec, 0, 0, texts.num_rows)
     actor = SweepActor(ModelSettings(id=MODEL))
