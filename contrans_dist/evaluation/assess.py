@@ -10,8 +10,9 @@ from contrans_dist.distributed.cluster import connected
 from contrans_dist.evaluation.analysis import Verdict, judge, read_in_run
 from contrans_dist.evaluation.analysis.names import COST, VALIDATION
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.evaluation.driver import prepared, scored
+from contrans_dist.evaluation.driver import scored
 from contrans_dist.evaluation.parts import check_begun
+from contrans_dist.evaluation.ready import prepared
 from contrans_dist.evaluation.samples import probe
 from contrans_dist.evaluation.steering import Steering
 from contrans_dist.evaluation.strength_search import search

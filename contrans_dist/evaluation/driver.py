@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import partial
 from itertools import product
@@ -11,9 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contrans_dist.benchmarks import Benchmark, Judged, ScoredItem
-from contrans_dist.benchmarks.identity import content_hash
-from contrans_dist.benchmarks.registry import load_benchmark
+from contrans_dist.benchmarks import Judged, ScoredItem
 from contrans_dist.config import ClusterSettings, EvaluationSettings, ModelSettings, fingerprint
 from contrans_dist.console import Progress, note
 from contrans_dist.data.contamination import leak_report
@@ -21,17 +18,15 @@ from contrans_dist.distributed.cluster import connected
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.distributed.watch import watched
 from contrans_dist.engine.scoring import BASE
-from contrans_dist.errors import RunError, UserError
+from contrans_dist.errors import RunError
 from contrans_dist.evaluation.actors import EvaluationSpec, JudgeActor, WorkUnit, run_on
-from contrans_dist.evaluation.baselines import TARGET, System, in_turn
+from contrans_dist.evaluation.baselines import System, in_turn
 from contrans_dist.evaluation.conditions import reference_of
-from contrans_dist.evaluation.parts import JUDGED, PARTS, cleared, cost_of, delete_parts, finished, missing
-from contrans_dist.evaluation.precision import settled_system
+from contrans_dist.evaluation.parts import JUDGED, PARTS, cleared, cost_of, delete_parts, missing
+from contrans_dist.evaluation.ready import ReadyEvaluation, prepared
 from contrans_dist.evaluation.sizes import judges, texts_of
 from contrans_dist.evaluation.steering import Steering
-from contrans_dist.evaluation.work_units import joined, plan_units, scored_items
-from contrans_dist.models import model_facts
-from contrans_dist.models.facts import model_identity
+from contrans_dist.evaluation.work_units import joined, plan_units
 from contrans_dist.store.claims import Claim, claimed
 from contrans_dist.store.location import Location
 from contrans_dist.store.provenance import made_by, versions
@@ -75,49 +70,6 @@ def evaluate(
     """
     cluster = cluster or ClusterSettings()
     return scored(prepared(model, settings, steering, out, cluster, replace, others), cluster, title, trials)
-
-
-@dataclass(frozen=True)
-class ReadyEvaluation:
-    """An evaluation whose input is read and found good, and nothing scored of it yet."""
-
-    spec: EvaluationSpec
-    items: list[ScoredItem]
-    others: Sequence[System]
-    finished: MetricsFile | None
-    """The content of metrics.json, where all is done already."""
-    replace: bool = False
-    """Whether another evaluation in the folder makes way for it."""
-
-
-def prepared(
-    model: ModelSettings,
-    settings: EvaluationSettings,
-    steering: Steering,
-    out: "Location | str",
-    cluster: ClusterSettings,
-    replace: bool = False,
-    others: Sequence[System] = (),
-) -> ReadyEvaluation:
-    """What `evaluate` does first, for which no Ray is needed. Raises the UserErrors of `evaluate`."""
-    out = Location.parse(out)
-    if cluster.placement in ("stream", "pipeline"):
-        raise UserError(
-            f"--placement {cluster.placement}: steering needs the whole model; expected auto or device-map"
-        )
-    benchmark = load_benchmark(settings)
-    items = scored_items(benchmark, settings, steering)
-    target = settled_system(System(TARGET, model), cluster, out)
-    others = [settled_system(system, cluster, out) for system in others]
-    spec = EvaluationSpec(
-        system=target,
-        benchmark=benchmark,
-        steering=steering,
-        strengths=settings.strengths,
-        identity=_identity(benchmark, settings, steering, items, [target, *others]),
-        out=out,
-    )
-    return ReadyEvaluation(spec, items, others, finished(spec.out, spec.identity, replace), replace)
 
 
 def scored(
@@ -177,43 +129,6 @@ def _scored(
     if not claim.shared():  # else the last one removes them
         delete_parts(out)
     return metrics
-
-
-def _identity(
-    benchmark: Benchmark,
-    settings: EvaluationSettings,
-    steering: Steering,
-    items: Sequence[ScoredItem],
-    systems: Sequence[System],
-) -> dict[str, Any]:
-    """What the numbers depend on: the target's model, all that is scored, what is added, every other system.
-
-    And the leak check: the texts that vectors and map have seen.
-    """
-    identities = [[_model(model, benchmark, items) for model in system.models] for system in systems]
-    of_benchmark = settings.model_dump(mode="json", exclude=set(EvaluationSettings.model_fields))
-    # Places of files say nothing; the items that came from them are in `items`.
-    of_benchmark = {name: value for name, value in of_benchmark.items() if name not in settings.files}
-    return {
-        "benchmark": settings.benchmark,
-        **of_benchmark,
-        **benchmark.identity(),
-        **identities[0][0],
-        "items": content_hash(list(items)),
-        "steering": steering.digest(),
-        "seen": content_hash([steering.vector_texts, steering.map_texts]),
-        "strengths": list(settings.strengths),
-        "systems": {
-            system.name: {"models": models, "instruction": system.instruction}
-            for system, models in zip(systems[1:], identities[1:], strict=True)
-        },
-    }
-
-
-def _model(model: ModelSettings, benchmark: Benchmark, items: Sequence[ScoredItem]) -> dict[str, Any]:
-    """What a model's numbers depend on, and what the benchmark has to say of it."""
-    facts = model_facts(model.id, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
-    return {**model_identity(model, facts), **benchmark.model_identity(facts.reads, items, model.id)}
 
 
 class _Run(Protocol):

@@ -18,7 +18,7 @@ from contrans_dist.benchmarks.perplexity import PerplexityEvaluation
 from contrans_dist.benchmarks.toxigen import ToxigenEvaluation
 from contrans_dist.benchmarks.truthfulqa import TruthfulQAEvaluation
 from contrans_dist.config import EvaluationSettings, ModelSettings, fingerprint
-from contrans_dist.evaluation import driver as room
+from contrans_dist.evaluation import ready as room
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.evaluation.driver import evaluate
 from contrans_dist.evaluation.steering import Steering

@@ -18,6 +18,8 @@ from contrans_dist.harvest.driver import harvest
 from contrans_dist.store.activation_set import ActivationSet
 from tests.harvests import shard_files
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 WORDS = ["Anna", "was", "glad", "when", "the", "dog", "came", "home", "and", "Tom", "ate", "his", "soup"]
 ROWS, N_BLOCKS, D = 192, 4, 96
 RAW = ROWS * N_BLOCKS * D * 4
