@@ -32,7 +32,7 @@ class Part(Facts):
 class Identity(Facts):
     """What the bytes of a set depend on. A field that differs refuses a resume, so nothing else belongs here.
 
-    Only the model is always there: what else older sets and those of others say is kept as it is.
+    Only the model is always there; what else sets of others say is kept as it is.
     """
 
     model_config = ConfigDict(extra="allow")
