@@ -121,7 +121,7 @@ def test_streamed_harvest_killed(bench: Bench, trial: Trial) -> None:
 _SMALL = """
 from functools import partial
 from contrans_dist.distributed import placement
-placement.choose_placement = partial(placement.choose_placement, memories={"cpu": 942_000})
+placement._chosen = partial(placement._chosen, memories={"cpu": 942_000})
 """
 """Nodes have so little memory that two of the three blocks fit on one."""
 _PIPELINE = ("--placement", "pipeline")
