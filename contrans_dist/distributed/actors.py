@@ -20,7 +20,6 @@ from contrans_dist.distributed.cluster import Replicas, need_ray, surroundings
 from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.nodes import Node, alive_nodes, node_here
 from contrans_dist.errors import RunError, first_line
-from contrans_dist.models.devices import check_gpus, gpus_work, keep_within
 
 _ASKED = "asked"
 """Ray's name for the methods that have a thread of their own, so that an actor answers whatever it is at, and
@@ -142,16 +141,22 @@ def _placed(actor_class: Any, size: Replicas) -> Any:
     node; and a `run` that tells the failure of a task from that of a GPU, which would fail all to come. It is
     asked for the node, and for its `progress`, beside its work."""
 
+    # torch takes a second to load: where a map is fitted, or files are read, nobody needs it.
     def init(actor: Any, *arguments: Any) -> None:
-        check_gpus(size.gpus)
-        if 0 < size.gpus < 1:
-            keep_within(size.gpus)
+        if size.gpus:
+            from contrans_dist.models.devices import check_gpus, keep_within
+
+            check_gpus(size.gpus)
+            if size.gpus < 1:
+                keep_within(size.gpus)
         actor_class.__init__(actor, *arguments)
 
     def run(actor: Any, *work: Any) -> Any:
         try:
             return actor_class.run(actor, *work)
         except Exception as error:
+            from contrans_dist.models.devices import gpus_work
+
             if gpus_work():
                 raise
             raise LostError(first_line(error)) from error

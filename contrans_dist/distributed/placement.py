@@ -9,7 +9,7 @@ from typing import Any
 from contrans_dist.config import BATCH_TOKENS, ClusterSettings, ModelSettings
 from contrans_dist.console import count_of, note
 from contrans_dist.distributed.cluster import Replicas, most_gpus, replicas
-from contrans_dist.distributed.in_process import stays_here, this_process
+from contrans_dist.distributed.here import stays_here, this_process
 from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes
 from contrans_dist.distributed.tasks import on_a_node, on_nodes
 from contrans_dist.errors import NoGpuError, UserError

@@ -12,7 +12,8 @@ from contrans_dist.benchmarks import Benchmark, Judged, ScoredItem
 from contrans_dist.config import ClusterSettings
 from contrans_dist.console import listening
 from contrans_dist.distributed.actors import Actors, actors_of
-from contrans_dist.distributed.in_process import InProcess, stays_here
+from contrans_dist.distributed.here import stays_here
+from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_kept
 from contrans_dist.engine.scoring import BASE, Intervention

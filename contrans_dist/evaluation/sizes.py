@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from contrans_dist.benchmarks import Judged
 from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed.cluster import Replicas, replicas
-from contrans_dist.distributed.in_process import operations, stays_here, this_process
+from contrans_dist.distributed.here import operations, stays_here, this_process
 from contrans_dist.evaluation.baselines import System
 from contrans_dist.models.classifier import describe_classifier
 from contrans_dist.models.loading import describe

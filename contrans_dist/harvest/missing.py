@@ -9,7 +9,7 @@ from typing import Any
 from contrans_dist.config import ClusterSettings, ModelSettings
 from contrans_dist.console import Progress
 from contrans_dist.distributed.cluster import Replicas
-from contrans_dist.distributed.in_process import operations
+from contrans_dist.distributed.here import operations
 from contrans_dist.distributed.placement import place
 from contrans_dist.distributed.pool import Outcome, Task, run_tasks
 from contrans_dist.distributed.watch import watched

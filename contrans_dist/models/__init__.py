@@ -7,13 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from contrans_dist.models.blocks import (
-        find_blocks,
-        matched_depth,
-        resolve_blocks,
-        text_config,
-        upper_blocks,
-    )
+    from contrans_dist.models.block_numbers import matched_depth, resolve_blocks, upper_blocks
+    from contrans_dist.models.blocks import find_blocks, text_config
     from contrans_dist.models.facts import ModelFacts, model_facts, tokenizer_hash, weights_identity
     from contrans_dist.models.language_model import CPU_TOKENS, LanguageModel, guided, wrap_model
     from contrans_dist.models.loading import load_model
@@ -42,13 +37,13 @@ _HOMES = {
     "find_blocks": "blocks",
     "guided": "language_model",
     "load_model": "loading",
-    "matched_depth": "blocks",
+    "matched_depth": "block_numbers",
     "model_facts": "facts",
-    "resolve_blocks": "blocks",
+    "resolve_blocks": "block_numbers",
     "text_config": "blocks",
     "tokenizer_hash": "facts",
     "unusable": "tokens",
-    "upper_blocks": "blocks",
+    "upper_blocks": "block_numbers",
     "weights_identity": "facts",
     "wrap_model": "language_model",
 }
@@ -80,7 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when it is asked for: a map is fitted without the half of transformers that runs models."""
+    """Imported when it is asked for: a map is fitted without torch and transformers."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -163,6 +163,8 @@ def _offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         datasets.disable_progress_bars()
+        # It asks pip and cmake after every evaluation.
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
         yield
 
 

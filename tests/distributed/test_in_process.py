@@ -11,7 +11,8 @@ from contrans_dist.config import ClusterSettings
 from contrans_dist.distributed import cluster as clusters
 from contrans_dist.distributed.actors import Actors, kept_actors
 from contrans_dist.distributed.cluster import connected, need_ray
-from contrans_dist.distributed.in_process import InProcess, stays_here, this_process
+from contrans_dist.distributed.here import stays_here, this_process
+from contrans_dist.distributed.in_process import InProcess
 from contrans_dist.distributed.pool import run_kept, run_tasks
 from contrans_dist.distributed.workers import Outcome, Task
 from contrans_dist.errors import NoAnswerError, OverflowedError, RunError, UserError

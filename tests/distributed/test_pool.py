@@ -62,10 +62,6 @@ class Worker:
             os.kill(os.getpid(), signal.SIGSTOP)
         if payload.get("refuse"):
             raise payload["refuse"](f"{payload['name']}: too short")
-        if runs < payload.get("breaks", 0):
-            _break_gpu()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize(0)
         if runs < payload.get("errors", 0):
             raise ValueError(f"{payload['name']} went wrong\nwith a second line")
         for step in range(payload.get("steps", 0)):
@@ -78,6 +74,18 @@ class Worker:
             while not list(self.folder.glob(f"{payload['meets']}.*")) and time.monotonic() < end:
                 time.sleep(0.01)
         return int(payload["value"]) ** 2
+
+
+class OnGpu(Worker):
+    """Computes on a GPU, which is broken from some payloads on."""
+
+    def run(self, payload: dict[str, Any]) -> int:
+        value = super().run(payload)
+        if len(list(self.folder.glob(f"{payload['name']}.*"))) <= payload.get("breaks", 0):
+            _break_gpu()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize(0)
+        return value
 
 
 def _break_gpu() -> None:
@@ -147,6 +155,7 @@ def go(
     size: Replicas = ONE_CORE,
     on_progress: Callable[[float], None] | None = None,
     alike: bool = True,
+    actor_class: type[Worker] = Worker,
 ) -> tuple[dict[str, int], Any]:
     results: dict[str, int] = {}
 
@@ -156,7 +165,7 @@ def go(
 
     named = [Task(task["name"], task, task.get("size", 1)) for task in tasks]
     return results, run_tasks(
-        Worker, (str(folder), *arguments), named, size, keep,
+        actor_class, (str(folder), *arguments), named, size, keep,
         slots=slots, on_progress=on_progress, alike=alike,
     )  # fmt: skip
 
@@ -191,7 +200,7 @@ def test_killed_actors_lose_nothing_but_the_task_that_kills_each(local: None, tm
 def test_an_actor_whose_gpu_fails_is_replaced(local: None, tmp_path: Path) -> None:
     """Else it would fail whatever it is given, and be given more, as it is free so soon."""
     tasks = [{"name": f"t{i}", "value": i, "breaks": {1: 99, 4: 1}.get(i, 0)} for i in range(8)]
-    results, outcome = go(tasks, tmp_path, slots=2, size=Replicas(1, 0, 1))
+    results, outcome = go(tasks, tmp_path, slots=2, size=Replicas(1, 0, 1), actor_class=OnGpu)
     assert results == {f"t{i}": i * i for i in range(8) if i != 1}
     assert outcome.failures == {"t1": "the actor died: CUDA error: device-side assert triggered"}
     assert outcome.lost_actors == MAX_ATTEMPTS + 1
