@@ -37,8 +37,8 @@ lint: setup
 test: lint docs  ## style, types, the documentation and the whole default test suite (no GPU, no network)
 	$(BIN)/pytest -n 3 --dist loadfile
 
-slow: setup  ## what takes minutes: bombs, browsers, Slurm, Prometheus, several nodes; says what it lacks
-	$(BIN)/pytest -m slow -n 2 --dist loadfile -rs
+slow: setup  ## what takes longer: submitted jobs, whole runs, bombs, Slurm, Prometheus; says what it lacks
+	$(BIN)/pytest -m "slow and not network" -n 3 --dist loadfile -rs
 
 # In an environment of its own. A pin that cannot be looked up is a failure: nothing is known of it.
 audit:  ## every pin of constraints.txt against the known holes, over the network

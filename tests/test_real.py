@@ -23,7 +23,7 @@ from contrans_dist.models import LanguageModel, encode, encode_many, weights_ide
 from jobs import fetch_real_model
 from tests.commands import run
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[1]
 HOME = fetch_real_model.CACHE / "home"

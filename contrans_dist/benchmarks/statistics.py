@@ -1,6 +1,7 @@
 """Intervals and tests for what the evaluations count and average, by scipy."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import scipy  # its `stats` loads when first used: an actor that only scores never pays for it
@@ -8,6 +9,7 @@ import scipy  # its `stats` loads when first used: an actor that only scores nev
 Values = Sequence[float] | np.ndarray
 
 
+@cache  # scipy takes half a millisecond, and a page has thousands
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval (low, high) for `hits` of `n`. ValueError unless 0 <= hits <= n, n > 0."""
     if not (n > 0 and 0 <= hits <= n):

@@ -97,7 +97,7 @@ def rows_of(out: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_one_pool_serves_every_part(
-    local: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path,
+    in_process: None, model: ModelSettings, settings: EmotionEvaluation, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Choosing, scoring, answering under an instruction, reading prompts: the model is loaded once."""

@@ -466,15 +466,8 @@ def start(model: str, texts: str, out: Path) -> "subprocess.Popen[str]":
     )
 
 
-def test_killed_in_the_middle_and_run_again(
-    made: Path,
-    model: str,
-    texts: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """SIGTERM, then kill -9 of the command line; a third run computes what is missing and nothing else."""
+@pytest.mark.slow
+def test_terminated_in_the_middle(model: str, texts: str, tmp_path: Path) -> None:
     out = tmp_path / "set"
     with start(model, texts, out) as process:
         wait_for_shards(out, 3)
@@ -485,6 +478,18 @@ def test_killed_in_the_middle_and_run_again(
     assert last == "contrans: terminated; what is finished is kept: run the same command again to go on"
     # Its claim is gone; the beginning of a file that an actor was at may stay, until it is swept.
     assert all(path.name.startswith(".tmp-") for path in out.glob(".*"))
+
+
+def test_killed_in_the_middle_and_run_again(
+    made: Path,
+    model: str,
+    texts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """kill -9 of the command line; a second run computes what is missing and nothing else."""
+    out = tmp_path / "set"
     process = start(model, texts, out)
     try:
         wait_for_shards(out, 10)
@@ -507,6 +512,7 @@ def test_killed_in_the_middle_and_run_again(
     assert "1 text longer than the model's context, cut at the start" in printed.err
 
 
+@pytest.mark.slow
 def test_two_harvests_on_one_folder_at_once(made: Path, model: str, texts: str, tmp_path: Path) -> None:
     """One by a process of its own, one by this, which begins when the other's actor is there."""
     out = tmp_path / "set"

@@ -84,6 +84,7 @@ def finished(head: Head, world: World, tmp_path_factory: pytest.TempPathFactory)
 # -- submitted jobs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_harvest_job_writes_what_transformers_computes(head: Head, world: World, finished: Finished) -> None:
     out = finished.out / "set"
     assert f"{out}: 60 rows" in finished.printed["harvest"]
@@ -103,6 +104,7 @@ def test_harvest_job_writes_what_transformers_computes(head: Head, world: World,
     assert head.token.read_text() not in (out / "manifest.json").read_text()
 
 
+@pytest.mark.slow
 def test_pipeline_job_leaves_the_folder_of_a_run(finished: Finished) -> None:
     out = finished.out / "run"
     assert f"report: {out}/report.html" in finished.printed["pipeline"]
@@ -116,6 +118,7 @@ def test_pipeline_job_leaves_the_folder_of_a_run(finished: Finished) -> None:
         assert (found.n_rows, found.d) == (rows, d)
 
 
+@pytest.mark.slow
 def test_reduce_job_gives_the_vectors_of_the_formulas(finished: Finished) -> None:
     out, sets = finished.out / "reduced", finished.out / "run" / "activations"
     contrast = ActivationSet.open(str(sets / "contrast-source"))
@@ -142,6 +145,7 @@ def test_reduce_job_gives_the_vectors_of_the_formulas(finished: Finished) -> Non
     assert printed["cosines"]["joy"] == pytest.approx(cosine, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_job_scores_every_condition(finished: Finished) -> None:
     assert "other-concept" in finished.printed["evaluate"]
     table = pq.read_table(finished.out / "evaluation" / "results.parquet")

@@ -16,6 +16,8 @@ from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.pipeline.runs import run_recipe
 from contrans_dist.store.location import Location
 
+pytestmark = pytest.mark.slow
+
 TEXTS = Path(__file__).parents[1] / "tinystories"
 EMOTIONS = ("happy", "sad", "scared", "angry")
 
