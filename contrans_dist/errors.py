@@ -1,6 +1,6 @@
 """The two ways in which the program ends without success."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -56,6 +56,12 @@ def short(value: object, most: int = 60) -> str:
     """A value as Python writes it, in a message: of a long one the beginning."""
     shown = repr(value)
     return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names that a stranger chose, in a message: one that cannot be printed as Python writes it; of many the
+    first."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)[:200]
 
 
 def first_line(error: BaseException) -> str:

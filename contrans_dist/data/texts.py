@@ -13,7 +13,7 @@ from contrans_dist.config.characters import check_whole
 from contrans_dist.config.limits import CELLS, COLUMNS, TEXT_BYTES, TEXTS, check_size
 from contrans_dist.data.table_hash import python_values
 from contrans_dist.data.text_files import lines, read_json, read_json_lines, read_parquet
-from contrans_dist.errors import UserError, one_line
+from contrans_dist.errors import UserError, listed, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 
@@ -120,7 +120,7 @@ def _check_names(table: pa.Table, where: str) -> None:
     if twice:
         raise UserError(f"{where}: the column {twice[0]!r} is there twice; rename one")
     if "text" not in names:
-        raise UserError(f"{where}: expected a column `text`, found {', '.join(names)[:200] or 'none'}")
+        raise UserError(f"{where}: expected a column `text`, found {listed(names) or 'none'}")
     for name in names:
         if not name:
             raise UserError(f"{where}: a column has no name; give it one")
@@ -220,6 +220,6 @@ def records(table: pa.Table, where: str, needed: Sequence[str]) -> list[dict[str
     names = table.column_names
     for name in needed:
         if name not in names:
-            raise UserError(f"{where}: expected a column {name!r}, found {', '.join(names)[:200]}")
+            raise UserError(f"{where}: expected a column {name!r}, found {listed(names)}")
     columns = [python_values(table.column(name)) for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from contrans_dist.errors import UserError
+from contrans_dist.errors import UserError, listed
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import AGAIN, Manifest, ShardEntry
@@ -174,7 +174,7 @@ class ActivationSet:
         """
         missing = [name for name in names if name not in self.columns]
         if missing:
-            raise UserError(f"{self.location}: no column {missing[0]!r}; it holds {', '.join(self.columns)}")
+            raise UserError(f"{self.location}: no column {missing[0]!r}; it holds {listed(self.columns)}")
         stop = self.n_rows if stop is None else stop
         # A column may have been without any value before texts were appended.
         return pa.concat_tables(self._tables(names, start, stop), promote_options="default")

@@ -1,6 +1,7 @@
 """Maps: one vector, every pair of blocks, many rows, two workers; against the authors' code and matmul."""
 
 import gc
+import hashlib
 import importlib.util
 import json
 import os
@@ -23,6 +24,8 @@ from contrans_dist.mapping.solver import RIDGES
 from contrans_dist.mapping.sums import Sums
 from contrans_dist.store import schema
 from contrans_dist.store.activation_set import ActivationSet
+from contrans_dist.store.footers import hash_footer, page_facts
+from contrans_dist.store.shard_file import row_norms
 from speed.common import Bench, Row
 
 CONDITION, HOPELESS = 1e6, 1e10
@@ -308,13 +311,18 @@ def _write_set(folder: Path, n: int, d: int, seed: int) -> ActivationSet:
     kind = pa.list_(pa.field("element", pa.float32(), nullable=False), d)
     starts = np.linspace(0, n, 4).astype(int)
     for index, (start, stop) in enumerate(pairwise(starts)):
-        values = rng.standard_normal((stop - start) * d, dtype=np.float32)
+        values = rng.standard_normal((stop - start, d), dtype=np.float32)
         names = [f"text {row}" for row in range(start, stop)]
-        block = pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
+        block = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
         table = pa.table({"row": range(start, stop), "text_id": names, "text": names, "block_000": block})
         own = {"format": 1, "fingerprint": f"random {seed}", "start": int(start)}
         table = table.replace_schema_metadata({schema.METADATA_KEY: json.dumps(own)})
-        pq.write_table(table, folder / f"shard-{index:05d}.parquet", row_group_size=1024, compression="none")
+        path = folder / f"shard-{index:05d}.parquet"
+        with pq.ParquetWriter(path, table.schema, compression="none") as writer:
+            writer.write_table(table, row_group_size=1024)
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            writer.add_key_value_metadata(page_facts(content, row_norms([values])))
+        hash_footer(path)
     pieces = [
         {"name": f"shard-{index:05d}.parquet", "start": int(start), "rows": int(stop - start)}
         for index, (start, stop) in enumerate(pairwise(starts))

@@ -280,11 +280,11 @@ def test_summary_has_each_normalisation_and_the_chosen_one(tmp_path):
 # --- lm-evaluation-harness ---
 
 HARNESS_TASKS = ("truthfulqa_mc1", "truthfulqa_mc2")
-SLOW = [pytest.mark.slow, pytest.mark.timeout(3600)]
+LONG = [pytest.mark.long, pytest.mark.timeout(3600)]
 ASKED = [
     pytest.param((20, "stories3m"), id="20"),
-    pytest.param((817, "stories3m"), marks=SLOW, id="all"),
-    pytest.param((50, "SmolLM2"), marks=[*SLOW, pytest.mark.real], id="50-SmolLM2"),
+    pytest.param((817, "stories3m"), marks=LONG, id="all"),
+    pytest.param((50, "SmolLM2"), marks=[*LONG, pytest.mark.real], id="50-SmolLM2"),
 ]
 
 

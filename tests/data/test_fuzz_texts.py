@@ -39,7 +39,7 @@ MEGABYTES = 400
 Check = Callable[..., None]
 
 
-@pytest.fixture(params=[200, pytest.param(3000, marks=pytest.mark.slow)], ids=["short", "long"])
+@pytest.fixture(params=[200, pytest.param(3000, marks=pytest.mark.long)], ids=["short", "long"])
 def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """A decorator that runs a check at once on as many cases as this profile has."""
     profile = settings(

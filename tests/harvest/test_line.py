@@ -23,7 +23,7 @@ from contrans_dist.engine.capture.stage import Stage
 from contrans_dist.engine.capture.streamed import plan_capture
 from contrans_dist.errors import UserError
 from contrans_dist.harvest.driver import harvest
-from contrans_dist.models.placement import choose_placement
+from contrans_dist.models.placement import Placement, choose_placement
 from contrans_dist.models.streaming import StreamedModel, open_streamed
 from tests.tiny import save_tiny
 from tests.truth import block_rows, by_transformers, read_all
@@ -93,25 +93,35 @@ def test_a_stage_waits_for_its_device_once_not_for_each_batch(
     assert (len(plan.batches), len(entered)) == (3, 1)
 
 
+MEMORIES = range(250_000, 480_000, 10_000)
+"""Bytes of a node, of which the least hold one block of a model of these tests, and the most all six."""
+
+
+def _placed(folder: Path, free: int) -> Placement:
+    """On nodes with so many bytes."""
+    settings, memories = ModelSettings(id=str(folder)), {"cpu": free}
+    return choose_placement(
+        settings, highest_block=5, head=False, placement="pipeline", memories=memories, batch_tokens=48
+    )
+
+
+def _least(folder: Path, stages: int) -> int:
+    """Bytes of a node with which the model lies on so many."""
+    return next(free for free in MEMORIES if len(_placed(folder, free).stages) == stages)
+
+
 def test_stages_are_as_few_as_hold_the_model(tmp_path: Path) -> None:
-    folder = str(save_tiny(tmp_path / "model", "llama", n_blocks=N_BLOCKS, d=D))
-
-    def placed(free: int) -> Any:
-        settings, memories = ModelSettings(id=folder), {"cpu": free}
-        return choose_placement(
-            settings, highest_block=5, head=False, placement="pipeline", memories=memories, batch_tokens=48
-        )
-
-    counts = [len(placed(free).stages) for free in range(250_000, 480_000, 10_000)]
+    folder = save_tiny(tmp_path / "model", "llama", n_blocks=N_BLOCKS, d=D)
+    counts = [len(_placed(folder, free).stages) for free in MEMORIES]
     assert sorted(counts, reverse=True) == counts
     assert {counts[0], counts[-1]} == {6, 1}
-    two = next(placed(free) for free in range(250_000, 480_000, 10_000) if len(placed(free).stages) == 2)
+    two = _placed(folder, _least(folder, 2))
     assert two.stages == ((0, 2), (3, 5))
     assert 0 < two.memory <= 0.95 * two.free
     with pytest.raises(UserError, match="--placement pipeline: one block"):
-        placed(200_000)
+        _placed(folder, 200_000)
     with pytest.raises(UserError, match="--placement pipeline: it reads plain weights; leave out --quant"):
-        choose_placement(ModelSettings(id=folder, quantization="int8"), placement="pipeline")
+        choose_placement(ModelSettings(id=str(folder), quantization="int8"), placement="pipeline")
 
 
 @pytest.fixture
@@ -140,8 +150,9 @@ def test_a_line_over_three_nodes_survives_the_loss_of_its_actors(
     rng = np.random.default_rng(1)
     lines = [" ".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(400)]
     texts, capture = text_table({"text": lines}), CaptureSettings(shard_size=2, batch_tokens=48)
-    small = partial(choose_placement, memories={"cpu": 420_000})
-    monkeypatch.setattr(distributed_placement, "choose_placement", small)
+    chosen = distributed_placement._chosen
+    small = partial(chosen, memories={"cpu": _least(folder, 2)})
+    monkeypatch.setattr(distributed_placement, "_chosen", small)
     out, killed = tmp_path / "set", list[str]()
 
     def kill(name: str, after: int) -> None:
@@ -167,8 +178,8 @@ def test_a_line_over_three_nodes_survives_the_loss_of_its_actors(
     wanted, _ = by_transformers(folder, lines)
     np.testing.assert_allclose(block_rows(read_all(out)), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     assert (made.manifest.throughput.placement, made.manifest.throughput.lost_actors) == ("pipeline", 2)
-    smaller = partial(choose_placement, memories={"cpu": 260_000})
-    monkeypatch.setattr(distributed_placement, "choose_placement", smaller)
+    smaller = partial(chosen, memories={"cpu": _least(folder, 6)})
+    monkeypatch.setattr(distributed_placement, "_chosen", smaller)
     settings, pipeline = ModelSettings(id=str(folder)), ClusterSettings(placement="pipeline")
     with pytest.raises(UserError, match=r"lies on 6 nodes or GPUs, and there is room on 3; --placement str"):
         harvest(settings, texts, str(tmp_path / "no"), capture, pipeline)

@@ -136,7 +136,8 @@ def test_status_says_how_far_it_is_and_then_that_it_is_whole(seen: Seen) -> None
     assert len(set(done)) > 1, seen.told
     assert done == sorted(done)
     assert 0 < done[0] < N_TEXTS
-    assert all(int(match["shards"]) * SHARD >= texts for match, texts in zip(said, done, strict=True))
+    # The shards are counted first, so those texts may be done that its actor had in hand.
+    assert all((int(match["shards"]) + 2) * SHARD >= texts for match, texts in zip(said, done, strict=True))
     assert seen.ended == f"s3://seen/set: complete, {N_TEXTS} rows in {N_TEXTS // SHARD} shards"
 
 

@@ -169,7 +169,7 @@ def test_every_file_is_read_or_refused(name: str, there: Path) -> None:
     _fuzz(there / name, READERS[name], FEW)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", READERS)
 def test_every_file_is_read_or_refused_at_length(name: str, there: Path) -> None:

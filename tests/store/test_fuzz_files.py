@@ -4,7 +4,8 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import judge, read_evaluation, read_map
+from contrans_dist.harvest.shards import Shard
+from contrans_dist.harvest.sweep_record import SweepRecord
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.pipeline.inspection import inspected
 from contrans_dist.pipeline.status import status_of
@@ -19,6 +22,7 @@ from contrans_dist.report import write_report
 from contrans_dist.report.answers import answers_table, token_table
 from contrans_dist.report.examples import examples_of
 from contrans_dist.store.location import Location
+from contrans_dist.store.running import running_in
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.mapping.test_map_set import fitted, vector
 from tests.runfolder import write_evaluation
@@ -134,6 +138,13 @@ with tempfile.TemporaryDirectory() as _folder:
     METRICS["conditions"] = METRICS["conditions"][:6]
     METRICS |= {"costs": {"target": {"rows": 5, "seconds": 1.0}}, "rows": {"vector": 5}, "blocks": [4]}
     ROWS = (_made / "results.parquet").read_bytes()
+RUNNING = {
+    "stage": "harvest", "model": "m", "unit": "texts", "done": 1, "wanted": 9, "rate": 1.0, "tokens": 0,
+    "actors": 1, "finished": 0, "lost": 0, "failed": 0, "host": "h", "process": 1,
+    "told": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+SHARD = cast(Shard, SimpleNamespace(address="/set/shard-00000", rows=2, spec=SimpleNamespace(blocks=[0, 2])))
+SWEEP = {"places": {SHARD.address: 0}, "blocks": [0, 2], "after": 2}
 
 
 def _vector(data: bytes, folder: Path) -> None:
@@ -180,6 +191,21 @@ def _page(data: bytes, folder: Path) -> None:
     may_refuse(lambda: write_report(Location.parse(folder)))
 
 
+def _running(data: bytes, folder: Path) -> None:
+    """Whatever a process left there: who asks how far a harvest is must not fail over it."""
+    (folder / ".running-host-1.json").write_bytes(data)
+    for running in running_in(Location.parse(folder)):
+        assert "\n" not in str(running)
+
+
+def _sweep(data: bytes, folder: Path) -> None:
+    """A sweep goes on from what it knows, or begins anew."""
+    (folder / "sweep.json").write_bytes(data)
+    record = SweepRecord(folder, [SHARD])
+    assert set(record.places) >= {SHARD.address}
+    assert set(record.blocks) >= {0, 2}
+
+
 def _rows(data: bytes, folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     for name in ("results.parquet", "examples.parquet", "tokens.parquet"):
@@ -200,6 +226,8 @@ READERS = {
     "metrics": (_metrics, mutated(METRICS) | spoilt(json.dumps(METRICS).encode()), FEW),
     "page": (_page, mutated(METRICS), 10),
     "rows": (_rows, spoilt(ROWS), FEW),
+    "running": (_running, mutated(RUNNING) | spoilt(json.dumps(RUNNING).encode()), FEW),
+    "sweep": (_sweep, mutated(SWEEP) | spoilt(json.dumps(SWEEP).encode()), FEW),
 }
 
 
@@ -222,7 +250,7 @@ def test_fuzzed_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
     _fuzz(name, tmp_path, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", READERS)
 def test_fuzzed_files_are_read_or_refused_at_length(name: str, tmp_path: Path) -> None:

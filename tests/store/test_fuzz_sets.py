@@ -134,7 +134,7 @@ def test_any_json(folder: Path, content: Any) -> None:
     read({**files_of(folder), "manifest.json": json.dumps(content).encode()})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @MANY
 @given(data=st.data())
 def test_many_changes(folder: Path, data: st.DataObject) -> None:
