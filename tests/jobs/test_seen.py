@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import parse_qsl
 
 import boto3
@@ -194,7 +195,8 @@ def places(head: Head, *jobs: str) -> dict[str, bytes]:
     found |= {path: got(head, path) for path in paths}
     for group in json.loads((head.scratch / "prom_metrics_service_discovery.json").read_text()):
         for target in group["targets"]:
-            with urllib.request.urlopen(f"http://{target}/metrics", timeout=60) as answer:
+            # Ray names one place that nobody answers at where another Ray of the machine has taken its port.
+            with suppress(URLError), urllib.request.urlopen(f"http://{target}/metrics", timeout=60) as answer:
                 found[f"metrics of {target}"] = answer.read()
     files = (path for path in head.scratch.rglob("*") if path.is_file() and not path.is_symlink())
     return found | {str(path): path.read_bytes() for path in files}
