@@ -116,6 +116,7 @@ def test_strings_of_every_kind_are_texts(tmp_path: Path, kind: pa.DataType) -> N
         ({"text": pa.array([b"a", b"\xff"]).view(pa.string())}, "column `text`: expected UTF-8"),
         ({"text": ["a", "b"], "x": pa.array([b"a", b"\xff"]).view(pa.string())}, "the column 'x'"),
         ({"texts": ["a", "b"]}, "expected a column `text`, found texts"),
+        ({"\n": ["a"], "\x1b[2J": ["b"]}, r"expected a column `text`, found '\n', '\x1b[2J'"),
         ({"text": ["a", "b"], "": [1, 2]}, "a column has no name"),
     ],
 )
