@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.heads import RAY, environment, free_ports
+from tests.waiting import until
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 CONFIGURATION = """\
@@ -91,7 +92,11 @@ def slurm(folder: Path) -> Iterator[Slurm]:
                 time.sleep(1)
         made = Slurm(folder, found)
         _wait_until_idle(made)
-        yield made
+        try:
+            yield made
+        finally:  # a test that was given up leaves its jobs
+            made.call("scancel", "--user=root", check=False)
+            until(lambda: not made.call("squeue", "--noheader", check=False).stdout.strip(), "no job")
     finally:
         for process in reversed(running):
             process.terminate()
