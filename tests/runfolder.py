@@ -18,6 +18,13 @@ from contrans_dist.store.location import Location
 from contrans_dist.store.tensors import save_tensors
 from tests.sets import own_facts, write_shard
 
+UNDER_WAY = {
+    "stage": "harvest", "model": "m", "unit": "texts", "done": 1, "wanted": 9, "rate": 1.0, "tokens": 0,
+    "actors": 1, "finished": 0, "lost": 0, "failed": 0, "host": "h", "process": 1,
+    "told": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+"""What a harvest that is under way says of itself, in its file."""
+
 CONCEPTS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 ITEMS = 20

@@ -10,6 +10,7 @@ from contrans_dist.errors import UserError
 from contrans_dist.pipeline.status import status_of
 from contrans_dist.store.location import Location
 from contrans_dist.store.running import running_in
+from tests.runfolder import UNDER_WAY
 
 
 def test_every_run_is_told_and_one_that_has_not_begun_is_left_out(tmp_path: Path) -> None:
@@ -31,13 +32,8 @@ def test_every_run_is_told_and_one_that_has_not_begun_is_left_out(tmp_path: Path
 
 @pytest.mark.parametrize("odd", [{"told": "2026-01-01T00:00:00"}, {"wanted": 10**400}, {"done": -1}])
 def test_what_a_stranger_says_of_a_run_under_way_is_left_out(tmp_path: Path, odd: dict[str, Any]) -> None:
-    said = {
-        "stage": "harvest", "model": "m", "unit": "texts", "done": 1, "wanted": 9, "rate": 1.0, "tokens": 0,
-        "actors": 1, "finished": 0, "lost": 0, "failed": 0, "host": "h", "process": 1,
-        "told": "2026-01-01T00:00:00Z",
-    }  # fmt: skip
     folder = Location.parse(tmp_path)
-    for name, content in (("a", said), ("b", {**said, **odd})):
+    for name, content in (("a", UNDER_WAY), ("b", {**UNDER_WAY, **odd})):
         (tmp_path / f".running-{name}.json").write_text(json.dumps(content))
     (one,) = running_in(folder)
     assert "1 of 9 texts" in str(one)

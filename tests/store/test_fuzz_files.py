@@ -25,7 +25,7 @@ from contrans_dist.store.location import Location
 from contrans_dist.store.running import running_in
 from contrans_dist.vectors.concept_vector import ConceptVector
 from tests.mapping.test_map_set import fitted, vector
-from tests.runfolder import write_evaluation
+from tests.runfolder import UNDER_WAY, write_evaluation
 
 FEW, MANY = 60, 5000
 """Examples a reader: by default, and in the long run."""
@@ -138,11 +138,6 @@ with tempfile.TemporaryDirectory() as _folder:
     METRICS["conditions"] = METRICS["conditions"][:6]
     METRICS |= {"costs": {"target": {"rows": 5, "seconds": 1.0}}, "rows": {"vector": 5}, "blocks": [4]}
     ROWS = (_made / "results.parquet").read_bytes()
-RUNNING = {
-    "stage": "harvest", "model": "m", "unit": "texts", "done": 1, "wanted": 9, "rate": 1.0, "tokens": 0,
-    "actors": 1, "finished": 0, "lost": 0, "failed": 0, "host": "h", "process": 1,
-    "told": "2026-01-01T00:00:00Z",
-}  # fmt: skip
 SHARD = cast(Shard, SimpleNamespace(address="/set/shard-00000", rows=2, spec=SimpleNamespace(blocks=[0, 2])))
 SWEEP = {"places": {SHARD.address: 0}, "blocks": [0, 2], "after": 2}
 
@@ -226,7 +221,7 @@ READERS = {
     "metrics": (_metrics, mutated(METRICS) | spoilt(json.dumps(METRICS).encode()), FEW),
     "page": (_page, mutated(METRICS), 10),
     "rows": (_rows, spoilt(ROWS), FEW),
-    "running": (_running, mutated(RUNNING) | spoilt(json.dumps(RUNNING).encode()), FEW),
+    "running": (_running, mutated(UNDER_WAY) | spoilt(json.dumps(UNDER_WAY).encode()), FEW),
     "sweep": (_sweep, mutated(SWEEP) | spoilt(json.dumps(SWEEP).encode()), FEW),
 }
 
