@@ -25,9 +25,11 @@ UPLOAD = {"working_dir": str(REPOSITORY), "excludes": ["/tests/", "/runs/", "/co
 
 
 def environment(token: Path, **more: str) -> dict[str, str]:
+    """For Ray's commands and what they start, to which `python` and `ray` are those of the tests."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
-    return {**others, **auth, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **more}
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
+    ours["PATH"] = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"
+    return {**others, **ours, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **more}
 
 
 def write_token(path: Path, token: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.heads import RAY, environment, free_ports
+from tests.heads import environment, free_ports
 from tests.waiting import until
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -78,8 +78,7 @@ def slurm(folder: Path) -> Iterator[Slurm]:
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
     found = {name: value for name, value in environment(folder).items() if not name.startswith("RAY_")}
-    path = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"
-    found |= {"SLURM_CONF": str(folder / "slurm.conf"), "HOME": str(folder / "home"), "PATH": path}
+    found |= {"SLURM_CONF": str(folder / "slurm.conf"), "HOME": str(folder / "home")}
     munge = ["munged", "--foreground", "--force", f"--key-file={key}"]
     munge += [f"--{name}-file={folder}/munge.{name}" for name in ("pid", "log", "seed")]
     munge.append(f"--socket={folder}/munge.socket")

@@ -371,8 +371,8 @@ def test_the_commands_of_the_documentation_run(head: Head, tmp_path: Path) -> No
     }.items():
         assert name in block
         block = block.replace(name, value)
-    variables = {**environment(head.token), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
-    variables = {name: value for name, value in variables.items() if not name.startswith("RAY_")}
+    given = environment(head.token)
+    variables = {name: value for name, value in given.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         ["bash", "-e", "-c", block], cwd=copy, env=variables, capture_output=True, text=True
     )
