@@ -21,7 +21,7 @@ with other_system():
     from contrans_dist.models.devices import host_memory
     from contrans_dist.models.placement import choose_placement
     from contrans_dist.pipeline.plan import actor_memory
-    from contrans_dist.harvest.shards import HarvestSpec, Shard
+    from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardTask
     from contrans_dist.store.location import Location
     from contrans_dist.store.identity import Identity
     from contrans_dist.harvest.sweep import SweepTask
@@ -34,7 +34,7 @@ with other_system():
     spec = HarvestSpec(identity, CaptureSettings(), 16, Location.parse(OUT))
     shard = Shard(spec, 0, 0, texts.num_rows)
     actor = SweepActor(ModelSettings(id=MODEL))
-    made = actor.run(SweepTask("key", [(shard, texts)]))
+    made = actor.run(SweepTask("key", [ShardTask(shard, texts)]))
     assert not made.failures, made.failures
 """
 

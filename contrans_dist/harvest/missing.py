@@ -16,11 +16,11 @@ from contrans_dist.distributed.watch import watched
 from contrans_dist.distributed.workers import MAX_ATTEMPTS
 from contrans_dist.errors import RunError
 from contrans_dist.harvest.actors import HarvestActor, SweepActor, slots_of
-from contrans_dist.harvest.fatal import Part, fatal_rows
+from contrans_dist.harvest.fatal import Part, Suspect, fatal_texts
 from contrans_dist.harvest.line import LineActor
 from contrans_dist.harvest.planned_set import PlannedSet
 from contrans_dist.harvest.runnable import FATAL
-from contrans_dist.harvest.shards import MadeShards, ShardTask
+from contrans_dist.harvest.shards import MadeShards, ShardTask, rows_words
 from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps
 from contrans_dist.harvest.throughput import throughput_of
 from contrans_dist.models.placement import Placement
@@ -143,22 +143,16 @@ def _made(pool: _Pool, owners: Mapping[str, PlannedSet], tasks: Sequence[Task], 
 
 
 def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> list[Task]:
-    """The shards that were given up as actors died, to be made without the texts at which they do, where such
-    were found; also those that other shards' texts took along.
-
-    None of a streamed model, all of whose texts are at work at once.
-    """
-    tasks = {task.name: task for task in tasks_of(sets, None) if task.name in outcome.deaths}
+    """The tasks that were given up as actors died, to be done without the texts at which they do, where such
+    were found; also those that other tasks' texts took along."""
+    tasks = {task.name: task for task in tasks_of(sets, pool.sweeps) if task.name in outcome.deaths}
     folders = [planned_set.out for planned_set in sets]
 
     def die(parts: Sequence[Part]) -> list[bool]:
         trials = []
-        for shard, rows in parts:
-            whole = tasks[shard.address].payload
-            part = replace(whole, rows=whole.rows.slice(rows.start - shard.start, len(rows)), trial=True)
-            attempts = 1 if len(rows) > 1 else MAX_ATTEMPTS
-            name = f"{shard.address}, {_rows_words(rows)}"
-            trials.append(Task(name, part, part.rows["text"].nbytes, attempts))
+        for suspect, places in parts:
+            part = tasks[suspect.name].payload.part(places)
+            trials.append(Task(part.words, part, part.size, 1 if len(places) > 1 else MAX_ATTEMPTS))
         with (
             Progress("texts that kill", len(trials), "trials") as progress,
             watched("trials", pool.model.id, progress, folders, logged=False),
@@ -166,11 +160,12 @@ def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> lis
             return pool.dies(trials, lambda: progress.advance(1))
 
     working = [planned_set.out for planned_set in sets if planned_set.reports]
-    found = fatal_rows([task.payload.shard for task in tasks.values()], die, working) if tasks else {}
+    suspects = [Suspect(name, task.payload.texts, task.payload.folders) for name, task in tasks.items()]
+    found = fatal_texts(suspects, die, working) if suspects else {}
     again = []
-    for address, rows in found.items() if any(found.values()) else ():
-        fatal = dict.fromkeys(rows, f"{FATAL} each time ({outcome.failures[address]})")
-        again.append(replace(tasks[address], payload=replace(tasks[address].payload, fatal=fatal)))
+    for name, places in found.items() if any(found.values()) else ():
+        payload = tasks[name].payload.without(places, f"{FATAL} each time ({outcome.failures[name]})")
+        again.append(replace(tasks[name], payload=payload))
     return again
 
 
@@ -179,16 +174,11 @@ def _failed(sets: list[PlannedSet], wanted: int, failures: dict[str, str]) -> Ru
     left = {shard.address: shard for planned_set in sets for shard in planned_set.missing}
     name, reason = next(iter(failures.items()))
     shard = left.get(name)
-    rows = f", {_rows_words(range(shard.start, shard.start + shard.rows))}" if shard else ""
+    rows = f", {rows_words(range(shard.start, shard.start + shard.rows))}" if shard else ""
     return RunError(
         f"{len(left)} of {wanted} shards failed ({name}{rows}: {reason}); run the same command again to try "
         "only these"
     )
-
-
-def _rows_words(rows: range) -> str:
-    """Consecutive rows, in a message."""
-    return f"rows {rows.start:,} to {rows.stop - 1:,}" if len(rows) > 1 else f"row {rows.start:,}"
 
 
 def _operations(planned_set: PlannedSet) -> float:
@@ -208,10 +198,7 @@ def tasks_of(sets: Sequence[PlannedSet], sweeps: int | None) -> list[Task]:
         for shard in planned_set.missing
     }
     if sweeps is None:
-        return [Task(name, task, task.rows["text"].nbytes) for name, task in work.items()]
+        return [Task(name, task, task.size) for name, task in work.items()]
     shares = plan_sweeps([shard for planned_set in sets for shard in planned_set.shards], sweeps)
-    return [
-        Task(f"sweep {key}", SweepTask(key, [(work[a].shard, work[a].rows) for a in work if a in share]))
-        for key, share in shares.items()
-        if share & set(work)
-    ]
+    swept = [(key, [work[address] for address in work if address in share]) for key, share in shares.items()]
+    return [Task(f"sweep {key}", SweepTask(key, tasks)) for key, tasks in swept if tasks]

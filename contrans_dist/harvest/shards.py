@@ -1,6 +1,6 @@
 """The shards of a set: which rows each holds, as what it is harvested, and what became of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -78,6 +78,30 @@ class ShardTask:
     def texts(self) -> int:
         return int(self.rows.num_rows)
 
+    @property
+    def size(self) -> int:
+        """How much work it is, in bytes of text."""
+        return int(self.rows["text"].nbytes)
+
+    @property
+    def folders(self) -> frozenset[Location]:
+        """Of the sets that its rows are for."""
+        return frozenset([self.shard.spec.out])
+
+    def part(self, places: range) -> "ShardTask":
+        """To try some of its texts, by their place in it."""
+        return replace(self, rows=self.rows.slice(places.start, len(places)), trial=True)
+
+    def without(self, places: Sequence[int], reason: str) -> "ShardTask":
+        """The whole but for some of its texts."""
+        return replace(self, fatal=dict.fromkeys((self.shard.start + place for place in places), reason))
+
+    @property
+    def words(self) -> str:
+        """For messages: which rows of which shard."""
+        first = self.rows["row"][0].as_py()
+        return f"{self.shard.address}, {rows_words(range(first, first + self.texts))}"
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -124,6 +148,11 @@ def rows_per_shard(n_rows: int, n_blocks: int, d: int, shard_size: int | None) -
     by_size = int(_TARGET_BYTES / (n_blocks * d * 4 * _STORED_RATIO))
     to_share = max(_FEWEST_ROWS, -(-n_rows // _LEAST_SHARDS))
     return max(1, min(by_size, to_share))
+
+
+def rows_words(rows: range) -> str:
+    """Consecutive rows, in a message."""
+    return f"rows {rows.start:,} to {rows.stop - 1:,}" if len(rows) > 1 else f"row {rows.start:,}"
 
 
 def row_ranges(start: int, stop: int, size: int) -> list[range]:

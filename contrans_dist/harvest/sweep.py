@@ -13,18 +13,17 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pyarrow as pa
 
 from contrans_dist.engine.capture.streamed import MEMORY, states_of, sweep
 from contrans_dist.errors import RunError
 from contrans_dist.harvest.runnable import SpoiltError
 from contrans_dist.harvest.shard_plan import ShardPlan
-from contrans_dist.harvest.shards import MadeShards, Shard
-from contrans_dist.harvest.sweep_record import RowFile, SweepRecord
+from contrans_dist.harvest.shards import MadeShards, Shard, ShardTask
+from contrans_dist.harvest.sweep_record import Nowhere, RowFile, SweepRecord
 from contrans_dist.models.streaming import StreamedModel
 from contrans_dist.store.location import Location, sync
 from contrans_dist.store.work_folders import remove_unused, work_folder
@@ -42,12 +41,42 @@ class SweepTask:
 
     key: str
     """The same for a rerun of the same harvest with as many actors: by it a sweep finds what it has saved."""
-    shards: list[tuple[Shard, pa.Table]]
-    """Each with its rows of the input."""
+    shards: Sequence[ShardTask]
+    trial: bool = False
+    """Run the texts of the shards, and keep nothing."""
 
     @property
     def texts(self) -> int:
-        return sum(shard.rows for shard, _ in self.shards)
+        return sum(task.texts for task in self.shards)
+
+    @property
+    def size(self) -> int:
+        """As of `ShardTask`; so are those that follow."""
+        return sum(task.size for task in self.shards)
+
+    @property
+    def folders(self) -> frozenset[Location]:
+        return frozenset(folder for task in self.shards for folder in task.folders)
+
+    def part(self, places: range) -> "SweepTask":
+        parts, start = [], 0
+        for task in self.shards:
+            own = range(max(places.start - start, 0), min(places.stop - start, task.texts))
+            start += task.texts
+            if own:
+                parts.append(task.part(own))
+        return replace(self, shards=parts, trial=True)
+
+    def without(self, places: Sequence[int], reason: str) -> "SweepTask":
+        left, start = [], 0
+        for task in self.shards:
+            left.append(task.without([at - start for at in places if 0 <= at - start < task.texts], reason))
+            start += task.texts
+        return replace(self, shards=left)
+
+    @property
+    def words(self) -> str:
+        return " to ".join(dict.fromkeys(task.words for task in (self.shards[0], self.shards[-1])))
 
 
 def plan_sweeps(shards: Sequence[Shard], sweeps: int) -> dict[str, set[str]]:
@@ -82,11 +111,10 @@ def run_sweep(
     NaN or infinity is reported as failed, and the others are published. What cannot be written is raised, and
     then the rows stay for another try (see `work_folder`).
     """
-    made, shards = MadeShards(), [shard for shard, _ in task.shards]
-    with work_folder(_parent(shards[0].spec.out), _FOLDER, task.key) as folder:
-        record = SweepRecord(folder, shards)
-        places = record.places
-        swept = [ShardPlan.of(model.lm, shard, rows, places[shard.address]) for shard, rows in task.shards]
+    made = MadeShards()
+    with work_folder(_parent(task.shards[0].shard.spec.out), _FOLDER, task.key) as folder:
+        record = SweepRecord(folder, task.shards)
+        swept = _planned(model, task, record.places)
         files = {k: RowFile(folder / f"rows-{k:04d}.raw", model.lm.d) for k in record.blocks}
         for k, file in files.items():
             end = max((part.end for part in swept if k in part.shard.spec.blocks), default=0)
@@ -99,6 +127,33 @@ def run_sweep(
             except SpoiltError as error:
                 made.failures[part.shard.address] = str(error)
     return made
+
+
+def try_sweep(
+    model: StreamedModel,
+    task: SweepTask,
+    memory: int = MEMORY,
+    told: Callable[[int], None] = lambda _k: None,
+) -> None:
+    """Run the task's texts, and keep nothing: who asks wants to know whether this process lives."""
+    batches = [batch for part in _planned(model, task, {}) for batch in part.batches]
+    if not batches:
+        return
+    highest = max(max(batch.blocks) for batch in batches)
+    parent, key = _parent(task.shards[0].shard.spec.out), f"trial-{uuid.uuid4().hex}"
+    with (
+        work_folder(parent, _FOLDER, key) as folder,
+        states_of(model, batches, memory, folder) as states,
+    ):
+        sweep(model, batches, {highest: Nowhere()}, states, finished=told)
+
+
+def _planned(model: StreamedModel, task: SweepTask, places: Mapping[str, int]) -> list[ShardPlan]:
+    """Its shards, whose rows begin at these places, by address; at 0 where none is told."""
+    return [
+        ShardPlan.of(model.lm, part.shard, part.rows, places.get(part.shard.address, 0), part.fatal)
+        for part in task.shards
+    ]
 
 
 def _sweep(

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from contrans_dist.config import Settings
 from contrans_dist.harvest.runnable import canary_rows
-from contrans_dist.harvest.shards import Shard
+from contrans_dist.harvest.shards import ShardTask
 from contrans_dist.store.location import sync
 from contrans_dist.store.work_folders import LOCK
 
@@ -47,6 +47,16 @@ class RowFile:
         return (self.path.stat().st_size if self.path.is_file() else 0) >= rows * self.d * 4
 
 
+class Nowhere:
+    """For rows that nobody wants."""
+
+    def __setitem__(self, places: list[int], rows: NDArray[np.float32], /) -> None:
+        pass
+
+    def __getitem__(self, places: slice, /) -> NDArray[np.float32]:
+        raise IndexError("these rows were not kept")
+
+
 class _Saved(Settings):
     """A record as it stands in its file."""
 
@@ -56,6 +66,8 @@ class _Saved(Settings):
     """Where rows are wanted."""
     after: Annotated[int, Field(ge=0)] | None
     """The block that all texts are through, with everything needed to go on."""
+    left_out: dict[str, list[int]] = Field(default_factory=dict)
+    """Rows of the input, by address of their shard, that are not run: the others are in other batches."""
 
 
 class SweepRecord:
@@ -64,8 +76,10 @@ class SweepRecord:
     A sweep that is through may have had more shards: some were published before it was killed.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+    def __init__(self, folder: Path, tasks: Sequence[ShardTask]) -> None:
+        shards = [task.shard for task in tasks]
         self.folder = folder
+        self.left_out = {task.shard.address: sorted(task.fatal) for task in tasks if task.fatal}
         self.places, end = dict[str, int](), 0
         for shard in shards:
             self.places[shard.address] = end
@@ -75,6 +89,7 @@ class SweepRecord:
         saved = self._read()
         if saved is not None and self._goes_on(saved):
             self.places, self.blocks, self.after = saved.places, saved.blocks, saved.after
+            self.left_out = saved.left_out
             return
         for path in folder.iterdir():
             if path.name != LOCK:
@@ -87,6 +102,9 @@ class SweepRecord:
             return None
 
     def _goes_on(self, saved: _Saved) -> bool:
+        left_out = {address: rows for address, rows in saved.left_out.items() if address in self.places}
+        if left_out != self.left_out:
+            return False
         if set(saved.places) == set(self.places):
             return saved.blocks == self.blocks
         through = bool(saved.blocks) and saved.after == saved.blocks[-1]
@@ -106,7 +124,8 @@ class SweepRecord:
         """All texts are through block `after`, and what was made of them is synced."""
         self.after = after
         fresh = self.folder / f"{_RECORD}.new"
-        fresh.write_text(_Saved(places=self.places, blocks=self.blocks, after=after).model_dump_json())
+        saved = _Saved(places=self.places, blocks=self.blocks, after=after, left_out=self.left_out)
+        fresh.write_text(saved.model_dump_json())
         sync(fresh)
         fresh.replace(self.folder / _RECORD)
         sync(self.folder)

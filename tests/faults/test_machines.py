@@ -141,15 +141,18 @@ def _poisoned(world: World, rows: int, word: str, places: list[int], folder: Pat
     return str(path)
 
 
-def test_a_text_that_kills(bench: Bench, world: World, tally: Tally, times: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_text_that_kills(
+    streamed: bool, bench: Bench, world: World, tally: Tally, times: int, tmp_path: Path
+) -> None:
     """Texts at which the process dies each time, in shards of thirty: they are named when all others are
     done, and left out where that is accepted."""
     shard, draw, out, said = 30, random.Random(10), tmp_path / "set", tmp_path / "said"
     rows = shard * times + 40
     places = [shard * number + draw.randrange(shard) for number in range(times)]
     texts = _poisoned(world, rows, KILLS, places, tmp_path)
-    size = ["--shard-size", str(shard)]
-    words = world.command(rows, out, bench.address, 2, *size, texts=texts)
+    how = ["--shard-size", str(shard), *(["--placement", "stream"] if streamed else [])]
+    words = world.command(rows, out, bench.address, 2, *how, texts=texts)
     strict = Command.start(words, said)
     codes = [strict.finish(300 + 120 * times)]  # each text takes nine actors along
     assert codes[0] == 1, strict.told[-3000:]
@@ -165,9 +168,10 @@ def test_a_text_that_kills(bench: Bench, world: World, tally: Tally, times: int,
     assert {name: stamp for name, stamp in stamps(out).items() if name in before} == before
     # Batches are the same where texts are left out before they are run.
     calm = _poisoned(world, rows, BEYOND, places, tmp_path / "beyond")
-    alone = Command.start([*world.alone(rows, tmp_path / "calm", calm), *size, "--skip-bad"], said)
+    alone = Command.start([*world.alone(rows, tmp_path / "calm", calm), *how, "--skip-bad"], said)
     assert alone.finish() == 0, alone.told[-3000:]
-    _left_out("a text that kills its actor", out, tmp_path / "calm", rows, places, tally, codes)
+    fault = "streamed harvest: a text that kills its actor" if streamed else "a text that kills its actor"
+    _left_out(fault, out, tmp_path / "calm", rows, places, tally, codes)
 
 
 def test_texts_that_spoil_their_rows(

@@ -1,95 +1,91 @@
 """The texts at which a process dies, found by dying."""
 
 import math
-from collections.abc import Sequence
-from itertools import accumulate
-from pathlib import Path
-from typing import cast
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pytest
 
-from contrans_dist.config import CaptureSettings
-from contrans_dist.harvest.fatal import Part, fatal_rows
-from contrans_dist.harvest.shards import HarvestSpec, Shard
-from contrans_dist.store.identity import Identity
+from contrans_dist.harvest.fatal import Part, Suspect, fatal_texts
 from contrans_dist.store.location import Location
 
+SET, OTHER = Location.parse("/set"), Location.parse("/other")
 
-def _shards(folder: Path, sizes: Sequence[int]) -> list[Shard]:
-    nobody = cast(Identity, None)  # of shards that nobody makes
-    spec = HarvestSpec(nobody, CaptureSettings(), 4, Location.parse(folder))
-    starts = accumulate(sizes, initial=0)
-    return [
-        Shard(spec, index, start, size)
-        for index, (start, size) in enumerate(zip(starts, sizes, strict=False))
-    ]
+
+def _tasks(sizes: Sequence[int]) -> list[Suspect]:
+    return [Suspect(f"task {number}", size, frozenset([SET])) for number, size in enumerate(sizes)]
 
 
 class Mortal:
-    """An actor that dies at some rows."""
+    """An actor that dies at some texts of each task, which are told by their places."""
 
-    def __init__(self, fatal: set[int]) -> None:
-        self.fatal, self.deaths = fatal, 0
+    def __init__(self, *fatal: Collection[int]) -> None:
+        self.fatal = {f"task {number}": set(places) for number, places in enumerate(fatal)}
+        self.deaths = 0
 
     def die(self, parts: Sequence[Part]) -> list[bool]:
-        died = [not self.fatal.isdisjoint(rows) for _, rows in parts]
+        died = [not self.fatal[suspect.name].isdisjoint(places) for suspect, places in parts]
         self.deaths += sum(died)
         return died
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_texts_that_kill_are_found_and_no_others(tmp_path: Path, seed: int) -> None:
+def test_the_texts_that_kill_are_found_and_no_others(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(9, 3000, 4).tolist()
-    shards = _shards(tmp_path, sizes)
-    fatal = {
-        int(shard.start + row)
-        for shard in shards
-        for row in rng.choice(shard.rows, int(rng.integers(1, 4)), replace=False)
+    tasks = _tasks(rng.integers(9, 3000, 4).tolist())
+    fatal = [
+        sorted(rng.choice(task.texts, int(rng.integers(1, 4)), replace=False).tolist()) for task in tasks
+    ]
+    mortal = Mortal(*fatal)
+    found = fatal_texts(tasks, mortal.die, [])
+    assert {name: sorted(places) for name, places in found.items()} == {
+        task.name: places for task, places in zip(tasks, fatal, strict=True)
     }
-    mortal = Mortal(fatal)
-    found = fatal_rows(shards, mortal.die)
-    assert set(found) == {shard.address for shard in shards}
-    assert sorted(row for rows in found.values() for row in rows) == sorted(fatal)
-    for shard in shards:
-        assert set(found[shard.address]) <= set(range(shard.start, shard.start + shard.rows))
-    assert mortal.deaths <= len(fatal) * math.ceil(math.log(max(sizes), 8))
+    most = math.ceil(math.log(max(task.texts for task in tasks), 8))
+    assert mortal.deaths <= sum(map(len, fatal)) * most
 
 
-def test_a_shard_that_dies_whatever_is_run_is_not_blamed_on_its_texts(tmp_path: Path) -> None:
-    shards = _shards(tmp_path, [128, 40])
-    mortal = Mortal({*range(128), 145})
-    assert fatal_rows(shards, mortal.die, [Location.parse(tmp_path)]) == {shards[1].address: [145]}
+def test_a_task_that_dies_whatever_is_run_is_not_blamed_on_its_texts() -> None:
+    tasks, mortal = _tasks([128, 40]), Mortal(range(128), {17})
+    assert fatal_texts(tasks, mortal.die, [SET]) == {tasks[1].name: [17]}
     # Eight parts of the first, and eight of each; of the second one in each of two rounds.
     assert mortal.deaths == 8 + 64 + 2
 
 
-def test_where_nothing_lives_no_more_than_one_shard_is_tried(tmp_path: Path) -> None:
-    shards = _shards(tmp_path, [40, 128, 1])
-    mortal = Mortal(set(range(169)))
-    assert fatal_rows(shards, mortal.die) == {}
+def test_where_nothing_lives_no_more_than_one_task_is_tried() -> None:
+    mortal = Mortal(range(40), range(128), range(1))
+    assert fatal_texts(_tasks([40, 128, 1]), mortal.die, []) == {}
     assert mortal.deaths == 8
 
 
-def test_texts_in_all_parts_of_a_shard_are_found(tmp_path: Path) -> None:
-    """Where another shard shows that the model works: one in each eighth."""
-    shards, fatal = _shards(tmp_path, [100, 80]), [*range(100, 180, 10)]
-    assert fatal_rows(shards, Mortal(set(fatal)).die)[shards[1].address] == fatal
-    there = [Location.parse(tmp_path)]
-    assert fatal_rows(shards[1:], Mortal(set(fatal)).die, there) == {shards[1].address: fatal}
+def test_a_task_for_two_sets_shows_that_the_model_lives_in_both() -> None:
+    """It is the largest for each, and is searched but once; no task of the other is tried before it."""
+    tasks = [
+        Suspect("task 0", 16, frozenset([SET])),
+        Suspect("task 1", 64, frozenset([SET, OTHER])),
+        Suspect("task 2", 1, frozenset([OTHER])),
+    ]
+    mortal = Mortal({3}, {60}, {0})
+    assert fatal_texts(tasks, mortal.die, []) == {"task 0": [3], "task 1": [60], "task 2": [0]}
+    assert mortal.deaths == 2 + 2 + 1
 
 
-def test_the_only_text_of_a_shard_is_found(tmp_path: Path) -> None:
-    shards = _shards(tmp_path, [100, 1])
-    assert fatal_rows(shards, Mortal({100}).die) == {shards[0].address: [], shards[1].address: [100]}
-    there = [Location.parse(tmp_path)]
-    assert fatal_rows(shards[1:], Mortal({100}).die, there) == {shards[1].address: [100]}
+def test_texts_in_all_parts_of_a_task_are_found() -> None:
+    """Where another task shows that the model works: one in each eighth."""
+    tasks, fatal = _tasks([100, 80]), range(0, 80, 10)
+    assert fatal_texts(tasks, Mortal((), fatal).die, [])[tasks[1].name] == [*fatal]
+    assert fatal_texts(tasks[1:], Mortal((), fatal).die, [SET]) == {tasks[1].name: [*fatal]}
 
 
-def test_actors_that_died_of_something_else_blame_nothing(tmp_path: Path) -> None:
-    shards = _shards(tmp_path, [50])
-    lives: dict[str, list[int]] = {shards[0].address: []}
-    assert fatal_rows(shards, Mortal(set()).die) == lives
+def test_the_only_text_of_a_task_is_found() -> None:
+    tasks = _tasks([100, 1])
+    assert fatal_texts(tasks, Mortal((), {0}).die, []) == {tasks[0].name: [], tasks[1].name: [0]}
+    assert fatal_texts(tasks[1:], Mortal((), {0}).die, [SET]) == {tasks[1].name: [0]}
+
+
+def test_actors_that_died_of_something_else_blame_nothing() -> None:
+    tasks = _tasks([50])
+    lives: dict[str, list[int]] = {tasks[0].name: []}
+    assert fatal_texts(tasks, Mortal(()).die, []) == lives
     once = iter([True])
-    assert fatal_rows(shards, lambda parts: [next(once, False) for _ in parts]) == lives
+    assert fatal_texts(tasks, lambda parts: [next(once, False) for _ in parts], []) == lives

@@ -20,6 +20,8 @@ from contrans_dist.distributed.workers import Outcome
 from contrans_dist.errors import RunError
 from contrans_dist.harvest import missing
 from contrans_dist.harvest.driver import harvest as harvest_set
+from contrans_dist.harvest.shards import ShardTask
+from contrans_dist.harvest.sweep import SweepTask
 from contrans_dist.mapping.aligned_rows import join
 from contrans_dist.mapping.driver import fit
 from contrans_dist.store.activation_set import ActivationSet
@@ -64,7 +66,7 @@ class MortalPool:
         actor, outcome = actor_class(*arguments), Outcome()
         for start in range(0, len(tasks), size.actors):
             beside = tasks[start : start + size.actors]
-            seen = [set(task.payload.rows["row"].to_pylist()) - set(task.payload.fatal) for task in beside]
+            seen = [_rows_run(task.payload) for task in beside]
             self.tried += [sorted(rows) for rows in seen if beside[0].payload.trial]
             if self.fatal.isdisjoint(chain.from_iterable(seen)):
                 for task in beside:
@@ -73,6 +75,12 @@ class MortalPool:
                 outcome.failures |= {task.name: "the actor died: killed" for task in beside}
                 outcome.deaths |= {task.name for task in beside}
         return outcome
+
+
+def _rows_run(payload: ShardTask | SweepTask) -> set[int]:
+    if isinstance(payload, SweepTask):
+        return set().union(*map(_rows_run, payload.shards))
+    return set(payload.rows["row"].to_pylist()) - set(payload.fatal)
 
 
 def rows_of(model: str, lines: list[str]) -> np.ndarray:
@@ -238,14 +246,14 @@ def test_a_set_that_holds_more_serves(
     assert "blocks: found [1], asked for [0, 1]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("placement", ["auto", "pipeline"])
+@pytest.mark.parametrize("placement", ["auto", "stream", "pipeline"])
 def test_texts_that_kill_are_found_and_left_out(
     local: None,
     in_process: None,
     model: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    placement: Literal["auto", "pipeline"],
+    placement: Literal["auto", "stream", "pipeline"],
 ) -> None:
     """Two in the second of two shards."""
     lines, fatal = [*GOOD[:5], "it kills", *GOOD[5:], "it kills"], {5, 9}
@@ -263,7 +271,9 @@ def test_texts_that_kill_are_found_and_left_out(
         RunError, match=r"2 of 10 .*row 5 \('it kills'\): its process died each time .*--skip-bad"
     ):
         once(skip_bad=False)
-    assert pool.tried == [[row] for row in range(5, 10)]
+    # The one sweep has the first shard's texts as well.
+    parts = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [4], [5], [8], [9]]
+    assert pool.tried == (parts if placement == "stream" else [[row] for row in range(5, 10)])
     before = stamps(tmp_path / "set")
     once(skip_bad=True)
     assert stamps(tmp_path / "set") == before

@@ -55,15 +55,15 @@ def _spec(model: Path, texts: pa.Table, out: Path, capture: CaptureSettings = CA
     return HarvestSpec(identity, capture, facts.d, Location.parse(out))
 
 
-def _shards(spec: HarvestSpec, texts: pa.Table) -> list[tuple[Shard, pa.Table]]:
-    return [(shard, texts.slice(shard.start, shard.rows)) for shard in plan_shards(spec)]
+def _shards(spec: HarvestSpec, texts: pa.Table) -> list[ShardTask]:
+    return [ShardTask(shard, texts.slice(shard.start, shard.rows)) for shard in plan_shards(spec)]
 
 
 def _resident(model: Path, texts: pa.Table, out: Path, capture: CaptureSettings = CAPTURE) -> Path:
     """The same shards by the whole model, one after the other."""
     lm, spec = load_model(str(model), device="cpu", head=False), _spec(model, texts, out, capture)
-    for shard, rows in _shards(spec, texts):
-        compute_shard(lm, shard, rows)
+    for task in _shards(spec, texts):
+        compute_shard(lm, task.shard, task.rows)
     return out
 
 
@@ -89,9 +89,7 @@ def test_an_actor_passes_on_what_its_engine_warns_of(model: Path, tmp_path: Path
             raise torch.OutOfMemoryError("pretended")
 
     actor.lm.blocks[0].register_forward_pre_hook(full, with_kwargs=True)
-    results = [
-        actor.run(ShardTask(*shard)) for shard in _shards(_spec(model, texts, tmp_path / "out"), texts)
-    ]
+    results = [actor.run(task) for task in _shards(_spec(model, texts, tmp_path / "out"), texts)]
     (line,) = [line for made in results for line in made.notes]
     assert "out of memory at" in line
     _assert_same(tmp_path / "out", _resident(model, texts, tmp_path / "whole"))
@@ -131,8 +129,8 @@ def test_one_sweep_makes_all_shards(model: Path, tmp_path: Path) -> None:
     assert streamed.blocks_read == list(range(N_BLOCKS))
     assert 0 < streamed.checkpoint.bytes_read < streamed.checkpoint.nbytes
     assert not made.failures
-    assert set(made.reports) == {shard.address for shard, _ in shards}
-    for shard, _ in shards:
+    assert set(made.reports) == {task.shard.address for task in shards}
+    for shard in (task.shard for task in shards):
         checked = check_shard(shard, None)
         assert isinstance(checked, ShardReport)
         assert checked.facts.tokens == made.reports[shard.address].facts.tokens
@@ -233,12 +231,12 @@ def test_a_sweep_that_is_through_only_publishes(model: Path, tmp_path: Path) -> 
     """Killed while it published: the shards that are missing come from the rows that were kept."""
     texts, out = _texts(), tmp_path / "out"
     shards = _shards(_spec(model, texts, out), texts)
-    (out / shards[2][0].name).mkdir(parents=True)
-    with pytest.raises((OSError, UserError), match=shards[2][0].name):
+    (out / shards[2].shard.name).mkdir(parents=True)
+    with pytest.raises((OSError, UserError), match=shards[2].shard.name):
         run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", shards))
-    (out / shards[2][0].name).rmdir()
+    (out / shards[2].shard.name).rmdir()
     before = _files(out)
-    assert list(before) == [shard.name for shard, _ in shards[:2]]
+    assert list(before) == [task.shard.name for task in shards[:2]]
     streamed = open_streamed(str(model), device="cpu")
     run_sweep(streamed, SweepTask("key", shards[2:]))
     assert streamed.blocks_read == []
@@ -250,10 +248,10 @@ def test_other_shards_start_afresh(model: Path, tmp_path: Path) -> None:
     """What was saved of a sweep is of no use to one that has other shards to make."""
     texts, out = _texts(), tmp_path / "out"
     shards = _shards(_spec(model, texts, out), texts)
-    (out / shards[-1][0].name).mkdir(parents=True)
-    with pytest.raises((OSError, UserError), match=shards[-1][0].name):
+    (out / shards[-1].shard.name).mkdir(parents=True)
+    with pytest.raises((OSError, UserError), match=shards[-1].shard.name):
         run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", shards[2:]))
-    (out / shards[-1][0].name).rmdir()
+    (out / shards[-1].shard.name).rmdir()
     streamed = open_streamed(str(model), device="cpu")
     run_sweep(streamed, SweepTask("key", shards))
     assert streamed.blocks_read == list(range(N_BLOCKS))
@@ -313,7 +311,7 @@ def test_a_shard_that_cannot_be_written_costs_no_sweep(
 ) -> None:
     texts, out = _texts(), tmp_path / "out"
     shards = _shards(_spec(model, texts, out), texts)
-    full, real = shards[1][0].name, ShardPlan.publish
+    full, real = shards[1].shard.name, ShardPlan.publish
 
     def publish(plan: ShardPlan, *arguments: Any) -> ShardReport:
         if plan.shard.name == full:
@@ -338,7 +336,7 @@ def test_an_actor_that_gets_its_sweep_again_makes_it_once(model: Path, tmp_path:
     task = SweepTask("key", _shards(_spec(model, texts, out), texts))
     actor = SweepActor(ModelSettings(id=str(model)))
     first, second = actor.run(task), actor.run(task)
-    assert set(first.reports) == set(second.reports) == {shard.address for shard, _ in task.shards}
+    assert set(first.reports) == set(second.reports) == {each.shard.address for each in task.shards}
     assert actor.model.blocks_read == list(range(N_BLOCKS))
     _assert_same(out, _resident(model, texts, tmp_path / "wanted"))
     actor.end()
@@ -368,8 +366,8 @@ def test_a_shard_with_nan_is_named_and_the_others_made(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     shards = _shards(_spec(folder, texts, tmp_path / "out"), texts)
     made = run_sweep(open_streamed(str(folder), device="cpu"), SweepTask("key", shards))
-    assert list(made.reports) == [shards[0][0].address]
-    assert "row 4; first at block 0" in made.failures[shards[1][0].address]
+    assert list(made.reports) == [shards[0].shard.address]
+    assert "row 4; first at block 0" in made.failures[shards[1].shard.address]
     assert list(_files(tmp_path / "out")) == ["shard-00000.parquet"]
 
 
@@ -403,6 +401,26 @@ def test_sweeps_are_planned_alike_whatever_is_there(model: Path, tmp_path: Path)
     assert not set(plan_sweeps(shards, 2)) & set(plan_sweeps(other, 2))
 
 
+def test_what_was_saved_with_a_text_is_not_taken_where_it_is_left_out(model: Path, tmp_path: Path) -> None:
+    """Other batches, so other states: also of the shards that lack nothing."""
+    texts, out = _texts(), tmp_path / "out"
+    task = SweepTask("key", _shards(_spec(model, texts, out), texts))
+    name = task.shards[0].shard.name
+    (out / name).mkdir(parents=True)
+    with pytest.raises((OSError, UserError), match=name):
+        run_sweep(open_streamed(str(model), device="cpu"), task)
+    (out / name).rmdir()
+    assert _record(out)["after"] == N_BLOCKS - 1
+    without, streamed = task.without([1, 6, 7], "it died"), open_streamed(str(model), device="cpu")
+    assert [sorted(part.fatal) for part in without.shards] == [[1], [6, 7], [], [], []]
+    run_sweep(streamed, without)
+    assert streamed.blocks_read == list(range(N_BLOCKS))
+    lm, spec = load_model(str(model), device="cpu", head=False), _spec(model, texts, tmp_path / "wanted")
+    for part in SweepTask("key", _shards(spec, texts)).without([1, 6, 7], "it died").shards:
+        compute_shard(lm, part.shard, part.rows, fatal=part.fatal)
+    _assert_same(out, tmp_path / "wanted")
+
+
 @pytest.mark.parametrize("how", ["open to all", "a link", "a file"])
 def test_a_work_folder_that_others_can_fill_is_not_believed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -413,7 +431,7 @@ def test_a_work_folder_that_others_can_fill_is_not_believed(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     places, after = {}, 0
-    for shard, _ in shards:
+    for shard in (task.shard for task in shards):
         places[shard.address] = after
         after += shard.rows + 1
     record = {"places": places, "blocks": list(range(N_BLOCKS)), "after": N_BLOCKS - 1}
@@ -442,10 +460,10 @@ def test_a_damaged_record_or_row_file_starts_the_sweep_afresh(
 ) -> None:
     texts, out = _texts(), tmp_path / "out"
     shards = _shards(_spec(model, texts, out), texts)
-    (out / shards[2][0].name).mkdir(parents=True)
-    with pytest.raises((OSError, UserError), match=shards[2][0].name):
+    (out / shards[2].shard.name).mkdir(parents=True)
+    with pytest.raises((OSError, UserError), match=shards[2].shard.name):
         run_sweep(open_streamed(str(model), device="cpu"), SweepTask("key", shards))
-    (out / shards[2][0].name).rmdir()
+    (out / shards[2].shard.name).rmdir()
     folder = out / ".sweep-key"
     assert folder.stat().st_mode & 0o777 == 0o700
     if damage == "record":

@@ -7,13 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.analysis import judge, read_evaluation, read_map
-from contrans_dist.harvest.shards import Shard
+from contrans_dist.harvest.shards import Shard, ShardTask
 from contrans_dist.harvest.sweep_record import SweepRecord
 from contrans_dist.mapping.map_set import MapSet
 from contrans_dist.pipeline.inspection import inspected
@@ -138,8 +139,9 @@ with tempfile.TemporaryDirectory() as _folder:
     METRICS["conditions"] = METRICS["conditions"][:6]
     METRICS |= {"costs": {"target": {"rows": 5, "seconds": 1.0}}, "rows": {"vector": 5}, "blocks": [4]}
     ROWS = (_made / "results.parquet").read_bytes()
-SHARD = cast(Shard, SimpleNamespace(address="/set/shard-00000", rows=2, spec=SimpleNamespace(blocks=[0, 2])))
-SWEEP = {"places": {SHARD.address: 0}, "blocks": [0, 2], "after": 2}
+_SHARD = cast(Shard, SimpleNamespace(address="/set/shard-00000", rows=2, spec=SimpleNamespace(blocks=[0, 2])))
+SHARD_TASK = ShardTask(_SHARD, cast(pa.Table, None), {1: "it died"})
+SWEEP = {"places": {_SHARD.address: 0}, "blocks": [0, 2], "after": 2, "left_out": {_SHARD.address: [1]}}
 
 
 def _vector(data: bytes, folder: Path) -> None:
@@ -196,8 +198,8 @@ def _running(data: bytes, folder: Path) -> None:
 def _sweep(data: bytes, folder: Path) -> None:
     """A sweep goes on from what it knows, or begins anew."""
     (folder / "sweep.json").write_bytes(data)
-    record = SweepRecord(folder, [SHARD])
-    assert set(record.places) >= {SHARD.address}
+    record = SweepRecord(folder, [SHARD_TASK])
+    assert set(record.places) >= {_SHARD.address}
     assert set(record.blocks) >= {0, 2}
 
 
