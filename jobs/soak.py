@@ -4,10 +4,10 @@
     python jobs/soak.py --texts 100000 --actors 1 --out /tmp/one --json
     python jobs/soak.py --texts 300000 --kills 10 --out /tmp/kills
 
-Prints texts a second, the driver's memory and open files at each tenth of the way, and the share of the
-actors' time in which their model computed; then makes fifty concept vectors of the rows, and runs a recipe
-that moves fifty concepts and scores each. With `--kills`, instead, `contrans harvest` of the same texts meets
-kill -9 so often, and every row of it is held against the first harvest.
+Prints texts a second, the memory and open files of the driver and of the largest actor at each tenth of the
+way, and the share of the actors' time in which their model computed; then makes fifty concept vectors of the
+rows, and runs a recipe that moves fifty concepts and scores each. With `--kills`, instead, `contrans harvest`
+of the same texts meets kill -9 so often, and every row of it is held against the first harvest.
 """
 
 import argparse
@@ -78,16 +78,24 @@ def _write(path: Path, count: int) -> None:
 
 @contextmanager
 def _watched(process: psutil.Process, folder: Path) -> Iterator[list[dict[str, float]]]:
-    """A driver's memory in MB and its open files, with how far it is, every second of the block."""
+    """Memory in MB and open files of a driver and of the largest actor of its Ray, with how far it is, every
+    second of the block."""
     samples = list[dict[str, float]]()
 
     def sample() -> None:
         with suppress(psutil.Error):
-            memory = process.memory_info().rss / 1e6
-            samples.append({"done": _done(folder), "memory": memory, "files": process.num_fds()})
+            found = {"done": _done(folder), "memory": _megabytes(process), "files": process.num_fds()}
+            actors = [child for child in process.children(recursive=True) if "Actor" in child.name()]
+            found["actor memory"] = max(map(_megabytes, actors), default=0)
+            found["actor files"] = max((actor.num_fds() for actor in actors), default=0)
+            samples.append(found)
 
     with looking(sample, 1.0):
         yield samples
+
+
+def _megabytes(process: psutil.Process) -> float:
+    return float(process.memory_info().rss / 1e6)
 
 
 def _done(folder: Path) -> int:
@@ -118,6 +126,8 @@ def _found(
         "waiting for writes": throughput.seconds_waiting_for_writes,
         "driver MB at tenths": [round(sample["memory"]) for sample in at],
         "open files at tenths": [int(sample["files"]) for sample in at],
+        "largest actor's MB at tenths": [round(sample["actor memory"]) for sample in at],
+        "largest actor's open files at tenths": [int(sample["actor files"]) for sample in at],
         "vectors": len(vectors),
         "seconds for vectors": round(time.monotonic() - began, 1),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ray
+from filelock import FileLock
 
 from tests.faults.bench import PACE, Bench, Trace
 from tests.faults.stores import Store, troubled_store
@@ -74,8 +75,13 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, times: int, trace: Trace) -> World:
-    return World.make(tmp_path_factory.mktemp("world"), _LONGEST * (times + 2))
+def world(tmp_path_factory: pytest.TempPathFactory, times: int, trace: Trace, worker_id: str) -> World:
+    """One for all processes of a run."""
+    if worker_id == "master":
+        return World.make(tmp_path_factory.mktemp("world"), _LONGEST * (times + 2))
+    folder = tmp_path_factory.getbasetemp().parent / "world"
+    with FileLock(f"{folder}.lock"):
+        return World.made(folder) or World.make(folder, _LONGEST * (times + 2))
 
 
 @pytest.fixture

@@ -145,9 +145,9 @@ def _poisoned(world: World, rows: int, word: str, places: list[int], folder: Pat
 def test_a_text_that_kills(
     streamed: bool, bench: Bench, world: World, tally: Tally, times: int, tmp_path: Path
 ) -> None:
-    """Texts at which the process dies each time, in shards of thirty: they are named when all others are
-    done, and left out where that is accepted."""
-    shard, draw, out, said = 30, random.Random(10), tmp_path / "set", tmp_path / "said"
+    """Texts at which the process dies each time, in shards of eight, or two sweeps: they are named when all
+    others are done, and left out where that is accepted."""
+    shard, draw, out, said = 8, random.Random(10), tmp_path / "set", tmp_path / "said"
     rows = shard * times + 40
     places = [shard * number + draw.randrange(shard) for number in range(times)]
     texts = _poisoned(world, rows, KILLS, places, tmp_path)

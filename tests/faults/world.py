@@ -69,6 +69,7 @@ class World:
 
     @classmethod
     def make(cls, folder: Path, n_texts: int) -> "World":
+        folder.mkdir(exist_ok=True)
         world = cls(folder, str(save_paced(folder / "model")), n_texts)
         rng = np.random.default_rng(0)
         with (folder / "all.jsonl").open("w") as file:
@@ -82,6 +83,14 @@ class World:
         assert world.compared(folder / "truth").same
         return world
 
+    @classmethod
+    def made(cls, folder: Path) -> "World | None":
+        """That of this folder, where it was made."""
+        if not (folder / "truth/manifest.json").exists():
+            return None
+        n_texts = len((folder / "all.jsonl").read_text().splitlines())
+        return cls(folder, str(folder / "model"), n_texts)
+
     @property
     def truth(self) -> Path:
         return self.folder / "truth"
@@ -92,7 +101,9 @@ class World:
         if not path.exists():
             lines = (self.folder / "all.jsonl").read_text().splitlines(keepends=True)
             assert rows <= len(lines), f"the world has {len(lines)} texts, asked for {rows}"
-            path.write_text("".join(lines[:rows]))
+            fresh = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may want it
+            fresh.write_text("".join(lines[:rows]))
+            fresh.replace(path)
         return str(path)
 
     def alone(self, rows: int, out: Path | str, texts: str | None = None) -> list[str]:
