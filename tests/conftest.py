@@ -16,7 +16,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # Else every command and actor that they start would compile the program again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-_PATHS = [str(Path(__file__).parent / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+_PATHS = [str(Path(__file__).parent / "startup"), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
 
 
