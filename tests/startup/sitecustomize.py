@@ -1,6 +1,7 @@
 """Python reads this as it starts, in each process that the tests start.
 
-Looking through torch's modules for garbage takes a fifth of the start of an actor, of which there are hundreds.
+Looking through torch's modules for garbage takes a fifth of the start of an actor, of which there are
+hundreds.
 """
 
 import gc
