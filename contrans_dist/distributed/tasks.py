@@ -1,8 +1,6 @@
 """Plain functions as tasks: anywhere, on a node that an actor would get, or on each of several nodes."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -26,20 +24,6 @@ def as_task(function: Callable[..., Any], once: bool = False) -> Any:
     need_ray()
     let_go()
     return ray.remote(max_calls=1)(function) if once else ray.remote(function)
-
-
-def of_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What `function` returns for each tuple of arguments: from tasks, or threads where no other node is.
-
-    Meant for reading, hashing and arithmetic on arrays, which run beside each other in threads too. Raises as
-    `answer`.
-    """
-    if alone():
-        cores = ray.cluster_resources().get("CPU", 1) if ray.is_initialized() else os.cpu_count() or 1
-        with ThreadPoolExecutor(max(1, int(cores))) as threads:
-            return list(threads.map(lambda arguments: function(*arguments), calls))
-    task = as_task(function)
-    return list(answer(lambda: [task.remote(*arguments) for arguments in calls]))
 
 
 def alone() -> bool:

@@ -2,6 +2,7 @@
 a time."""
 
 import logging
+from collections.abc import Callable
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.console import listening
@@ -106,27 +107,28 @@ class SweepActor:
         """Make the shards of a sweep. One that could not be reached for a moment may be given its sweep again
         while it is at it, and is through when it comes to that: it does one thing at a time."""
         if task.trial:
-            return self._made(task)
+            try_sweep(self.model, task, told=self._told(task))
+            return MadeShards()
         if task.key not in self.made:
             self.made[task.key] = self._made(task)
         return self.made[task.key]
 
     def _made(self, task: SweepTask) -> MadeShards:
-        shards = [part.shard for part in task.shards]
-        for shard in shards:
-            check_dtype(self.model.lm, shard)
-        blocks = 1 + max(max(shard.spec.blocks) for shard in shards)
+        for part in task.shards:
+            check_dtype(self.model.lm, part.shard)
+        made = run_sweep(self.model, task, told=self._told(task))
+        made.notes = self.notes.taken()
+        return made
+
+    def _told(self, task: SweepTask) -> Callable[[int], None]:
+        """Takes down how far a sweep is that begins now."""
+        blocks = 1 + max(max(part.shard.spec.blocks) for part in task.shards)
 
         def told(k: int) -> None:
             self.through = task.texts * (k + 1) / blocks
 
         self.through = 0.0
-        if task.trial:
-            try_sweep(self.model, task, told=told)
-            return MadeShards()
-        made = run_sweep(self.model, task, told=told)
-        made.notes = self.notes.taken()
-        return made
+        return told
 
     def progress(self) -> float:
         """Texts of the running sweep, each counted by the share of the blocks that it is through."""

@@ -7,81 +7,88 @@ are left.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from contrans_dist.console import count_of, note
+from contrans_dist.console import note
 from contrans_dist.store.location import Location
 
 _PARTS = 8
 _LEVELS = 2
-"""Of parts that all die, before a task is given up."""
+"""Of parts that all die, before a search is given up."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A task at which actors have died."""
+    """Texts for one set in a task at which actors have died."""
 
-    name: str
-    """No two of a search have the same."""
-    texts: int
-    folders: frozenset[Location]
-    """Of the sets that its rows are for."""
+    task: str
+    """Its name."""
+    places: range
+    """Where they are in the task, from 0."""
+    folder: Location
+    """The set's."""
 
 
 Part = tuple[Suspect, range]
-"""Some texts of a task, by their place in it, from 0."""
-Die = Callable[[Sequence[Part]], Sequence[bool]]
+"""Some of a suspect's places."""
+Die = Callable[[Sequence[Part]], Sequence[bool | None]]
 
 
-def fatal_texts(suspects: Sequence[Suspect], die: Die, working: Collection[Location]) -> dict[str, list[int]]:
-    """The texts at which actors die, by name of the task and place in it: of one that lives in all its parts,
-    none.
+def fatal_texts(
+    suspects: Sequence[Suspect], die: Die, working: Collection[Location]
+) -> dict[Suspect, list[int]]:
+    """The places of the texts at which actors die: none of a suspect that lives in all its parts.
 
-    Without the tasks that die in all their parts, and in all of these: nothing shows then that their texts
-    are to blame. A task of one text has no part that could live: another for its set shows that the model
+    Without the suspects that die in all their parts, and in all of these: nothing shows then that their texts
+    are to blame. One of a single text has no part that could live: another of its set shows that the model
     does.
 
-    A text among n costs about log_8(n) actors.
+    A text among n costs about log_8(n) actors, and eight times as many trials.
 
     Args:
         suspects: At which actors have died.
-        die: Whether an actor dies at each of these parts, or, for one text, whether several do.
-        working: The folders of the sets of which a shard is there. Of each other set the largest task is
+        die: Whether an actor dies at each of these parts, or, for one text, whether several do; None where it
+            could not be seen.
+        working: The folders of the sets of which a shard is there. Of each other set the largest suspect is
             searched first, and the others if it lives in some part: it may be the model that dies.
     """
-    note(f"actors died at {count_of(len(suspects), 'task')}; looking for the texts at which they do")
+    more = f" and {len(suspects) - 1} more" if len(suspects) > 1 else ""
+    note(f"actors died at {suspects[0].task}{more}; looking for the texts at which they do")
     lives = set(working)
-    by_size = sorted(suspects, key=lambda suspect: suspect.texts)
-    largest = {folder: suspect for suspect in by_size for folder in suspect.folders}
-    first = dict.fromkeys(suspect for folder, suspect in largest.items() if folder not in lives)
-    found = _searched([*first], die, lives)
-    left = [suspect for suspect in suspects if suspect.folders & lives and suspect.name not in found]
+    by_size = sorted(suspects, key=lambda suspect: len(suspect.places))
+    largest = {suspect.folder: suspect for suspect in by_size}
+    found = _searched([suspect for suspect in largest.values() if suspect.folder not in lives], die, lives)
+    left = [suspect for suspect in suspects if suspect.folder in lives and suspect not in found]
     return found | _searched(left, die, lives)
 
 
-def _searched(suspects: Sequence[Suspect], die: Die, lives: set[Location]) -> dict[str, list[int]]:
-    """As `fatal_texts`; the folders of tasks of which a part lives are added to `lives`."""
-    found: dict[str, list[int]] = {suspect.name: [] for suspect in suspects}
-    alive: set[str] = set()
-    dead: list[Part] = [(suspect, range(suspect.texts)) for suspect in suspects]
+def _searched(suspects: Sequence[Suspect], die: Die, lives: set[Location]) -> dict[Suspect, list[int]]:
+    """As `fatal_texts`; the folders of suspects of which a part lives are added to `lives`."""
+    found: dict[Suspect, list[int]] = {suspect: [] for suspect in suspects}
+    alive: set[Suspect] = set()
+    dead: list[Part] = [(suspect, suspect.places) for suspect in suspects]
     level = 0
     while dead:
         level += 1
         parts = [part for suspect, places in dead for part in _parts(suspect, places)]
         dead = []
         for (suspect, places), died in zip(parts, die(parts), strict=True):
-            if not died:
-                alive.add(suspect.name)
-                lives |= suspect.folders
-            elif len(places) == 1:
-                found[suspect.name].append(places.start)
-            else:
+            if died is False:
+                alive.add(suspect)
+                lives.add(suspect.folder)
+            elif died and len(places) == 1:
+                found[suspect].append(places.start)
+            elif died:
                 dead.append((suspect, places))
+        # Each part may have such a text: one that lives shows that it is not the model that dies.
+        if firsts := [(suspect, places[:1]) for suspect, places in dead if suspect.folder not in lives]:
+            tried = zip(firsts, die(firsts), strict=True)
+            lives |= {suspect.folder for (suspect, _), died in tried if died is False}
         dead = [
             (suspect, places)
             for suspect, places in dead
-            if suspect.name in alive or (suspect.folders & lives and level < _LEVELS)
+            if suspect in alive or (suspect.folder in lives and level < _LEVELS)
         ]
-    alone = {suspect.name for suspect in suspects if suspect.texts == 1 and suspect.folders & lives}
-    return {name: places for name, places in found.items() if name in alive | alone}
+    alone = {suspect for suspect in suspects if len(suspect.places) == 1 and suspect.folder in lives}
+    return {suspect: places for suspect, places in found.items() if suspect in alive | alone}
 
 
 def _parts(suspect: Suspect, places: range) -> list[Part]:

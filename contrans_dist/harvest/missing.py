@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from contrans_dist.config import ClusterSettings, ModelSettings
@@ -99,19 +100,21 @@ class _Pool:
         slots = 1 if one_by_one else slots
         return run_tasks(actor, arguments, tasks, size, keep, slots=slots, on_progress=on_progress)
 
-    def dies(self, trials: Sequence[Task], lived: Callable[[], None]) -> list[bool]:
-        """Whether an actor dies at each of these, and not at what another is at: that may end its node.
-        `lived` is called as one is through."""
+    def dies(self, trials: Sequence[Task], lived: Callable[[], None]) -> list[bool | None]:
+        """Whether an actor dies at each of these, and not at what another is at: that may end its node. None
+        where it failed otherwise. `lived` is called as one is through."""
 
-        def deaths(pool: _Pool, trials: Sequence[Task]) -> set[str]:
-            return pool.run(trials, lambda _task, _result: lived(), one_by_one=True).deaths
+        def tried(pool: _Pool, trials: Sequence[Task]) -> Outcome:
+            # What hangs is found out only where it is asked how far it is.
+            return pool.run(trials, lambda _task, _result: lived(), lambda _done: None, one_by_one=True)
 
-        suspects = list(trials)
+        left = list(trials)
         if self.size.actors > 1:
-            died = deaths(self, [replace(trial, attempts=1) for trial in trials])
-            suspects = [trial for trial in trials if trial.name in died]
-        died = deaths(replace(self, size=replace(self.size, actors=1, follows=False)), suspects)
-        return [trial.name in died for trial in trials]
+            failures = tried(self, [replace(trial, attempts=1) for trial in trials]).failures
+            left = [trial for trial in trials if trial.name in failures]
+        outcome = tried(replace(self, size=replace(self.size, actors=1, follows=False)), left)
+        unseen = outcome.failures.keys() - outcome.deaths
+        return [None if trial.name in unseen else trial.name in outcome.deaths for trial in trials]
 
 
 def _made(pool: _Pool, owners: Mapping[str, PlannedSet], tasks: Sequence[Task], made: MadeShards) -> Outcome:
@@ -148,10 +151,10 @@ def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> lis
     tasks = {task.name: task for task in tasks_of(sets, pool.sweeps) if task.name in outcome.deaths}
     folders = [planned_set.out for planned_set in sets]
 
-    def die(parts: Sequence[Part]) -> list[bool]:
+    def die(parts: Sequence[Part]) -> list[bool | None]:
         trials = []
         for suspect, places in parts:
-            part = tasks[suspect.name].payload.part(places)
+            part = tasks[suspect.task].payload.part(places)
             trials.append(Task(part.words, part, part.size, 1 if len(places) > 1 else MAX_ATTEMPTS))
         with (
             Progress("texts that kill", len(trials), "trials") as progress,
@@ -160,12 +163,17 @@ def _without_fatal(pool: _Pool, sets: list[PlannedSet], outcome: Outcome) -> lis
             return pool.dies(trials, lambda: progress.advance(1))
 
     working = [planned_set.out for planned_set in sets if planned_set.reports]
-    suspects = [Suspect(name, task.payload.texts, task.payload.folders) for name, task in tasks.items()]
-    found = fatal_texts(suspects, die, working) if suspects else {}
+    suspects = {
+        name: [Suspect(name, places, folder) for folder, places in task.payload.by_set()]
+        for name, task in tasks.items()
+    }
+    found = fatal_texts([*chain.from_iterable(suspects.values())], die, working) if suspects else {}
     again = []
-    for name, places in found.items() if any(found.values()) else ():
-        payload = tasks[name].payload.without(places, f"{FATAL} each time ({outcome.failures[name]})")
-        again.append(replace(tasks[name], payload=payload))
+    for name, task in tasks.items() if any(found.values()) else ():
+        if all(suspect in found for suspect in suspects[name]):
+            places = [place for suspect in suspects[name] for place in found[suspect]]
+            payload = task.payload.without(places, f"{FATAL} each time ({outcome.failures[name]})")
+            again.append(replace(task, payload=payload))
     return again
 
 

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,7 @@ from pyarrow import fs
 
 from contrans_dist.config.limits import SHARDS, check_size
 from contrans_dist.console import count_of, note
-from contrans_dist.distributed.tasks import alone, of_each
+from contrans_dist.distributed.tasks import alone
 from contrans_dist.errors import RunError, UserError
 from contrans_dist.harvest.left_out import check_left_out
 from contrans_dist.harvest.manifest import manifest_of, warn
@@ -24,10 +25,18 @@ from contrans_dist.store.activation_set import ActivationSet
 from contrans_dist.store.claims import Claim
 from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
-from contrans_dist.store.manifest import AGAIN, Manifest, OtherFormatError, QuantizationCheck, Throughput
+from contrans_dist.store.manifest import (
+    AGAIN,
+    Manifest,
+    OtherFormatError,
+    QuantizationCheck,
+    ShardEntry,
+    Throughput,
+)
 from contrans_dist.store.results import plain
 from contrans_dist.store.shard_reader import first_identity, shard_identity, shards_in
 
+_READERS = 16
 _SEEN_SECONDS = 120.0
 """After which a shard that one node has made is to be seen by all."""
 _SHARED = "--out must be on a disk that all nodes of the cluster share, or in an object store"
@@ -85,12 +94,12 @@ class PlannedSet:
         return self.request.job.texts.slice(shard.start, shard.rows)
 
     def take_in(self) -> None:
-        """Take in the shards that are there and sound, by their footers. In parallel: they may be many."""
+        """Take in the shards that are there and sound, by their footers."""
         self.out.sweep()
         names = set(self.out.names())
         entries = {entry.name: entry for entry in self.manifest.shards} if self.manifest is not None else {}
         there = [(shard, entries.get(shard.name)) for shard in self.shards if shard.name in names]
-        for (shard, entry), report in zip(there, of_each(check_shard, there), strict=True):
+        for (shard, entry), report in zip(there, _checked(there), strict=True):
             if isinstance(report, str):
                 note(f"{shard.address}: {report}; it is computed again")
             elif entry is None and not self.request.job.skip_bad and _fatal(report):
@@ -170,7 +179,7 @@ class PlannedSet:
         Raises RunError where one is not this harvest's.
         """
         claim.check()
-        reports = of_each(check_shard, [(shard, None) for shard in self.shards])
+        reports = _checked([(shard, None) for shard in self.shards])
         checked = list(zip(self.shards, reports, strict=True))
         wrong = [(shard.name, report) for shard, report in checked if isinstance(report, str)]
         if wrong:
@@ -180,7 +189,10 @@ class PlannedSet:
                 + (f", but {_SHARED}" if self._elsewhere([name for name, _ in wrong]) else "")
             )
         for shard, report in checked:
-            if report.entry.footer != self.reports[shard.address].entry.footer:
+            if (
+                not isinstance(report, str)
+                and report.entry.footer != self.reports[shard.address].entry.footer
+            ):
                 self.reports[shard.address] = report
 
     def _elsewhere(self, names: Sequence[str]) -> bool:
@@ -194,6 +206,13 @@ class PlannedSet:
             if name not in names and shard_identity(self.out / name) is not None:
                 note(f"{self.out / name}: of texts that are no more asked for; it is removed")
                 (self.out / name).delete()
+
+
+def _checked(shards: Sequence[tuple[Shard, ShardEntry | None]]) -> list[ShardReport | str]:
+    """`check_shard` of each. In threads: a footer is a millisecond's work and a store's time to answer, where
+    a process of Ray's takes seconds to start."""
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(threads.map(lambda pair: check_shard(*pair), shards))
 
 
 def _fatal(report: ShardReport) -> bool:

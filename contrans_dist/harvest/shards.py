@@ -83,13 +83,12 @@ class ShardTask:
         """How much work it is, in bytes of text."""
         return int(self.rows["text"].nbytes)
 
-    @property
-    def folders(self) -> frozenset[Location]:
-        """Of the sets that its rows are for."""
-        return frozenset([self.shard.spec.out])
+    def by_set(self) -> list[tuple[Location, range]]:
+        """The folder of each set that its rows are for, and the places of their texts in the task, from 0."""
+        return [(self.shard.spec.out, range(self.texts))]
 
     def part(self, places: range) -> "ShardTask":
-        """To try some of its texts, by their place in it."""
+        """A trial of some of its texts."""
         return replace(self, rows=self.rows.slice(places.start, len(places)), trial=True)
 
     def without(self, places: Sequence[int], reason: str) -> "ShardTask":
@@ -98,7 +97,7 @@ class ShardTask:
 
     @property
     def words(self) -> str:
-        """For messages: which rows of which shard."""
+        """Which rows of which shard, for messages."""
         first = self.rows["row"][0].as_py()
         return f"{self.shard.address}, {rows_words(range(first, first + self.texts))}"
 

@@ -13,9 +13,9 @@ import json
 import logging
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from contrans_dist.engine.capture.streamed import MEMORY, states_of, sweep
@@ -26,13 +26,14 @@ from contrans_dist.harvest.shards import MadeShards, Shard, ShardTask
 from contrans_dist.harvest.sweep_record import Nowhere, RowFile, SweepRecord
 from contrans_dist.models.streaming import StreamedModel
 from contrans_dist.store.location import Location, sync
-from contrans_dist.store.work_folders import remove_unused, work_folder
+from contrans_dist.store.work_folders import remove_unused, scratch_folder, work_folder
 
 _log = logging.getLogger(__name__)
 
 _SAVE_SHARE = 20
 """Saving takes at most one part in so many of the time."""
 _FOLDER = ".sweep-"
+_TRIAL = f"{_FOLDER}trial-"
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,11 @@ class SweepTask:
     key: str
     """The same for a rerun of the same harvest with as many actors: by it a sweep finds what it has saved."""
     shards: Sequence[ShardTask]
-    trial: bool = False
-    """Run the texts of the shards, and keep nothing."""
+
+    @property
+    def trial(self) -> bool:
+        """Whether the texts are run and nothing is kept."""
+        return all(task.trial for task in self.shards)
 
     @property
     def texts(self) -> int:
@@ -51,23 +55,30 @@ class SweepTask:
 
     @property
     def size(self) -> int:
-        """As of `ShardTask`; so are those that follow."""
+        """How much work it is, in bytes of text."""
         return sum(task.size for task in self.shards)
 
-    @property
-    def folders(self) -> frozenset[Location]:
-        return frozenset(folder for task in self.shards for folder in task.folders)
+    def by_set(self) -> list[tuple[Location, range]]:
+        """The folder of each set that its rows are for, and the places of their texts in the task, from 0."""
+        found, start = [], 0
+        for folder, tasks in groupby(self.shards, key=lambda task: task.shard.spec.out):
+            places = range(start, start + sum(task.texts for task in tasks))
+            found.append((folder, places))
+            start = places.stop
+        return found
 
     def part(self, places: range) -> "SweepTask":
+        """A trial of some of its texts."""
         parts, start = [], 0
         for task in self.shards:
             own = range(max(places.start - start, 0), min(places.stop - start, task.texts))
             start += task.texts
             if own:
                 parts.append(task.part(own))
-        return replace(self, shards=parts, trial=True)
+        return replace(self, shards=parts)
 
     def without(self, places: Sequence[int], reason: str) -> "SweepTask":
+        """The whole but for some of its texts."""
         left, start = [], 0
         for task in self.shards:
             left.append(task.without([at - start for at in places if 0 <= at - start < task.texts], reason))
@@ -76,7 +87,8 @@ class SweepTask:
 
     @property
     def words(self) -> str:
-        return " to ".join(dict.fromkeys(task.words for task in (self.shards[0], self.shards[-1])))
+        """Its first and last rows, for messages."""
+        return ", up to ".join(dict.fromkeys(task.words for task in (self.shards[0], self.shards[-1])))
 
 
 def plan_sweeps(shards: Sequence[Shard], sweeps: int) -> dict[str, set[str]]:
@@ -112,7 +124,7 @@ def run_sweep(
     then the rows stay for another try (see `work_folder`).
     """
     made = MadeShards()
-    with work_folder(_parent(task.shards[0].shard.spec.out), _FOLDER, task.key) as folder:
+    with work_folder(_parent(task), _FOLDER, task.key) as folder:
         record = SweepRecord(folder, task.shards)
         swept = _planned(model, task, record.places)
         files = {k: RowFile(folder / f"rows-{k:04d}.raw", model.lm.d) for k in record.blocks}
@@ -135,14 +147,16 @@ def try_sweep(
     memory: int = MEMORY,
     told: Callable[[int], None] = lambda _k: None,
 ) -> None:
-    """Run the task's texts, and keep nothing: who asks wants to know whether this process lives."""
+    """Run the task's texts, and keep nothing: who asks wants to know whether this process lives.
+
+    What those that did not have left on the disk is removed.
+    """
     batches = [batch for part in _planned(model, task, {}) for batch in part.batches]
     if not batches:
         return
     highest = max(max(batch.blocks) for batch in batches)
-    parent, key = _parent(task.shards[0].shard.spec.out), f"trial-{uuid.uuid4().hex}"
     with (
-        work_folder(parent, _FOLDER, key) as folder,
+        scratch_folder(_parent(task), _TRIAL) as folder,
         states_of(model, batches, memory, folder) as states,
     ):
         sweep(model, batches, {highest: Nowhere()}, states, finished=told)
@@ -199,7 +213,8 @@ def _sweep(
         sweep(model, batches, dict(files), states, record.after, finished)
 
 
-def _parent(out: Location) -> Path:
+def _parent(task: SweepTask) -> Path:
+    out = task.shards[0].shard.spec.out
     return Path(out.path) if out.is_local else Path(tempfile.gettempdir())
 
 

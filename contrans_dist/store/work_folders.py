@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 LOCK = "lock"
 _STAGED = "contrans-staged-"
 _STALE_SECONDS = 7 * 24 * 3600
-_STAGED_SECONDS = 60
-"""Before a staged file is taken for a dead process': its lock comes after its folder."""
+_SCRATCH_SECONDS = 60
+"""Before a scratch folder is taken for a dead process': its lock comes after it."""
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def _remove_bare(folder: Path) -> None:
         folder.rmdir()
 
 
-def _fresh(prefix: str, parent: Path | None = None) -> tuple[Path, FileLock | None]:
+def _fresh(prefix: str, parent: Path) -> tuple[Path, FileLock | None]:
     """A folder that nobody else knows of, and a lock on it where its disk knows locks."""
     folder, lock = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)), None
     with suppress(OSError):
@@ -167,16 +167,24 @@ def _remove_unused(folder: Path, older: float) -> None:
 
 
 @contextmanager
-def staging() -> Iterator[Path]:
-    """A folder for a file on its way to a store, for this user's eyes alone, until the block ends."""
-    folder, lock = _fresh(_STAGED)
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder of such a name that no other knows of, for this user's eyes alone, until the block ends. Those
+    that killed processes have left in the parent, which is made where it is missing, are removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_unused(parent, prefix, _SCRATCH_SECONDS)
+    folder, lock = _fresh(prefix, parent)
     try:
         yield folder
     finally:
         _discard(folder, lock)
 
 
+def staging() -> AbstractContextManager[Path]:
+    """A folder for a file on its way to a store."""
+    return scratch_folder(Path(tempfile.gettempdir()), _STAGED)
+
+
 def sweep_staged() -> None:
     """Remove what killed processes had on its way to a store, on this machine or another with its temporary
     folder."""
-    remove_unused(Path(tempfile.gettempdir()), _STAGED, _STAGED_SECONDS)
+    remove_unused(Path(tempfile.gettempdir()), _STAGED, _SCRATCH_SECONDS)

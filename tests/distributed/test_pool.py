@@ -27,7 +27,7 @@ from contrans_dist.distributed.cluster import Replicas, connected, replicas, too
 from contrans_dist.distributed.crew import Crew
 from contrans_dist.distributed.nodes import Node
 from contrans_dist.distributed.pool import Task, run_tasks
-from contrans_dist.distributed.tasks import alone, as_task, of_each, on_a_node
+from contrans_dist.distributed.tasks import alone, as_task, on_a_node
 from contrans_dist.distributed.workers import MAX_ATTEMPTS
 from contrans_dist.errors import OverflowedError, RunError, UserError
 from contrans_dist.store import patience
@@ -248,12 +248,7 @@ def _refuses() -> None:
     raise UserError("--model x: no such model")
 
 
-def _with_process(number: int) -> tuple[int, int]:
-    return number, os.getpid()
-
-
 def test_what_is_asked_of_the_only_node_needs_no_other_process(local: None) -> None:
-    assert of_each(_with_process, [(1,), (2,)]) == [(1, os.getpid()), (2, os.getpid())]
     assert on_a_node(os.getpid, Replicas(1, 0, 1)) == os.getpid()
     with pytest.raises(UserError, match="--model x: no such model"):
         on_a_node(_refuses, Replicas(1, 0, 1))
@@ -294,12 +289,6 @@ def test_without_a_node_with_room_a_run_says_so_and_ends(
     assert told in capsys.readouterr().err
     with pytest.raises(RunError, match="no node of the cluster had room for an actor"):
         run_tasks(Worker, (str(tmp_path),), [Task("t", {"name": "t", "value": 1})], size, lambda *_: None)
-
-
-def test_a_head_that_lends_no_core_reads_all_the_same(local: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray does not name what a node has none of."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 1e9})
-    assert of_each(_with_process, [(1,)]) == [(1, os.getpid())]
 
 
 def test_a_task_that_always_fails_is_named_and_the_rest_goes_on(local: None, tmp_path: Path) -> None:
@@ -509,9 +498,6 @@ def test_a_lost_node_loses_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
 
             tasks = [Task(f"t{i}", {"name": f"t{i}", "value": i, "seconds": 0.5}) for i in range(8)]
             assert on_a_node(os.getpid, ONE_CORE) != os.getpid()
-            there = of_each(_with_process, [(1,), (2,)])
-            assert [number for number, _ in there] == [1, 2]
-            assert os.getpid() not in [process for _, process in there]
             with pytest.raises(UserError, match="--model x: no such model"):
                 on_a_node(_refuses, ONE_CORE)
             with pytest.raises(RunError, match="invalid literal"):

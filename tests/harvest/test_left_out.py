@@ -61,8 +61,9 @@ class MortalPool:
         self.tried: list[list[int]] = []
 
     def run(
-        self, actor_class: Any, arguments: Any, tasks: Any, size: Replicas, keep: Any, **_: Any
+        self, actor_class: Any, arguments: Any, tasks: Any, size: Replicas, keep: Any, **more: Any
     ) -> Outcome:
+        assert more["on_progress"] is not None  # by which an actor is found out that hangs
         actor, outcome = actor_class(*arguments), Outcome()
         for start in range(0, len(tasks), size.actors):
             beside = tasks[start : start + size.actors]
@@ -313,10 +314,10 @@ def test_trials_are_a_stage_of_their_own_and_no_lines_of_a_job(
 
     class Telling(MortalPool):
         def run(
-            self, actor_class: Any, arguments: Any, tasks: Any, size: Replicas, keep: Any, **_: Any
+            self, actor_class: Any, arguments: Any, tasks: Any, size: Replicas, keep: Any, **more: Any
         ) -> Outcome:
             stages.append(watch().stage)
-            outcome = super().run(actor_class, arguments, tasks, size, keep)
+            outcome = super().run(actor_class, arguments, tasks, size, keep, **more)
             for task in tasks:
                 if task.name in outcome.deaths:
                     watch().gave_up(task.name, outcome.failures[task.name])

@@ -25,7 +25,7 @@ from contrans_dist.harvest.manifest import identity_of
 from contrans_dist.harvest.shard_files import check_shard
 from contrans_dist.harvest.shard_plan import ShardPlan
 from contrans_dist.harvest.shards import HarvestSpec, Shard, ShardReport, ShardTask, plan_shards
-from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps, run_sweep
+from contrans_dist.harvest.sweep import SweepTask, clean, plan_sweeps, run_sweep, try_sweep
 from contrans_dist.harvest.sweep_record import RowFile, SweepRecord
 from contrans_dist.models import load_model, model_facts, resolve_blocks
 from contrans_dist.models.streaming import open_streamed
@@ -413,12 +413,35 @@ def test_what_was_saved_with_a_text_is_not_taken_where_it_is_left_out(model: Pat
     assert _record(out)["after"] == N_BLOCKS - 1
     without, streamed = task.without([1, 6, 7], "it died"), open_streamed(str(model), device="cpu")
     assert [sorted(part.fatal) for part in without.shards] == [[1], [6, 7], [], [], []]
-    run_sweep(streamed, without)
+    (out / name).mkdir()
+    with pytest.raises((OSError, UserError), match=name):
+        run_sweep(streamed, without)
     assert streamed.blocks_read == list(range(N_BLOCKS))
+    (out / name).rmdir()
+    streamed = open_streamed(str(model), device="cpu")
+    run_sweep(streamed, without)
+    assert streamed.blocks_read == []
     lm, spec = load_model(str(model), device="cpu", head=False), _spec(model, texts, tmp_path / "wanted")
     for part in SweepTask("key", _shards(spec, texts)).without([1, 6, 7], "it died").shards:
         compute_shard(lm, part.shard, part.rows, fatal=part.fatal)
     _assert_same(out, tmp_path / "wanted")
+
+
+def test_trials_leave_nothing_behind_not_even_those_that_died(model: Path, tmp_path: Path) -> None:
+    texts, out = _texts(), tmp_path / "out"
+    left = out / ".sweep-trial-dead"
+    left.mkdir(parents=True, mode=0o700)
+    (left / "pass-0.raw").write_bytes(bytes(100))
+    for path in (left / "pass-0.raw", left):
+        os.utime(path, (1, 1))
+    trial = SweepTask("key", _shards(_spec(model, texts, out), texts)).part(range(3, 9))
+    assert trial.trial
+    assert [part.rows["row"].to_pylist() for part in trial.shards] == [[3], [4, 5, 6, 7], [8]]
+    assert trial.words == f"{out}/shard-00000.parquet, row 3, up to {out}/shard-00002.parquet, row 8"
+    streamed, told = open_streamed(str(model), device="cpu"), list[int]()
+    try_sweep(streamed, trial, memory=0, told=told.append)
+    assert told == streamed.blocks_read == list(range(N_BLOCKS))
+    assert not [*out.iterdir()]
 
 
 @pytest.mark.parametrize("how", ["open to all", "a link", "a file"])
