@@ -105,7 +105,7 @@ class _Pool:
         where it failed otherwise. `lived` is called as one is through."""
 
         def tried(pool: _Pool, trials: Sequence[Task]) -> Outcome:
-            # What hangs is found out only where it is asked how far it is.
+            # A sweep that hangs is found out only where its actor is asked how far it is.
             return pool.run(trials, lambda _task, _result: lived(), lambda _done: None, one_by_one=True)
 
         left = list(trials)
