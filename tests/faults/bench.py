@@ -44,10 +44,6 @@ def patched(words: list[str], *code: str) -> list[str]:
     return [words[0], "-c", _PATCHED.format("".join(code)), *words[3:]]
 
 
-def _heeds_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @dataclass
 class Command:
     """A command at work, and what it says on standard error."""
@@ -57,11 +53,9 @@ class Command:
 
     @classmethod
     def start(cls, words: Sequence[str], file: Path, before: Sequence[str] = (), **more: str) -> "Command":
-        # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
         with file.open("wb") as stream:
             process = subprocess.Popen(
                 [*before, *words], stdout=subprocess.DEVNULL, stderr=stream, start_new_session=True,
-                preexec_fn=_heeds_interrupts,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more},
             )  # fmt: skip
         return cls(process, file)
