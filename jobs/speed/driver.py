@@ -24,6 +24,7 @@ from contrans_dist.distributed.pool import Task, _run
 from contrans_dist.engine.capture import Activations
 from contrans_dist.harvest.missing import tasks_of
 from contrans_dist.harvest.planned_set import PlannedSet
+from contrans_dist.harvest.request import HarvestJob
 from contrans_dist.harvest.runnable import Runnable
 from contrans_dist.harvest.shard_files import publish_shard
 from contrans_dist.harvest.shards import HarvestSpec, plan_shards
@@ -120,7 +121,7 @@ def _many_shards(scratch: Path, count: int) -> Row:
         publish_shard(shard, Runnable(rows, [[1], [1]]), [piece], 0.0, "cpu")
     began = time.perf_counter()
     shards = plan_shards(spec)
-    request: Any = SimpleNamespace(job=SimpleNamespace(texts=table))
+    request: Any = SimpleNamespace(job=HarvestJob(table, spec.out, spec.capture))
     planned = PlannedSet(request, spec, shards, None, 2 * count)
     planned.take_in()
     assert not planned.missing
