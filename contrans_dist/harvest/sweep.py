@@ -13,7 +13,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +26,7 @@ from contrans_dist.harvest.shards import MadeShards, Shard, ShardTask
 from contrans_dist.harvest.sweep_record import Nowhere, RowFile, SweepRecord
 from contrans_dist.models.streaming import StreamedModel
 from contrans_dist.store.location import Location, sync
-from contrans_dist.store.work_folders import remove_unused, scratch_folder, work_folder
+from contrans_dist.store.work_folders import remove_scratch, remove_unused, scratch_folder, work_folder
 
 _log = logging.getLogger(__name__)
 
@@ -58,31 +58,34 @@ class SweepTask:
         """How much work it is, in bytes of text."""
         return sum(task.size for task in self.shards)
 
+    def _placed(self) -> Iterator[tuple[ShardTask, range]]:
+        """Each shard, with the places of its texts in the task, from 0."""
+        start = 0
+        for task in self.shards:
+            yield task, range(start, start + task.texts)
+            start += task.texts
+
     def by_set(self) -> list[tuple[Location, range]]:
         """The folder of each set that its rows are for, and the places of their texts in the task, from 0."""
-        found, start = [], 0
-        for folder, tasks in groupby(self.shards, key=lambda task: task.shard.spec.out):
-            places = range(start, start + sum(task.texts for task in tasks))
-            found.append((folder, places))
-            start = places.stop
-        return found
+        sets = groupby(self._placed(), key=lambda placed: placed[0].shard.spec.out)
+        found = [(folder, [own for _, own in placed]) for folder, placed in sets]
+        return [(folder, range(own[0].start, own[-1].stop)) for folder, own in found]
 
     def part(self, places: range) -> "SweepTask":
         """A trial of some of its texts."""
-        parts, start = [], 0
-        for task in self.shards:
-            own = range(max(places.start - start, 0), min(places.stop - start, task.texts))
-            start += task.texts
-            if own:
-                parts.append(task.part(own))
+        parts = []
+        for task, own in self._placed():
+            start, stop = max(places.start, own.start), min(places.stop, own.stop)
+            if start < stop:
+                parts.append(task.part(range(start - own.start, stop - own.start)))
         return replace(self, shards=parts)
 
     def without(self, places: Sequence[int], reason: str) -> "SweepTask":
         """The whole but for some of its texts."""
-        left, start = [], 0
-        for task in self.shards:
-            left.append(task.without([at - start for at in places if 0 <= at - start < task.texts], reason))
-            start += task.texts
+        left = [
+            task.without([place - own.start for place in places if place in own], reason)
+            for task, own in self._placed()
+        ]
         return replace(self, shards=left)
 
     @property
@@ -155,6 +158,7 @@ def try_sweep(
     if not batches:
         return
     highest = max(max(batch.blocks) for batch in batches)
+    remove_scratch(_parent(task), _TRIAL)
     with (
         scratch_folder(_parent(task), _TRIAL) as folder,
         states_of(model, batches, memory, folder) as states,

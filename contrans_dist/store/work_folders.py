@@ -168,15 +168,19 @@ def _remove_unused(folder: Path, older: float) -> None:
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder of such a name that no other knows of, for this user's eyes alone, until the block ends. Those
-    that killed processes have left in the parent, which is made where it is missing, are removed."""
+    """A folder of such a name that no other knows of, for this user's eyes alone, until the block ends. The
+    parent is made where it is missing."""
     parent.mkdir(parents=True, exist_ok=True)
-    remove_unused(parent, prefix, _SCRATCH_SECONDS)
     folder, lock = _fresh(prefix, parent)
     try:
         yield folder
     finally:
         _discard(folder, lock)
+
+
+def remove_scratch(parent: Path, prefix: str) -> None:
+    """Remove the scratch folders that killed processes have left in the parent."""
+    remove_unused(parent, prefix, _SCRATCH_SECONDS)
 
 
 def staging() -> AbstractContextManager[Path]:
@@ -187,4 +191,4 @@ def staging() -> AbstractContextManager[Path]:
 def sweep_staged() -> None:
     """Remove what killed processes had on its way to a store, on this machine or another with its temporary
     folder."""
-    remove_unused(Path(tempfile.gettempdir()), _STAGED, _SCRATCH_SECONDS)
+    remove_scratch(Path(tempfile.gettempdir()), _STAGED)
