@@ -18,7 +18,7 @@ from contrans_dist.cli import exchange, planning, reducing, runs, stages, steere
 from contrans_dist.cli.usage import run_command
 from contrans_dist.config.limits import VARIABLE
 from contrans_dist.console import shown
-from contrans_dist.errors import RunError, UserError, one_line
+from contrans_dist.errors import PassingError, RunError, UserError, one_line
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -126,6 +126,8 @@ def _told(work: Callable[[], Any]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         work()
+    except PassingError as error:
+        _fail(error, 1, f"{error}; run the same command again")
     except (UserError, RunError) as error:
         _fail(error, 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt as error:

@@ -39,15 +39,8 @@ def opened(location: Location) -> Iterator[pa.NativeFile]:
     """A file of texts, not too large. Raises UserError, also where this user may not read it."""
     if location.info().type is fs.FileType.Unknown:
         raise UserError(f"{location}: expected a file, this is a device or a pipe")
-    try:
-        stream = location.open()
-        size = stream.size()
-    except OSError as error:
-        if not location.is_local:
-            raise
-        raise UserError(f"{location}: expected a file that can be read ({one_line(error)})") from error
-    with stream:
-        check_size(str(location), size, TEXT_FILE_BYTES)
+    with location.open() as stream:
+        check_size(str(location), stream.size(), TEXT_FILE_BYTES)
         yield stream
 
 

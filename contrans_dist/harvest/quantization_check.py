@@ -1,6 +1,7 @@
 """How far a quantised model's rows are from the same model's unquantised ones: measured, not assumed."""
 
 import numpy as np
+import pyarrow as pa
 
 from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import capture_ids
@@ -8,7 +9,9 @@ from contrans_dist.harvest.runnable import token_ids
 from contrans_dist.harvest.shards import HarvestSpec
 from contrans_dist.models.placement import choose_placement, load_placed
 from contrans_dist.store import schema
+from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import QuantizationCheck
+from contrans_dist.store.patience import patiently
 from contrans_dist.store.shard_file import block_values
 from contrans_dist.store.shard_reader import opened
 
@@ -26,8 +29,7 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> QuantizationC
     )
     if placement.kind == "stream":
         return QuantizationCheck(texts=0, reason=f"not measured: {placement.reason}")
-    with opened(spec.out / schema.shard_name(0)) as shard:
-        stored = shard.file.read_row_group(0).slice(0, SAMPLE_TEXTS)
+    stored = _first_rows(spec.out / schema.shard_name(0))
     if not stored.num_rows:
         return QuantizationCheck(texts=0, reason="not measured: no text of the first shard can be run")
     lm = load_placed(plain, placement, highest_block=highest, head=False)
@@ -43,6 +45,12 @@ def quantization_check(model: ModelSettings, spec: HarvestSpec) -> QuantizationC
         worst_cosine=round(float(min(values.min() for values in cosines.values())), 6),
         mean_cosine={str(block): round(float(values.mean()), 6) for block, values in cosines.items()},
     )
+
+
+@patiently
+def _first_rows(shard: Location) -> pa.Table:
+    with opened(shard) as file:
+        return file.file.read_row_group(0).slice(0, SAMPLE_TEXTS)
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from contrans_dist.store import schema
 from contrans_dist.store.identity import Identity, Part
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import Manifest
+from contrans_dist.store.patience import patiently
 from contrans_dist.store.results import plain
 from contrans_dist.store.shard_reader import first_identity, opened, shards_in
 
@@ -159,6 +160,7 @@ class Request:
             return f"prompts: those of the same {held.rows:,} texts were others"
         return f"texts: found {held.texts!r}, asked for {self.identity.texts!r}"
 
+    @patiently
     def _first_difference(self) -> str | None:
         """The first row, of those that are there, which another text or another value is in."""
         texts, out = self.job.texts, self.job.out

@@ -17,6 +17,7 @@ from contrans_dist.store import schema
 from contrans_dist.store.footers import ShardFacts, hash_footer, page_facts
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import ShardEntry
+from contrans_dist.store.patience import patiently
 from contrans_dist.store.provenance import version
 from contrans_dist.store.results import plain
 from contrans_dist.store.shard_file import DamagedError, ShardFile, row_norms
@@ -97,6 +98,7 @@ def _table(rows: pa.Table, captured: Activations, layout: pa.Schema) -> pa.Table
     return pa.Table.from_arrays([arrays[name] for name in layout.names], schema=layout)
 
 
+@patiently
 def check_shard(shard: Shard, entry: ShardEntry | None) -> ShardReport | str:
     """A shard that is there, by its footer: its report when it is the one planned, else what is wrong.
 
@@ -126,6 +128,7 @@ def _report(
     return ShardReport(entry, file.facts.model_copy(update={"identity": None}), norms, device)
 
 
+@patiently
 def read_norms(shard: Shard) -> NDArray[np.float32]:
     """The norms of a shard that does not keep them, from its rows. Raises UserError when it is damaged."""
     with opened(shard.location) as file:

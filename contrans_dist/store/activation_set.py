@@ -1,7 +1,6 @@
 """Activation sets on disk: Parquet shards and a manifest."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -15,11 +14,9 @@ from contrans_dist.errors import UserError, listed
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import AGAIN, Manifest, ShardEntry
+from contrans_dist.store.patience import patiently
 from contrans_dist.store.shard_file import DamagedError, block_values
-from contrans_dist.store.shard_reader import opened
-
-_REQUESTS = 16
-"""Shards that are looked at beside each other in an object store."""
+from contrans_dist.store.shard_reader import opened, readers
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,7 @@ class ActivationSet:
         if missing:
             return missing
 
+        @patiently
         def wrong(entry: ShardEntry) -> str | None:
             if entry.bytes not in (None, sizes[entry.name]):
                 return f"it has {sizes[entry.name]:,} bytes, expected {entry.bytes:,}"
@@ -72,8 +70,7 @@ class ActivationSet:
             except DamagedError as error:
                 return error.reason
 
-        # Each footer is a request to an object store.
-        with ThreadPoolExecutor(1 if self.location.is_local else _REQUESTS) as threads:
+        with readers(self.location) as threads:
             results = threads.map(wrong, entries)
             return {entry.name: reason for entry, reason in zip(entries, results, strict=True) if reason}
 
@@ -135,15 +132,18 @@ class ActivationSet:
             yield table.take(pa.array(here))
 
     def _stored(self, columns: list[str], start: int, stop: int) -> Iterator[pa.Table]:
-        for first, last, entry in self._shards:
-            if first >= stop or last <= start:
-                continue
+        wanted = [shard for shard in self._shards if shard[0] < stop and shard[1] > start]
+
+        @patiently
+        def read(first: int, last: int, entry: ShardEntry) -> pa.Table:
             with opened(self.location.inside(entry.name)) as shard:
                 wrong = shard.not_of(self.manifest, entry)
                 if wrong:
                     raise UserError(f"{shard.location}: {wrong}; {AGAIN}: it is computed anew")
-                table = shard.read(columns, max(start - first, 0), min(stop, last) - first)
-            yield table
+                return shard.read(columns, max(start - first, 0), min(stop, last) - first)
+
+        with readers(self.location) as threads:
+            yield from threads.map(lambda shard: read(*shard), wanted)
 
     def read_block(self, block: int, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """A block's activations.

@@ -118,9 +118,21 @@ class Location:
         """Names of the files and folders directly inside, sorted, temporary ones left out; none in a file."""
         return sorted(info.base_name for info in self.entries() if not info.base_name.startswith("."))
 
+    @contextmanager
+    def open(self) -> Iterator[pa.NativeFile]:
+        """Open for random access; in an object store each read is a request.
+
+        Raises UserError when there is no such file, and while it is read RunError for a disk that fails,
+        PassingError for a store: who reads is made `patiently`.
+        """
+        with self._opened() as stream:
+            try:
+                yield stream
+            except OSError as error:
+                raise (stores.failed_read(str(self), self.store, error) or error) from error
+
     @patiently
-    def open(self) -> pa.NativeFile:
-        """Open for random access. Raises UserError when there is no such file."""
+    def _opened(self) -> pa.NativeFile:
         # To open a pipe waits for whoever writes into it; a store in trouble is found out with less patience.
         kind = self.info().type
         if self.is_local and kind not in (fs.FileType.File, fs.FileType.NotFound):

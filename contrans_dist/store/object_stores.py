@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from contrans_dist.console import without_credentials
-from contrans_dist.errors import NoAnswerError, PassingError, RunError, UnwritableError, UserError
+from contrans_dist.errors import NoAnswerError, PassingError, RunError, UnwritableError, UserError, one_line
 
 READ_ALONE = ("hf", "https", "http")
 """Schemes of texts that others have published: opened by fsspec, and never written to."""
@@ -23,8 +23,7 @@ _ATTEMPTS = 3
 """Of one request, by the store's client; what is tried again after longer pauses is `patiently`'s."""
 _STREAM_ATTEMPTS = 12
 """Of one request of an upload, with pauses that double, for a minute and a half in all: an upload that is
-given up leaves its parts in the store, since pyarrow cannot abort it. And of a file that is read once it is
-open, when `patiently` is done with it."""
+given up leaves its parts in the store, since pyarrow cannot abort it. And of one to a file that is open."""
 _CONNECT_SECONDS, _SILENT_SECONDS, _BRIEF_SECONDS = 10, 20, 5
 _REFUSED = re.compile(
     "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE"
@@ -45,6 +44,8 @@ _FAILING = {
     errno.ENODEV, errno.EHOSTDOWN, errno.ENOMEM,
 }  # fmt: skip
 """What a disk does not say of a place, but of itself, or of the network between."""
+_FROM_A_STORE = re.compile("AWS Error|google::cloud::Status")
+"""What pyarrow puts before an error of a store; of a file that is damaged it raises an OSError as well."""
 
 
 @lru_cache(maxsize=64)
@@ -142,6 +143,15 @@ def told(name: str, store: str) -> Iterator[None]:
                 ) from error
             raise UnwritableError(f"{name}: cannot be reached ({reason[:300]})") from error
         raise PassingError(f"{name}: the store does not answer ({reason[:300]})") from error
+
+
+def failed_read(name: str, store: str, error: BaseException) -> RunError | None:
+    """What to raise where a disk or a store fails while the file `name` is read; None where `error` is of the
+    file's own content."""
+    if not isinstance(error, OSError) or not (error.errno is not None or _FROM_A_STORE.search(str(error))):
+        return None
+    reason = f"{name}: cannot be read ({one_line(without_credentials(str(error)))})"
+    return PassingError(reason) if store else RunError(f"{reason}; run the same command again")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -15,10 +16,17 @@ from contrans_dist.store import schema
 from contrans_dist.store.footers import PageFacts, ShardFacts, footer_is_whole
 from contrans_dist.store.identity import Identity
 from contrans_dist.store.location import Location
+from contrans_dist.store.patience import patiently
 from contrans_dist.store.shard_file import DamagedError, ShardFile
 
 _TAIL_BYTES = 64 << 10
 _MAGIC = b"PAR1"
+_REQUESTS = 16
+
+
+def readers(folder: Location) -> ThreadPoolExecutor:
+    """Threads that read shards: of an object store many at once, since each answer takes its time."""
+    return ThreadPoolExecutor(1 if folder.is_local else _REQUESTS)
 
 
 @contextmanager
@@ -26,7 +34,7 @@ def opened(location: Location) -> Iterator[ShardFile]:
     """Open a shard and read its footer.
 
     Raises UserError, one line that names the file, when it is none of ours, is larger than the limits allow,
-    or is damaged, also where that is found while it is read; RunError when the disk or store does not answer.
+    or is damaged, also where that is found while it is read; and as `Location.open`.
     """
     try:
         with location.open() as source:
@@ -34,9 +42,10 @@ def opened(location: Location) -> Iterator[ShardFile]:
     except (UserError, RunError):
         raise
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
-        raise _failure(location, error) from error
+        raise _damaged(location, error) from error
 
 
+@patiently
 def shard_identity(location: Location) -> Identity | None:
     """The identity a shard was harvested under, from its footer alone; None when the file cannot be read."""
     try:
@@ -60,7 +69,7 @@ def footer_of(location: Location) -> pq.FileMetaData:
     """The footer of any Parquet file, under the same limits. Raises UserError for one that is damaged."""
     try:
         with location.open() as source:
-            return _parquet(source, _footer(location, source)).metadata
+            return _parquet(location, source, _footer(location, source)).metadata
     except DamagedError as error:
         raise UserError(f"{location}: {error.reason}") from error
     except (UserError, RunError):
@@ -69,11 +78,8 @@ def footer_of(location: Location) -> pq.FileMetaData:
         raise UserError(f"{location}: expected a Parquet file that is whole ({one_line(error)})") from error
 
 
-def _failure(location: Location, error: BaseException) -> Exception:
-    reason = one_line(error)
-    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in reason):
-        return RunError(f"{location}: it cannot be read ({reason}); run the same command again")
-    return DamagedError(location, f"damaged ({reason})")
+def _damaged(location: Location, error: BaseException) -> DamagedError:
+    return DamagedError(location, f"damaged ({one_line(error)})")
 
 
 def _footer(location: Location, source: pa.NativeFile) -> bytes:
@@ -92,7 +98,7 @@ def _footer(location: Location, source: pa.NativeFile) -> bytes:
 def _parsed(location: Location, source: pa.NativeFile) -> ShardFile:
     footer = _footer(location, source)
     try:
-        file = _parquet(source, footer)
+        file = _parquet(location, source, footer)
         facts, pages = _facts(location, file)
         shard = ShardFile(
             location, source, file, source.size(), len(footer), hashlib.sha256(footer).hexdigest(), facts,
@@ -102,18 +108,21 @@ def _parsed(location: Location, source: pa.NativeFile) -> ShardFile:
     except (UserError, RunError):
         raise
     except Exception as error:  # a damaged footer makes a reader raise whatever it likes
-        raise _failure(location, error) from error
+        raise _damaged(location, error) from error
     return shard
 
 
-def _parquet(source: pa.NativeFile, footer: bytes) -> pq.ParquetFile:
-    """The file with its footer parsed, under limits; the footer is not read again."""
+def _parquet(location: Location, source: pa.NativeFile, footer: bytes) -> pq.ParquetFile:
+    """The file with its footer parsed, under limits; the footer is not read again, and a store is asked for
+    all chunks of a read at once."""
     metadata = pq.ParquetFile(
         pa.BufferReader(_MAGIC + footer),
         thrift_string_size_limit=raised(FOOTER_BYTES),
         thrift_container_size_limit=raised(CHUNKS),
     ).metadata
-    return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
+    return pq.ParquetFile(
+        source, metadata=metadata, page_checksum_verification=True, pre_buffer=not location.is_local
+    )
 
 
 def _facts(location: Location, file: pq.ParquetFile) -> tuple[ShardFacts, PageFacts]:

@@ -13,6 +13,7 @@ from contrans_dist.errors import UserError, one_line
 from contrans_dist.store import schema
 from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
+from contrans_dist.store.patience import patiently
 from contrans_dist.store.provenance import version
 
 RESULTS, EXAMPLES, TOKENS = "results.parquet", "examples.parquet", "tokens.parquet"
@@ -136,18 +137,17 @@ def write_table(location: Location, table: pa.Table, facts: Mapping[str, Any] | 
         )
 
 
+@patiently
 def read_table(location: Location) -> pa.Table:
     """A table of ours, whole. Raises UserError for one that is damaged or above `limits.PART_BYTES`."""
     try:
         with location.open() as source:
-            file = pq.ParquetFile(source, page_checksum_verification=True)
+            file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not location.is_local)
             groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
             check_size(str(location), sum(group.total_byte_size for group in groups), PART_BYTES)
             table = _bounded(location, file, file.schema_arrow.names, PART_BYTES)
             return table.combine_chunks()
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
-        if not location.is_local and isinstance(error, OSError):
-            raise
         raise UserError(
             f"{location}: the file is damaged ({one_line(error)}); remove it to make it again"
         ) from error
@@ -165,6 +165,7 @@ def facts_of(table: pa.Table) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key != "contrans_dist"}
 
 
+@patiently
 def read_columns(
     location: Location, needed: Mapping[str, Kind], others: Mapping[str, Kind] | None = None
 ) -> pa.Table | None:
@@ -183,7 +184,7 @@ def read_columns(
     """
     try:
         with location.open() as source:
-            file = pq.ParquetFile(source)
+            file = pq.ParquetFile(source, pre_buffer=not location.is_local)
             layout = file.schema_arrow
             if not set(needed) <= set(layout.names):
                 return None

@@ -18,10 +18,11 @@ from safetensors.numpy import save_file
 from contrans_dist.config import Settings
 from contrans_dist.config.limits import JSON_BYTES, check_size
 from contrans_dist.config.recipe import validated
-from contrans_dist.errors import UserError, short
+from contrans_dist.errors import UserError, one_line, short
 from contrans_dist.store import schema
 from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
+from contrans_dist.store.patience import patiently
 from contrans_dist.store.provenance import made_by
 
 S = TypeVar("S", bound=Settings)
@@ -30,6 +31,8 @@ _SIZES = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 """Bytes of a number by its type's name in the file."""
+_START_BYTES = 64 << 10
+"""Read at once: the head of most files."""
 _TYPES: dict[str, type[np.generic]] = {"F32": np.float32, "I64": np.int64}
 """The types that our tensors have."""
 
@@ -85,19 +88,20 @@ class TensorFile:
         Raises:
             UserError: For one with a number that is not finite.
         """
+        wanted = {name: self.entries[name] for name in names if name in self.entries}
         tensors: dict[str, NDArray[Any]] = {}
-        with self.location.open() as source:
-            for name in names:
-                entry = self.entries.get(name)
-                if entry is None:
-                    continue
-                source.seek(self.offset + entry.begin)
-                data = source.read(entry.end - entry.begin)
-                array = np.frombuffer(data, _TYPES[entry.dtype]).reshape(entry.shape)
-                if not np.isfinite(array).all():
-                    raise UserError(f"{self.location}: tensor {name!r}: expected finite numbers")
-                tensors[name] = array.copy()
+        for (name, entry), data in zip(wanted.items(), self._data(wanted.values()), strict=True):
+            array = np.frombuffer(data, _TYPES[entry.dtype]).reshape(entry.shape)
+            if not np.isfinite(array).all():
+                raise UserError(f"{self.location}: tensor {name!r}: expected finite numbers")
+            tensors[name] = array.copy()
         return tensors
+
+    @patiently
+    def _data(self, entries: Iterable[TensorEntry]) -> list[bytes]:
+        """The bytes of these tensors."""
+        with self.location.open() as source:
+            return [source.read_at(entry.end - entry.begin, self.offset + entry.begin) for entry in entries]
 
 
 def save_tensors(location: Location, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> None:
@@ -108,6 +112,7 @@ def save_tensors(location: Location, tensors: Mapping[str, NDArray[Any]], header
         save_file(arrays, path, metadata={schema.METADATA_KEY.decode(): text})
 
 
+@patiently
 def open_tensors(location: Location, kind: str | None = None) -> TensorFile:
     """Read the head of a file written by `save_tensors`; tensors lie one behind the other and fill the rest.
 
@@ -123,13 +128,15 @@ def open_tensors(location: Location, kind: str | None = None) -> TensorFile:
     try:
         with location.open() as source:
             size = source.size()
-            length = int.from_bytes(source.read(8), "little")
+            start = source.read_at(min(size, _START_BYTES), 0)
+            length = int.from_bytes(start[:8], "little")
             if size < 8 or length > size - 8:
                 raise UserError(f"{foreign}; found {size} bytes, no whole head")
             check_size(f"{location}: header", length, JSON_BYTES)
-            data = source.read(length)
+            whole = 8 + length <= len(start)
+            data = start[8 : 8 + length] if whole else source.read_at(length, 8)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{location}: cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"{location}: cannot be read ({one_line(error)})") from error
     head = parse_json(data, f"{location}: head")
     metadata = head.pop("__metadata__", None) if isinstance(head, dict) else None
     text = metadata.get(schema.METADATA_KEY.decode()) if isinstance(metadata, dict) else None

@@ -165,15 +165,11 @@ def test_run_on_a_store_in_trouble(
             met += store.proxy.mood == "well"
         code = command.finish()
         store.proxy.mood = "well"
-        if code:  # the client gives up a read of fewer bytes than the error has that it is answered with
-            assert code == 1, command.told[-3000:]
-            assert "cannot be read" in command.last
-            assert command.last.endswith("run the same command again")
-            assert (again := Command.start(words, tmp_path / "said")).finish() == 0, again.told[-3000:]
+        assert code == 0, command.told[-3000:]
         compared = _compared(store.fetch(name, tmp_path / name), calm[0])
         tally.add(_TROUBLES[mood], compared, met, None, [code])
         assert compared.same
-        assert code or met == len(_STAGES)
+        assert met == len(_STAGES)
         assert "hush" not in command.told
         assert not [key for key in store.keys(name) if "/.tmp-" in key]
 

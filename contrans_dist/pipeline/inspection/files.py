@@ -17,6 +17,7 @@ from contrans_dist.store import schema
 from contrans_dist.store.block_choice import CHOICE, BlockChoice
 from contrans_dist.store.json_text import parse_json
 from contrans_dist.store.location import Location
+from contrans_dist.store.patience import patiently
 from contrans_dist.store.results import METRICS, RECORD, SEARCH, SearchFile, plain, read_file
 from contrans_dist.store.shard_reader import footer_of, opened
 from contrans_dist.store.tables import EXAMPLES, RESULTS, TOKENS
@@ -56,6 +57,7 @@ def _parquet(location: Location) -> Artefact:
     )
 
 
+@patiently
 def _shard(location: Location) -> Artefact:
     with opened(location) as shard:
         facts, rows, layout = shard.facts, shard.file.metadata.num_rows, shard.layout
