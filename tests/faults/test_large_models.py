@@ -25,6 +25,12 @@ _OF_BLOCK = -(-_OF_SWEEP // 4)
 """Shards that are through a block take as long as so many do from their texts to the last of three."""
 
 
+@pytest.fixture
+def trial(trial: Trial) -> Trial:
+    trial.truth = trial.world.swept
+    return trial
+
+
 def _sweeper(bench: Bench, out: Path) -> psutil.Process | None:
     """An actor that has saved a block of its sweep, and is at the next."""
     for saved in out.glob(".sweep-*/sweep.json"):
@@ -110,7 +116,7 @@ def test_streamed_harvest_killed(bench: Bench, trial: Trial) -> None:
     trial.tally.add(fault, None, trial.times, again, codes)
     assert code == 0, final.told[-3000:]
     for each in range(place + 1):
-        compared = trial.world.compared(folder / str(each), rows)
+        compared = trial.world.compared(folder / str(each), rows, trial.truth)
         trial.tally.add(fault, compared)
         assert compared.same
     # At worst no sweep had saved its first block, which comes with the embeddings.

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,20 +51,22 @@ def test_harvest_to_a_store_in_trouble(mood: str, store: Store, bench: Bench, tr
 
 
 def test_harvest_to_a_store_whose_port_is_closed(store: Store, bench: Bench, trial: Trial) -> None:
-    """One harvest; connections are refused for a minute, again and again."""
-    rows, name = 60 * trial.times + 60, "refused"
-    command = trial.start(trial.world.command(rows, store.place(name), bench.address, 2))
-    for _ in trial.turns():
-        there = store.shards(name)
-        until(lambda there=there: command.over or store.shards(name) >= there + 8, "8 more shards")
-        if command.over:
-            break
+    """Connections are refused for a minute, once in each harvest: a try that failed in one such minute, and
+    again in the next, would be the last."""
+    rows, out, trial.made = 120, trial.out, 1
+    for repetition in range(trial.times):
+        name, trial.out = f"refused-{repetition}", out / str(repetition)
+        trial.trace.begin()
+        command = trial.start(trial.world.command(rows, store.place(name), bench.address, 2))
+        until(lambda c=command, name=name: c.over or store.shards(name) >= 8, "8 shards")
+        assert not command.over, command.told[-3000:]
         store.proxy.shut()
         time.sleep(60)
         assert not command.over, command.told[-3000:]
         store.proxy.open()
-    trial.ends("store refuses connections", rows, command, fetch=lambda: store.fetch(name, trial.out))
-    assert not [key for key in store.keys(name) if "/.tmp-" in key]
+        fetch = partial(store.fetch, name, trial.out)
+        trial.ends("store refuses connections", rows, command, fetch=fetch)
+        assert not [key for key in store.keys(name) if "/.tmp-" in key]
 
 
 def test_harvest_to_a_store_that_grants_no_more(store: Store, bench: Bench, trial: Trial) -> None:

@@ -20,6 +20,8 @@ class Trial:
     """How often the fault is made."""
     out: Path
     said: Path
+    truth: Path | None = None
+    """What comes out where nothing disturbs; None for that of the resident model."""
     made: int = 0
     """How often it was made, while one harvest ran."""
 
@@ -39,7 +41,7 @@ class Trial:
 
     def whole(self, rows: int) -> bool:
         """Whether no row that is there has another value."""
-        return self.world.compared(self.out, rows).other == 0
+        return self.world.compared(self.out, rows, self.truth).other == 0
 
     def ends(
         self, fault: str, rows: int, command: Command, codes: list[int] | None = None,
@@ -50,7 +52,7 @@ class Trial:
         not this one. `fetch`: brings what was made elsewhere to `out`. Returns the shards computed again."""
         code = command.finish()
         fetch()
-        compared = self.world.compared(self.out, rows)
+        compared = self.world.compared(self.out, rows, self.truth)
         again = self.trace.again(rows // SHARD)
         times = self.made or len(codes or ())
         self.tally.add(fault, compared, times, again, [code] if codes is None else codes)
