@@ -196,6 +196,7 @@ def _against_libraries(bench: Bench) -> Iterator[Row]:
 
 
 def _actors(bench: Bench) -> Iterator[Row]:
-    from speed.store import actors
+    from speed.store import actors, two_actors
 
     yield actors(bench)
+    yield two_actors(bench)

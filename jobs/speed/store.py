@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 
+from contrans_dist.config import CaptureSettings, ClusterSettings, ModelSettings
 from contrans_dist.data.texts import text_table
+from contrans_dist.distributed.cluster import connected
 from contrans_dist.engine.capture import capture_ids
+from contrans_dist.harvest.driver import harvest
 from contrans_dist.models import encode_many, load_model
 from contrans_dist.store.activation_set import ActivationSet
 from speed.common import Bench, Row, looking, max_error
@@ -50,12 +53,30 @@ def actors(bench: Bench) -> Row:
     )
 
 
+def two_actors(bench: Bench) -> Row:
+    """The rate of `contrans harvest` with two actors of one core each over that with one."""
+    folder = bench.saved_model(bench.dtypes[0])
+    texts = [" ".join(str(i % 100) for i in ids) for ids in bench.texts(_MORE_TEXTS * bench.n_texts)]
+    table = text_table({"text": texts[:: 20 if bench.quick else 1]})
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    made: dict[int, ActivationSet] = {}
+    with connected("local"):
+        for turn in range(1 if bench.quick else 3):
+            for count, found in rates.items():
+                cluster = ClusterSettings(actors=count, cpus_per_actor=1)
+                out, capture = bench.scratch / f"{count}-actors-{turn}", CaptureSettings(shard_size=20)
+                made[count] = harvest(ModelSettings(id=str(folder)), table, str(out), capture, cluster)
+                found.append(made[count].manifest.throughput.tokens_per_second or 0.0)
+    one, two = (statistics.median(found) for found in rates.values())
+    error = max_error(*([rows.read_block(k) for k in rows.blocks] for rows in made.values()))
+    each = ", ".join(f"{b / a:.2f}" for a, b in zip(*rates.values(), strict=True))
+    return Row(
+        "harvest", "harvest/two-actors", two / one, two, one, "tokens/s", error, f"{len(table)} texts; {each}"
+    )
+
+
 @cache
 def _harvested(bench: Bench) -> dict[str, Any]:
-    from contrans_dist.config import ClusterSettings, ModelSettings
-    from contrans_dist.distributed.cluster import connected
-    from contrans_dist.harvest.driver import harvest
-
     folder = bench.saved_model(bench.dtypes[0])
     lm = load_model(str(folder), device=bench.device, head=False)
     count = bench.n_texts if bench.quick else _MORE_TEXTS * bench.n_texts

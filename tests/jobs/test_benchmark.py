@@ -22,6 +22,7 @@ HARVEST = {
     "harvest/prefix",
     "harvest/no-prefix",
     "harvest/actors",
+    "harvest/two-actors",
 }
 ANY_PROCESSOR = {f"{name}/any-processor" for name in ("harvest", "score", "generate", "stream", "widened")}
 EVALUATE = {
@@ -74,7 +75,7 @@ def test_every_row_has_its_name_and_both_sides(found: dict[str, Any]) -> None:
 
 def test_ratios_are_ours_over_theirs(found: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in found["rows"]}
-    for name in ("harvest/usual-float32", "harvest/actors", "evaluate/generate"):
+    for name in ("harvest/usual-float32", "harvest/actors", "harvest/two-actors", "evaluate/generate"):
         assert rows[name]["ratio"] == pytest.approx(rows[name]["ours"] / rows[name]["theirs"])
     for name in ("evaluate/emotion-sweep", "evaluate/own-directions", "evaluate/mc1", "evaluate/mc1-sweep"):
         assert rows[name]["ratio"] == pytest.approx(rows[name]["theirs"] / rows[name]["ours"])
@@ -200,5 +201,5 @@ def test_without_ray_the_rest_is_measured(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = {row["name"] for row in json.loads(path.read_text())["rows"]}
     in_float32 = {name for name in HARVEST if "bfloat16" not in name}
-    assert names == in_float32 - {"harvest/actors"} | ANY_PROCESSOR
+    assert names == in_float32 - {"harvest/actors", "harvest/two-actors"} | ANY_PROCESSOR
     assert "ray is not installed" in done.stdout
