@@ -237,7 +237,7 @@ def generate(
     from contrans_dist.engine.scoring import generate as continue_prompts
     from contrans_dist.evaluation.derived import row_of
     from contrans_dist.models import encode_many
-    from contrans_dist.models.placement import load_placed
+    from contrans_dist.models.placed import load_placed
     from contrans_dist.vectors.concept_vector import ConceptVector
 
     if not math.isfinite(strength):

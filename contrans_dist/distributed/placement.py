@@ -14,7 +14,8 @@ from contrans_dist.distributed.nodes import NODE_ID, Node, alive_nodes
 from contrans_dist.distributed.tasks import on_a_node, on_nodes
 from contrans_dist.errors import NoGpuError, UserError
 from contrans_dist.models.devices import check_gpus
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, needs_nodes
+from contrans_dist.models.placed import fewest_gpus
+from contrans_dist.models.placement import Placement, choose_placement, needs_nodes
 
 
 def place(

@@ -11,7 +11,8 @@ from contrans_dist.harvest.compute import InTurn, compute_shard, try_texts
 from contrans_dist.harvest.shards import MadeShards, Shard, ShardTask
 from contrans_dist.harvest.sweep import SweepTask, run_sweep, try_sweep
 from contrans_dist.models import LanguageModel
-from contrans_dist.models.placement import Placement, load_placed
+from contrans_dist.models.placed import load_placed
+from contrans_dist.models.placement import Placement
 from contrans_dist.models.streaming import open_streamed
 
 

@@ -7,7 +7,8 @@ from contrans_dist.config import ModelSettings
 from contrans_dist.engine.capture import capture_ids
 from contrans_dist.harvest.runnable import token_ids
 from contrans_dist.harvest.shards import HarvestSpec
-from contrans_dist.models.placement import choose_placement, load_placed
+from contrans_dist.models.placed import load_placed
+from contrans_dist.models.placement import choose_placement
 from contrans_dist.store import schema
 from contrans_dist.store.location import Location
 from contrans_dist.store.manifest import QuantizationCheck

@@ -26,7 +26,7 @@ from contrans_dist.models import LanguageModel, classifier, load_model, model_fa
 from contrans_dist.models.classifier import Classifier, classifier_identity, load_classifier
 from contrans_dist.models.loading import describe
 from contrans_dist.models.model_files import ModelFiles
-from contrans_dist.models.placement import load_placed
+from contrans_dist.models.placed import load_placed
 from contrans_dist.models.pretrained import read_config
 from contrans_dist.models.streaming import open_streamed
 from contrans_dist.models.tokens import chat_prompts

@@ -13,11 +13,12 @@ from contrans_dist.engine.capture import capture_ids
 from contrans_dist.engine.scoring import Intervention, next_token
 from contrans_dist.errors import UserError
 from contrans_dist.evaluation.baselines import System
-from contrans_dist.models import CPU_TOKENS, devices, load_model, placement, precision
+from contrans_dist.models import CPU_TOKENS, devices, load_model, precision
 from contrans_dist.models.devices import host_memory
 from contrans_dist.models.loading import describe
 from contrans_dist.models.needs import Needs, activation_bytes, needs
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, load_placed
+from contrans_dist.models.placed import fewest_gpus, load_placed
+from contrans_dist.models.placement import Placement, choose_placement
 from tests.tiny import save_tiny
 
 GB = 10**9
@@ -378,10 +379,12 @@ def test_other_gpus_are_asked_only_where_the_first_has_not_the_room(
         asked.append(gpu)
         return room, room
 
-    for module in ("devices", "placement"):
+    for module in ("devices", "placed"):
         monkeypatch.setattr(f"contrans_dist.models.{module}.gpu_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "mem_get_info", free)
-    monkeypatch.setattr(placement, "load_model", lambda _name, **options: given.append(options["device"]))
+    monkeypatch.setattr(
+        "contrans_dist.models.placed.load_model", lambda _name, **options: given.append(options["device"])
+    )
     room = 40 * GB
     load_placed(model)
     assert (asked, given) == ([0], [None])

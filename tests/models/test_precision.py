@@ -19,7 +19,8 @@ from contrans_dist.errors import UserError
 from contrans_dist.models import LanguageModel, load_model, precision
 from contrans_dist.models.loading import describe
 from contrans_dist.models.needs import needs
-from contrans_dist.models.placement import choose_placement, load_placed
+from contrans_dist.models.placed import load_placed
+from contrans_dist.models.placement import choose_placement
 from contrans_dist.models.streaming import open_streamed
 from tests.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 

@@ -17,7 +17,8 @@ from contrans_dist.models import CPU_TOKENS, DTYPES
 from contrans_dist.models.classifier import BATCH_SIZE
 from contrans_dist.models.devices import gpu_count, host_memory
 from contrans_dist.models.needs import Needs, activation_bytes, cached_bytes
-from contrans_dist.models.placement import Placement, choose_placement, fewest_gpus, needs_nodes
+from contrans_dist.models.placed import fewest_gpus
+from contrans_dist.models.placement import Placement, choose_placement, needs_nodes
 from contrans_dist.pipeline.plan.models import PlannedJudge, PlannedModel
 
 
